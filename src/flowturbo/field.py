@@ -1,0 +1,160 @@
+"""The velocity field, and what can be wrapped around one.
+
+A field is any callable ``(x, t, cond) -> v``:
+
+- ``x`` (B, ...), the state;
+- ``t``, a scalar (float or 0-dim tensor) or one per image (B,), in [0, 1], 0 is noise;
+- ``cond``, the condition: ``None``, a tensor of B rows, or a tuple, list or dict of such;
+- ``v``, like ``x``, the velocity ``dx/dt``.
+
+Wrappers are fields again and pass every other attribute (``shape``, ``condition``, ...) through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["Cast", "CountCalls", "Field", "Guidance", "map_condition"]
+
+
+class Field(Protocol):
+    """A velocity field: any callable ``(x, t, cond) -> v``."""
+
+    def __call__(self, x: Tensor, t: Any, cond: Any) -> Tensor:
+        """The velocity at state ``x``, time ``t``, under condition ``cond``."""
+        ...
+
+
+def map_condition(fn: Any, *conds: Any) -> Any:
+    """Apply ``fn`` to the corresponding tensors of conditions of one structure."""
+    first = conds[0]
+    if isinstance(first, dict):
+        return {k: map_condition(fn, *(c[k] for c in conds)) for k in first}
+    if isinstance(first, (tuple, list)):
+        return type(first)(map_condition(fn, *cs) for cs in zip(*conds, strict=True))
+    return fn(*conds)
+
+
+class _Wrapper:
+    """A field around a field."""
+
+    def __init__(self, field: Field) -> None:
+        self.field = field
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "field":  # not yet set: unpickling and copying look it up early
+            raise AttributeError(name)
+        return getattr(self.field, name)
+
+
+class CountCalls(_Wrapper):
+    """Counts evaluations in ``calls``; a guided evaluation in one batch is one."""
+
+    def __init__(self, field: Field) -> None:
+        super().__init__(field)
+        self.calls = 0
+
+    def __call__(self, x: Tensor, t: Any, cond: Any = None) -> Tensor:
+        """``field(x, t, cond)``, counted."""
+        self.calls += 1
+        return self.field(x, t, cond)
+
+
+class Cast(_Wrapper):
+    """Runs ``field`` in ``dtype`` on a state kept in its own; times are never rounded."""
+
+    def __init__(self, field: Field, dtype: torch.dtype) -> None:
+        super().__init__(field)
+        self.dtype = dtype
+
+    def __call__(self, x: Tensor, t: Any, cond: Any = None) -> Tensor:
+        """``field(x, t, cond)`` computed in ``dtype``, returned in the dtype of ``x``."""
+        cond = map_condition(self._to, cond)
+        return self.field(x.to(self.dtype), t, cond).to(x.dtype)
+
+    def _to(self, c: Any) -> Any:
+        return c.to(self.dtype) if isinstance(c, Tensor) and c.is_floating_point() else c
+
+
+class Guidance(_Wrapper):
+    """Classifier-free guidance, ``v_u + scale*(v_c - v_u)`` (Ho & Salimans 2022, arXiv 2207.12598).
+
+    Both branches run as one batch, ``[conditional, unconditional]``.
+
+    Args:
+        field: the field to guide.
+        scale: a number, or one per image (B,); 1 is off and costs nothing.
+        null: the condition of the unconditional branch (a negative prompt, say), of the structure
+            of ``cond``; by default ``field.null_condition(cond)``.
+        interval: guide only at ``interval[0] <= t <= interval[1]`` (Kynkaanniemi et al. 2024, arXiv
+            2404.07724); outside, only the conditional branch runs.
+        channels: guide only the first so many channels, the rest stay conditional (the official
+            SiT and DiT samplers guide 3 of 4); all by default.
+
+    Raises:
+        ValueError: if ``scale`` or ``interval`` is not finite and in order, or there is neither a
+            ``null`` nor a ``field.null_condition``.
+    """
+
+    def __init__(
+        self,
+        field: Field,
+        scale: float | Tensor,
+        *,
+        null: Any = None,
+        interval: tuple[float, float] = (0.0, 1.0),
+        channels: int | None = None,
+    ) -> None:
+        super().__init__(field)
+        if not torch.as_tensor(scale).isfinite().all():
+            raise ValueError(f"guidance={scale}: must be finite (1 = off)")
+        if not interval[0] <= interval[1]:
+            raise ValueError(f"interval={interval}: must be (from, to) with from <= to")
+        if channels is not None and channels < 1:
+            raise ValueError(f"channels={channels}: guide at least 1 channel, or None for all")
+        if null is None and not hasattr(field, "null_condition"):
+            raise ValueError(
+                f"guidance={scale} needs the condition of the unconditional branch, and the field "
+                "has no null_condition(cond); pass null=..., or guidance=1 if it is guided already"
+            )
+        self.scale, self.null, self.interval, self.channels = scale, null, interval, channels
+
+    def __call__(self, x: Tensor, t: Any, cond: Any = None) -> Tensor:
+        """The guided velocity, like ``x``."""
+        t_max, t_min = (t, t) if not isinstance(t, Tensor) or t.ndim == 0 else (t.max(), t.min())
+        whole = self.interval[0] <= 0 and self.interval[1] >= 1
+        if not whole and (t_max < self.interval[0] or t_min > self.interval[1]):
+            return self.field(x, t, cond)
+        if cond is None:
+            raise ValueError("guidance needs a condition: pass cond, or guidance=1")
+        null = self.field.null_condition(cond) if self.null is None else self.null  # type: ignore[attr-defined]
+        t2 = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim == 1 else t
+        v = self.field(torch.cat([x, x]), t2, map_condition(_cat, cond, null))
+        v_c, v_u = v.chunk(2)
+        out = v_u + self._scale(x, t, whole) * (v_c - v_u)
+        if self.channels is not None:
+            out = torch.cat([out[:, : self.channels], v_c[:, self.channels :]], dim=1)
+        return out
+
+    def _scale(self, x: Tensor, t: Any, whole: bool) -> float | Tensor:
+        scale = self.scale
+        if not whole and isinstance(t, Tensor) and t.ndim == 1:  # images on both sides of a border
+            inside = (t >= self.interval[0]) & (t <= self.interval[1])
+            scale = torch.where(inside, torch.as_tensor(scale, dtype=x.dtype, device=x.device), 1.0)
+        if isinstance(scale, Tensor) and scale.ndim == 1:
+            scale = scale.to(x).reshape(-1, *[1] * (x.ndim - 1))
+        return scale
+
+
+def _cat(a: Any, b: Any) -> Any:
+    if not isinstance(a, Tensor):
+        return a
+    if len(b) == 1 and len(a) != 1:
+        b = b.expand(len(a), *b.shape[1:])
+    return torch.cat([a, b])
+
+

@@ -1,0 +1,35 @@
+"""Noise with one generator per image, so that an image depends on its seed alone.
+
+Image ``i`` of a batch starts from the noise of ``seeds[i]`` bit for bit, whatever the batch; it is
+drawn on the CPU, so the device does not matter either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["draw"]
+
+
+def draw(
+    seeds: int | Sequence[int],
+    shape: Sequence[int],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Standard normal noise (len(seeds), *shape), row ``i`` from a generator seeded ``seeds[i]``.
+
+    Raises:
+        ValueError: if a seed is not in [0, 2**63).
+    """
+    rows = []
+    for seed in [seeds] if isinstance(seeds, int) else seeds:
+        if not 0 <= int(seed) < 2**63:
+            raise ValueError(f"seed={seed}: must be a whole number from 0 to 2**63 - 1")
+        generator = torch.Generator().manual_seed(int(seed))
+        rows.append(torch.randn(tuple(shape), generator=generator, dtype=dtype))
+    return torch.stack(rows).to(device) if rows else torch.empty(0, *shape, dtype=dtype)

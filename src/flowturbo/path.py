@@ -1,0 +1,110 @@
+r"""The linear path between noise and data, and grids of times on it.
+
+The one convention of this library (Lipman et al. 2023, arXiv 2210.02747; Liu et al. 2023, arXiv
+2209.03003): time ``t`` runs from 0 (noise ``x0``) to 1 (data ``x1``), and
+
+.. math:: x_t = t\,x_1 + (1-t)\,x_0, \qquad v = dx/dt = x_1 - x_0.
+
+Only ``flowturbo.integrations`` knows any other. A grid of ``n`` steps has ``n + 1`` points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+__all__ = [
+    "check_times",
+    "interpolate",
+    "predicted_data",
+    "predicted_noise",
+    "shifted",
+    "uniform",
+    "velocity",
+]
+
+Times = npt.NDArray[np.float64]
+
+
+def _like(t: float | Tensor, x: Tensor) -> float | Tensor:
+    """``t``, one per image, shaped to broadcast against ``x`` (B, ...)."""
+    if isinstance(t, Tensor) and t.ndim == 1:
+        return t.reshape(-1, *[1] * (x.ndim - 1))
+    return t
+
+
+def interpolate(x0: Tensor, x1: Tensor, t: float | Tensor) -> Tensor:
+    """The state ``t*x1 + (1-t)*x0``, (B, ...), for ``t`` a scalar or (B,) in [0, 1]."""
+    t = _like(t, x0)
+    return t * x1 + (1 - t) * x0
+
+
+def velocity(x0: Tensor, x1: Tensor) -> Tensor:
+    """The velocity of the straight line from noise ``x0`` to data ``x1``: ``x1 - x0``."""
+    return x1 - x0
+
+
+def predicted_data(x: Tensor, v: Tensor, t: float | Tensor) -> Tensor:
+    """The data that a state ``x`` at ``t`` with velocity ``v`` points to: ``x + (1-t)*v``."""
+    return x + (1 - _like(t, x)) * v
+
+
+def predicted_noise(x: Tensor, v: Tensor, t: float | Tensor) -> Tensor:
+    """The noise that a state ``x`` at ``t`` with velocity ``v`` comes from: ``x - t*v``."""
+    return x - _like(t, x) * v
+
+
+def uniform(steps: int, start: float = 0.0, end: float = 1.0) -> Times:
+    """``steps + 1`` equally spaced times from ``start`` to ``end`` (descending if ``end < start``)."""
+    return shifted(steps, 1.0, start, end)
+
+
+def shifted(steps: int, shift: float, start: float = 0.0, end: float = 1.0) -> Times:
+    """A grid with its noise levels ``s = 1 - t`` shifted: ``s' = shift*s / (1 + (shift-1)*s)``.
+
+    ``shift > 1`` spends more of the steps near noise (Esser et al. 2024, arXiv 2403.03206, eq. 23).
+
+    Args:
+        steps: the number of intervals, at least 1.
+        shift: above 0; 1 leaves the grid uniform.
+        start: time in [0, 1] of the first point.
+        end: time in [0, 1] of the last point.
+
+    Returns:
+        float64 times, (steps + 1,); both ends are exact.
+
+    Raises:
+        ValueError: if an argument is outside its range.
+    """
+    if steps < 1:
+        raise ValueError(f"steps={steps}: a grid needs at least 1 step")
+    if not (np.isfinite(shift) and shift > 0):
+        raise ValueError(f"shift={shift}: must be a finite number above 0 (1 = uniform)")
+    sigma = 1 - np.linspace(0.0, 1.0, steps + 1)
+    grid = 1 - shift * sigma / (1 + (shift - 1) * sigma)
+    grid = start + (end - start) * grid if end >= start else end + (start - end) * grid[::-1]
+    grid[0], grid[-1] = start, end
+    return check_times(grid)
+
+
+def check_times(times: Sequence[float] | Times) -> Times:
+    """``times`` as float64 (n,), checked: finite, in [0, 1], all ascending or all descending.
+
+    Equal neighbours are allowed (Heun evaluates twice at one time).
+
+    Raises:
+        ValueError: if they are not.
+    """
+    grid = np.array(times, dtype=np.float64)
+    if grid.ndim != 1 or len(grid) < 2:
+        raise ValueError(f"times of shape {grid.shape}: a grid needs at least 2 points in one row")
+    if not np.isfinite(grid).all() or grid.min() < 0 or grid.max() > 1:
+        raise ValueError(f"times {grid.tolist()}: all must lie in [0, 1] (0 = noise, 1 = data)")
+    steps = np.diff(grid)
+    if not ((steps >= 0).all() or (steps <= 0).all()):
+        raise ValueError(f"times {grid.tolist()}: must all ascend or all descend; sort them")
+    return grid

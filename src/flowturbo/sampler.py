@@ -1,0 +1,138 @@
+"""The only sampling loop of the library.
+
+A plan is a table (``flowturbo.plan``); sampling runs down its rows::
+
+    for k in range(K):
+        v_k = evaluator_k(x, t_k, history)
+        x   = x + sum_{j <= k} W[k, j] * v_j
+
+The update acts on the state it is given, so a callback may edit ``x`` between evaluations. Nothing
+is kept between calls: two threads can share a plan, a model and a refiner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from flowturbo.field import Field, Guidance
+from flowturbo.path import predicted_data
+from flowturbo.plan import Plan
+
+__all__ = ["Callback", "Refiner", "Step", "sample"]
+
+History = Sequence[tuple[float, Tensor]]
+
+
+class Refiner(Protocol):
+    """A light network that predicts a velocity from the velocities before it."""
+
+    def __call__(self, x: Tensor, t: Any, cond: Any, history: History) -> Tensor:
+        """The velocity at ``x``, ``t``; ``history`` holds (time, velocity) pairs, oldest first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a callback sees after an evaluation and its update.
+
+    Attributes:
+        index: which evaluation, 0 .. total - 1.
+        total: evaluations in the plan.
+        time: the time of the state ``x``, in [0, 1].
+        x: the state after the update, (B, ...).
+        x1: the clean image predicted from this evaluation, (B, ...).
+        evaluator: "model" or "refiner".
+    """
+
+    index: int
+    total: int
+    time: float
+    x: Tensor
+    x1: Tensor
+    evaluator: str
+
+
+Callback = Callable[[Step], Tensor | None]
+
+
+def sample(
+    plan: Plan,
+    model: Field,
+    x: Tensor,
+    cond: Any = None,
+    *,
+    guidance: float | Tensor = 1.0,
+    negative: Any = None,
+    refiner: Refiner | None = None,
+    callback: Callback | None = None,
+    differentiable: bool = False,
+) -> Tensor:
+    """Carry ``x`` from ``plan.times[0]`` to ``plan.times[-1]`` along the field ``model``.
+
+    Args:
+        plan: the table to run.
+        model: any field ``(x, t, cond) -> v``; it is told ``t`` as a 0-dim tensor.
+        x: the state to start from, (B, ...); float16 and bfloat16 states are kept in float32.
+        cond: the condition, passed on as it is.
+        guidance: scale of classifier-free guidance, one number or one per image (B,); 1 is off.
+        negative: the condition to guide away from; the model's null condition by default.
+        refiner: evaluates the rows of ``plan`` that ask for one.
+        callback: called with a ``Step`` after each update; a tensor it returns replaces the state.
+        differentiable: keep the graph, to differentiate through the sampler.
+
+    Returns:
+        The state at ``plan.times[-1]``, of the shape and dtype of ``x``.
+
+    Raises:
+        ValueError: if the plan needs a refiner and there is none, or the model or the callback
+            returns another shape.
+    """
+    if plan.nfe["refiner"] and refiner is None:
+        raise ValueError(
+            f"plan {plan.name!r} has {plan.nfe['refiner']} refiner evaluations, and refiner=None; "
+            "pass refiner=..., or take a plan without R"
+        )
+    if isinstance(guidance, Tensor) or guidance != 1.0:
+        model = Guidance(model, guidance, null=negative)
+    with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
+        state = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        return _run(plan, model, state, cond, refiner, callback).to(x.dtype)
+
+
+def _run(
+    plan: Plan,
+    model: Field,
+    x: Tensor,
+    cond: Any,
+    refiner: Refiner | None,
+    callback: Callback | None,
+) -> Tensor:
+    velocities: list[Tensor] = []
+    for k, evaluator in enumerate(plan.evaluators):
+        t = x.new_tensor(plan.told[k])
+        if evaluator == "model":
+            v = model(x, t, cond)
+        else:
+            seen = plan.seen_by(k)
+            v = refiner(x, t, cond, [(float(plan.told[j]), velocities[j]) for j in seen])  # type: ignore[misc]
+        if v.shape != x.shape:
+            raise ValueError(f"the {evaluator} returned {tuple(v.shape)} for {tuple(x.shape)}")
+        velocities.append(v)
+        x1 = predicted_data(x, v, float(plan.times[k])) if callback else x
+        for w, v_j in zip(plan.weights[k], velocities, strict=False):
+            if w != 0.0:
+                x = torch.add(x, v_j, alpha=float(w))
+        if callback:
+            edited = callback(Step(k, len(plan), float(plan.times[k + 1]), x, x1, evaluator))
+            if edited is not None:
+                if edited.shape != x.shape:
+                    raise ValueError(
+                        f"the callback returned {tuple(edited.shape)} for {tuple(x.shape)}"
+                    )
+                x = edited
+    return x

@@ -1,0 +1,185 @@
+"""Checkpoints: a folder with ``model.safetensors`` and ``card.json``; pickles are refused.
+
+Weights are stored in half precision unless asked otherwise and loaded in float32. The only way in
+for a pickle is `convert`, which loads with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from flowturbo.files import replacing
+from flowturbo.models.model import Model
+from flowturbo.models.sit import SiT, SiTConfig
+
+__all__ = ["CARD", "WEIGHTS", "convert", "load_folder", "save_folder"]
+
+CARD, WEIGHTS = "card.json", "model.safetensors"
+FORMAT = 1
+_PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+
+
+def save_folder(
+    folder: str | Path,
+    network: SiT,
+    card: dict[str, Any],
+    *,
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write a network and its card to ``folder``; either file is whole or untouched.
+
+    Raises:
+        ValueError: if a weight is not finite, or not in ``dtype``.
+        OSError: if the folder cannot be written.
+    """
+    tensors = {k: p.detach().cpu().to(dtype).contiguous() for k, p in network.state_dict().items()}
+    _check_finite(tensors, f"the network to be saved as {dtype}")
+    card = {
+        "format": FORMAT,
+        "name": Path(folder).name,
+        **card,
+        "architecture": "sit",
+        "config": network.config.to_dict(),
+    }
+    text = json.dumps(card, indent=1, ensure_ascii=False)
+    with replacing(Path(folder) / WEIGHTS) as path:
+        save_file(tensors, path, metadata={"format": "pt"})
+    with replacing(Path(folder) / CARD) as path:
+        path.write_text(text + "\n", encoding="utf-8")
+
+
+def load_folder(
+    folder: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Model:
+    """The model in ``folder``, for inference.
+
+    Raises:
+        ValueError: if a file is missing, corrupt, truncated, of another architecture or shape, or
+            holds weights that are not finite.
+    """
+    folder = Path(folder)
+    card = read_card(folder)
+    config = SiTConfig.from_dict(card["config"])
+    tensors = read_weights(folder / WEIGHTS)
+    with torch.device("meta"):
+        network = SiT(config)
+    _load(network, tensors, str(folder / WEIGHTS), dtype)
+    model = Model(network.to(device), card)
+    return model.eval().requires_grad_(False)
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The checked card of ``folder``."""
+    if not folder.is_dir():
+        raise ValueError(f"model folder {str(folder)!r} does not exist")
+    pickles = [p.name for p in folder.iterdir() if p.suffix in _PICKLES]
+    for name in (CARD, WEIGHTS):
+        if not (folder / name).is_file():
+            if pickles:
+                raise ValueError(_refuse_pickle(folder / pickles[0]))
+            raise ValueError(f"{folder}: no {name}; a model is a folder with {CARD} and {WEIGHTS}")
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        known = isinstance(card, dict) and isinstance(card.get("config"), dict)
+    except (UnicodeDecodeError, json.JSONDecodeError) as e:
+        raise ValueError(f"{folder / CARD}: not a JSON card ({e}); restore the file") from e
+    if not known or card.get("format") != FORMAT:
+        raise ValueError(f"{folder / CARD}: not a flowturbo card of format {FORMAT}")
+    if card.get("architecture") != "sit":
+        raise ValueError(
+            f"{folder / CARD}: architecture {card.get('architecture')!r} is not known; known: 'sit'"
+        )
+    return card  # type: ignore[no-any-return]
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; pickles and damaged files are refused."""
+    if path.suffix in _PICKLES:
+        raise ValueError(_refuse_pickle(path))
+    with path.open("rb") as f:
+        if f.read(2) in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+            raise ValueError(_refuse_pickle(path))
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as e:
+        raise ValueError(f"{path}: corrupt or truncated ({e}); fetch or copy it again") from e
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    config: SiTConfig,
+    card: dict[str, Any] | None = None,
+    *,
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Turn a SiT checkpoint of others (official names; pickle or safetensors) into a folder.
+
+    A pickle is loaded with ``weights_only=True``, so it cannot run code. Of a training checkpoint
+    the weights under "ema", else "model", are taken.
+
+    Raises:
+        ValueError: if the file cannot be read that way, or names or shapes are not of ``config``.
+    """
+    source = Path(source)
+    if not source.is_file():
+        raise ValueError(f"checkpoint {str(source)!r} does not exist")
+    if source.suffix == ".safetensors":
+        tensors = read_weights(source)
+    else:
+        try:
+            tensors = torch.load(source, map_location="cpu", weights_only=True)
+        except Exception as e:
+            reason = str(e).splitlines()[0]
+            raise ValueError(f"{source}: not a checkpoint of plain tensors ({reason})") from e
+        for key in ("ema", "model", "state_dict"):
+            if isinstance(tensors, dict) and isinstance(tensors.get(key), dict):
+                tensors = tensors[key]
+                break
+    with torch.device("meta"):
+        network = SiT(config)
+    _load(network, tensors, str(source), torch.float32)
+    save_folder(target, network, card or {}, dtype=dtype)
+
+
+def _load(network: nn.Module, tensors: dict[str, Tensor], where: str, dtype: torch.dtype) -> None:
+    """Fill a network made on the meta device, after checking names, shapes and values."""
+    wanted = network.state_dict()
+    missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    if missing or unknown:
+        raise ValueError(
+            f"{where}: another architecture: {len(missing)} tensors missing {missing[:3]}, "
+            f"{len(unknown)} unknown {unknown[:3]}; check the config on the card"
+        )
+    for name, p in wanted.items():
+        if tensors[name].shape != p.shape:
+            raise ValueError(
+                f"{where}: {name} is {tuple(tensors[name].shape)}, the config wants "
+                f"{tuple(p.shape)}; check the config on the card"
+            )
+    _check_finite(tensors, where)
+    tensors = {k: p.to(dtype) for k, p in tensors.items()}
+    network.load_state_dict(tensors, assign=True)
+
+
+def _check_finite(tensors: dict[str, Tensor], where: str) -> None:
+    for name, p in tensors.items():
+        if not p.isfinite().all():
+            raise ValueError(f"{where}: {name} has NaN or infinite weights; restore the file")
+
+
+def _refuse_pickle(path: Path) -> str:
+    return (
+        f"{path}: a pickle can run code when loaded, so it is refused; turn it into safetensors "
+        f"with 'flowturbo convert {path.name} -o FOLDER'"
+    )

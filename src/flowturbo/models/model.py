@@ -1,0 +1,125 @@
+"""A network with its card: what `flowturbo.load` returns."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from difflib import get_close_matches
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowturbo.models.text import Tokenizer
+
+__all__ = ["Model"]
+
+
+class Model(nn.Module):
+    """A velocity field ``(x, t, cond) -> v`` with a card.
+
+    Attributes:
+        network: the module that computes the velocity.
+        card: the JSON card: architecture, path, condition, codec, training recipe, data and
+            licence, measured numbers, defaults.
+    """
+
+    def __init__(self, network: nn.Module, card: dict[str, Any]) -> None:
+        super().__init__()
+        self.network = network
+        self.card = card
+
+    @property
+    def name(self) -> str:
+        """The name on the card."""
+        return str(self.card.get("name", "unnamed"))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the state."""
+        return self.network.shape  # type: ignore[return-value]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What `generate` uses unless told otherwise: "guidance" and "plan"."""
+        return {"guidance": 1.0, "plan": "AB2:8", **self.card.get("defaults", {})}
+
+    def forward(self, x: Tensor, t: float | Tensor, cond: Any = None) -> Tensor:
+        """The velocity (B, C, H, W) at states ``x``, times ``t``, conditions ``cond``."""
+        return self.network(x, t, cond)
+
+    def condition(self, prompts: Sequence[str | int]) -> Tensor:
+        """Labels or prompts to the condition of as many images, on the model's device.
+
+        A label is its name or, where no label has that name, its index. An empty string is the
+        unconditional condition.
+
+        Raises:
+            ValueError: for a label or words that the model does not know, naming the nearest.
+        """
+        if isinstance(prompts, str):
+            raise ValueError(f"prompts={prompts!r}: pass a list of them, [{prompts!r}]")
+        kind = self.card.get("condition", {}).get("kind")
+        if kind == "class":
+            ids = torch.tensor([self._label(p) for p in prompts], dtype=torch.long)
+        elif kind == "text":
+            ids = self.tokenizer.encode([str(p) for p in prompts])
+        else:
+            raise ValueError(f"model {self.name!r} takes no condition; leave the prompts out")
+        return ids.to(self.device)
+
+    def null_condition(self, cond: Tensor) -> Tensor:
+        """The unconditional condition, shaped like ``cond``."""
+        return self.network.null_condition(cond)  # type: ignore[operator, no-any-return]
+
+    def decode(self, x: Tensor) -> Tensor:
+        """States (B, C, H, W) to pictures (B, C, H, W) in [0, 1].
+
+        Raises:
+            ValueError: if the state is a latent: decode it with the autoencoder on the card.
+        """
+        codec = self.card.get("codec", {"kind": "pixels"})
+        if codec["kind"] != "pixels":
+            raise ValueError(
+                f"model {self.name!r} draws latents of {codec.get('autoencoder', 'an autoencoder')}"
+                "; take them from flowturbo.sample and decode them with it"
+            )
+        return ((x.float() + 1) / 2).clamp(0, 1)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer on the card of a text model."""
+        return Tokenizer.from_json(self.card["condition"]["tokenizer"])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the weights in half precision, whatever the device."""
+        digest = hashlib.sha256()
+        for name, p in sorted(self.network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(p.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def _label(self, label: str | int) -> int:
+        names = [str(n) for n in self.card["condition"]["labels"]]
+        text = str(label).strip()
+        if text == "":
+            return len(names)
+        if text in names:
+            return names.index(text)
+        if text.isdecimal() and int(text) < len(names):
+            return int(text)
+        near = get_close_matches(text, names, n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else f"known: {_some(names)}"
+        raise ValueError(f"label {text!r}: model {self.name!r} has {len(names)} labels; {hint}")
+
+
+def _some(names: Sequence[str], most: int = 12) -> str:
+    more = f", ... ({len(names)} in all)" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

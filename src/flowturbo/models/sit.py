@@ -1,0 +1,350 @@
+r"""SiT: a transformer that predicts velocities (Ma et al. 2024, arXiv 2401.08740).
+
+Parameter names, shapes and arithmetic are those of the official class-conditional SiT checkpoints
+(S, B, L, XL), which load by name. Departures are options, off by default: text tokens instead of
+classes, a convolutional stem and head, one modulation shared by all blocks, and predicting the
+clean image, from which the velocity follows as ``(x1 - x) / (1 - t)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["SIZES", "SiT", "SiTConfig"]
+
+SIZES = {  # width, depth, heads
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "XL": (1152, 28, 16),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiTConfig:
+    """What a SiT is made of.
+
+    Attributes:
+        size: height and width of the state, a multiple of ``patch``.
+        channels: channels of the state.
+        patch: side of a patch in pixels.
+        width: channels of a token, a multiple of ``heads`` and of 4.
+        depth: number of blocks.
+        heads: attention heads.
+        mlp_ratio: hidden width of the MLPs over ``width``.
+        classes: number of classes, 0 for none; one more embedding is the null class.
+        vocabulary: number of text tokens with the padding 0, or 0 for no text.
+        text_length: tokens in a prompt, padded with 0.
+        learn_sigma: the network puts out twice the channels and the second half is dropped
+            (legacy of DiT, kept by the official checkpoints).
+        stem: "patch", or "conv": 3x3 convolutions before the patches and after them.
+        stem_width: channels between the convolutions and the patches.
+        modulation: "block", or "shared": one modulation layer for all blocks and a learned offset
+            for each (Chen et al. 2023, arXiv 2310.00426, section 2.3).
+        prediction: "velocity", or "data": the network predicts the clean image.
+    """
+
+    size: int = 32
+    channels: int = 4
+    patch: int = 2
+    width: int = 1152
+    depth: int = 28
+    heads: int = 16
+    mlp_ratio: float = 4.0
+    classes: int = 0
+    vocabulary: int = 0
+    text_length: int = 16
+    learn_sigma: bool = False
+    stem: Literal["patch", "conv"] = "patch"
+    stem_width: int = 32
+    modulation: Literal["block", "shared"] = "block"
+    prediction: Literal["velocity", "data"] = "velocity"
+
+    def __post_init__(self) -> None:
+        for name in ("size", "channels", "patch", "width", "depth", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.size % self.patch:
+            raise ValueError(f"size={self.size}: must be a multiple of patch={self.patch}")
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(f"width={self.width}: must be a multiple of 4 and heads={self.heads}")
+        if self.classes and self.vocabulary:
+            raise ValueError("classes and vocabulary exclude each other; set one of them to 0")
+        for name, allowed in (
+            ("stem", ("patch", "conv")),
+            ("modulation", ("block", "shared")),
+            ("prediction", ("velocity", "data")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {allowed}")
+
+    @classmethod
+    def named(cls, name: str, **changes: Any) -> SiTConfig:
+        """The paper's class-conditional latent models, "S/2" to "XL/8" (ImageNet 256).
+
+        Raises:
+            ValueError: if the size or the patch is not one of the paper's.
+        """
+        size, _, patch = name.upper().removeprefix("SIT-").partition("/")
+        if size not in SIZES or patch not in ("2", "4", "8"):
+            raise ValueError(f"SiT {name!r}: must be S, B, L or XL, '/' and 2, 4 or 8 ('XL/2')")
+        width, depth, heads = SIZES[size]
+        made = dict(width=width, depth=depth, heads=heads, patch=int(patch))
+        return cls(**{**made, "classes": 1000, "learn_sigma": True, **changes})
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SiTConfig:
+        """The configuration of ``asdict``; an unknown key raises and names the nearest known."""
+        known = [f.name for f in fields(cls)]
+        for key in values:
+            if key not in known:
+                near = get_close_matches(key, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+                raise ValueError(f"unknown SiT option {key!r}{hint}")
+        return cls(**values)
+
+    to_dict = asdict
+
+
+def _mlp(*widths: int, act: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(widths[0], widths[1]), act, nn.Linear(widths[1], widths[2]))
+
+
+def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+class TimestepEmbedder(nn.Module):
+    """Times in [0, 1] (B,) to vectors (B, width): 256 cosines and sines, then an MLP."""
+
+    def __init__(self, width: int, frequencies: int = 256) -> None:
+        super().__init__()
+        self.mlp = _mlp(frequencies, width, width, act=nn.SiLU())
+        self.frequencies = frequencies
+
+    def forward(self, t: Tensor) -> Tensor:
+        half = self.frequencies // 2
+        exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
+        angles = t.float()[:, None] * 10000.0**-exponents
+        waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        return self.mlp(waves.to(self.mlp[0].weight.dtype))
+
+
+class LabelEmbedder(nn.Module):
+    """Class indices (B,) to vectors (B, width); index ``classes`` is the null class."""
+
+    def __init__(self, classes: int, width: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(classes + 1, width)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        return self.embedding_table(labels)
+
+
+class TextEmbedder(nn.Module):
+    """Token ids (B, L), 0 is padding, to token vectors (B, L, width) and one vector (B, width).
+
+    Padding has a vector of its own in the sequence and no part in the mean, so nothing is masked.
+    """
+
+    def __init__(self, vocabulary: int, length: int, width: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(vocabulary, width)
+        self.position = nn.Parameter(torch.zeros(1, length, width))
+        self.mlp = _mlp(width, width, width, act=nn.SiLU())
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = self.embedding_table(ids)
+        real = (ids != 0).to(tokens.dtype)[..., None]
+        mean = (tokens * real).sum(1) / real.sum(1).clamp(min=1)
+        return tokens + self.position, self.mlp(mean)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over tokens (B, N, width)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, width = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, width // self.heads).unbind(2)
+        q, k, v = (a.transpose(1, 2) for a in (q, k, v))
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, -1))
+
+
+class Mlp(nn.Module):
+    """The token-wise MLP of a block."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """A transformer block with adaptive layer norm (adaLN-Zero, arXiv 2212.09748)."""
+
+    def __init__(self, c: SiTConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(c.width, elementwise_affine=False, eps=1e-6)
+        self.attn = Attention(c.width, c.heads)
+        self.norm2 = nn.LayerNorm(c.width, elementwise_affine=False, eps=1e-6)
+        self.mlp = Mlp(c.width, int(c.width * c.mlp_ratio))
+        if c.modulation == "block":
+            self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(c.width, 6 * c.width))
+        else:
+            self.offset = nn.Parameter(torch.zeros(6 * c.width))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """``x`` (B, N, width); ``c`` (B, width), or (B, 6*width) where modulation is shared."""
+        m = self.adaLN_modulation(c) if hasattr(self, "adaLN_modulation") else c + self.offset
+        shift1, scale1, gate1, shift2, scale2, gate2 = m.chunk(6, dim=1)
+        x = x + gate1[:, None] * self.attn(_modulate(self.norm1(x), shift1, scale1))
+        return x + gate2[:, None] * self.mlp(_modulate(self.norm2(x), shift2, scale2))
+
+
+class FinalLayer(nn.Module):
+    """Tokens (B, N, width) to patches (B, N, patch*patch*channels)."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.linear = nn.Linear(width, out)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
+        return self.linear(_modulate(self.norm_final(x), shift, scale))
+
+
+class PatchEmbed(nn.Module):
+    """Images (B, C, H, W) to tokens (B, N, width)."""
+
+    def __init__(self, channels: int, patch: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, patch, stride=patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class SiT(nn.Module):
+    """A velocity field ``(x, t, cond) -> v``.
+
+    ``x`` is (B, channels, size, size); ``t`` a scalar or (B,) in [0, 1]; ``cond`` class indices
+    (B,), token ids (B, text_length), or None for the unconditional velocity; ``v`` is like ``x``.
+    """
+
+    def __init__(self, config: SiTConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        conv = c.stem == "conv"
+        inner = c.stem_width if conv else c.channels
+        self.out_channels = c.channels * (2 if c.learn_sigma else 1)
+        outer = c.stem_width if conv else self.out_channels
+        if conv:
+            self.stem = nn.Conv2d(c.channels, inner, 3, padding=1)
+            self.head = nn.Conv2d(outer, self.out_channels, 3, padding=1)
+        self.x_embedder = PatchEmbed(inner, c.patch, c.width)
+        self.t_embedder = TimestepEmbedder(c.width)
+        if c.classes:
+            self.y_embedder = LabelEmbedder(c.classes, c.width)
+        if c.vocabulary:
+            self.text_embedder = TextEmbedder(c.vocabulary, c.text_length, c.width)
+        if c.modulation == "shared":
+            self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(c.width, 6 * c.width))
+        grid = _sincos(c.width, c.size // c.patch)[None]
+        self.pos_embed = nn.Parameter(grid, requires_grad=False)
+        self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
+        self.final_layer = FinalLayer(c.width, c.patch**2 * outer)
+        self._initialise()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the state."""
+        return (self.config.channels, self.config.size, self.config.size)
+
+    def null_condition(self, cond: Tensor) -> Tensor:
+        """The unconditional condition, of the shape of ``cond``."""
+        return torch.full_like(cond, self.config.classes if self.config.classes else 0)
+
+    def forward(self, x: Tensor, t: float | Tensor, cond: Tensor | None = None) -> Tensor:
+        config = self.config
+        t = torch.as_tensor(t, dtype=torch.float32, device=x.device).expand(len(x))
+        text, c = self.embed(t, cond)
+        h = F.silu(self.stem(x)) if config.stem == "conv" else x
+        h = self.x_embedder(h) + self.pos_embed
+        h = h if text is None else torch.cat([text, h], dim=1)
+        m = self.adaLN_modulation(c) if config.modulation == "shared" else c
+        for block in self.blocks:
+            h = block(h, m)
+        h = h[:, -self.pos_embed.shape[1] :]
+        out = self.unpatchify(self.final_layer(h, c))
+        if config.stem == "conv":
+            out = self.head(F.silu(out))
+        out = out[:, : config.channels]
+        if config.prediction == "data":  # velocities within 5 % of the data are damped
+            rest = (1 - t).clamp(min=0.05)[:, None, None, None]
+            out = ((out - x) / rest).to(out.dtype)
+        return out
+
+    def embed(self, t: Tensor, cond: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """Text tokens (B, L, width) or None, and the vector (B, width) that modulates."""
+        c, text, config = self.t_embedder(t), None, self.config
+        if config.classes:
+            null = torch.full((len(t),), config.classes, device=t.device)
+            c = c + self.y_embedder(null if cond is None else cond)
+        if config.vocabulary:
+            null = torch.zeros(len(t), config.text_length, dtype=torch.long, device=t.device)
+            text, mean = self.text_embedder(null if cond is None else cond)
+            c = c + mean
+        return text, c
+
+    def unpatchify(self, h: Tensor) -> Tensor:
+        """Patches (B, N, p*p*C) to images (B, C, H, W)."""
+        p, n = self.config.patch, self.config.size // self.config.patch
+        h = h.reshape(len(h), n, n, p, p, -1).permute(0, 5, 1, 3, 2, 4)
+        return h.reshape(len(h), -1, n * p, n * p)
+
+    def _initialise(self) -> None:
+        for m in self.modules():
+            if isinstance(m, nn.Linear):
+                nn.init.xavier_uniform_(m.weight)
+                nn.init.zeros_(m.bias)
+            elif isinstance(m, nn.Embedding):
+                nn.init.normal_(m.weight, std=0.02)
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
+        nn.init.zeros_(self.x_embedder.proj.bias)  # type: ignore[arg-type]
+        for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
+            nn.init.normal_(layer.weight, std=0.02)
+        zero: list[Any] = [b.adaLN_modulation[1] for b in self.blocks if "offset" not in b._parameters]
+        zero += [self.final_layer.adaLN_modulation[1]]
+        if self.config.modulation == "shared":
+            zero.append(self.adaLN_modulation[1])
+        zero.append(self.head if self.config.stem == "conv" else self.final_layer.linear)
+        for layer in zero:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+
+def _sincos(width: int, n: int) -> Tensor:
+    """Fixed positions of an n x n grid, (n*n, width): columns in the first half, rows after."""
+    omega = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angles = torch.arange(n, dtype=torch.float64)[:, None] * omega
+    one = torch.cat([angles.sin(), angles.cos()], dim=1)
+    columns = one[None, :, :].expand(n, n, -1)
+    rows = one[:, None, :].expand(n, n, -1)
+    return torch.cat([columns, rows], dim=-1).reshape(n * n, width).float()

@@ -1,0 +1,75 @@
+"""Models by name: bundled, in a local folder, or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+
+from flowturbo.models.checkpoint import CARD, WEIGHTS, load_folder
+from flowturbo.models.model import Model
+
+__all__ = ["bundled", "find", "load"]
+
+_HOME = Path(__file__).parent / "bundled"
+
+
+def bundled() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(p.parent.name for p in _HOME.glob(f"*/{CARD}"))
+
+
+def load(
+    name: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Model:
+    """Load a model for inference.
+
+    Args:
+        name: a bundled name ("digits"), a folder with ``card.json`` and ``model.safetensors``, or
+            "hf:owner/repo" (optionally "hf:owner/repo@revision") for such a folder on the hub.
+        device: where to put it.
+        dtype: of the weights.
+
+    Raises:
+        ValueError: if there is no such model, or its files are damaged; names the file.
+    """
+    return load_folder(find(name), device=device, dtype=dtype)
+
+
+def find(name: str | Path) -> Path:
+    """The folder of a model, fetched from the hub where ``name`` says so."""
+    text = str(name)
+    if text.startswith("hf:"):
+        return _download(text)
+    if text in bundled():
+        return _HOME / text
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise ValueError(f"model {text!r} is a file; give the folder with {CARD} and {WEIGHTS}")
+    near = get_close_matches(text, bundled(), n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(
+        f"model {text!r}: no such model or folder; {hint}"
+        f"bundled: {', '.join(bundled()) or 'none'}; others: a folder, or hf:owner/repo"
+    )
+
+
+def _download(text: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repo, _, revision = text.removeprefix("hf:").partition("@")
+    if repo.count("/") != 1:
+        raise ValueError(f"model {text!r}: a hub model is written hf:owner/repo or hf:owner/repo@tag")
+    files = ["*.json", "*.safetensors", "plans/*"]
+    try:
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=files))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise ValueError(f"model {text!r} could not be fetched from the hub: {reason}") from e

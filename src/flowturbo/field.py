@@ -12,7 +12,6 @@ Wrappers are fields again and pass every other attribute (``shape``, ``condition
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -156,5 +155,3 @@ def _cat(a: Any, b: Any) -> Any:
     if len(b) == 1 and len(a) != 1:
         b = b.expand(len(a), *b.shape[1:])
     return torch.cat([a, b])
-
-

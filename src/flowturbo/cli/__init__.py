@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import click
 import typer
 
 from flowturbo.cli import convert, generate, models, train
@@ -55,17 +54,19 @@ def _status(arguments: list[str] | None) -> int:
             arguments, prog_name="flowturbo", standalone_mode=False
         )
         return result if isinstance(result, int) else 0
-    except click.exceptions.NoArgsIsHelpError as e:
-        print(e.format_message())
-        return 2
-    except click.ClickException as e:
-        return _fail(e.format_message(), 2)
     except (ValueError, ImportError) as e:
         return _fail(str(e), 2)
     except OSError as e:
         return _fail(str(e), 1)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 130)
+    except Exception as e:
+        if not hasattr(e, "format_message"):  # typer's or click's word on the command line
+            raise
+        if type(e).__name__ == "NoArgsIsHelpError":
+            print(e.format_message())
+            return 2
+        return _fail(e.format_message(), 2)
 
 
 def _fail(message: str, status: int) -> int:

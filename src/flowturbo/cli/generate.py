@@ -21,7 +21,7 @@ from flowturbo.cli.options import (
     resolve_device,
     resolve_dtype,
 )
-from flowturbo.files import replacing
+from flowturbo.files import check_writable
 from flowturbo.images import save_png, sheet
 from flowturbo.models.model import Model
 from flowturbo.models.zoo import load
@@ -76,7 +76,7 @@ def run(
         raise ValueError(f"-o {out}: pictures are written as .png, or into a folder")
     table = _plan(plan)
     as_sheet = out.suffix.lower() == ".png" and not out.is_dir()
-    _check_writable(out if as_sheet else out / "0.png")
+    check_writable(out if as_sheet else out / "0.png")
     network = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype))
     wanted = [p for p in prompts for _ in range(n)]
     table = resolve_plan(network, table)
@@ -120,20 +120,6 @@ def _plan(text: str | None) -> Plan | None:
             raise ValueError(f"--plan {text}: no such file")
         return Plan.load(text)
     return Plan.parse(text)
-
-
-def _check_writable(path: Path) -> None:
-    """Fail before the weights are loaded rather than after the pictures are drawn."""
-    made = [p for p in path.parents if not p.exists()]
-    try:
-        with replacing(path):
-            raise InterruptedError
-    except InterruptedError:
-        pass
-    finally:
-        for folder in made:
-            if folder.is_dir():
-                folder.rmdir()
 
 
 def _facts(

@@ -19,7 +19,7 @@ def dumps(plan: dict[str, Any]) -> str:
     lines += [_list(f'  "{key}": ', plan[key]) + "," for key in LISTS if key in plan]
     rows = ",\n".join(_list("    ", row) for row in plan["weights"])
     lines += [f'  "weights": [\n{rows}\n  ],']
-    info = textwrap.indent(json.dumps(plan["info"], indent=2, ensure_ascii=False), "  ").lstrip()
+    info = json.dumps(plan["info"], indent=2).replace("\n", "\n  ")
     return "\n".join([*lines, f'  "info": {info}', "}"]) + "\n"
 
 

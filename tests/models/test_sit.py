@@ -144,7 +144,8 @@ def test_every_option_runs_trains_and_takes_scalar_and_per_image_times(options):
     one, many = network(x, 0.3, cond), network(x, torch.full((3,), 0.3), cond)
     assert one.shape == x.shape
     torch.testing.assert_close(one, many)
-    torch.testing.assert_close(one[1:2], network(x[1:2], 0.3, None if cond is None else cond[1:2]))
+    alone = network(x[1:2], 0.3, None if cond is None else cond[1:2])
+    torch.testing.assert_close(one[1:2], alone, rtol=1e-4, atol=1e-4)
     if cond is not None:  # no condition is the null condition
         null = network.null_condition(cond)
         torch.testing.assert_close(network(x, 0.3, None), network(x, 0.3, null))

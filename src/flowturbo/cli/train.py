@@ -68,6 +68,7 @@ def run(
     )
     images = load_data(data, size)
     condition = images.condition or {}
+    tokenizer = condition.get("tokenizer")
     architecture = SiTConfig(
         size=size,
         channels=images.shape[0],
@@ -76,8 +77,8 @@ def run(
         depth=depth,
         heads=heads,
         classes=len(condition["labels"]) if condition.get("kind") == "class" else 0,
-        vocabulary=condition.get("vocabulary", 0),
-        text_length=condition.get("length", 16),
+        vocabulary=len(tokenizer["vocabulary"]) + 1 if tokenizer else 0,
+        text_length=tokenizer["length"] if tokenizer else 16,
     )
     card = {
         "name": name or out.resolve().name,

@@ -8,6 +8,7 @@ with the weights of a run that was not.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -119,7 +120,7 @@ def train(
     """Train a SiT on ``data`` into the folder ``out``, resuming what is there.
 
     ``out`` gets the exported model (``card.json``, ``model.safetensors``: the averaged weights in
-    half precision), ``config.json``, ``log.jsonl`` (a line every 50 steps), ``loss.png``,
+    half precision), ``config.json``, ``log.jsonl`` (a line at least every 50 steps), ``loss.png``,
     ``previews/`` and ``checkpoints/`` (the last one only).
 
     Args:
@@ -128,7 +129,7 @@ def train(
         out: the folder.
         config: how; the defaults of `TrainConfig` if not given.
         card: entries for the model's card: name, licences, defaults.
-        report: called with (step, loss) every 50 steps.
+        report: called with (step, loss) at each line of the log.
 
     Returns:
         ``out``.
@@ -206,11 +207,12 @@ class _Run:
     def loop(self, report: Callable[[int, float], None] | None) -> None:
         """Run to the last step, logging, saving and drawing on the way."""
         config, start, losses = self.config, time.perf_counter(), []
+        interval = math.gcd(50, config.save_every)  # a resumed run logs the same lines
         while self.step < config.steps:
             losses.append(self._advance())
             self.step += 1
             last = self.step == config.steps
-            if self.step % 50 == 0 or last:
+            if self.step % interval == 0 or last:
                 loss = float(torch.stack(losses).mean())
                 losses = []
                 if not loss < float("inf"):

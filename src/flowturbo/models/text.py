@@ -1,0 +1,155 @@
+"""Prompts to token ids: words, and pieces of words, from a vocabulary on the model's card.
+
+Nothing is downloaded: the vocabulary is learned from the captions and the vectors of its entries
+with the model. A word that is not in it is split into the longest pieces that are; "##s" is a piece
+that goes on with a word. Id 0 is padding, and a row of padding is the unconditional condition.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["MAX_CHARACTERS", "Tokenizer", "build_vocabulary", "words"]
+
+MAX_CHARACTERS = 1000
+_WORD = re.compile(r"[^\W_]+")
+
+
+def words(text: str) -> list[str]:
+    """The words of a text: letters and digits in any script, lower case, accents kept apart."""
+    return _WORD.findall(unicodedata.normalize("NFKC", text).lower())
+
+
+def build_vocabulary(captions: Iterable[str], size: int, least: int = 2) -> list[str]:
+    """A vocabulary of at most ``size`` entries, most frequent words first, then pieces.
+
+    Words seen fewer than ``least`` times are left to the pieces, unless there is room to spare.
+    Pieces are the beginnings (3 to 5 letters) and endings ("##", 1 to 5 letters) that most
+    different words share.
+    """
+    counts = Counter(w for c in captions for w in words(c))
+    kept = [w for w, n in counts.most_common() if n >= least or len(counts) <= size // 2]
+    kept = kept[: size * 3 // 4]
+    pieces: Counter[str] = Counter()
+    for w in counts:
+        pieces.update(w[:n] for n in range(3, min(6, len(w))))
+        pieces.update("##" + w[-n:] for n in range(1, min(6, len(w) - 2)))
+    known = set(kept)
+    common = [p for p, n in pieces.most_common() if n >= 5 and p not in known]
+    return kept + common[: size - len(kept)]
+
+
+class Tokenizer:
+    """Encodes prompts with a fixed vocabulary.
+
+    Args:
+        vocabulary: words and pieces; entry ``i`` has id ``i + 1``.
+        length: tokens in a prompt, at least 1.
+        aliases: texts that stand for others before words are looked up, such as an emoji for its
+            name.
+    """
+
+    def __init__(
+        self, vocabulary: Sequence[str], length: int = 16, aliases: Mapping[str, str] | None = None
+    ) -> None:
+        if length < 1:
+            raise ValueError(f"length={length}: must be at least 1")
+        self.vocabulary = list(vocabulary)
+        self.length = length
+        self.aliases = dict(aliases or {})
+        self._ids = {w: i + 1 for i, w in enumerate(self.vocabulary)}
+        found = sorted(self.aliases, key=len, reverse=True)
+        self._alias = re.compile("|".join(map(re.escape, found))) if found else None
+
+    def __len__(self) -> int:
+        """The number of ids, padding included."""
+        return len(self.vocabulary) + 1
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids (B, length), int64; an empty prompt is a row of 0.
+
+        Raises:
+            ValueError: if a prompt has no known word (names the closest), more than
+                `MAX_CHARACTERS` characters, or more tokens than ``length``.
+        """
+        rows = torch.zeros(len(prompts), self.length, dtype=torch.long)
+        for row, prompt in zip(rows, prompts, strict=True):
+            ids = self._encode(prompt)
+            row[: len(ids)] = torch.tensor(ids, dtype=torch.long)
+        return rows
+
+    def unknown(self, prompt: str) -> list[str]:
+        """The words of a prompt that have no part in its encoding."""
+        return [w for w in self._words(prompt) if not self._split(w)]
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``from_json`` takes, for the model's card."""
+        return {"vocabulary": self.vocabulary, "length": self.length, "aliases": self.aliases}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Tokenizer:
+        """The tokenizer on a card."""
+        return cls(values["vocabulary"], values["length"], values.get("aliases"))
+
+    def _encode(self, prompt: str) -> list[int]:
+        if len(prompt) > MAX_CHARACTERS:
+            raise ValueError(
+                f"prompt of {len(prompt)} characters ({prompt[:20]!r}...): at most "
+                f"{MAX_CHARACTERS}; shorten it"
+            )
+        found = self._words(prompt)
+        ids = [i for w in found for i in self._split(w)]
+        if not ids and prompt.strip():
+            raise ValueError(f"prompt {_short(prompt)}: no word of it is known; {self._near(found)}")
+        if len(ids) > self.length:
+            raise ValueError(
+                f"prompt {_short(prompt)}: {len(ids)} tokens, the model reads {self.length}; "
+                "shorten it"
+            )
+        return ids
+
+    def _words(self, prompt: str) -> list[str]:
+        text = prompt.replace("\ufe0f", "")  # a presentation selector changes no meaning
+        if self._alias:
+            text = self._alias.sub(lambda m: f" {self.aliases[m[0]]} ", text)
+        return words(text)
+
+    def _split(self, word: str) -> list[int]:
+        """The ids of a word; of its longest pieces where they cover most of it; else none."""
+        if word in self._ids:
+            return [self._ids[word]]
+        ids: list[int] = []
+        covered = at = 0
+        while at < len(word):
+            for end in range(len(word), at, -1):
+                piece = word[at:end]
+                inner = self._ids.get("##" + piece) if at else None
+                whole = self._ids.get(piece) if end - at >= 3 else None
+                if found := inner or whole:
+                    ids.append(found)
+                    covered += end - at if end - at >= 3 else 0
+                    at = end
+                    break
+            else:
+                at += 1
+        return ids if covered * 2 > len(word) else []
+
+    def _near(self, found: Sequence[str]) -> str:
+        known = [w for w in self.vocabulary if not w.startswith("##")]
+        near = [m for w in found[:8] for m in get_close_matches(w[:40], known, n=3, cutoff=0.5)]
+        if near:
+            return f"closest known words: {', '.join(dict.fromkeys(near))}"
+        return f"known words are such as {', '.join(known[:8])}"
+
+
+def _short(prompt: str) -> str:
+    shown = prompt if len(prompt) <= 60 else prompt[:57] + "..."
+    return repr(shown)

@@ -12,7 +12,6 @@ Wrappers are fields again and pass every other attribute (``shape``, ``condition
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -125,9 +124,9 @@ class Guidance(_Wrapper):
 
     def __call__(self, x: Tensor, t: Any, cond: Any = None) -> Tensor:
         """The guided velocity, like ``x``."""
-        t_max, t_min = (t, t) if not isinstance(t, Tensor) or t.ndim == 0 else (t.max(), t.min())
-        whole = self.interval[0] <= 0 and self.interval[1] >= 1
-        if not whole and (t_max < self.interval[0] or t_min > self.interval[1]):
+        low, high = self.interval
+        whole = low <= 0 and high >= 1
+        if not whole and not torch.as_tensor((t >= low) & (t <= high)).any():
             return self.field(x, t, cond)
         if cond is None:
             raise ValueError("guidance needs a condition: pass cond, or guidance=1")
@@ -156,5 +155,3 @@ def _cat(a: Any, b: Any) -> Any:
     if len(b) == 1 and len(a) != 1:
         b = b.expand(len(a), *b.shape[1:])
     return torch.cat([a, b])
-
-

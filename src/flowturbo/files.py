@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["replacing"]
+__all__ = ["check_writable", "replacing"]
 
 
 @contextmanager
@@ -19,13 +19,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         OSError: if the folder cannot be made or written, or the disk is full; names ``path``.
     """
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-    except OSError as e:
-        raise OSError(f"cannot write {path}: {e.strerror or e}; choose a folder you may write") from e
-    temporary = Path(name)
+    temporary = _temporary(path)
     try:
         yield temporary
         umask = os.umask(0)
@@ -36,3 +30,27 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise OSError(f"cannot write {path}: {e.strerror or e}; nothing was left behind") from e
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise now, before long work, the ``OSError`` that writing ``path`` would end in."""
+    path = Path(path)
+    made = [p for p in path.parents if not p.exists()]
+    try:
+        _temporary(path).unlink()
+    finally:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _temporary(path: Path) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.stem[:40]}.", suffix=path.suffix, dir=path.parent
+        )
+    except OSError as e:
+        raise OSError(f"cannot write {path}: {e.strerror or e}; choose another folder") from e
+    os.close(handle)
+    return Path(name)

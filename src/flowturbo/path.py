@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 __all__ = [
@@ -59,7 +58,7 @@ def predicted_noise(x: Tensor, v: Tensor, t: float | Tensor) -> Tensor:
 
 
 def uniform(steps: int, start: float = 0.0, end: float = 1.0) -> Times:
-    """``steps + 1`` equally spaced times from ``start`` to ``end`` (descending if ``end < start``)."""
+    """``steps + 1`` equally spaced times from ``start`` to ``end``, descending if it is less."""
     return shifted(steps, 1.0, start, end)
 
 
@@ -84,8 +83,8 @@ def shifted(steps: int, shift: float, start: float = 0.0, end: float = 1.0) -> T
         raise ValueError(f"steps={steps}: a grid needs at least 1 step")
     if not (np.isfinite(shift) and shift > 0):
         raise ValueError(f"shift={shift}: must be a finite number above 0 (1 = uniform)")
-    sigma = 1 - np.linspace(0.0, 1.0, steps + 1)
-    grid = 1 - shift * sigma / (1 + (shift - 1) * sigma)
+    grid = np.linspace(0.0, 1.0, steps + 1)
+    grid = grid / (1 + (shift - 1) * (1 - grid))  # the same, told of t, and exact for shift=1
     grid = start + (end - start) * grid if end >= start else end + (start - end) * grid[::-1]
     grid[0], grid[-1] = start, end
     return check_times(grid)

@@ -112,7 +112,7 @@ def _run(
     refiner: Refiner | None,
     callback: Callback | None,
 ) -> Tensor:
-    velocities: list[Tensor] = []
+    velocities: dict[int, Tensor] = {}  # those that a later row still uses
     for k, evaluator in enumerate(plan.evaluators):
         t = x.new_tensor(plan.told[k])
         if evaluator == "model":
@@ -122,11 +122,13 @@ def _run(
             v = refiner(x, t, cond, [(float(plan.told[j]), velocities[j]) for j in seen])  # type: ignore[misc]
         if v.shape != x.shape:
             raise ValueError(f"the {evaluator} returned {tuple(v.shape)} for {tuple(x.shape)}")
-        velocities.append(v)
+        velocities[k] = v
         x1 = predicted_data(x, v, float(plan.times[k])) if callback else x
-        for w, v_j in zip(plan.weights[k], velocities, strict=False):
+        for j, w in enumerate(plan.weights[k].tolist()):
             if w != 0.0:
-                x = torch.add(x, v_j, alpha=float(w))
+                x = torch.add(x, velocities[j], alpha=w)
+        for j in plan.released[k]:
+            del velocities[j]
         if callback:
             edited = callback(Step(k, len(plan), float(plan.times[k + 1]), x, x1, evaluator))
             if edited is not None:

@@ -1,0 +1,28 @@
+"""Real-time sampling for flow-matching image generators.
+
+    import flowturbo as ft
+
+    model = ft.load("digits")
+    images = ft.generate(model, ["7", "3"], seed=0)
+"""
+
+from flowturbo._version import __version__
+from flowturbo.field import Cast, CountCalls, Guidance
+from flowturbo.models.model import Model
+from flowturbo.models.zoo import load
+from flowturbo.plan import Plan
+from flowturbo.sampler import Step, sample
+from flowturbo.tasks.generate import generate
+
+__all__ = [
+    "Cast",
+    "CountCalls",
+    "Guidance",
+    "Model",
+    "Plan",
+    "Step",
+    "__version__",
+    "generate",
+    "load",
+    "sample",
+]

@@ -1,0 +1,96 @@
+"""The notation of plans: ``H1P5R3``, ``[H1P1R1]x2``, ``AB2:8``, ``RK4:2``, ``MID:4``, ``@1.6``."""
+
+from __future__ import annotations
+
+import re
+
+from flowturbo._solvers import LIMIT
+
+__all__ = ["parse"]
+
+ALLOWED = (
+    "allowed: blocks E, H, P, R (Euler, Heun, pseudo corrector, refiner) with counts, as H1P5R3 or "
+    "[H1P1R1]x2; AB2:8, AB3:8, AB4:8, AB3RK:12 (evaluations); MID:4, RK4:2, RK38:2 (steps); each "
+    "with a shift, as AB2:8@1.6"
+)
+_SOLVER = re.compile(r"(AB[234](?:RK)?|RK4|RK38|MID):([0-9]+)")
+_TOKEN = re.compile(r"([EHPR])([0-9]+)|(\[)|\]X([0-9]+)")
+_COST = {"E": 1, "H": 2, "P": 1, "R": 2}
+
+
+def parse(text: str) -> tuple[str, str | int, float | None]:
+    """``text`` as (solver, count, shift); blocks as ("H1P5R3", "HPPPPPRRR", shift).
+
+    Raises:
+        ValueError: one line that shows the text, where it goes wrong, and what is allowed.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"plan {text!r}: must be a text; {ALLOWED}")
+    whole = "".join(text.split()).upper()
+    body, at, suffix = whole.partition("@")
+    shift = None
+    if at:
+        try:
+            shift = float(suffix)
+        except ValueError:
+            raise _wrong(whole, len(body) + 1, "a number for the shift") from None
+    if ":" not in body:
+        return body.replace("X", "x"), _expand(whole, body), shift
+    match = _SOLVER.fullmatch(body)
+    if match is None:
+        head = body.partition(":")[0]
+        if _SOLVER.fullmatch(f"{head}:1"):
+            raise _wrong(whole, len(head) + 1, "a whole number")
+        raise _wrong(whole, 0, "a known solver")
+    return match[1], _count(whole, match.start(2), match[2]), shift
+
+
+def _expand(whole: str, body: str) -> str:
+    """The letters of the blocks of ``body``, repeats written out."""
+    levels = [""]  # the letters so far, outermost bracket first
+    opened: list[int] = []
+    at = 0
+    while at < len(body):
+        match = _TOKEN.match(body, at)
+        if match is None:
+            raise _wrong(whole, at, "a block with its count, '[' or ']x' with its count")
+        letter, count, bracket, repeats = match.groups()
+        if bracket:
+            opened.append(at)
+            levels.append("")
+        else:
+            if repeats is not None and not opened:
+                raise _wrong(whole, at, "no ']' without its '['")
+            part = letter or levels.pop()
+            if not part:
+                raise _wrong(whole, at, "blocks inside the brackets")
+            if repeats is not None:
+                opened.pop()
+            n = _count(whole, match.end() - len(count or repeats), count or repeats)
+            if n * len(part) + len(levels[-1]) > LIMIT:
+                raise _wrong(whole, at, f"at most {LIMIT} evaluations in all")
+            levels[-1] += part * n
+        at = match.end()
+    if opened:
+        raise _wrong(whole, opened[-1], "']x' with its count for every '['")
+    if not levels[0]:
+        raise _wrong(whole, 0, "at least one block")
+    if levels[0][0] == "R":
+        raise _wrong(whole, body.index("R"), "a block before the first R (it refines a velocity)")
+    if sum(map(_COST.__getitem__, levels[0])) > LIMIT:
+        raise _wrong(whole, 0, f"at most {LIMIT} evaluations in all")
+    return levels[0]
+
+
+def _count(whole: str, at: int, digits: str) -> int:
+    if len(digits) > 9 or not 1 <= int(digits) <= LIMIT:
+        raise _wrong(whole, at, f"a count from 1 to {LIMIT}")
+    return int(digits)
+
+
+def _wrong(whole: str, at: int, expected: str) -> ValueError:
+    shown = whole if len(whole) <= 80 else whole[:77] + "..."
+    rest = whole[at:][:20] or "the end"
+    return ValueError(
+        f"plan {shown!r}: expected {expected} at {rest!r} (character {at + 1}); {ALLOWED}"
+    )

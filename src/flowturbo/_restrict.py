@@ -1,0 +1,68 @@
+"""A plan started in the middle, as image-to-image needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from flowturbo._tables import Table, adams
+from flowturbo.path import Times
+
+__all__ = ["restricted"]
+
+ORDER = 3  # a replaced row uses at most so many times: more amplify the noise of rough velocities
+GAP = 0.25  # ... and none closer to the next than this part of the row, for the same reason
+
+
+def restricted(
+    t: float,
+    *,
+    times: Times,
+    evaluators: Sequence[str],
+    weights: npt.NDArray[np.float64],
+    told: Times,
+    previous: Sequence[int],
+) -> Table:
+    """The rows of a plan from ``t`` on; see ``Plan.restrict``."""
+    direction = np.sign(times[-1] - times[0])
+    first = int(np.searchsorted(direction * times[:-1], direction * t, side="left"))
+    after = int(np.searchsorted(direction * times[:-1], direction * t, side="right"))
+    table = Table(t)
+    start = table.evaluate(told=float(told[after - 1]) if first < after else None)
+    index = dict.fromkeys(range(first, after), start)  # of the evaluations kept, in the table
+    _extrapolate(table, float(times[after]))
+    waiting: list[int] = []  # dropped evaluations that stand for the next one at their time
+    for k in range(after, len(evaluators)):
+        to = float(times[k + 1])
+        before = index.get(previous[k], len(table.rows) - 1)
+        blind = evaluators[k] == "refiner" and len(set(table.times[: before + 1])) < 2
+        uses = [int(j) for j in np.flatnonzero(weights[k])]
+        missing = any(j not in index and j != k for j in uses)
+        if to == table.time and (blind or missing):
+            waiting.append(k)
+            continue
+        if not blind:
+            refined = {"previous": before} if evaluators[k] == "refiner" else {}
+            new = table.evaluate(evaluators[k], told=float(told[k]), **refined)
+            index.update(dict.fromkeys([*waiting, k], new))
+        waiting = []
+        if all(j in index for j in uses):
+            row: dict[int, float] = {}
+            for j in uses:
+                row[index[j]] = row.get(index[j], 0.0) + float(weights[k, j])
+            table.move(to, row)
+        else:
+            _extrapolate(table, to, len({times[j] for j in uses}))
+    return table
+
+
+def _extrapolate(table: Table, to: float, order: int = 1) -> None:
+    """Adams-Bashforth to ``to`` over the latest distinct times, well apart, of the table."""
+    points: list[int] = []
+    for j in range(len(table.rows) - 1, -1, -1):
+        gap = abs(table.times[points[-1]] - table.times[j]) if points else np.inf
+        if gap > 0 and gap >= GAP * abs(to - table.time):
+            points.append(j)
+    adams(table, to, points[: min(order, ORDER)])

@@ -1,0 +1,41 @@
+"""`flowturbo convert`: a SiT checkpoint of others into a model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flowturbo.cli.options import resolve_dtype
+from flowturbo.models.checkpoint import convert
+from flowturbo.models.sit import SiTConfig
+
+__all__ = ["run"]
+
+
+def run(
+    checkpoint: Annotated[Path, typer.Argument(help="A .pt or .safetensors of official names.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The model folder to write.")],
+    architecture: Annotated[
+        str, typer.Option("--architecture", "-a", help="S, B, L or XL, '/' and 2, 4 or 8.")
+    ] = "XL/2",
+    size: Annotated[int, typer.Option("--size", help="Side of the latent.")] = 32,
+    classes: Annotated[int, typer.Option("--classes", help="Number of classes.")] = 1000,
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the weights written.")] = "float16",
+) -> None:
+    """Turn an official SiT checkpoint into a model folder, without running code from it.
+
+    Example: flowturbo convert SiT-XL-2-256x256.pt -a XL/2 -o sit-xl
+    """
+    config = SiTConfig.named(architecture, size=size, classes=classes)
+    card = {
+        "name": out.name,
+        "description": f"SiT-{architecture.upper().removeprefix('SIT-')}, converted.",
+        "path": "linear",
+        "codec": {"kind": "latent", "autoencoder": "stabilityai/sd-vae-ft-ema", "scale": 0.18215},
+        "condition": {"kind": "class", "labels": [str(i) for i in range(classes)]},
+        "source": checkpoint.name,
+    }
+    convert(checkpoint, out, config, card, dtype=resolve_dtype(dtype))
+    print(f"{checkpoint} -> {out}")

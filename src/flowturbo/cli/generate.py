@@ -1,0 +1,168 @@
+"""`flowturbo generate`: pictures from labels or prompts."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from PIL import Image
+from tqdm import tqdm
+
+from flowturbo._version import __version__
+from flowturbo.cli.options import (
+    Device,
+    DtypeName,
+    ModelName,
+    Seed,
+    resolve_device,
+    resolve_dtype,
+)
+from flowturbo.files import check_writable
+from flowturbo.images import save_png, sheet
+from flowturbo.models.model import Model
+from flowturbo.models.zoo import load
+from flowturbo.plan import Plan
+from flowturbo.sampler import Step
+from flowturbo.tasks.generate import generate, resolve_plan
+
+__all__ = ["run"]
+
+
+def run(
+    prompts: Annotated[list[str], typer.Argument(help="Labels or prompts, one or more.")],
+    model: ModelName = "digits",
+    n: Annotated[int, typer.Option("-n", "--number", help="Pictures for each prompt.")] = 1,
+    seed: Seed = 0,
+    plan: Annotated[
+        str | None,
+        typer.Option("--plan", help="H1P5R3, AB2:8, AB2:8@1.6, ... or a .json file."),
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option("--guidance", "-g", help="Scale of guidance; 1 is off.")
+    ] = None,
+    negative: Annotated[
+        str | None, typer.Option("--negative", help="A prompt to guide away from.")
+    ] = None,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", help="A .png for one contact sheet, a folder for single files."
+        ),
+    ] = Path("flowturbo.png"),
+    columns: Annotated[
+        int | None, typer.Option("--columns", help="Pictures in a row of the sheet.")
+    ] = None,
+    scale: Annotated[
+        int, typer.Option("--scale", help="Enlargement, in whole pixels; 0 picks one.")
+    ] = 0,
+    batch: Annotated[int, typer.Option("--batch", help="Most pictures sampled at once.")] = 64,
+    device: Device = "auto",
+    dtype: DtypeName = "float32",
+) -> None:
+    """Draw pictures.
+
+    Example: flowturbo generate --model digits 7 -n 8 --seed 0 -o sevens.png
+    """
+    for name, value, least in (("-n", n, 1), ("--batch", batch, 1), ("--scale", scale, 0)):
+        if value < least:
+            raise ValueError(f"{name} {value}: must be at least {least}")
+    if columns is not None and columns < 1:
+        raise ValueError(f"--columns {columns}: must be at least 1")
+    if out.suffix.lower() not in (".png", ""):
+        raise ValueError(f"-o {out}: pictures are written as .png, or into a folder")
+    table = _plan(plan)
+    as_sheet = out.suffix.lower() == ".png" and not out.is_dir()
+    check_writable(out if as_sheet else out / "0.png")
+    network = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype))
+    wanted = [p for p in prompts for _ in range(n)]
+    table = resolve_plan(network, table)
+    batches = -(-len(wanted) // batch)
+    start = time.perf_counter()
+    with tqdm(total=batches * len(table), desc=f"{network.name} {table.name}", disable=None) as bar:
+
+        def tick(step: Step) -> None:
+            bar.update()
+
+        images = generate(
+            network,
+            wanted,
+            plan=table,
+            guidance=guidance,
+            negative=negative,
+            seed=seed,
+            batch=batch,
+            callback=tick,
+        )
+    seconds = time.perf_counter() - start
+    facts = _facts(network, table, guidance, negative)
+    scale = scale or max(1, 128 // images[0].height)
+    if as_sheet:
+        page = sheet(images, columns or min(len(images), 8), scale=scale)
+        save_png(page, out, {**facts, "condition": _list(wanted), "seed": _seeds(seed, wanted)})
+    else:
+        _save_each(images, wanted, seed, out, facts, scale)
+    counts = ", ".join(f"{m} {kind}" for kind, m in table.nfe.items() if m)
+    print(
+        f"{len(images)} picture{'s' * (len(images) > 1)}, {counts} evaluations each, "
+        f"{seconds:.2f} s, {len(images) / seconds:.1f} images/s -> {out}"
+    )
+
+
+def _plan(text: str | None) -> Plan | None:
+    if text is None:
+        return None
+    if text.endswith(".json"):
+        if not Path(text).is_file():
+            raise ValueError(f"--plan {text}: no such file")
+        return Plan.load(text)
+    return Plan.parse(text)
+
+
+def _facts(
+    model: Model, plan: Plan, guidance: float | None, negative: str | None
+) -> dict[str, str]:
+    guidance = model.defaults["guidance"] if guidance is None else guidance
+    facts = {
+        "model": f"{model.name} {model.fingerprint}",
+        "plan": plan.name,
+        "guidance": str(guidance),
+        "version": f"flowturbo {__version__}",
+    }
+    return facts if negative is None else {**facts, "negative": negative}
+
+
+def _list(prompts: list[str]) -> str:
+    return prompts[0] if len(set(prompts)) == 1 else json.dumps(prompts, ensure_ascii=False)
+
+
+def _seeds(seed: int, prompts: list[str]) -> str:
+    return str(seed) if len(prompts) == 1 else f"{seed}-{seed + len(prompts) - 1}"
+
+
+def _save_each(
+    images: list[Image.Image],
+    prompts: list[str],
+    seed: int,
+    folder: Path,
+    facts: dict[str, str],
+    scale: int,
+) -> None:
+    """One file a picture; if one cannot be written, those before it are removed."""
+    written: list[Path] = []
+    try:
+        for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+            slug = re.sub(r"[^\w]+", "-", prompt).strip("-")[:40] or "unconditional"
+            path = folder / f"{i:04d}-{slug}-seed{seed + i}.png"
+            page = image.resize((image.width * scale, image.height * scale), 0)
+            existed = path.exists()
+            save_png(page, path, {**facts, "condition": prompt, "seed": str(seed + i)})
+            if not existed:
+                written.append(path)
+    except OSError:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,45 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import typer
+
+__all__ = ["Device", "DtypeName", "ModelName", "Seed", "resolve_device", "resolve_dtype"]
+
+ModelName = Annotated[
+    str, typer.Option("--model", "-m", help="A bundled name, a folder, or hf:owner/repo.")
+]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the first picture, from 0.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, ...")]
+DtypeName = Annotated[
+    str, typer.Option("--dtype", help="float32, bfloat16 or float16, of the weights.")
+]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called ``name``, "auto" being CUDA where there is one.
+
+    Raises:
+        ValueError: if there is no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
+        reason = str(e).splitlines()[0]
+        raise ValueError(f"device={name!r} cannot be used here ({reason}); try cpu") from e
+    return device
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    """The dtype called ``name``; ``ValueError`` if it is not one of the three."""
+    if name not in _DTYPES:
+        raise ValueError(f"dtype={name!r}: must be one of {', '.join(_DTYPES)}")
+    return _DTYPES[name]

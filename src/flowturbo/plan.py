@@ -1,0 +1,371 @@
+r"""The plan: a few-step sampler as a table.
+
+A plan is ``K`` evaluations of the velocity with times, an evaluator for each and a lower-triangular
+matrix of weights. The state before evaluation ``k`` sits at ``times[k]``, and
+
+.. math:: v_k = \mathrm{evaluator}_k(x, t_k), \qquad x \leftarrow x + \sum_{j \le k} W_{kj}\,v_j .
+
+Euler, Runge-Kutta, Adams-Bashforth, the Heun, pseudo-corrector and refiner blocks of FlowTurbo
+(Zhao et al. 2024, arXiv 2409.18128) and fitted solvers are all such tables; a step of two
+evaluations is two rows, and times repeat where one of them only corrects the state. Time runs from
+0 (noise) to 1 (data), or down for inversion.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from flowturbo import _checks, _notation, _plan_json, _solvers
+from flowturbo._restrict import restricted
+from flowturbo.files import replacing
+from flowturbo.path import Times
+
+__all__ = ["Plan"]
+
+Grid: TypeAlias = Sequence[float] | Times | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Plan:
+    """A sampler of ``K`` evaluations, a frozen value; ``print(plan)`` shows the table.
+
+    Attributes:
+        times: (K + 1,) float64 in [0, 1], all ascending or all descending: of the state before each
+            evaluation, and of the result.
+        evaluators: K times "model" or "refiner"; the first is "model".
+        weights: (K, K) float64, lower triangular: row ``k`` is what evaluation ``k`` moves.
+        told: (K,) float64, the time each evaluator is told; ``times[:K]`` by default.
+        previous: for a refiner row, which earlier evaluation is the last known velocity; ``k - 1``
+            by default and for all model rows.
+        name: what to call it, in the notation of ``parse`` where there is one.
+        info: how it was made, its measured error and the like; anything JSON can hold.
+
+    Raises:
+        ValueError: if an argument is not as said above.
+    """
+
+    times: Times
+    evaluators: tuple[str, ...]
+    weights: npt.NDArray[np.float64]
+    told: Times = None  # type: ignore[assignment]
+    previous: tuple[int, ...] = None  # type: ignore[assignment]
+    name: str = "plan"
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        times = _checks.times(self.times)
+        n = len(times) - 1
+        evaluators = _checks.evaluators(self.evaluators, n)
+        weights = _checks.weights(self.weights, n)
+        told = times[:-1].copy() if self.told is None else _checks.numbers("told", self.told, (n,))
+        previous = _checks.previous(self.previous, evaluators)
+        if not isinstance(self.name, str) or not self.name.isprintable():
+            raise ValueError(f"name={self.name!r}: must be a text of one line")
+        for array in (times, weights, told):
+            array.flags.writeable = False
+        values = (times, evaluators, weights, told, previous, _checks.info(self.info))
+        names = ("times", "evaluators", "weights", "told", "previous", "info")
+        for key, value in zip(names, values, strict=True):
+            object.__setattr__(self, key, value)
+
+    # -- what it is ---------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.evaluators)
+
+    @property
+    def nfe(self) -> dict[str, int]:
+        """Evaluations of each kind: ``{"model": m, "refiner": r}``."""
+        return {name: self.evaluators.count(name) for name in _checks.EVALUATORS}
+
+    def cost(self, *, model: float = 1.0, refiner: float = 0.0, fixed: float = 0.0) -> float:
+        """Cost of one run, in the unit of the costs of one evaluation of each and of the rest."""
+        return self.nfe["model"] * model + self.nfe["refiner"] * refiner + fixed
+
+    def seen_by(self, k: int) -> range:
+        """The evaluations the refiner of row ``k`` may see, oldest first, the last known last."""
+        return range(self.previous[k] + 1)
+
+    @cached_property
+    def released(self) -> tuple[tuple[int, ...], ...]:
+        """For each row, the evaluations that no later row uses, so that memory can be freed."""
+        last = np.arange(len(self))
+        for k, evaluator in enumerate(self.evaluators):
+            last[np.flatnonzero(self.weights[k])] = k
+            if evaluator == "refiner":
+                last[: self.previous[k] + 1] = k
+        rows: list[list[int]] = [[] for _ in last]
+        for j, k in enumerate(last.tolist()):
+            rows[k].append(j)
+        return tuple(map(tuple, rows))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Plan):
+            return NotImplemented
+        return self._key == other._key and self.info == other.info
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @cached_property
+    def _key(self) -> tuple[Any, ...]:
+        arrays = (self.times, self.weights, self.told)
+        return (*(a.tobytes() for a in arrays), self.evaluators, self.previous, self.name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Plan.from_json, (self.to_json(),)
+
+    def __repr__(self) -> str:
+        return f"<Plan {self._headline()}>"
+
+    def __str__(self) -> str:
+        cells = [["", "time", "evaluator", "to", "weights"]]
+        for k, row in enumerate(self.weights):
+            told = "" if self.told[k] == self.times[k] else f" (told {self.told[k]:.6g})"
+            moves = "  ".join(f"v{j} {row[j]:+.4f}" for j in np.flatnonzero(row))
+            after = "" if self.previous[k] == k - 1 else f" (after v{self.previous[k]})"
+            time, to = f"{self.times[k]:.4f}{told}", f"{self.times[k + 1]:.4f}"
+            cells.append([str(k), time, self.evaluators[k] + after, to, moves])
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
+        return "\n".join([self._headline(), *lines])
+
+    def _headline(self) -> str:
+        counts = " + ".join(f"{n} {name}" for name, n in self.nfe.items() if n)
+        plural = "s" if len(self) > 1 else ""
+        start, end = self.times[0], self.times[-1]
+        return f"{self.name}: {counts} evaluation{plural}, t {start:g} to {end:g}"
+
+    # -- how it is made -----------------------------------------------------------------------
+
+    @classmethod
+    def parse(
+        cls, text: str, *, shift: float = 1.0, times: Grid = None, direction: str = "forward"
+    ) -> Plan:
+        """A plan from its notation; case and spaces do not matter.
+
+        - ``H1P5R3``, ``E8``, ``[H1P1R1]x2``, ``E2H2P3``: see ``blocks``;
+        - ``AB2:8``, ``AB3:8``, ``AB4:12``: Adams-Bashforth of 8, 8 and 12 evaluations;
+        - ``AB3RK:12``: 12 evaluations, the first two steps by Runge-Kutta;
+        - ``MID:4``, ``RK4:2``, ``RK38:2``: 4 steps of 2 evaluations, 2 steps of 4;
+        - any of them with a shift of the grid, ``AB2:8@1.6``.
+
+        Args:
+            text: the notation.
+            shift: of the grid, see ``path.shifted``; above 0, 1 is uniform.
+            times: the points of the grid instead, in the order they are run.
+            direction: "forward" from noise to data, or "backward".
+
+        Raises:
+            ValueError: if the text is not a plan (the message shows where) or the grid is bad.
+        """
+        solver, count, suffix = _notation.parse(text)
+        if suffix is not None:
+            if shift != 1.0:
+                raise ValueError(f"plan {text!r} and shift={shift} both give the shift; pass one")
+            shift = suffix
+        grid: dict[str, Any] = {"shift": shift, "times": times, "direction": direction}
+        if isinstance(count, str):
+            return cls(**_solvers.blocks(solver, count, False, **grid))
+        if solver.startswith("AB"):
+            start = "runge-kutta" if solver.endswith("RK") else "low"
+            return cls.adams_bashforth(count, int(solver[2]), start, **grid)
+        return {"MID": cls.midpoint, "RK4": cls.rk4, "RK38": cls.rk38}[solver](count, **grid)
+
+    @classmethod
+    def blocks(
+        cls,
+        text: str,
+        *,
+        shift: float = 1.0,
+        times: Grid = None,
+        direction: str = "forward",
+        shipped: bool = False,
+    ) -> Plan:
+        """The blocks of the paper in any order, one per interval of the grid.
+
+        Each hands a velocity on. H, Heun: 2 evaluations, hands on the second, at the predicted
+        state. P, pseudo corrector: 1 evaluation, predicts with the velocity handed to it; as first
+        block it is H. R, refiner: the same as H with 2 refiner evaluations. E, Euler: 1 evaluation,
+        hands it on (a P after it predicts with a velocity one interval old). ``[H1P1]x2`` repeats.
+
+        Args:
+            text: such as "H1P5R3".
+            shift: of the grid, see ``path.shifted``.
+            times: the points of the grid instead, in the order they are run.
+            direction: "forward" from noise to data, or "backward".
+            shipped: R blocks as in the sampler the paper's authors ship: both refiner calls see
+                the velocity handed to the block, and the first result is handed on. By default the
+                second call sees the first result, and is handed on.
+
+        Raises:
+            ValueError: if the text is not blocks, R comes first, or the grid is bad.
+        """
+        name, letters, suffix = _notation.parse(text)
+        if not isinstance(letters, str) or suffix is not None:
+            raise ValueError(f"plan {text!r}: only blocks such as 'H1P5R3' here; use Plan.parse")
+        grid: dict[str, Any] = {"shift": shift, "times": times, "direction": direction}
+        return cls(**_solvers.blocks(name, letters, shipped, **grid))
+
+    @classmethod
+    def euler(
+        cls, steps: int, *, shift: float = 1.0, times: Grid = None, direction: str = "forward"
+    ) -> Plan:
+        """Euler: order 1, 1 evaluation a step. The grid is as in ``parse``."""
+        return cls(
+            **_solvers.runge_kutta("euler", steps, shift=shift, times=times, direction=direction)
+        )
+
+    @classmethod
+    def heun(
+        cls, steps: int, *, shift: float = 1.0, times: Grid = None, direction: str = "forward"
+    ) -> Plan:
+        """Heun: order 2, 2 evaluations a step. The grid is as in ``parse``."""
+        return cls(
+            **_solvers.runge_kutta("heun", steps, shift=shift, times=times, direction=direction)
+        )
+
+    @classmethod
+    def midpoint(
+        cls, steps: int, *, shift: float = 1.0, times: Grid = None, direction: str = "forward"
+    ) -> Plan:
+        """Explicit midpoint: order 2, 2 evaluations a step. The grid is as in ``parse``."""
+        return cls(
+            **_solvers.runge_kutta("midpoint", steps, shift=shift, times=times, direction=direction)
+        )
+
+    @classmethod
+    def rk4(
+        cls, steps: int, *, shift: float = 1.0, times: Grid = None, direction: str = "forward"
+    ) -> Plan:
+        """The classic Runge-Kutta: order 4, 4 evaluations a step. The grid is as in ``parse``."""
+        return cls(
+            **_solvers.runge_kutta("rk4", steps, shift=shift, times=times, direction=direction)
+        )
+
+    @classmethod
+    def rk38(
+        cls, steps: int, *, shift: float = 1.0, times: Grid = None, direction: str = "forward"
+    ) -> Plan:
+        """Kutta's 3/8 rule: order 4, 4 evaluations a step. The grid is as in ``parse``."""
+        return cls(
+            **_solvers.runge_kutta("rk38", steps, shift=shift, times=times, direction=direction)
+        )
+
+    @classmethod
+    def adams_bashforth(
+        cls,
+        evaluations: int,
+        order: int = 2,
+        start: str = "low",
+        *,
+        shift: float = 1.0,
+        times: Grid = None,
+        direction: str = "forward",
+    ) -> Plan:
+        """Adams-Bashforth on any grid: one evaluation a step, none at the end of the grid.
+
+        Args:
+            evaluations: how many in all, the start included.
+            order: 2, 3 or 4.
+            start: "low" runs up through the lower orders (order 2 overall); "runge-kutta" takes the
+                first ``order - 1`` steps by Runge-Kutta steps of ``order`` evaluations each.
+            shift: of the grid, see ``path.shifted``.
+            times: the points of the grid instead, in the order they are run.
+            direction: "forward" from noise to data, or "backward".
+
+        Raises:
+            ValueError: if an argument is outside its range, or the evaluations do not suffice for
+                the start and one step more.
+        """
+        grid: dict[str, Any] = {"shift": shift, "times": times, "direction": direction}
+        return cls(**_solvers.adams_bashforth(evaluations, order, start, **grid))
+
+    def restrict(self, t: float) -> Plan:
+        """The plan from time ``t`` on, for a state made at ``t`` (image-to-image).
+
+        Evaluations before ``t`` are dropped. The first row is an Euler step from ``t`` to the next
+        time of the plan; then Adams-Bashforth over the velocities there are, of no higher order
+        than the row replaced (nor 3), until all that a row used is there; from then on the rows are
+        the plan's own. An evaluation that only corrected the state by what was dropped goes, and
+        what used it uses the next at its time. A refiner row needs velocities at two distinct times
+        before it; without, it goes too, and the row before it covers its interval.
+
+        Args:
+            t: from ``times[0]``, which gives the plan itself, up to, not at, ``times[-1]``; within
+                1e-9 of a time of the plan it is that time.
+
+        Raises:
+            ValueError: if ``t`` is not in that range.
+        """
+        start, end = self.times[0], self.times[-1]
+        nearest = self.times[np.abs(self.times - t).argmin()]
+        time = float(nearest) if abs(nearest - t) <= 1e-9 else float(t)
+        if not min(start, end) <= time <= max(start, end) or time == end:
+            raise ValueError(
+                f"t={t}: plan {self.name!r} runs from {start:g} to {end:g}; "
+                f"t must lie from {start:g} up to, not at, {end:g}"
+            )
+        if time == start:
+            return self
+        columns = {
+            name: getattr(self, name)
+            for name in ("times", "evaluators", "weights", "told", "previous")
+        }
+        info = {"restricted_to": time, "from": dict(self.info)}
+        return Plan(
+            **restricted(time, **columns).columns(), name=f"{self.name} from {time:g}", info=info
+        )
+
+    # -- on disk ------------------------------------------------------------------------------
+
+    def to_json(self) -> str:
+        """The plan as JSON, one row a line, floats exact."""
+        columns: dict[str, Any] = {
+            "name": self.name,
+            "times": self.times.tolist(),
+            "evaluators": list(self.evaluators),
+            "weights": [row[: k + 1].tolist() for k, row in enumerate(self.weights)],
+            "info": dict(self.info),
+        }
+        if not np.array_equal(self.told, self.times[:-1]):
+            columns["told"] = self.told.tolist()
+        if self.previous != tuple(range(-1, len(self) - 1)):
+            columns["previous"] = list(self.previous)
+        return _plan_json.dumps(columns)
+
+    @classmethod
+    def from_json(cls, text: str, *, source: str = "plan") -> Plan:
+        """The plan that ``to_json`` wrote; ``source`` names the text in messages.
+
+        Raises:
+            ValueError: one line, if the text is not such a plan or of another version.
+        """
+        try:
+            return cls(**_plan_json.loads(text))
+        except ValueError as error:
+            raise ValueError(f"{source}: not a plan of this library: {error}") from None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan to a JSON file, whole or not at all (``OSError`` if it cannot be)."""
+        with replacing(Path(path)) as temporary:
+            temporary.write_text(self.to_json(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a plan from a JSON file.
+
+        Raises:
+            ValueError: one line that names the file, if it does not hold a plan.
+            OSError: if it cannot be read.
+        """
+        text = Path(path).read_bytes().decode("utf-8", errors="replace")
+        return cls.from_json(text, source=str(path))

@@ -1,0 +1,81 @@
+"""Pictures from prompts or labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL import Image
+
+from flowturbo import noise
+from flowturbo.images import to_pil
+from flowturbo.models.model import Model
+from flowturbo.plan import Plan
+from flowturbo.sampler import Callback, Refiner, sample
+
+__all__ = ["generate"]
+
+
+def generate(
+    model: Model,
+    prompts: Sequence[str | int],
+    *,
+    plan: Plan | str | None = None,
+    guidance: float | None = None,
+    negative: str | None = None,
+    seed: int = 0,
+    refiner: Refiner | None = None,
+    batch: int = 64,
+    callback: Callback | None = None,
+) -> list[Image.Image]:
+    """Draw a picture for each prompt; picture ``i`` depends on ``seed + i`` and its prompt alone.
+
+    The noise of a picture is the same bit for bit in any batch; its pixels agree to 1 of 255
+    levels, since matrix products round differently with the size of a batch.
+
+    Args:
+        model: from `flowturbo.load`.
+        prompts: labels or prompts, one a picture; "" is unconditional.
+        plan: a plan or its notation; by default the one on the model's card.
+        guidance: scale of classifier-free guidance, 1 is off; by default the card's.
+        negative: a prompt to guide away from; by default the unconditional one.
+        seed: of the first picture, from 0.
+        refiner: for plans with refiner evaluations.
+        batch: most pictures sampled at a time, at least 1.
+        callback: called after every evaluation of every batch, see `flowturbo.sample`.
+
+    Returns:
+        PIL images, grey or RGB.
+
+    Raises:
+        ValueError: for a prompt the model does not know, a malformed plan, a missing refiner, or a
+            number out of range.
+    """
+    if batch < 1:
+        raise ValueError(f"batch={batch}: must be at least 1")
+    plan = resolve_plan(model, plan)
+    guidance = float(model.defaults["guidance"] if guidance is None else guidance)
+    cond = model.condition(prompts)
+    null = None if negative is None else model.condition([negative])
+    images = []
+    for i in range(0, len(cond), batch):
+        rows = cond[i : i + batch]
+        seeds = range(seed + i, seed + i + len(rows))
+        x0 = noise.draw(seeds, model.shape, device=model.device)
+        x1 = sample(
+            plan,
+            model,
+            x0,
+            rows,
+            guidance=guidance,
+            negative=null,
+            refiner=refiner,
+            callback=callback,
+        )
+        images += to_pil(model.decode(x1))
+    return images
+
+
+def resolve_plan(model: Model, plan: Plan | str | None) -> Plan:
+    """``plan`` itself, its notation parsed, or the default on the model's card."""
+    plan = str(model.defaults["plan"]) if plan is None else plan
+    return Plan.parse(plan) if isinstance(plan, str) else plan

@@ -1,0 +1,42 @@
+"""Training objectives.
+
+Flow matching (Lipman et al. 2023, arXiv 2210.02747): with ``x_t = t*x1 + (1-t)*x0``, the mean
+square of ``field(x_t, t, cond) - (x1 - x0)`` over data, noise and times.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flowturbo.field import Field, map_condition
+from flowturbo.path import interpolate, velocity
+
+__all__ = ["Times", "draw_times", "drop_condition", "flow_loss"]
+
+Times = Literal["uniform", "logit-normal"]
+
+
+def draw_times(n: int, kind: Times, generator: torch.Generator) -> Tensor:
+    """Times (n,) in (0, 1): uniform, or logit-normal(0, 1) (arXiv 2403.03206, section 3.1).
+
+    They are stratified, one in each n-th of the distribution, which lowers the variance of a step.
+    """
+    u = (torch.arange(n) + torch.rand(n, generator=generator)) / n
+    u = u[torch.randperm(n, generator=generator)].clamp(1e-4, 1 - 1e-4)
+    return u if kind == "uniform" else torch.special.ndtri(u).sigmoid()
+
+
+def drop_condition(cond: Tensor, null: Tensor, p: float, generator: torch.Generator) -> Tensor:
+    """``cond`` with each row replaced by the row of ``null`` with probability ``p``."""
+    dropped = torch.rand(len(cond), generator=generator) < p
+    rows = lambda c, n: torch.where(dropped.view(-1, *[1] * (c.ndim - 1)), n, c)  # noqa: E731
+    return map_condition(rows, cond, null)  # type: ignore[no-any-return]
+
+
+def flow_loss(field: Field, x0: Tensor, x1: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+    """The flow-matching loss, one number, for noise ``x0``, data ``x1`` (B, ...), times (B,)."""
+    v = field(interpolate(x0, x1, t), t, cond)
+    return (v.float() - velocity(x0, x1)).square().mean()

@@ -1,0 +1,183 @@
+"""Checkpoints: what is saved comes back, what is damaged is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import flowturbo as ft
+from flowturbo.models.checkpoint import CARD, WEIGHTS, convert, load_folder, save_folder
+from flowturbo.models.sit import SiT
+
+CONDITION = {"kind": "class", "labels": ["a", "b", "c", "d", "e"]}
+
+
+@pytest.fixture
+def folder(tiny: SiT, tmp_path: Path) -> Path:
+    save_folder(tmp_path / "tiny", tiny, {"condition": CONDITION})
+    return tmp_path / "tiny"
+
+
+def test_round_trip_in_half_precision(tiny, folder):
+    model = ft.load(folder)
+    x, cond = torch.randn(2, 2, 8, 8), model.condition(["a", "e"])
+    half = {k: p.half().float() for k, p in tiny.state_dict().items()}
+    tiny.load_state_dict(half)
+    torch.testing.assert_close(model(x, 0.4, cond), tiny(x, 0.4, cond), rtol=0, atol=0)
+    assert model.name == "tiny"
+    assert model.shape == (2, 8, 8)
+    assert not any(p.requires_grad for p in model.parameters())
+    assert load_file(folder / WEIGHTS)["pos_embed"].dtype == torch.float16
+
+
+def test_fingerprint_follows_the_weights_not_the_precision(folder, tiny):
+    first = ft.load(folder)
+    assert ft.load(folder, dtype=torch.float16).fingerprint == first.fingerprint
+    tiny.blocks[0].mlp.fc1.bias.add_(0.5)
+    save_folder(folder, tiny, {})
+    assert ft.load(folder).fingerprint != first.fingerprint
+
+
+def _truncate(folder: Path) -> None:
+    data = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(data[: len(data) // 2])
+
+
+def _edit_card(**changes):
+    def edit(folder: Path) -> None:
+        card = json.loads((folder / CARD).read_text())
+        card["config"].update(changes.pop("config", {}))
+        (folder / CARD).write_text(json.dumps({**card, **changes}))
+
+    return edit
+
+
+def _edit_weights(change):
+    def edit(folder: Path) -> None:
+        tensors = load_file(folder / WEIGHTS)
+        change(tensors)
+        save_file(tensors, folder / WEIGHTS)
+
+    return edit
+
+
+def _pickle(folder: Path) -> None:
+    torch.save({"a": torch.zeros(1)}, folder / WEIGHTS)
+
+
+def _only_pickle(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+    torch.save({"a": torch.zeros(1)}, folder / "model.pt")
+
+
+DAMAGE = {
+    "truncated": (_truncate, "corrupt or truncated"),
+    "not safetensors": (lambda f: (f / WEIGHTS).write_bytes(b"nonsense" * 9), "corrupt"),
+    "empty": (lambda f: (f / WEIGHTS).write_bytes(b""), "corrupt"),
+    "no weights": (lambda f: (f / WEIGHTS).unlink(), "no model.safetensors"),
+    "no card": (lambda f: (f / CARD).unlink(), "no card.json"),
+    "card not JSON": (lambda f: (f / CARD).write_text("{"), "not a JSON card"),
+    "card not text": (lambda f: (f / CARD).write_bytes(b"\xff\xfe"), "not a JSON card"),
+    "card a list": (lambda f: (f / CARD).write_text("[]"), "not a flowturbo card"),
+    "card of the future": (_edit_card(format=99), "not a flowturbo card"),
+    "other architecture": (_edit_card(architecture="unet"), "architecture 'unet'"),
+    "unknown option": (_edit_card(config={"deepth": 2}), "did you mean 'depth'"),
+    "deeper": (_edit_card(config={"depth": 3}), "another architecture"),
+    "wider": (_edit_card(config={"width": 64}), "the config wants"),
+    "NaN": (_edit_weights(lambda t: t["blocks.0.mlp.fc1.bias"].fill_(torch.nan)), "NaN"),
+    "missing tensor": (_edit_weights(lambda t: t.pop("pos_embed")), "1 tensors missing"),
+    "pickle in disguise": (_pickle, "pickle"),
+    "pickle": (_only_pickle, "flowturbo convert"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damaged_models_are_refused_in_one_line(folder, kind):
+    damage, message = DAMAGE[kind]
+    damage(folder)
+    with pytest.raises(ValueError, match=message) as e:
+        load_folder(folder)
+    assert "\n" not in str(e.value)
+
+
+def test_a_network_that_is_not_finite_is_not_saved(tiny, tmp_path):
+    tiny.pos_embed[0, 0, 0] = 1e6  # beyond half precision
+    with pytest.raises(ValueError, match="pos_embed"):
+        save_folder(tmp_path / "m", tiny, {})
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"ema": s, "model": {}, "args": 3}])
+def test_convert_official_pickle(tiny, tmp_path, wrap):
+    torch.save(wrap(tiny.state_dict()), tmp_path / "sit.pt")
+    convert(tmp_path / "sit.pt", tmp_path / "out", tiny.config, {"condition": CONDITION})
+    x = torch.randn(1, 2, 8, 8)
+    torch.testing.assert_close(
+        ft.load(tmp_path / "out")(x, 0.5, None), tiny(x, 0.5), rtol=1e-2, atol=1e-2
+    )
+
+
+def test_convert_runs_no_code_and_checks_names(tmp_path, tiny):
+    torch.save({"model": Path("/")}, tmp_path / "evil.pt")
+    with pytest.raises(ValueError, match="not a checkpoint of plain tensors"):
+        convert(tmp_path / "evil.pt", tmp_path / "out", tiny.config)
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="another architecture"):
+        convert(tmp_path / "other.pt", tmp_path / "out", tiny.config)
+    with pytest.raises(ValueError, match="does not exist"):
+        convert(tmp_path / "none.pt", tmp_path / "out", tiny.config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels(folder):
+    model = ft.load(folder)
+    assert model.condition(["a", "4", 2, ""]).tolist() == [0, 4, 2, 5]
+    with pytest.raises(ValueError, match="has 5 labels"):
+        model.condition(["12"])
+    with pytest.raises(ValueError, match="pass a list"):
+        model.condition("a")
+
+
+def test_unknown_models_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="did you mean 'digits'"):
+        ft.load("digit")
+    with pytest.raises(ValueError, match="hf:owner/repo"):
+        ft.load("hf:nobody")
+    (tmp_path / "file.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="is a file"):
+        ft.load(tmp_path / "file.safetensors")
+
+
+def test_hub_names_fetch_a_folder(folder, monkeypatch):
+    asked = {}
+
+    def snapshot_download(repo, revision=None, **options):
+        asked.update(repo=repo, revision=revision)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert ft.load("hf:someone/tiny@v1").shape == (2, 8, 8)
+    assert asked == {"repo": "someone/tiny", "revision": "v1"}
+
+
+def test_hub_failure_is_one_line(monkeypatch):
+    def snapshot_download(repo, **options):
+        raise OSError("offline\nand more")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with pytest.raises(ValueError, match="could not be fetched from the hub: offline$"):
+        ft.load("hf:someone/tiny")
+
+
+def test_configuration_of_a_latent_model_refuses_to_decode(tiny, tmp_path):
+    save_folder(tmp_path / "m", tiny, {"codec": {"kind": "latent", "autoencoder": "sd-vae"}})
+    with pytest.raises(ValueError, match="latents of sd-vae"):
+        ft.load(tmp_path / "m").decode(torch.zeros(1, 2, 8, 8))
+
+

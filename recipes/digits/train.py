@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--out", default="runs/digits")
     options = parser.parse_args()
     data = load_data(options.data, ARCHITECTURE.size)
-    report = lambda step, loss: print(f"step {step:6d}  loss {loss:.4f}", flush=True)  # noqa: E731
+    report = lambda step, loss: print(f"step {step:6d}  loss {loss:.4f}", flush=True)
     train(ARCHITECTURE, data, options.out, TRAINING, card=CARD, report=report)
 
 

@@ -1,11 +1,12 @@
 """Real-time sampling for flow-matching image generators.
 
-    import flowturbo as ft
+import flowturbo as ft
 
-    model = ft.load("digits")
-    images = ft.generate(model, ["7", "3"], seed=0)
+model = ft.load("digits")
+images = ft.generate(model, ["7", "3"], seed=0)
 """
 
+from flowturbo import noise
 from flowturbo._version import __version__
 from flowturbo.field import Cast, CountCalls, Guidance
 from flowturbo.models.model import Model
@@ -24,5 +25,6 @@ __all__ = [
     "__version__",
     "generate",
     "load",
+    "noise",
     "sample",
 ]

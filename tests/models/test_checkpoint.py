@@ -171,7 +171,7 @@ def test_hub_failure_is_one_line(monkeypatch):
         raise OSError("offline\nand more")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    with pytest.raises(ValueError, match="could not be fetched from the hub: offline$"):
+    with pytest.raises(ValueError, match=r"could not be fetched from the hub: offline$"):
         ft.load("hf:someone/tiny")
 
 
@@ -179,5 +179,3 @@ def test_configuration_of_a_latent_model_refuses_to_decode(tiny, tmp_path):
     save_folder(tmp_path / "m", tiny, {"codec": {"kind": "latent", "autoencoder": "sd-vae"}})
     with pytest.raises(ValueError, match="latents of sd-vae"):
         ft.load(tmp_path / "m").decode(torch.zeros(1, 2, 8, 8))
-
-

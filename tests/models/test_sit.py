@@ -55,7 +55,7 @@ def reference(p: dict[str, torch.Tensor], c: SiTConfig, x, t, y):
     """The forward pass of the paper, written out once more from its definition."""
     angles = t[:, None] * torch.exp(-math.log(10000) * torch.arange(128) / 128)
     emb = torch.cat([angles.cos(), angles.sin()], -1)
-    lin = lambda name, h: h @ p[f"{name}.weight"].T + p[f"{name}.bias"]  # noqa: E731
+    lin = lambda name, h: h @ p[f"{name}.weight"].T + p[f"{name}.bias"]
     cond = lin("t_embedder.mlp.2", F.silu(lin("t_embedder.mlp.0", emb)))
     cond = cond + p["y_embedder.embedding_table.weight"][y]
     n = c.size // c.patch
@@ -63,7 +63,9 @@ def reference(p: dict[str, torch.Tensor], c: SiTConfig, x, t, y):
     patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(len(x), n * n, -1)
     h = patches @ p["x_embedder.proj.weight"].flatten(1).T + p["x_embedder.proj.bias"]
     h = h + p["pos_embed"]
-    norm = lambda h: (h - h.mean(-1, True)) / (h.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()  # noqa: E731
+    norm = lambda h: (
+        (h - h.mean(-1, True)) / (h.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
+    )
     for i in range(c.depth):
         b = f"blocks.{i}"
         s1, m1, g1, s2, m2, g2 = lin(f"{b}.adaLN_modulation.1", F.silu(cond)).chunk(6, -1)
@@ -104,7 +106,7 @@ def test_positions_are_those_of_a_sine_cosine_grid():
     """Columns in the first half of the channels, rows in the second (as in the official code)."""
     network = SiT(SiTConfig(size=6, patch=2, width=16, depth=1, heads=2))
     omega = 10000.0 ** -(torch.arange(4) / 4)
-    one = lambda i: torch.cat([(i * omega).sin(), (i * omega).cos()])  # noqa: E731
+    one = lambda i: torch.cat([(i * omega).sin(), (i * omega).cos()])
     grid = torch.stack([torch.cat([one(c), one(r)]) for r in range(3) for c in range(3)])
     torch.testing.assert_close(network.pos_embed[0], grid)
 

@@ -28,8 +28,9 @@ from flowturbo.train import ArrayData, TrainConfig, train
 torch.set_num_threads(1)
 images = torch.randint(0, 256, (40, 1, 8, 8), generator=torch.Generator().manual_seed(1))
 data = ArrayData(images.byte(), torch.arange(40) % 4, {"kind": "class", "labels": list("abcd")})
+network = SiTConfig(size=8, channels=1, patch=4, width=16, depth=1, heads=2, classes=4)
 train(
-    SiTConfig(size=8, channels=1, patch=4, width=16, depth=1, heads=2, classes=4), data, sys.argv[1],
+    network, data, sys.argv[1],
     TrainConfig(steps=60, batch=8, compile=False, bf16=False, save_every=10, preview_every=0,
                 optimizer=sys.argv[2], warmup=5),
     report=lambda step, loss: None,
@@ -57,7 +58,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, optimizer):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait(60) == -signal.SIGKILL
-    assert list(killed.glob("checkpoints/step-*"))[0].name < "step-00000060"
+    assert next(killed.glob("checkpoints/step-*")).name < "step-00000060"
     again = _start(killed, optimizer)
     assert again.wait(120) == 0, again.stderr.read().decode()
     a, b = load_file(whole / "model.safetensors"), load_file(killed / "model.safetensors")

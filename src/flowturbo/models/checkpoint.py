@@ -138,14 +138,16 @@ def convert(
         tensors = read_weights(source)
     else:
         try:
-            tensors = torch.load(source, map_location="cpu", weights_only=True)
+            found = torch.load(source, map_location="cpu", weights_only=True)
         except Exception as e:
             reason = str(e).splitlines()[0]
             raise ValueError(f"{source}: not a checkpoint of plain tensors ({reason})") from e
-        for key in ("ema", "model", "state_dict"):
-            if isinstance(tensors, dict) and isinstance(tensors.get(key), dict):
-                tensors = tensors[key]
-                break
+        if not isinstance(found, dict):
+            raise ValueError(f"{source}: holds a {type(found).__name__}, not a dict of tensors")
+        nested = [
+            found[k] for k in ("ema", "model", "state_dict") if isinstance(found.get(k), dict)
+        ]
+        tensors = nested[0] if nested else found
     with torch.device("meta"):
         network = SiT(config)
     _load(network, tensors, str(source), torch.float32)
@@ -155,7 +157,10 @@ def convert(
 def _load(network: nn.Module, tensors: dict[str, Tensor], where: str, dtype: torch.dtype) -> None:
     """Fill a network made on the meta device, after checking names, shapes and values."""
     wanted = network.state_dict()
-    missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    missing, unknown = (
+        sorted(wanted.keys() - tensors.keys()),
+        sorted(tensors.keys() - wanted.keys()),
+    )
     if missing or unknown:
         raise ValueError(
             f"{where}: another architecture: {len(missing)} tensors missing {missing[:3]}, "

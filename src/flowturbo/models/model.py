@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowturbo.field import Cast
 from flowturbo.models.text import Tokenizer
 
 __all__ = ["Model"]
@@ -46,13 +47,21 @@ class Model(nn.Module):
         return next(self.parameters()).device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.parameters()).dtype
+
+    @property
     def defaults(self) -> dict[str, Any]:
         """What `generate` uses unless told otherwise: "guidance" and "plan"."""
         return {"guidance": 1.0, "plan": "AB2:8", **self.card.get("defaults", {})}
 
     def forward(self, x: Tensor, t: float | Tensor, cond: Any = None) -> Tensor:
-        """The velocity (B, C, H, W) at states ``x``, times ``t``, conditions ``cond``."""
-        return self.network(x, t, cond)
+        """The velocity (B, C, H, W) at states ``x``, times ``t``, conditions ``cond``.
+
+        It is computed in the dtype of the weights and returned in that of ``x``.
+        """
+        return Cast(self.network, self.dtype)(x, t, cond)
 
     def condition(self, prompts: Sequence[str | int]) -> Tensor:
         """Labels or prompts to the condition of as many images, on the model's device.

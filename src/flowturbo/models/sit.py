@@ -130,10 +130,10 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         half = self.frequencies // 2
-        exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
-        angles = t.float()[:, None] * 10000.0**-exponents
+        exponents = torch.arange(half, dtype=t.dtype, device=t.device) / half
+        angles = t[:, None] * 10000.0**-exponents
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return self.mlp(waves.to(self.mlp[0].weight.dtype))
+        return self.mlp(waves.to(self.mlp.get_parameter("0.weight").dtype))
 
 
 class LabelEmbedder(nn.Module):
@@ -282,8 +282,10 @@ class SiT(nn.Module):
         return torch.full_like(cond, self.config.classes if self.config.classes else 0)
 
     def forward(self, x: Tensor, t: float | Tensor, cond: Tensor | None = None) -> Tensor:
+        """The velocity at ``x``, ``t`` under ``cond``."""
         config = self.config
-        t = torch.as_tensor(t, dtype=torch.float32, device=x.device).expand(len(x))
+        precise = torch.float64 if x.dtype == torch.float64 else torch.float32
+        t = torch.as_tensor(t, dtype=precise, device=x.device).expand(len(x))
         text, c = self.embed(t, cond)
         h = F.silu(self.stem(x)) if config.stem == "conv" else x
         h = self.x_embedder(h) + self.pos_embed
@@ -328,9 +330,13 @@ class SiT(nn.Module):
                 nn.init.normal_(m.weight, std=0.02)
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
         nn.init.zeros_(self.x_embedder.proj.bias)  # type: ignore[arg-type]
-        for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
-            nn.init.normal_(layer.weight, std=0.02)
-        zero: list[Any] = [b.adaLN_modulation[1] for b in self.blocks if "offset" not in b._parameters]
+        for name in ("mlp.0.weight", "mlp.2.weight"):
+            nn.init.normal_(self.t_embedder.get_parameter(name), std=0.02)
+        zero: list[Any] = [
+            b.get_submodule("adaLN_modulation.1")
+            for b in self.blocks
+            if self.config.modulation == "block"
+        ]
         zero += [self.final_layer.adaLN_modulation[1]]
         if self.config.modulation == "shared":
             zero.append(self.adaLN_modulation[1])

@@ -108,7 +108,9 @@ class Tokenizer:
         found = self._words(prompt)
         ids = [i for w in found for i in self._split(w)]
         if not ids and prompt.strip():
-            raise ValueError(f"prompt {_short(prompt)}: no word of it is known; {self._near(found)}")
+            raise ValueError(
+                f"prompt {_short(prompt)}: no word of it is known; {self._near(found)}"
+            )
         if len(ids) > self.length:
             raise ValueError(
                 f"prompt {_short(prompt)}: {len(ids)} tokens, the model reads {self.length}; "

@@ -66,7 +66,9 @@ def _download(text: str) -> Path:
 
     repo, _, revision = text.removeprefix("hf:").partition("@")
     if repo.count("/") != 1:
-        raise ValueError(f"model {text!r}: a hub model is written hf:owner/repo or hf:owner/repo@tag")
+        raise ValueError(
+            f"model {text!r}: a hub model is written hf:owner/repo or hf:owner/repo@tag"
+        )
     files = ["*.json", "*.safetensors", "plans/*"]
     try:
         return Path(snapshot_download(repo, revision=revision or None, allow_patterns=files))

@@ -71,6 +71,11 @@ def generate(
             refiner=refiner,
             callback=callback,
         )
+        if not x1.isfinite().all():
+            raise ValueError(
+                f"the pictures are not finite: guidance={guidance} is too large for plan "
+                f"{plan.name!r} in {x0.dtype}; lower it"
+            )
         images += to_pil(model.decode(x1))
     return images
 

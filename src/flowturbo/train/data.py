@@ -51,7 +51,9 @@ class ArrayData:
         self, images: Tensor, cond: Tensor | None = None, condition: dict[str, Any] | None = None
     ) -> None:
         if images.ndim != 4 or images.dtype != torch.uint8 or not len(images):
-            raise ValueError(f"images: {tuple(images.shape)} {images.dtype}, want (N, C, H, W) uint8")
+            raise ValueError(
+                f"images: {tuple(images.shape)} {images.dtype}, want (N, C, H, W) uint8"
+            )
         if cond is not None and len(cond) != len(images):
             raise ValueError(f"{len(images)} images but {len(cond)} conditions")
         self.images, self.cond, self.condition = images, cond, condition

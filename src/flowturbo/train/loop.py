@@ -86,6 +86,8 @@ class TrainConfig:
         for name in ("ema", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be in [0, 1)")
+        if not 0 <= self.seed < 2**23:
+            raise ValueError(f"seed={self.seed}: must be from 0 to 2**23 - 1")
         if not 0 < self.tail <= 1:
             raise ValueError(f"tail={self.tail}: must be in (0, 1]")
         allowed = {
@@ -149,7 +151,12 @@ class _Run:
     """The state of a run: network, average, optimizers, step."""
 
     def __init__(
-        self, architecture: SiTConfig, data: Data, out: Path, config: TrainConfig, card: dict[str, Any]
+        self,
+        architecture: SiTConfig,
+        data: Data,
+        out: Path,
+        config: TrainConfig,
+        card: dict[str, Any],
     ) -> None:
         try:
             from accelerate import Accelerator
@@ -162,7 +169,7 @@ class _Run:
             raise ValueError(f"the network draws {network.shape}, the data are {data.shape}")
         self._claim_folder(architecture)
         self.accelerator = Accelerator(project_dir=str(out))
-        average = torch.optim.swa_utils.AveragedModel(
+        average: Any = torch.optim.swa_utils.AveragedModel(
             network, device=self.accelerator.device, multi_avg_fn=_ema(config.ema)
         )
         self.average = average
@@ -333,9 +340,5 @@ def _optimizers(network: nn.Module, config: TrainConfig) -> list[torch.optim.Opt
         return [torch.optim.AdamW(every, config.lr, (0.9, 0.99), weight_decay=decay)]
     if not hasattr(torch.optim, "Muon"):
         raise ValueError(f"optimizer='muon' needs torch 2.9 or later, this is {torch.__version__}")
-    muon = torch.optim.Muon(
-        matrices, config.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
-    )
+    muon = torch.optim.Muon(matrices, config.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
     return [torch.optim.AdamW(rest, config.lr, (0.9, 0.99), weight_decay=decay), muon]
-
-

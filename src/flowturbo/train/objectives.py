@@ -32,7 +32,7 @@ def draw_times(n: int, kind: Times, generator: torch.Generator) -> Tensor:
 def drop_condition(cond: Tensor, null: Tensor, p: float, generator: torch.Generator) -> Tensor:
     """``cond`` with each row replaced by the row of ``null`` with probability ``p``."""
     dropped = torch.rand(len(cond), generator=generator) < p
-    rows = lambda c, n: torch.where(dropped.view(-1, *[1] * (c.ndim - 1)), n, c)  # noqa: E731
+    rows = lambda c, n: torch.where(dropped.view(-1, *[1] * (c.ndim - 1)), n, c)
     return map_condition(rows, cond, null)  # type: ignore[no-any-return]
 
 

@@ -1,0 +1,72 @@
+"""`ft.generate`: pictures from labels, each from its own seed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import flowturbo as ft
+
+
+def test_pictures_are_pil_images_of_the_models_size(digits):
+    images = ft.generate(digits, ["7", 3], plan="E2", seed=0)
+    assert [type(i) for i in images] == [Image.Image] * 2
+    assert [i.size for i in images] == [(32, 32)] * 2
+    assert images[0].mode == "L"
+
+
+def test_a_picture_depends_on_its_seed_and_prompt_alone(digits):
+    """In any batch: the same to 1 of 255 levels."""
+    prompts = ["7", "3", "0", "5", "1"]
+    whole = ft.generate(digits, prompts, plan="AB2:4", seed=10)
+    split = ft.generate(digits, prompts, plan="AB2:4", seed=10, batch=2)
+    for i, prompt in enumerate(prompts):
+        alone = ft.generate(digits, [prompt], plan="AB2:4", seed=10 + i)[0]
+        for other in (whole[i], split[i]):
+            assert abs(np.asarray(alone, int) - np.asarray(other, int)).max() <= 1
+
+
+def test_states_of_a_batch_equal_those_drawn_alone(digits):
+    """The stated tolerance on the state: 1e-4 in float32."""
+    x0 = ft.noise.draw(range(4), digits.shape)
+    cond = digits.condition(["1", "2", "3", "4"])
+    plan = ft.Plan.parse("AB2:4")
+    batch = ft.sample(plan, digits, x0, cond, guidance=2.0)
+    for i in range(4):
+        alone = ft.sample(plan, digits, x0[i : i + 1], cond[i : i + 1], guidance=2.0)
+        torch.testing.assert_close(batch[i : i + 1], alone, rtol=0, atol=1e-4)
+
+
+def test_defaults_come_from_the_card(digits):
+    default = ft.generate(digits, ["4"])[0]
+    said = ft.generate(digits, ["4"], **digits.defaults)[0]
+    assert default.tobytes() == said.tobytes()
+
+
+def test_negative_prompt_and_unconditional_pictures(digits):
+    plain, away, free = (
+        ft.generate(digits, [p], plan="E3", negative=n)[0].tobytes()
+        for p, n in (("4", None), ("4", "9"), ("", None))
+    )
+    assert len({plain, away, free}) == 3
+    same = ft.generate(digits, ["4"], plan="E3", negative="")[0].tobytes()
+    assert same == plain
+
+
+def test_callback_sees_every_evaluation(digits):
+    seen: list[ft.Step] = []
+    ft.generate(digits, ["1"] * 3, plan="H1P1", batch=2, callback=lambda s: seen.append(s))
+    assert [s.index for s in seen] == [0, 1, 2] * 2
+    assert seen[0].x1.shape == (2, 1, 32, 32)
+
+
+def test_refused(digits):
+    with pytest.raises(ValueError, match="batch=0"):
+        ft.generate(digits, ["1"], batch=0)
+    with pytest.raises(ValueError, match="refiner"):
+        ft.generate(digits, ["1"], plan="H1R1")
+    with pytest.raises(ValueError, match="not finite"):
+        ft.generate(digits, ["1"], plan="E2", guidance=1e30)
+    assert ft.generate(digits, []) == []

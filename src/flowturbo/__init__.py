@@ -12,6 +12,7 @@ from flowturbo.field import Cast, CountCalls, Guidance
 from flowturbo.models.model import Model
 from flowturbo.models.zoo import load
 from flowturbo.plan import Plan
+from flowturbo.refiner.checkpoint import load_refiner
 from flowturbo.sampler import Step, sample
 from flowturbo.tasks.generate import generate
 
@@ -25,6 +26,7 @@ __all__ = [
     "__version__",
     "generate",
     "load",
+    "load_refiner",
     "noise",
     "sample",
 ]

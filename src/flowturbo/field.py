@@ -124,15 +124,19 @@ class Guidance(_Wrapper):
 
     def __call__(self, x: Tensor, t: Any, cond: Any = None) -> Tensor:
         """The guided velocity, like ``x``."""
+        return self.over(self.field, x, t, cond)
+
+    def over(self, field: Field, x: Tensor, t: Any, cond: Any) -> Tensor:
+        """The velocity of another field guided the same way, with the same null condition."""
         low, high = self.interval
         whole = low <= 0 and high >= 1
         if not whole and not torch.as_tensor((t >= low) & (t <= high)).any():
-            return self.field(x, t, cond)
+            return field(x, t, cond)
         if cond is None:
             raise ValueError("guidance needs a condition: pass cond, or guidance=1")
         null = self.field.null_condition(cond) if self.null is None else self.null  # type: ignore[attr-defined]
         t2 = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim == 1 else t
-        v = self.field(torch.cat([x, x]), t2, map_condition(_cat, cond, null))
+        v = field(torch.cat([x, x]), t2, map_condition(_cat, cond, null))
         v_c, v_u = v.chunk(2)
         out = v_u + self._scale(x, t, whole) * (v_c - v_u)
         if self.channels is not None:

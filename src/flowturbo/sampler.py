@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -23,13 +24,22 @@ from flowturbo.field import Field, Guidance
 from flowturbo.path import predicted_data
 from flowturbo.plan import Plan
 
-__all__ = ["Callback", "Refiner", "Step", "sample"]
+__all__ = ["Callback", "Refiner", "Step", "prepare_refiner", "sample"]
 
 History = Sequence[tuple[float, Tensor]]
 
 
 class Refiner(Protocol):
-    """A light network that predicts a velocity from the velocities before it."""
+    """A light network that predicts a velocity from the velocities before it.
+
+    It may have attributes that say how it is used:
+
+    - ``distinct_times``: at how many distinct times it must be shown velocities (1 if missing);
+    - ``guided``: False if it refines single branches, so that each call is guided like the model's
+      (and costs two); by default it is called once, on guided velocities;
+    - ``guidance_range``: (lowest, highest) scale it was made for; such a refiner is told the scale
+      as ``guidance=...``.
+    """
 
     def __call__(self, x: Tensor, t: Any, cond: Any, history: History) -> Tensor:
         """The velocity at ``x``, ``t``; ``history`` holds (time, velocity) pairs, oldest first."""
@@ -81,7 +91,7 @@ def sample(
         cond: the condition, passed on as it is.
         guidance: scale of classifier-free guidance, one number or one per image (B,); 1 is off.
         negative: the condition to guide away from; the model's null condition by default.
-        refiner: evaluates the rows of ``plan`` that ask for one.
+        refiner: evaluates the rows of ``plan`` that ask for one, guided as its attributes say.
         callback: called with a ``Step`` after each update; a tensor it returns replaces the state.
         differentiable: keep the graph, to differentiate through the sampler.
 
@@ -89,8 +99,8 @@ def sample(
         The state at ``plan.times[-1]``, of the shape and dtype of ``x``.
 
     Raises:
-        ValueError: if the plan needs a refiner and there is none, or the model or the callback
-            returns another shape.
+        ValueError: if the plan needs a refiner and there is none, or the refiner needs another plan
+            or scale, or the model or the callback returns another shape.
     """
     if plan.nfe["refiner"] and refiner is None:
         raise ValueError(
@@ -99,9 +109,55 @@ def sample(
         )
     if isinstance(guidance, Tensor) or guidance != 1.0:
         model = Guidance(model, guidance, null=negative)
+    if refiner is not None and plan.nfe["refiner"]:
+        refiner = prepare_refiner(plan, model, refiner)
     with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
         state = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         return _run(plan, model, state, cond, refiner, callback).to(x.dtype)
+
+
+def prepare_refiner(plan: Plan, model: Field, refiner: Refiner) -> Refiner:
+    """``refiner`` as the rows of ``plan`` call it beside ``model``, which may be a ``Guidance``.
+
+    Raises:
+        ValueError: if ``plan`` shows it too few velocities, or the scale is not one it knows.
+    """
+    needed = getattr(refiner, "distinct_times", 1)
+    for k, evaluator in enumerate(plan.evaluators):
+        shown = len({plan.told[j] for j in plan.seen_by(k)})
+        if evaluator == "refiner" and shown < needed:
+            raise ValueError(
+                f"plan {plan.name!r}: evaluation {k} shows the refiner velocities at {shown} "
+                f"distinct times, and it needs {needed}; take a plan with more evaluations of the "
+                "model before the first R"
+            )
+    guidance = model if isinstance(model, Guidance) else None
+    if guidance and not getattr(refiner, "guided", True):
+        return partial(_guided, refiner, guidance)
+    if hasattr(refiner, "guidance_range"):
+        low, high = refiner.guidance_range
+        scale = torch.as_tensor(guidance.scale if guidance else 1.0)
+        if not bool(((scale >= low - 1e-6) & (scale <= high + 1e-6)).all()):
+            raise ValueError(
+                f"guidance={scale.tolist()}: this refiner was made for {low:g} to {high:g}; use a "
+                "scale in that range, another refiner, or a plan without R"
+            )
+        return partial(refiner, guidance=guidance.scale if guidance else 1.0)  # type: ignore[call-arg]
+    return refiner
+
+
+def _guided(
+    refiner: Refiner, guidance: Guidance, x: Tensor, t: Any, cond: Any, history: History
+) -> Tensor:
+    """The refiner under the model's guidance: both branches see the same guided velocities."""
+
+    images = len(x)
+
+    def branches(x: Tensor, t: Any, cond: Any) -> Tensor:
+        shown = [(s, torch.cat([v] * (len(x) // images))) for s, v in history]
+        return refiner(x, t, cond, shown)
+
+    return guidance.over(branches, x, t, cond)
 
 
 def _run(

@@ -7,6 +7,7 @@ for a pickle is `convert`, which loads with ``weights_only=True``.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,19 @@ from flowturbo.files import replacing
 from flowturbo.models.model import Model
 from flowturbo.models.sit import SiT, SiTConfig
 
-__all__ = ["CARD", "WEIGHTS", "convert", "load_folder", "save_folder"]
+__all__ = [
+    "CARD",
+    "FORMAT",
+    "WEIGHTS",
+    "convert",
+    "fill",
+    "load_folder",
+    "read_card",
+    "read_tensors",
+    "read_weights",
+    "save_folder",
+    "save_pair",
+]
 
 CARD, WEIGHTS = "card.json", "model.safetensors"
 FORMAT = 1
@@ -39,20 +52,26 @@ def save_folder(
         ValueError: if a weight is not finite, or not in ``dtype``.
         OSError: if the folder cannot be written.
     """
-    tensors = {k: p.detach().cpu().to(dtype).contiguous() for k, p in network.state_dict().items()}
-    _check_finite(tensors, f"the network to be saved as {dtype}")
     card = {
-        "format": FORMAT,
         "name": Path(folder).name,
         **card,
         "architecture": "sit",
         "config": network.config.to_dict(),
     }
-    text = json.dumps(card, indent=1, ensure_ascii=False)
-    with replacing(Path(folder) / WEIGHTS) as path:
-        save_file(tensors, path, metadata={"format": "pt"})
-    with replacing(Path(folder) / CARD) as path:
-        path.write_text(text + "\n", encoding="utf-8")
+    save_pair(Path(folder) / WEIGHTS, Path(folder) / CARD, network, card, dtype=dtype)
+
+
+def save_pair(
+    weights: Path, path: Path, network: nn.Module, card: dict[str, Any], *, dtype: torch.dtype
+) -> None:
+    """Write the weights of a network and its card; see ``save_folder``."""
+    tensors = {k: p.detach().cpu().to(dtype).contiguous() for k, p in network.state_dict().items()}
+    _check_finite(tensors, f"the network to be saved as {dtype}")
+    text = json.dumps({"format": FORMAT, **card}, indent=1, ensure_ascii=False)
+    with replacing(weights) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    with replacing(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def load_folder(
@@ -73,33 +92,36 @@ def load_folder(
     tensors = read_weights(folder / WEIGHTS)
     with torch.device("meta"):
         network = SiT(config)
-    _load(network, tensors, str(folder / WEIGHTS), dtype)
+    fill(network, tensors, str(folder / WEIGHTS), dtype)
     model = Model(network.to(device), card)
     return model.eval().requires_grad_(False)
 
 
-def read_card(folder: Path) -> dict[str, Any]:
+def read_card(
+    folder: Path, card: str = CARD, weights: str = WEIGHTS, architectures: Sequence[str] = ("sit",)
+) -> dict[str, Any]:
     """The checked card of ``folder``."""
     if not folder.is_dir():
         raise ValueError(f"model folder {str(folder)!r} does not exist")
     pickles = [p.name for p in folder.iterdir() if p.suffix in _PICKLES]
-    for name in (CARD, WEIGHTS):
+    for name in (card, weights):
         if not (folder / name).is_file():
             if pickles:
                 raise ValueError(_refuse_pickle(folder / pickles[0]))
-            raise ValueError(f"{folder}: no {name}; a model is a folder with {CARD} and {WEIGHTS}")
+            raise ValueError(f"{folder}: no {name}; want {card} and {weights}")
     try:
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        known = isinstance(card, dict) and isinstance(card.get("config"), dict)
+        made = json.loads((folder / card).read_text(encoding="utf-8"))
+        known = isinstance(made, dict) and isinstance(made.get("config"), dict)
     except (UnicodeDecodeError, json.JSONDecodeError) as e:
-        raise ValueError(f"{folder / CARD}: not a JSON card ({e}); restore the file") from e
-    if not known or card.get("format") != FORMAT:
-        raise ValueError(f"{folder / CARD}: not a flowturbo card of format {FORMAT}")
-    if card.get("architecture") != "sit":
+        raise ValueError(f"{folder / card}: not a JSON card ({e}); restore the file") from e
+    if not known or made.get("format") != FORMAT:
+        raise ValueError(f"{folder / card}: not a flowturbo card of format {FORMAT}")
+    if made.get("architecture") not in architectures:
         raise ValueError(
-            f"{folder / CARD}: architecture {card.get('architecture')!r} is not known; known: 'sit'"
+            f"{folder / card}: architecture {made.get('architecture')!r} is not known; known: "
+            f"{', '.join(map(repr, architectures))}"
         )
-    return card  # type: ignore[no-any-return]
+    return made  # type: ignore[no-any-return]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -131,30 +153,32 @@ def convert(
     Raises:
         ValueError: if the file cannot be read that way, or names or shapes are not of ``config``.
     """
+    tensors = read_tensors(source)
+    with torch.device("meta"):
+        network = SiT(config)
+    fill(network, tensors, str(Path(source)), torch.float32)
+    save_folder(target, network, card or {}, dtype=dtype)
+
+
+def read_tensors(source: str | Path) -> dict[str, Tensor]:
+    """The weights in a checkpoint of others, pickle or safetensors; see ``convert``."""
     source = Path(source)
     if not source.is_file():
         raise ValueError(f"checkpoint {str(source)!r} does not exist")
     if source.suffix == ".safetensors":
-        tensors = read_weights(source)
-    else:
-        try:
-            found = torch.load(source, map_location="cpu", weights_only=True)
-        except Exception as e:
-            reason = str(e).splitlines()[0]
-            raise ValueError(f"{source}: not a checkpoint of plain tensors ({reason})") from e
-        if not isinstance(found, dict):
-            raise ValueError(f"{source}: holds a {type(found).__name__}, not a dict of tensors")
-        nested = [
-            found[k] for k in ("ema", "model", "state_dict") if isinstance(found.get(k), dict)
-        ]
-        tensors = nested[0] if nested else found
-    with torch.device("meta"):
-        network = SiT(config)
-    _load(network, tensors, str(source), torch.float32)
-    save_folder(target, network, card or {}, dtype=dtype)
+        return read_weights(source)
+    try:
+        found = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as e:
+        reason = str(e).splitlines()[0]
+        raise ValueError(f"{source}: not a checkpoint of plain tensors ({reason})") from e
+    if not isinstance(found, dict):
+        raise ValueError(f"{source}: holds a {type(found).__name__}, not a dict of tensors")
+    nested = [found[k] for k in ("ema", "model", "state_dict") if isinstance(found.get(k), dict)]
+    return nested[0] if nested else found
 
 
-def _load(network: nn.Module, tensors: dict[str, Tensor], where: str, dtype: torch.dtype) -> None:
+def fill(network: nn.Module, tensors: dict[str, Tensor], where: str, dtype: torch.dtype) -> None:
     """Fill a network made on the meta device, after checking names, shapes and values."""
     wanted = network.state_dict()
     missing, unknown = (

@@ -246,20 +246,25 @@ class SiT(nn.Module):
 
     ``x`` is (B, channels, size, size); ``t`` a scalar or (B,) in [0, 1]; ``cond`` class indices
     (B,), token ids (B, text_length), or None for the unconditional velocity; ``v`` is like ``x``.
+
+    A refiner is shown more: ``images`` of ``channels`` each, concatenated in ``x`` with the state
+    first, and further ``numbers`` (B, n), embedded like the time.
     """
 
-    def __init__(self, config: SiTConfig) -> None:
+    def __init__(self, config: SiTConfig, *, images: int = 1, numbers: int = 0) -> None:
         super().__init__()
         c = self.config = config
         conv = c.stem == "conv"
-        inner = c.stem_width if conv else c.channels
+        inner = c.stem_width if conv else images * c.channels
         self.out_channels = c.channels * (2 if c.learn_sigma else 1)
         outer = c.stem_width if conv else self.out_channels
         if conv:
-            self.stem = nn.Conv2d(c.channels, inner, 3, padding=1)
+            self.stem = nn.Conv2d(images * c.channels, inner, 3, padding=1)
             self.head = nn.Conv2d(outer, self.out_channels, 3, padding=1)
         self.x_embedder = PatchEmbed(inner, c.patch, c.width)
         self.t_embedder = TimestepEmbedder(c.width)
+        if numbers:
+            self.number_embedders = nn.ModuleList(TimestepEmbedder(c.width) for _ in range(numbers))
         if c.classes:
             self.y_embedder = LabelEmbedder(c.classes, c.width)
         if c.vocabulary:
@@ -281,12 +286,21 @@ class SiT(nn.Module):
         """The unconditional condition, of the shape of ``cond``."""
         return torch.full_like(cond, self.config.classes if self.config.classes else 0)
 
-    def forward(self, x: Tensor, t: float | Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: float | Tensor,
+        cond: Tensor | None = None,
+        numbers: Tensor | None = None,
+    ) -> Tensor:
         """The velocity at ``x``, ``t`` under ``cond``."""
         config = self.config
         precise = torch.float64 if x.dtype == torch.float64 else torch.float32
         t = torch.as_tensor(t, dtype=precise, device=x.device).expand(len(x))
         text, c = self.embed(t, cond)
+        if numbers is not None:
+            for embedder, number in zip(self.number_embedders, numbers.unbind(1), strict=True):
+                c = c + embedder(number)
         h = F.silu(self.stem(x)) if config.stem == "conv" else x
         h = self.x_embedder(h) + self.pos_embed
         h = h if text is None else torch.cat([text, h], dim=1)
@@ -330,8 +344,9 @@ class SiT(nn.Module):
                 nn.init.normal_(m.weight, std=0.02)
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
         nn.init.zeros_(self.x_embedder.proj.bias)  # type: ignore[arg-type]
-        for name in ("mlp.0.weight", "mlp.2.weight"):
-            nn.init.normal_(self.t_embedder.get_parameter(name), std=0.02)
+        for embedder in (m for m in self.modules() if isinstance(m, TimestepEmbedder)):
+            for name in ("mlp.0.weight", "mlp.2.weight"):
+                nn.init.normal_(embedder.get_parameter(name), std=0.02)
         zero: list[Any] = [
             b.get_submodule("adaLN_modulation.1")
             for b in self.blocks

@@ -1,0 +1,102 @@
+"""Refiners on disk: ``refiner.safetensors`` and ``refiner.json`` in the folder of the model.
+
+The same rules hold as for models: half precision, whole files or none, no pickles.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowturbo.models.checkpoint import fill, read_card, read_weights, save_pair
+from flowturbo.models.model import Model
+from flowturbo.models.sit import SiT, SiTConfig
+from flowturbo.models.zoo import find
+from flowturbo.refiner.paper import PaperRefiner
+from flowturbo.refiner.small import SmallNetwork
+from flowturbo.refiner.velocity import VelocityRefiner
+
+__all__ = ["REFINER_CARD", "REFINER_WEIGHTS", "load_refiner", "save_refiner"]
+
+REFINER_CARD, REFINER_WEIGHTS = "refiner.json", "refiner.safetensors"
+
+
+def save_refiner(
+    folder: str | Path,
+    refiner: PaperRefiner | VelocityRefiner,
+    model: Any = None,
+    *,
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write a refiner and its card to ``folder``; either file is whole or untouched.
+
+    Args:
+        folder: where to.
+        refiner: what to write; its ``card`` (training recipe, measured errors) goes with it.
+        model: what it was made for; the card gets its name and fingerprint if it has them.
+        dtype: of the weights written.
+
+    Raises:
+        ValueError: if a weight is not finite, or not in ``dtype``.
+        OSError: if the folder cannot be written.
+    """
+    folder, config = Path(folder), refiner.network.config
+    card = {
+        **refiner.card,
+        "architecture": refiner.kind,
+        "config": config.to_dict() if isinstance(config, SiTConfig) else config,
+    }
+    if isinstance(refiner, VelocityRefiner):
+        card["guidance"] = list(refiner.guidance_range)
+    if isinstance(model, Model):
+        card["model"] = {"name": model.name, "fingerprint": model.fingerprint}
+    save_pair(folder / REFINER_WEIGHTS, folder / REFINER_CARD, refiner.network, card, dtype=dtype)
+
+
+def load_refiner(
+    name: str | Path,
+    model: Any = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> PaperRefiner | VelocityRefiner:
+    """The refiner of a model, for inference.
+
+    Args:
+        name: as for ``load``: a bundled name, a folder, or "hf:owner/repo".
+        model: if given, the refiner must have been made for it.
+        device: where to put it.
+        dtype: of the weights.
+
+    Raises:
+        ValueError: if there is none, its files are damaged, or it was made for another model.
+    """
+    folder = find(name)
+    card = read_card(folder, REFINER_CARD, REFINER_WEIGHTS, ("paper", "velocity", "conv"))
+    made_for = card.get("model", {})
+    if isinstance(model, Model) and made_for.get("fingerprint") != model.fingerprint:
+        raise ValueError(
+            f"{folder / REFINER_CARD}: made for {made_for.get('name')!r}, weights "
+            f"{made_for.get('fingerprint')}, not for {model.name!r}, {model.fingerprint}; "
+            "train one for it"
+        )
+    tensors = read_weights(folder / REFINER_WEIGHTS)
+    try:
+        with torch.device("meta"):
+            refiner = _build(card)
+    except (KeyError, TypeError) as e:
+        raise ValueError(f"{folder / REFINER_CARD}: not the card of a refiner ({e})") from e
+    fill(refiner.network, tensors, str(folder / REFINER_WEIGHTS), dtype)
+    return refiner.to(device).eval().requires_grad_(False)
+
+
+def _build(card: dict[str, Any]) -> PaperRefiner | VelocityRefiner:
+    kind, config = card["architecture"], card["config"]
+    if kind == "paper":
+        return PaperRefiner(SiT(SiTConfig.from_dict(config), images=2), card)
+    if kind == "conv":
+        return VelocityRefiner(SmallNetwork(**config), card["guidance"], card)
+    network = SiT(SiTConfig.from_dict(config), images=3, numbers=3)
+    return VelocityRefiner(network, card["guidance"], card)

@@ -1,0 +1,74 @@
+r"""The refiner of the FlowTurbo paper (Zhao et al. 2024, arXiv 2409.18128, section 3.2).
+
+It predicts the offset of the velocity from the last known one,
+
+.. math:: v(t) \approx r(x, v_\mathrm{prev}, t, c) + v_\mathrm{prev},
+
+by one block of a SiT whose input is ``x`` and ``v_prev``, concatenated. Names and shapes of the
+parameters are those of the authors' checkpoint ``SiT-XL-2-Refiner``. It refines single branches,
+so under guidance each call is doubled, both branches with the same guided ``v_prev``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowturbo.models.checkpoint import fill, read_tensors
+from flowturbo.models.sit import SiT, SiTConfig
+from flowturbo.refiner.borrow import borrowed, network_of
+from flowturbo.sampler import History
+
+__all__ = ["PaperRefiner"]
+
+
+class PaperRefiner(nn.Module):
+    """``(x, t, cond, history) -> v`` by an offset from the last velocity of ``history``.
+
+    Attributes:
+        network: a SiT that is shown two images, ``x`` and ``v_prev``; puts out the offset.
+        card: how it was made.
+    """
+
+    kind = "paper"
+    distinct_times = 1
+    guided = False
+
+    def __init__(self, network: SiT, card: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.network, self.card = network, card or {}
+
+    @classmethod
+    def from_model(cls, model: Any, *, block: int = -1) -> PaperRefiner:
+        """A refiner with the embedders and one block of a SiT, by default the last.
+
+        It starts as the last velocity unchanged.
+
+        Raises:
+            ValueError: if ``model`` is no SiT or has no such block.
+        """
+        config = replace(network_of(model).config, depth=1, prediction="velocity")
+        return cls(borrowed(model, config, block, images=2, numbers=0))
+
+    @classmethod
+    def from_official(cls, source: str | Path, config: SiTConfig | None = None) -> PaperRefiner:
+        """The authors' checkpoint, read as plain tensors; of a SiT-XL/2 unless told otherwise.
+
+        Raises:
+            ValueError: if names or shapes are not those of ``config`` with one block.
+        """
+        config = replace(config or SiTConfig.named("XL/2"), depth=1)
+        with torch.device("meta"):
+            network = SiT(config, images=2)
+        fill(network, read_tensors(source), str(source), torch.float32)
+        return cls(network).eval().requires_grad_(False)
+
+    def forward(self, x: Tensor, t: Any, cond: Any, history: History) -> Tensor:
+        """The velocity (B, C, H, W) at ``x``, ``t``, from the last of ``history``."""
+        v = history[-1][1]
+        dtype = self.network.pos_embed.dtype
+        return v + self.network(torch.cat([x, v], dim=1).to(dtype), t, cond).to(x.dtype)

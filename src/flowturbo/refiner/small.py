@@ -1,0 +1,78 @@
+"""A small network for refiners of fields whose blocks cannot be borrowed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flowturbo.models.sit import TimestepEmbedder
+
+__all__ = ["SmallNetwork"]
+
+
+class SmallNetwork(nn.Module):
+    """Residual 3x3 convolutions of growing reach for states (C, H, W), linear layers for (D,).
+
+    Called like a SiT, ``(x, t, cond, numbers) -> (B, *shape)`` with ``images`` states concatenated
+    in ``x``. Time, ``numbers`` (B, n) and the class scale and shift the channels.
+
+    Args:
+        shape: of the state, (C, H, W) or (D,).
+        width: hidden channels; 40 make about 110,000 parameters of an RGB image.
+        depth: residual blocks of two layers.
+        classes: number of conditions if they are indices (B,), the null class included; 0 ignores
+            the condition.
+        images: states in ``x``.
+        numbers: how many ``numbers`` there are.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        *,
+        width: int = 40,
+        depth: int = 3,
+        classes: int = 0,
+        images: int = 3,
+        numbers: int = 3,
+    ) -> None:
+        super().__init__()
+        if len(shape) not in (1, 3):
+            raise ValueError(f"shape={tuple(shape)}: a state must be (C, H, W) or (D,)")
+        self.config = dict(shape=list(shape), width=width, depth=depth, classes=classes)
+        size, flat = shape[0], len(shape) == 1
+        self.first = _layer(flat, images * size, width)
+        self.layers = nn.ModuleList(
+            nn.ModuleList([_layer(flat, width, width, 2**i), _layer(flat, width, width)])
+            for i in range(depth)
+        )
+        self.last = _layer(flat, width, size)
+        self.embedders = nn.ModuleList(TimestepEmbedder(width, 32) for _ in range(numbers + 1))
+        self.classes = nn.Embedding(classes, width) if classes else None
+        self.modulation = nn.Linear(width, 2 * width * depth)
+        for p in (*self.last.parameters(), *self.modulation.parameters()):
+            nn.init.zeros_(p)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Any, numbers: Tensor) -> Tensor:
+        """The correction, like one state."""
+        numbers = torch.cat([32 * t[:, None], numbers], dim=1)
+        c = sum(e(n) for e, n in zip(self.embedders, numbers.unbind(1), strict=True))
+        if self.classes is not None:
+            c = c + self.classes(cond)
+        m = self.modulation(F.silu(c)).reshape(*numbers.shape[:1], -1, *[1] * (x.ndim - 2))
+        h = self.first(x)
+        for layers, both in zip(self.layers, m.chunk(len(self.layers), dim=1), strict=True):
+            scale, shift = both.chunk(2, dim=1)
+            one, two = layers.children()
+            h = h + two(F.silu(one(F.silu(h)) * (1 + scale) + shift))
+        return self.last(F.silu(h))
+
+
+def _layer(flat: bool, inner: int, outer: int, reach: int = 1) -> nn.Module:
+    if flat:
+        return nn.Linear(inner, outer)
+    return nn.Conv2d(inner, outer, 3, padding=reach, dilation=reach)

@@ -1,0 +1,149 @@
+r"""A refiner that sees the history, after guidance.
+
+From the last two guided velocities at distinct times ``t_b``, ``t_a`` it predicts the next by a
+correction to their linear extrapolation, scaled by the gap,
+
+.. math:: v(t) \approx v_a + (t - t_a)\,\Bigl(\frac{v_a - v_b}{t_a - t_b}
+    + n(x, v_a, e, t, t - t_a, t_a - t_b, w, c)\Bigr),
+    \qquad e = \frac{t - t_a}{t_a - t_b}(v_a - v_b),
+
+so a network ``n = 0`` extrapolates, and velocities linear in time are exact. The scale of guidance
+``w`` is an input: one refiner serves a range, and a call is never doubled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowturbo.models.sit import SiT
+from flowturbo.refiner.borrow import borrowed, network_of
+from flowturbo.refiner.small import SmallNetwork
+from flowturbo.sampler import History
+
+__all__ = ["VelocityRefiner"]
+
+_SCALE = 32.0  # gaps are embedded in units of 1/32, which waves of period 2*pi tell apart
+
+
+class VelocityRefiner(nn.Module):
+    """``(x, t, cond, history, guidance) -> v`` for states of any shape.
+
+    Attributes:
+        network: ``(3 states, t, cond, 3 numbers) -> correction``, a SiT or a `SmallNetwork`.
+        guidance_range: (lowest, highest) scale it is made for.
+        card: how it was made.
+    """
+
+    distinct_times = 2
+    guided = True
+
+    def __init__(
+        self,
+        network: SiT | SmallNetwork,
+        guidance_range: tuple[float, float] = (1.0, 1.0),
+        card: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        low, high = (float(w) for w in guidance_range)
+        if not low <= high:
+            raise ValueError(f"guidance={guidance_range}: must be (lowest, highest)")
+        self.network, self.guidance_range, self.card = network, (low, high), card or {}
+
+    @property
+    def kind(self) -> str:
+        """ "velocity" for a block of a SiT, "conv" for a small network."""
+        return "velocity" if isinstance(self.network, SiT) else "conv"
+
+    @classmethod
+    def from_model(
+        cls,
+        model: Any,
+        guidance_range: tuple[float, float] = (1.0, 1.0),
+        *,
+        block: int = -1,
+        width: int | None = None,
+        heads: int | None = None,
+    ) -> VelocityRefiner:
+        """A refiner with the embedders and one block of a SiT, by default the last.
+
+        It starts as linear extrapolation. Of another ``width`` (and ``heads``) it borrows only what
+        fits.
+
+        Raises:
+            ValueError: if ``model`` is no SiT or has no such block.
+        """
+        config = network_of(model).config
+        config = replace(
+            config,
+            depth=1,
+            prediction="velocity",
+            learn_sigma=False,
+            width=width or config.width,
+            heads=heads or config.heads,
+        )
+        return cls(borrowed(model, config, block, images=3, numbers=3), guidance_range)
+
+    @classmethod
+    def small(
+        cls,
+        shape: Sequence[int],
+        guidance_range: tuple[float, float] = (1.0, 1.0),
+        **options: int,
+    ) -> VelocityRefiner:
+        """A refiner of a `SmallNetwork` for states of ``shape``, (C, H, W) or (D,)."""
+        return cls(SmallNetwork(shape, **options), guidance_range)
+
+    def forward(
+        self, x: Tensor, t: Any, cond: Any, history: History, guidance: float | Tensor = 1.0
+    ) -> Tensor:
+        """The velocity (B, ...) at ``x``, ``t`` from the last two times of ``history``.
+
+        Of evaluations at one time the latest counts.
+
+        Raises:
+            ValueError: if ``history`` has fewer than two distinct times.
+        """
+        last = dict(history)  # the latest at each time; times stay in the order they first came
+        if len(last) < 2:
+            raise ValueError(
+                f"the refiner is shown velocities at {len(last)} distinct times, and it needs 2"
+            )
+        b, a = list(last.items())[-2:]
+        return self.predict(x, t, cond, a, b, guidance)
+
+    def predict(
+        self,
+        x: Tensor,
+        t: Any,
+        cond: Any,
+        a: tuple[Any, Tensor],
+        b: tuple[Any, Tensor],
+        guidance: float | Tensor = 1.0,
+    ) -> Tensor:
+        """The velocity from ``a = (t_a, v_a)``, the last, and ``b``, the one before.
+
+        Times and ``guidance`` are scalars or one per image (B,).
+        """
+        (t_a, v_a), (t_b, v_b) = a, b
+        t, t_a, t_b, w = (_rows(value, x) for value in (t, t_a, t_b, guidance))
+        gap, before = t - t_a, t_a - t_b
+        numbers = torch.stack([_SCALE * gap, _SCALE * before, w], dim=1)
+        shape = (-1, *[1] * (x.ndim - 1))
+        step = (gap / before).reshape(shape).to(x.dtype) * (v_a - v_b)
+        shown = torch.cat([x, v_a, step], dim=1)
+        dtype = next(self.network.parameters()).dtype
+        correction = self.network(shown.to(dtype), t, cond, numbers).to(x.dtype)
+        return v_a + step + gap.reshape(shape).to(x.dtype) * correction
+
+
+def _rows(value: Any, x: Tensor) -> Tensor:
+    """``value`` for each image, (B,), in full precision, without a copy to the device."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if isinstance(value, Tensor):
+        return value.to(x.device, dtype).expand(len(x))
+    return torch.full((len(x),), float(value), dtype=dtype, device=x.device)

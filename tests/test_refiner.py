@@ -268,7 +268,7 @@ def test_a_plan_or_a_scale_it_cannot_serve_is_refused_before_the_model_runs(tiny
     with pytest.raises(ValueError, match=r"guidance=5.0: this refiner was made for 1 to 4"):
         ft.sample(ft.Plan.parse("H1R1"), model, x, cond, guidance=5.0, refiner=refiner)
     assert model.calls == 0
-    with pytest.raises(ValueError, match="at 1 distinct times"):
+    with pytest.raises(ValueError, match="needs velocities at 2 distinct times"):
         refiner(x, 0.2, cond, _history((0.1, 0.1)))
     with pytest.raises(ValueError, match="lowest, highest"):
         VelocityRefiner.small((2,), (4, 1))

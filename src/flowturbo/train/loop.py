@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from flowturbo.sampler import sample
 from flowturbo.train.data import Data
 from flowturbo.train.objectives import Times, draw_times, drop_condition, flow_loss
 
-__all__ = ["TrainConfig", "train"]
+__all__ = ["Objective", "TrainConfig", "claim_folder", "run", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,14 +141,74 @@ def train(
             loss is not finite.
         ImportError: if accelerate is missing: ``pip install 'flowturbo[train]'``.
     """
-    run = _Run(architecture, data, Path(out), config or TrainConfig(), card or {})
-    run.resume()
-    run.loop(report)
+    config = config or TrainConfig()
+    objective = _Flow(architecture, data, Path(out), config, card or {})
+    made = {"architecture": architecture.to_dict(), "training": asdict(config)}
+    run(objective, out, config, made, report)
     return Path(out)
 
 
-class _Run:
-    """The state of a run: network, average, optimizers, step."""
+class Objective(Protocol):
+    """What a run optimises."""
+
+    @property
+    def network(self) -> nn.Module:
+        """What is trained."""
+        ...
+
+    def loss(self, forward: Any, generator: torch.Generator, device: torch.device) -> Tensor:
+        """The loss of a batch drawn by ``generator``; ``forward`` is the network as it is run."""
+        ...
+
+    def export(self, network: Any, training: dict[str, Any]) -> None:
+        """Write the averaged network, with how it was trained."""
+        ...
+
+    def preview(self, network: Any, step: int) -> None:
+        """Draw what the averaged network can do."""
+        ...
+
+
+def run(
+    objective: Objective,
+    out: str | Path,
+    config: TrainConfig,
+    made: dict[str, dict[str, Any]],
+    report: Callable[[int, float], None] | None = None,
+) -> nn.Module:
+    """Run an objective to the last step in the folder ``out``, resuming what is there.
+
+    ``made`` says by what options; a folder holds one run. Returns the averaged network. Raises as
+    `train` does.
+    """
+    state = _Run(objective, Path(out), config, made)
+    state.resume()
+    state.loop(report)
+    return state.average.module  # type: ignore[no-any-return]
+
+
+def claim_folder(out: Path, made: dict[str, dict[str, Any]]) -> None:
+    """Write ``made`` to ``config.json``, refusing to mix two configurations in one folder."""
+    path = out / "config.json"
+    if path.is_file():
+        found = json.loads(path.read_text())
+        differ = [
+            f"{key}={found.get(part, {}).get(key)} there, {value} now"
+            for part, values in made.items()
+            for key, value in values.items()
+            if found.get(part, {}).get(key) != value
+        ]
+        if differ:
+            raise ValueError(
+                f"{out} holds a run with {'; '.join(differ)}: continue it with the same "
+                "options, or choose another folder"
+            )
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(made, indent=1) + "\n")
+
+
+class _Flow:
+    """Flow matching of a SiT on data."""
 
     def __init__(
         self,
@@ -158,17 +218,57 @@ class _Run:
         config: TrainConfig,
         card: dict[str, Any],
     ) -> None:
+        self.data, self.out, self.config = data, out, config
+        condition = {"condition": data.condition} if data.condition else {}
+        self.card = {"path": "linear", "codec": {"kind": "pixels"}, **condition, **card}
+        torch.manual_seed(config.seed)
+        self.network = SiT(architecture)
+        if self.network.shape != data.shape:
+            raise ValueError(f"the network draws {self.network.shape}, the data are {data.shape}")
+
+    def loss(self, forward: Any, generator: torch.Generator, device: torch.device) -> Tensor:
+        """The flow-matching loss of a batch with some conditions dropped."""
+        config = self.config
+        x1, cond = self.data.batch(config.batch, generator)
+        x0 = torch.randn(x1.shape, generator=generator)
+        t = draw_times(len(x1), config.times, generator)
+        if cond is not None:
+            null = self.network.null_condition(cond)
+            cond = drop_condition(cond, null, config.dropout, generator).to(device)
+        return flow_loss(forward, x0.to(device), x1.to(device), t.to(device), cond)
+
+    def export(self, network: Any, training: dict[str, Any]) -> None:
+        """Write the model."""
+        save_folder(self.out, network, {**self.card, "training": training})
+
+    @torch.no_grad()
+    def preview(self, network: Any, step: int) -> None:
+        """A sheet of 40 pictures, the same seeds each time."""
+        model = Model(network, self.card)
+        x0 = noise.draw(range(40), model.shape, device=model.device)
+        cond = self.data.examples(40)
+        guidance = 1.0 if cond is None else 2.0
+        cond = None if cond is None else cond.to(x0.device)
+        x1 = sample(Plan.parse("AB2:12", shift=1.6), model, x0, cond, guidance=guidance)
+        page = sheet(to_pil(model.decode(x1)), 10, scale=2)
+        meta = {"step": str(step), "guidance": str(guidance)}
+        save_png(page, self.out / "previews" / f"step-{step:08d}.png", meta)
+
+
+class _Run:
+    """The state of a run: network, average, optimizers, step."""
+
+    def __init__(
+        self, objective: Objective, out: Path, config: TrainConfig, made: dict[str, Any]
+    ) -> None:
         try:
             from accelerate import Accelerator
         except ImportError as e:
             raise ImportError("training needs accelerate: pip install 'flowturbo[train]'") from e
-        self.out, self.config, self.data, self.card = out, config, data, card
-        torch.manual_seed(config.seed)
-        network = SiT(architecture)
-        if network.shape != data.shape:
-            raise ValueError(f"the network draws {network.shape}, the data are {data.shape}")
-        self._claim_folder(architecture)
+        self.out, self.config, self.objective = out, config, objective
+        claim_folder(out, made)
         self.accelerator = Accelerator(project_dir=str(out))
+        network = objective.network
         average: Any = torch.optim.swa_utils.AveragedModel(
             network, device=self.accelerator.device, multi_avg_fn=_ema(config.ema)
         )
@@ -178,26 +278,6 @@ class _Run:
         self.accelerator.register_for_checkpointing(average)
         self.forward = torch.compile(self.network) if config.compile else self.network
         self.step = 0
-
-    def _claim_folder(self, architecture: SiTConfig) -> None:
-        """Refuse to mix two configurations in one folder."""
-        made = {"architecture": architecture.to_dict(), "training": asdict(self.config)}
-        path = self.out / "config.json"
-        if path.is_file():
-            found = json.loads(path.read_text())
-            differ = [
-                f"{key}={found[part].get(key)} there, {value} now"
-                for part, values in made.items()
-                for key, value in values.items()
-                if found[part].get(key) != value
-            ]
-            if differ:
-                raise ValueError(
-                    f"{self.out} holds a run with {'; '.join(differ)}: continue it with the same "
-                    "options, or choose another folder"
-                )
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(made, indent=1) + "\n")
 
     def resume(self) -> None:
         """Load the last whole checkpoint, if there is one, and cut the log to it."""
@@ -232,22 +312,17 @@ class _Run:
                     report(self.step, loss)
             if self.step % config.save_every == 0 or last:
                 self._save()
-            if config.preview_every and (self.step % config.preview_every == 0 or last):
-                self._preview()
+            due = config.preview_every and (self.step % config.preview_every == 0 or last)
+            if due and self.accelerator.is_main_process:
+                self.objective.preview(self.average.module, self.step)
 
     def _advance(self) -> Tensor:
         """One step; returns its loss."""
         config, device = self.config, self.accelerator.device
         process = self.accelerator.process_index
         generator = torch.Generator().manual_seed((config.seed << 40) + (process << 32) + self.step)
-        x1, cond = self.data.batch(config.batch, generator)
-        x0 = torch.randn(x1.shape, generator=generator)
-        t = draw_times(len(x1), config.times, generator)
-        if cond is not None:
-            null = self.average.module.null_condition(cond)
-            cond = drop_condition(cond, null, config.dropout, generator).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-            loss = flow_loss(self.forward, x0.to(device), x1.to(device), t.to(device), cond)
+            loss = self.objective.loss(self.forward, generator, device)
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.network.parameters(), config.clip)
         for optimizer in self.optimizers:
@@ -273,27 +348,8 @@ class _Run:
             if old != kept:
                 shutil.rmtree(old)
         training = {**asdict(self.config), "step": self.step, "torch": torch.__version__}
-        save_folder(self.out, self.average.module, {**self._card(), "training": training})
+        self.objective.export(self.average.module, training)
         self._plot()
-
-    def _card(self) -> dict[str, Any]:
-        condition = {"condition": self.data.condition} if self.data.condition else {}
-        return {"path": "linear", "codec": {"kind": "pixels"}, **condition, **self.card}
-
-    @torch.no_grad()
-    def _preview(self) -> None:
-        """A sheet of 40 pictures by the averaged weights, the same seeds each time."""
-        if not self.accelerator.is_main_process:
-            return
-        model = Model(self.average.module, self._card())
-        x0 = noise.draw(range(40), model.shape, device=self.accelerator.device)
-        cond = self.data.examples(40)
-        guidance = 1.0 if cond is None else 2.0
-        cond = None if cond is None else cond.to(x0.device)
-        x1 = sample(Plan.parse("AB2:12", shift=1.6), model, x0, cond, guidance=guidance)
-        page = sheet(to_pil(model.decode(x1)), 10, scale=2)
-        meta = {"step": str(self.step), "guidance": str(guidance)}
-        save_png(page, self.out / "previews" / f"step-{self.step:08d}.png", meta)
 
     def _log(self) -> list[dict[str, Any]]:
         path = self.out / "log.jsonl"
@@ -314,7 +370,7 @@ class _Run:
         figure = Figure(figsize=(6, 3.5), layout="constrained")
         axes = figure.add_subplot()
         axes.plot([x["step"] for x in lines], [x["loss"] for x in lines], linewidth=1)
-        axes.set(xlabel="step", ylabel="flow-matching loss (mean square)", yscale="log")
+        axes.set(xlabel="step", ylabel="loss (mean square)", yscale="log")
         with replacing(self.out / "loss.png") as path:
             figure.savefig(path, dpi=150)
 

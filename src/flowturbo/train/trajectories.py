@@ -1,0 +1,256 @@
+"""Teacher trajectories on disk: what a refiner is trained on, with no data and no teacher calls.
+
+A fine plan of one evaluation a step carries noise to data under guidance, and at each evaluation
+the state and the guided velocity are kept in half precision, in one memory-mapped ``.npy``. Drawing
+goes on after a kill where its index says.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowturbo import noise
+from flowturbo.field import Field, Guidance, map_condition
+from flowturbo.files import replacing
+from flowturbo.models.model import Model
+from flowturbo.plan import Plan
+from flowturbo.sampler import sample
+
+__all__ = ["Batch", "Starts", "Trajectories", "draw_trajectories"]
+
+
+@dataclass(frozen=True)
+class Starts:
+    """Where trajectories start: noise, conditions and guidance.
+
+    Attributes:
+        shape: of a state.
+        guidance: (lowest, highest) scale; each trajectory draws its own.
+        seed: of everything random.
+        noise: (N, *shape), to start from; standard normal noise if None.
+        cond: conditions of N rows, drawn from with replacement (one for each row of ``noise`` if
+            that is given); if None, random labels of a class-conditional `Model`, else none.
+        labels: number of labels to draw from, where ``cond`` is None.
+        device: where to compute.
+    """
+
+    shape: tuple[int, ...]
+    guidance: tuple[float, float]
+    seed: int
+    noise: Tensor | None
+    cond: Any
+    labels: int
+    device: torch.device
+
+    @classmethod
+    def of(
+        cls, model: Any, guidance: float | tuple[float, float], seed: int, noise: Any, cond: Any
+    ) -> Starts:
+        """What is known of ``model`` with what the caller gives.
+
+        Raises:
+            ValueError: if that does not say where to start.
+        """
+        low, high = guidance if isinstance(guidance, (tuple, list)) else (guidance, guidance)
+        if not low <= high:
+            raise ValueError(f"guidance={guidance}: must be a scale, or (lowest, highest)")
+        if not 0 <= seed < 2**23:
+            raise ValueError(f"seed={seed}: must be from 0 to 2**23 - 1")
+        labels = 0
+        if noise is None:
+            if getattr(model, "shape", None) is None:
+                raise ValueError(
+                    "noise=None: the field does not say its shape; pass noise and cond"
+                )
+            shape, device = tuple(model.shape), torch.device(getattr(model, "device", "cpu"))
+        else:
+            shape, device = tuple(noise.shape[1:]), noise.device
+        condition = model.card.get("condition", {}) if isinstance(model, Model) else {}
+        if cond is None and noise is None and condition.get("kind") == "text":
+            if not condition.get("prompts"):
+                raise ValueError(
+                    f"model {model.name!r} takes prompts and its card lists none; "
+                    "pass cond=model.condition([...]) of prompts to train on"
+                )
+            cond = model.condition(condition["prompts"])
+        elif cond is None and noise is None and condition.get("kind") == "class":
+            labels = len(condition["labels"])
+        return cls(shape, (float(low), float(high)), seed, noise, cond, labels, device)
+
+    def rows(self, first: int, last: int) -> tuple[Tensor, Any, Tensor]:
+        """Noise, conditions and scales of trajectories ``first`` to ``last``, the same each time.
+
+        Rows past those of ``noise`` are standard normal.
+        """
+        base = (self.seed + 1) << 32
+        which, scales = [], []
+        for i in range(first, last):
+            generator = torch.Generator().manual_seed(base + (1 << 31) + i)
+            which.append(int(torch.randint(2**31, (1,), generator=generator)))
+            scales.append(float(torch.rand(1, generator=generator)))
+        low, high = self.guidance
+        w = low + (high - low) * torch.tensor(scales, device=self.device)
+        given = 0 if self.noise is None else len(self.noise)
+        index = range(first, last)
+        x0 = noise.draw([base + i for i in index], self.shape, device=self.device)
+        for row, i in enumerate(index):
+            if self.noise is not None and i < given:
+                x0[row] = self.noise[i]
+        if self.labels:
+            return x0, torch.tensor([n % self.labels for n in which], device=self.device), w
+        chosen = [i if i < given else n for i, n in zip(index, which, strict=True)]
+        pick = lambda c: c[[n % len(c) for n in chosen]].to(self.device)
+        return x0, None if self.cond is None else map_condition(pick, self.cond), w
+
+    def guided(self, model: Field, scales: Tensor) -> Field:
+        """``model`` guided by the scale of each row."""
+        return model if self.guidance == (1.0, 1.0) else Guidance(model, scales)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Velocities to predict, one a row: what the refiner is shown, and ``v``."""
+
+    x: Tensor
+    t: Tensor
+    cond: Any
+    a: tuple[Tensor, Tensor]
+    b: tuple[Tensor, Tensor]
+    guidance: Tensor
+    v: Tensor
+
+
+class Trajectories:
+    """States and velocities (N, K, 2, *shape) at times (K,).
+
+    Triples ``b < a < k`` of evaluations are drawn with gaps of 1 to ``gap`` steps between them. The
+    last sixteenth of the trajectories is held out.
+    """
+
+    def __init__(self, arrays: Any, times: Tensor, starts: Starts, gap: int) -> None:
+        self.arrays, self.times, self.starts, self.gap = arrays, times, starts, gap
+        _, self.cond, self.scales = starts.rows(0, len(arrays))
+        self.held_out = max(1, len(arrays) // 16)
+
+    def batch(
+        self, n: int, generator: torch.Generator, *, gap: int = 0, held_out: bool = False
+    ) -> Batch:
+        """``n`` triples from the trajectories to train on, or from those held out."""
+        gap, border = gap or self.gap, len(self.arrays) - self.held_out
+        first, last = (border, len(self.arrays)) if held_out else (0, border)
+        row = torch.randint(first, last, (n,), generator=generator)
+        k = torch.randint(2, len(self.times), (n,), generator=generator)
+        steps = lambda most: 1 + (torch.rand(n, generator=generator) * most.clamp(max=gap)).long()
+        a = k - steps(k - 1)
+        b = a - steps(a)
+        device = self.starts.device
+        read = lambda j, which: torch.from_numpy(self.arrays[row, j, which]).float().to(device)
+        time = lambda j: self.times[j].to(device)
+        pick = lambda c: c[row.to(device)]
+        return Batch(
+            x=read(k, 0),
+            t=time(k),
+            cond=None if self.cond is None else map_condition(pick, self.cond),
+            a=(time(a), read(a, 1)),
+            b=(time(b), read(b, 1)),
+            guidance=self.scales[row.to(device)],
+            v=read(k, 1),
+        )
+
+
+def draw_trajectories(
+    model: Field,
+    folder: Path,
+    starts: Starts,
+    plan: Plan,
+    trajectories: int,
+    *,
+    batch: int = 64,
+    gap: int = 0,
+    report: Callable[[int, int], None] | None = None,
+) -> Trajectories:
+    """Draw ``trajectories`` of ``model`` by ``plan`` into ``folder``, or what of them is missing.
+
+    Args:
+        model: the teacher.
+        folder: gets ``trajectories.npy`` and ``trajectories.json``, the index.
+        starts: where they start.
+        plan: one evaluation a step, at least 3.
+        trajectories: how many, at least 2.
+        batch: trajectories at once.
+        gap: see `Trajectories`; a quarter of the steps by default.
+        report: called with (done, all).
+
+    Raises:
+        OSError: if they do not fit on the disk; nothing is drawn then.
+        ValueError: if ``plan`` or ``trajectories`` does not do, or a velocity is not finite in half
+            precision.
+    """
+    times = torch.from_numpy(plan.told.copy()).float()
+    if len(set(plan.told)) < len(plan) or len(plan) < 3 or plan.nfe["refiner"]:
+        raise ValueError(f"plan {plan.name!r}: needs 3 or more evaluations, at distinct times")
+    if trajectories < 2:
+        raise ValueError(f"trajectories={trajectories}: must be at least 2, one is held out")
+    path, index = folder / "trajectories.npy", folder / "trajectories.json"
+    shape = (trajectories, len(plan), 2, *starts.shape)
+    done = json.loads(index.read_text())["done"] if index.is_file() and path.is_file() else 0
+    if done == 0:
+        _reserve(path, shape)
+    arrays = np.lib.format.open_memmap(path, mode="r+")
+    for first in range(done, trajectories, batch):
+        last = min(first + batch, trajectories)
+        x0, cond, scales = starts.rows(first, last)
+        record = _Record(starts.guided(model, scales))
+        sample(plan, record, x0, cond)
+        for k, (x, v) in enumerate(record.seen):
+            arrays[first:last, k, 0], arrays[first:last, k, 1] = x, v
+        if not np.isfinite(arrays[first:last]).all():
+            raise ValueError(
+                f"trajectories {first} to {last - 1} are not finite in half precision; "
+                "check the field, or scale its states"
+            )
+        arrays.flush()
+        with replacing(index) as temporary:
+            temporary.write_text(json.dumps({"done": last}))
+        if report:
+            report(last, trajectories)
+    return Trajectories(arrays, times, starts, gap or max(1, len(plan) // 4))
+
+
+class _Record:
+    """A field that keeps what it was asked and what it answered, in half precision."""
+
+    def __init__(self, field: Field) -> None:
+        self.field = field
+        self.seen: list[tuple[Any, Any]] = []
+
+    def __call__(self, x: Tensor, t: Any, cond: Any = None) -> Tensor:
+        v = self.field(x, t, cond)
+        self.seen.append((x.half().cpu().numpy(), v.half().cpu().numpy()))
+        return v
+
+
+def _reserve(path: Path, shape: tuple[int, ...]) -> None:
+    """Make a file for half-precision numbers of ``shape``, its space taken from the disk."""
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size, free = 2 * int(np.prod(shape)), shutil.disk_usage(path.parent).free
+    if size > free:
+        raise OSError(
+            f"the trajectories need {size / 1e6:.0f} MB in {path.parent}, and {free / 1e6:.0f} MB "
+            "are free; choose another folder, or fewer trajectories or steps"
+        )
+    np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # a page that cannot be written later would kill the process
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

@@ -15,6 +15,7 @@ from flowturbo.plan import Plan
 from flowturbo.refiner.checkpoint import load_refiner
 from flowturbo.sampler import Step, sample
 from flowturbo.tasks.generate import generate
+from flowturbo.train.refiner import train_refiner
 
 __all__ = [
     "Cast",
@@ -29,4 +30,5 @@ __all__ = [
     "load_refiner",
     "noise",
     "sample",
+    "train_refiner",
 ]

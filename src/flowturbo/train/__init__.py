@@ -1,6 +1,17 @@
-"""Training flow models: data, objectives and the resumable loop."""
+"""Training flow models and refiners: data, objectives and the resumable loop."""
 
 from flowturbo.train.data import ArrayData, Data, load_data
 from flowturbo.train.loop import TrainConfig, train
+from flowturbo.train.own_states import mixed_plan
+from flowturbo.train.refiner import RefinerConfig, train_refiner
 
-__all__ = ["ArrayData", "Data", "TrainConfig", "load_data", "train"]
+__all__ = [
+    "ArrayData",
+    "Data",
+    "RefinerConfig",
+    "TrainConfig",
+    "load_data",
+    "mixed_plan",
+    "train",
+    "train_refiner",
+]

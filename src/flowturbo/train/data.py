@@ -81,14 +81,15 @@ class ArrayData:
         return self.cond[torch.linspace(0, len(self) - 1, n).long()]
 
 
-def load_data(path: str | Path, size: int) -> ArrayData:
+def load_data(path: str | Path, size: int, tokenizer: Tokenizer | None = None) -> ArrayData:
     """Images of ``size`` x ``size`` from an ``.npz`` file or a folder.
 
     - ``.npz``: ``images`` (N, H, W) or (N, H, W, C) uint8 and, optionally, ``labels`` (N,). Images
       smaller than ``size`` are padded with their corner's zero; larger ones are refused.
     - a folder of sub-folders: the name of the sub-folder is the label;
     - a folder with ``metadata.jsonl`` (lines with "file_name" and "text"), or with a ``.txt`` of
-      the same name beside each image: captions. Images are cropped to the middle square.
+      the same name beside each image: captions, encoded by ``tokenizer``, by default with a
+      vocabulary of their own. Images are cropped to the middle square.
 
     Raises:
         ValueError: if there is nothing there, or a file does not fit; names the file.
@@ -104,7 +105,7 @@ def load_data(path: str | Path, size: int) -> ArrayData:
     images = torch.stack([_read(p, size) for p in files])
     captions = _captions(path, files)
     if captions:
-        tokenizer = Tokenizer(build_vocabulary(captions, 8000))
+        tokenizer = tokenizer or Tokenizer(build_vocabulary(captions, 8000))
         kind = {"kind": "text", "tokenizer": tokenizer.to_json()}
         return ArrayData(images, tokenizer.encode(captions), kind)
     parents = [p.relative_to(path).parts[:-1] for p in files]

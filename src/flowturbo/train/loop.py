@@ -341,15 +341,15 @@ class _Run:
         self.accelerator.save_state(str(temporary))
         if not self.accelerator.is_main_process:
             return
+        training = {**asdict(self.config), "step": self.step, "torch": torch.__version__}
+        self.objective.export(self.average.module, training)  # first: a checkpoint says it is done
+        self._plot()
         kept = folder / f"step-{self.step:08d}"
         shutil.rmtree(kept, ignore_errors=True)
         temporary.rename(kept)
         for old in folder.glob("step-*"):
             if old != kept:
                 shutil.rmtree(old)
-        training = {**asdict(self.config), "step": self.step, "torch": torch.__version__}
-        self.objective.export(self.average.module, training)
-        self._plot()
 
     def _log(self) -> list[dict[str, Any]]:
         path = self.out / "log.jsonl"

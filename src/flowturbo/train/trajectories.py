@@ -69,9 +69,7 @@ class Starts:
         labels = 0
         if noise is None:
             if getattr(model, "shape", None) is None:
-                raise ValueError(
-                    "noise=None: the field does not say its shape; pass noise and cond"
-                )
+                raise ValueError("noise=None: the field has no shape; pass noise and cond")
             shape, device = tuple(model.shape), torch.device(getattr(model, "device", "cpu"))
         else:
             shape, device = tuple(noise.shape[1:]), noise.device
@@ -129,6 +127,19 @@ class Batch:
     guidance: Tensor
     v: Tensor
 
+    def map(self, fn: Callable[..., Tensor], *others: Batch) -> Batch:
+        """``fn`` of the corresponding tensors of this batch and ``others``."""
+        every = [
+            [b.x, b.t, b.a, b.b, b.guidance, b.v, *([] if b.cond is None else [b.cond])]
+            for b in (self, *others)
+        ]
+        x, t, a, b, guidance, v, *cond = map_condition(fn, *every)
+        return Batch(x, t, cond[0] if cond else None, a, b, guidance, v)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on ``device``."""
+        return self.map(lambda c: c.to(device))
+
 
 class Trajectories:
     """States and velocities (N, K, 2, *shape) at times (K,).
@@ -150,22 +161,19 @@ class Trajectories:
         first, last = (border, len(self.arrays)) if held_out else (0, border)
         row = torch.randint(first, last, (n,), generator=generator)
         k = torch.randint(2, len(self.times), (n,), generator=generator)
-        steps = lambda most: 1 + (torch.rand(n, generator=generator) * most.clamp(max=gap)).long()
-        a = k - steps(k - 1)
-        b = a - steps(a)
-        device = self.starts.device
-        read = lambda j, which: torch.from_numpy(self.arrays[row, j, which]).float().to(device)
-        time = lambda j: self.times[j].to(device)
-        pick = lambda c: c[row.to(device)]
-        return Batch(
-            x=read(k, 0),
-            t=time(k),
-            cond=None if self.cond is None else map_condition(pick, self.cond),
-            a=(time(a), read(a, 1)),
-            b=(time(b), read(b, 1)),
-            guidance=self.scales[row.to(device)],
-            v=read(k, 1),
-        )
+        u = torch.rand(2, n, generator=generator)
+        a = k - 1 - (u[0] * (k - 1).clamp(max=gap)).long()
+        b = a - 1 - (u[1] * a.clamp(max=gap)).long()
+        (x, v), (_, v_a), (_, v_b) = (self._read(row, j) for j in (k, a, b))
+        t, t_a, t_b = (self.times[j].to(x.device) for j in (k, a, b))
+        row = row.to(x.device)
+        cond = None if self.cond is None else map_condition(lambda c: c[row], self.cond)
+        return Batch(x, t, cond, (t_a, v_a), (t_b, v_b), self.scales[row], v)
+
+    def _read(self, row: Tensor, j: Tensor) -> Tensor:
+        """States and velocities (2, n, *shape) of evaluations ``j`` (n,) of ``row`` (n,)."""
+        pairs = torch.from_numpy(self.arrays[row.numpy(), j.numpy()])
+        return pairs.transpose(0, 1).to(self.starts.device).float()
 
 
 def draw_trajectories(

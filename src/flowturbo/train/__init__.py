@@ -3,6 +3,7 @@
 from flowturbo.train.data import ArrayData, Data, load_data
 from flowturbo.train.loop import TrainConfig, train
 from flowturbo.train.own_states import mixed_plan
+from flowturbo.train.paper_refiner import paper_config, train_paper_refiner
 from flowturbo.train.refiner import RefinerConfig, train_refiner
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "TrainConfig",
     "load_data",
     "mixed_plan",
+    "paper_config",
     "train",
+    "train_paper_refiner",
     "train_refiner",
 ]

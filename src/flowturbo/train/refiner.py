@@ -205,7 +205,7 @@ def _own_states(
         "rollout": {
             "plan": plan.name,
             "images": len(check),
-            "reference": f"{reference.name}@1.6",
+            "reference": reference.name,
             "before": before,
             "after": after,
             "kept": kept,

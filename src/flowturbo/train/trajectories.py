@@ -255,7 +255,7 @@ def _reserve(path: Path, shape: tuple[int, ...]) -> None:
     size, free = 2 * int(np.prod(shape)), shutil.disk_usage(path.parent).free
     if size > free:
         raise OSError(
-            f"the trajectories need {size / 1e6:.0f} MB in {path.parent}, and {free / 1e6:.0f} MB "
+            f"the trajectories need {size / 1e6:.1f} MB in {path.parent}, and {free / 1e6:.1f} MB "
             "are free; choose another folder, or fewer trajectories or steps"
         )
     np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)

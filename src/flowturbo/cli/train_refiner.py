@@ -1,0 +1,115 @@
+"""`flowturbo train-refiner`: a light network that stands in for a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from tqdm import tqdm
+
+from flowturbo.cli.options import Device, ModelName, resolve_device
+from flowturbo.models.text import Tokenizer
+from flowturbo.models.zoo import load
+
+__all__ = ["run"]
+
+
+def _option(name: str, text: str) -> typer.models.OptionInfo:
+    return typer.Option(f"--{name}", help=text)  # type: ignore[no-any-return]
+
+
+def run(
+    model: ModelName,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder, the model's say; resumes.")],
+    guidance: Annotated[
+        str, typer.Option("--guidance", "-g", help="A scale, or a range of them as 1-4.")
+    ] = "1-4",
+    plan: Annotated[
+        str | None, _option("plan", "Go on with the states of this plan: MMRMRMRM, or a .json.")
+    ] = None,
+    kind: Annotated[
+        str, _option("kind", "velocity: a block of the model; conv: a small network.")
+    ] = "velocity",
+    prompts: Annotated[
+        Path | None, _option("prompts", "A file of prompts, one a line, for a text model.")
+    ] = None,
+    trajectories: Annotated[int, _option("trajectories", "To draw.")] = 1152,
+    steps: Annotated[int, _option("steps", "Evaluations of the model on each.")] = 24,
+    minutes: Annotated[float, _option("minutes", "Of training, about.")] = 10.0,
+    iterations: Annotated[
+        int | None, _option("iterations", "Of training, instead; of the paper 30000.")
+    ] = None,
+    batch: Annotated[int | None, _option("batch", "64; of the paper 18.")] = None,
+    lr: Annotated[float | None, _option("lr", "Peak learning rate.")] = None,
+    block: Annotated[int, _option("block", "Of the model to start from; -1 is the last.")] = -1,
+    paper: Annotated[bool, typer.Option("--paper", help="The paper's refiner, on data.")] = False,
+    data: Annotated[
+        Path | None, _option("data", "With --paper: an .npz or a folder of images.")
+    ] = None,
+    seed: Annotated[int, _option("seed", "Of everything random.")] = 0,
+    bf16: Annotated[bool, typer.Option(help="Run the refiner in bfloat16.")] = False,
+    compile: Annotated[bool, typer.Option(help="Compile the refiner.")] = False,
+    save_every: Annotated[int, _option("save-every", "Iterations between checkpoints.")] = 500,
+    device: Device = "auto",
+) -> None:
+    """Train a velocity refiner from the model alone, or the paper's on data; resumes.
+
+    Example: flowturbo train-refiner --model digits --guidance 1-4 --minutes 10 -o runs/refiner
+    """
+    from flowturbo.plan import Plan
+    from flowturbo.train import load_data, paper_config, train_paper_refiner, train_refiner
+
+    if paper != (data is not None):
+        raise ValueError("--paper and --data go together: the paper's refiner is trained on data")
+    teacher = load(model, device=resolve_device(device))
+    options: dict[str, Any] = dict(seed=seed, bf16=bf16, compile=compile, save_every=save_every)
+    given = {k: v for k, v in (("batch", batch), ("lr", lr)) if v is not None}
+    bars: dict[str, tqdm] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        if what not in bars:
+            bars[what] = tqdm(total=total, desc=what, disable=None)
+        bars[what].update(done - bars[what].n)
+
+    if data is not None:
+        condition = teacher.card.get("condition", {})
+        tokenizer = condition.get("tokenizer")
+        known = Tokenizer.from_json(tokenizer) if tokenizer else None
+        images = load_data(data, teacher.shape[1], known)
+        config = paper_config(steps=iterations or 30_000, **given, **options)
+        told = lambda step, loss: report("iterations", step, config.steps)
+        train_paper_refiner(teacher, images, out, config, block=block, report=told)
+        measured = {}
+    else:
+        lines = prompts.read_text(encoding="utf-8").splitlines() if prompts else []
+        refiner = train_refiner(
+            teacher,
+            cond=teacher.condition([x for x in lines if x.strip()]) if prompts else None,
+            folder=out,
+            plan=Plan.load(plan) if plan and plan.endswith(".json") else plan,
+            report=report,
+            kind=kind,
+            guidance=_range(guidance),
+            trajectories=trajectories,
+            steps=steps,
+            minutes=minutes,
+            iterations=iterations,
+            block=block,
+            **{"batch": 64, **given, **options},
+        )
+        measured = refiner.card["measured"]
+    for bar in bars.values():
+        bar.close()
+    for what, errors in measured.items():
+        print(f"{what}: {', '.join(f'{name} {error}' for name, error in errors.items())}")
+    print(f"refiner of {teacher.name} -> {out}")
+
+
+def _range(text: str) -> tuple[float, float]:
+    """A scale or a range of them, "2" or "1-4"."""
+    low, dash, high = text.partition("-")
+    try:
+        return float(low), float(high if dash else low)
+    except ValueError:
+        raise ValueError(f"--guidance {text!r}: must be a scale (2) or a range (1-4)") from None

@@ -1,0 +1,67 @@
+"""`flowturbo train-refiner`: both kinds, and what it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import flowturbo as ft
+from flowturbo.cli import main
+from flowturbo.models.checkpoint import save_folder
+from flowturbo.models.sit import SiT, SiTConfig
+
+FEW = ["--iterations", "2", "--batch", "4", "--device", "cpu"]
+
+
+@pytest.fixture
+def model(tmp_path):
+    torch.manual_seed(0)
+    config = SiTConfig(size=4, channels=1, patch=2, width=16, depth=1, heads=2, classes=2)
+    condition = {"kind": "class", "labels": ["0", "1"]}
+    save_folder(tmp_path / "tiny", SiT(config), {"condition": condition})
+    return tmp_path / "tiny"
+
+
+def _run(*arguments) -> int:
+    with pytest.raises(SystemExit) as e:
+        main(["train-refiner", *map(str, arguments)])
+    return e.value.code
+
+
+def test_from_the_model_alone_into_its_folder(model, capsys):
+    few = [*FEW, "--trajectories", "3", "--steps", "4", "--guidance", "1-3", "--plan", "MMR"]
+    assert _run("-m", model, "-o", model, *few) == 0
+    out = capsys.readouterr().out
+    assert "linear extrapolation" in out
+    assert "rollout: plan MMR@1.6" in out
+    refiner = ft.load_refiner(model, ft.load(model))
+    assert refiner.guidance_range == (1.0, 3.0)
+
+
+def test_the_papers_on_data(model, tmp_path):
+    images = np.zeros((6, 4, 4), np.uint8)
+    np.savez(tmp_path / "data.npz", images=images, labels=np.arange(6) % 2)
+    data = ["--paper", "--data", tmp_path / "data.npz"]
+    assert _run("-m", model, "-o", tmp_path / "r", *FEW, *data) == 0
+    assert ft.load_refiner(tmp_path / "r", ft.load(model)).kind == "paper"
+
+
+def test_bad_input_is_one_line(model, tmp_path, capsys):
+    for arguments, message in (
+        (["--paper"], "--data"),
+        (["--guidance", "high"], "--guidance 'high'"),
+        (["--plan", "RM"], "begin with MM"),
+        (["--kind", "unet"], "kind='unet'"),
+        (["--minutes", "0"], "minutes=0"),
+    ):
+        assert _run("-m", model, "-o", tmp_path / "r", *FEW, *arguments) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error.splitlines()) == 1
+    assert not (tmp_path / "r").exists()
+
+
+def test_help_has_an_example(capsys):
+    assert _run("--help") == 0
+    assert "Example: flowturbo train-refiner" in " ".join(capsys.readouterr().out.split())

@@ -18,6 +18,9 @@ from safetensors.torch import load_file, save_file
 import flowturbo as ft
 from flowturbo.cli import main
 from flowturbo.models import zoo
+from flowturbo.models.checkpoint import save_folder
+from flowturbo.models.sit import SiT, SiTConfig
+from flowturbo.refiner import PaperRefiner
 
 
 def flowturbo(*arguments: str) -> int:
@@ -163,6 +166,17 @@ def test_convert(tmp_path, capsys, copy):
     assert not (tmp_path / "out").exists()
 
 
+def test_convert_a_refiner(tmp_path, monkeypatch):
+    config = dict(size=4, width=16, depth=1, heads=2, classes=3, learn_sigma=True)
+    monkeypatch.setattr(SiTConfig, "named", lambda name, **changes: SiTConfig(**config))
+    save_folder(tmp_path / "sit", SiT(SiTConfig(**config)), {})
+    made = PaperRefiner.from_model(ft.load(tmp_path / "sit"))
+    torch.save({"ema": made.network.state_dict()}, tmp_path / "refiner.pt")
+    into = ["--refiner", "-o", tmp_path / "sit"]
+    assert flowturbo("convert", tmp_path / "refiner.pt", *into) == 0
+    assert ft.load_refiner(tmp_path / "sit", ft.load(tmp_path / "sit")).kind == "paper"
+
+
 def test_train(tmp_path, capsys):
     images = np.random.default_rng(0).integers(0, 256, (8, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "data.npz", images=images, labels=np.arange(8) % 2)
@@ -179,6 +193,6 @@ def test_train(tmp_path, capsys):
 def test_version_and_help(capsys):
     assert flowturbo("--version") == 0
     assert capsys.readouterr().out.strip() == f"flowturbo {ft.__version__}"
-    for command in ("generate", "train", "models", "convert"):
+    for command in ("generate", "train", "train-refiner", "models", "convert"):
         assert flowturbo(command, "--help") == 0
         assert f"Example: flowturbo {command}" in capsys.readouterr().out

@@ -10,6 +10,8 @@ import typer
 from flowturbo.cli.options import resolve_dtype
 from flowturbo.models.checkpoint import convert
 from flowturbo.models.sit import SiTConfig
+from flowturbo.models.zoo import load
+from flowturbo.refiner import PaperRefiner, save_refiner
 
 __all__ = ["run"]
 
@@ -22,13 +24,24 @@ def run(
     ] = "XL/2",
     size: Annotated[int, typer.Option("--size", help="Side of the latent.")] = 32,
     classes: Annotated[int, typer.Option("--classes", help="Number of classes.")] = 1000,
+    refiner: Annotated[
+        bool, typer.Option("--refiner", help="The checkpoint is the paper's refiner.")
+    ] = False,
     dtype: Annotated[str, typer.Option("--dtype", help="Of the weights written.")] = "float16",
 ) -> None:
     """Turn an official SiT checkpoint into a model folder, without running code from it.
 
+    With --refiner, put the refiner into the folder of its model.
+
     Example: flowturbo convert SiT-XL-2-256x256.pt -a XL/2 -o sit-xl
     """
     config = SiTConfig.named(architecture, size=size, classes=classes)
+    if refiner:
+        made = PaperRefiner.from_official(checkpoint, config)
+        made.card = {"source": checkpoint.name}
+        save_refiner(out, made, load(out), dtype=resolve_dtype(dtype))
+        print(f"{checkpoint} -> {out}")
+        return
     card = {
         "name": out.name,
         "description": f"SiT-{architecture.upper().removeprefix('SIT-')}, converted.",

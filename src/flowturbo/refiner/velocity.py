@@ -1,11 +1,10 @@
 r"""A refiner that sees the history, after guidance.
 
 From the last two guided velocities at distinct times ``t_b``, ``t_a`` it predicts the next by a
-correction to their linear extrapolation, scaled by the gap,
+correction to their linear extrapolation, scaled by the gap (in eighths, about 1 in few-step plans),
 
-.. math:: v(t) \approx v_a + (t - t_a)\,\Bigl(\frac{v_a - v_b}{t_a - t_b}
-    + n(x, v_a, e, t, t - t_a, t_a - t_b, w, c)\Bigr),
-    \qquad e = \frac{t - t_a}{t_a - t_b}(v_a - v_b),
+.. math:: v(t) \approx v_a + e + 8\,(t - t_a)\,n(x, v_a, e, t, t - t_a, t_a - t_b, w, c),
+    \qquad e = \frac{t - t_a}{t_a - t_b}\,(v_a - v_b),
 
 so a network ``n = 0`` extrapolates, and velocities linear in time are exact. The scale of guidance
 ``w`` is an input: one refiner serves a range, and a call is never doubled.
@@ -136,7 +135,7 @@ class VelocityRefiner(nn.Module):
         shown = torch.cat([x, v_a, step], dim=1)
         dtype = next(self.network.parameters()).dtype
         correction = self.network(shown.to(dtype), t, cond, numbers).to(x.dtype)
-        return v_a + step + gap.reshape(shape).to(x.dtype) * correction
+        return v_a + step + (8 * gap).reshape(shape).to(x.dtype) * correction
 
 
 def _rows(value: Any, x: Tensor) -> Tensor:

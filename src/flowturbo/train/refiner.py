@@ -27,6 +27,7 @@ from flowturbo.models.model import Model
 from flowturbo.plan import Plan
 from flowturbo.refiner.checkpoint import load_refiner, save_refiner
 from flowturbo.refiner.velocity import VelocityRefiner
+from flowturbo.sampler import sample
 from flowturbo.train.loop import TrainConfig, claim_folder, run
 from flowturbo.train.own_states import collect, mixed_plan, rollout_error
 from flowturbo.train.trajectories import Batch, Starts, Trajectories, draw_trajectories
@@ -192,9 +193,10 @@ def _own_states(
     reference = Plan.rk4(24, shift=1.6)  # converged, for what is compared
     config = replace(config, steps=max(1, config.steps // 4), lr=config.lr / 4)
     made = {"training": asdict(config), "own states": {"plan": json.loads(plan.to_json())}}
-    error = partial(
-        rollout_error, model=model, plan=plan, starts=starts, rows=check, reference=reference
-    )
+    x0, cond, scales = starts.rows(check.start, check.stop)
+    teacher = starts.guided(model, scales)
+    exact = sample(reference, teacher, x0, cond)
+    error = lambda r: rollout_error(r, plan, teacher, x0, cond, exact)
     sources: list[_Source] = [drawn, collect(refiner, model, plan, starts, fresh)]
     before = error(refiner)
     objective = _Prediction(copy.deepcopy(refiner), sources, config.batch)

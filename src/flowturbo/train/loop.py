@@ -141,13 +141,13 @@ def train(
             loss is not finite.
         ImportError: if accelerate is missing: ``pip install 'flowturbo[train]'``.
     """
-    run = _Run(architecture, data, Path(out), config or TrainConfig(), card or {})
+    run = Run(architecture, data, Path(out), config or TrainConfig(), card or {})
     run.resume()
     run.loop(report)
     return Path(out)
 
 
-class _Run:
+class Run:
     """The state of a run: network, average, optimizers, step."""
 
     def __init__(

@@ -18,6 +18,7 @@ import json
 import random
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,20 @@ class _TimeUpError(Exception):
     pass
 
 
+class _Clock:
+    """Stops a run ``seconds`` after its first report, so that compilation does not count."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.start, self.first, self.step = seconds, 0.0, 0, 0
+
+    def report(self, step: int, loss: float) -> None:
+        if not self.first:
+            self.start, self.first = time.perf_counter(), step
+        self.step = step
+        if time.perf_counter() - self.start > self.seconds:
+            raise _TimeUpError
+
+
 def compare(data: EmojiData, held: EmojiData, seconds: float, record: str) -> None:
     """Train each architecture for ``seconds``; error of the averaged weights on both parts."""
     results = {}
@@ -146,31 +161,17 @@ def compare(data: EmojiData, held: EmojiData, seconds: float, record: str) -> No
             steps=10**6, batch=128, lr=2e-3, optimizer="muon", warmup=150, ema=0.995,
             save_every=10**6, preview_every=0, schedule="constant",
         )  # fmt: skip
-        start: list[float] = []
-        steps = 0
-
-        def report(step: int, loss: float, start: list[float] = start) -> None:
-            nonlocal steps
-            if not start:  # compilation stays out of the time
-                start.append(time.perf_counter())
-                first.append(step)
-            steps = step
-            if time.perf_counter() - start[0] > seconds:
-                raise _TimeUpError
-
-        first: list[int] = []
+        clock = _Clock(seconds)
         with tempfile.TemporaryDirectory() as folder:
             run = Run(architecture(data, **changes), data, Path(folder), options, {})
-            try:
-                run.loop(report)
-            except _TimeUpError:
-                pass
+            with suppress(_TimeUpError):
+                run.loop(clock.report)
             network = run.average.module
             size = sum(p.numel() for p in network.parameters()) / 1e6
             results[name] = {
                 "parameters_m": round(size, 2),
-                "steps": steps,
-                "images_per_s": round((steps - first[0]) * 128 / seconds, 1),
+                "steps": clock.step,
+                "images_per_s": round((clock.step - clock.first) * 128 / seconds, 1),
                 "error_seen": evaluate(network, data),
                 "error_held_out": evaluate(network, held, data.tokenizer),
             }
@@ -194,7 +195,8 @@ def evaluate(network: Any, data: EmojiData, tokenizer: Tokenizer | None = None) 
     x0 = torch.randn(x1.shape, generator=generator)
     t = draw_times(len(x1), "uniform", generator)
     losses = [
-        flow_loss(network, *(a[i : i + 128] for a in (x0, x1, t, cond))) for i in range(0, 1024, 128)
+        flow_loss(network, *(a[i : i + 128] for a in (x0, x1, t, cond)))
+        for i in range(0, 1024, 128)
     ]
     return round(float(torch.stack(losses).mean()), 5)
 

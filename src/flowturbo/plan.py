@@ -13,9 +13,10 @@ evaluations is two rows, and times repeat where one of them only corrects the st
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -106,6 +107,15 @@ class Plan:
         for j, k in enumerate(last.tolist()):
             rows[k].append(j)
         return tuple(map(tuple, rows))
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hexadecimal digits of the table, without name and info."""
+        return hashlib.sha256(repr(self._key[:-1]).encode()).hexdigest()[:16]
+
+    def with_info(self, info: Mapping[str, Any]) -> Plan:
+        """The same table with another ``info``."""
+        return replace(self, info=info)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Plan):

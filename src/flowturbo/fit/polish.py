@@ -29,9 +29,7 @@ from flowturbo.sampler import Refiner, sample
 __all__ = ["polish", "run", "score"]
 
 
-def run(
-    plan: Plan, field: Field, reference: Reference, refiner: Refiner | None = None
-) -> Tensor:
+def run(plan: Plan, field: Field, reference: Reference, refiner: Refiner | None = None) -> Tensor:
     """The final states of ``plan`` on the noises of ``reference``, (N, ...)."""
     return sample(
         plan,
@@ -107,7 +105,8 @@ class _Replay:
     """A field whose first calls return what they returned before; records the rest."""
 
     def __init__(self, field: Any, before: list[Tensor]) -> None:
-        self.field, self.calls, self.before = field, [], before
+        self.field, self.before = field, before
+        self.calls: list[Tensor] = []
 
     def __call__(self, *arguments: Any) -> Tensor:
         i = len(self.calls)
@@ -128,8 +127,8 @@ def _recorded(
     other_rows = [k for k, e in enumerate(plan.evaluators) if e == "refiner"]
     before = before or []
     split = lambda rows: [before[k] for k in rows if k < len(before)]
-    model = _Replay(field, split(model_rows))
-    refine = _Replay(refiner, split(other_rows)) if refiner else None
+    model: Any = _Replay(field, split(model_rows))
+    refine: Any = _Replay(refiner, split(other_rows)) if refiner else None
     x = run(plan, model, reference, refine)
     calls: dict[int, Tensor] = dict(zip(model_rows, model.calls, strict=True))
     if refine:

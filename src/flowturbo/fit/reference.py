@@ -39,6 +39,10 @@ class Reference:
     cond: Any
     guidance: float | Tensor
 
+    def __post_init__(self) -> None:
+        if isinstance(self.times, Tensor):  # as loaded from a file
+            object.__setattr__(self, "times", self.times.numpy())
+
     def __len__(self) -> int:
         return self.states.shape[1]
 
@@ -60,6 +64,33 @@ class Reference:
             + u**2 * (3 - 2 * u) * x[1]
             + h * u * (1 - u) ** 2 * v[0]
             - h * u**2 * (1 - u) * v[1]
+        )
+
+    def columns(self) -> dict[str, Any]:
+        """The attributes by name, times as a tensor."""
+        return {**vars(self), "times": torch.from_numpy(self.times)}
+
+    def reversed(self) -> Reference:
+        """The same trajectories run the other way: inversion."""
+        return replace(
+            self,
+            times=self.times[::-1].copy(),
+            states=self.states.flip(0),
+            velocities=self.velocities.flip(0),
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[Reference]) -> Reference:
+        """One reference of the rows of all parts."""
+        first = parts[0]
+        scales = [p.guidance for p in parts]
+        join = lambda *c: torch.cat(c) if isinstance(c[0], Tensor) else c[0]
+        return replace(
+            first,
+            states=torch.cat([p.states for p in parts], dim=1),
+            velocities=torch.cat([p.velocities for p in parts], dim=1),
+            cond=map_condition(join, *(p.cond for p in parts)),
+            guidance=torch.cat(scales) if isinstance(scales[0], Tensor) else scales[0],  # type: ignore[arg-type]
         )
 
     def rows(self, start: int, end: int) -> Reference:

@@ -42,21 +42,29 @@ def from_scheduler(
 ) -> dict[str, Any]:
     """The scheduler's table, as arguments of ``Plan``; see ``Plan.from_scheduler``."""
     name = type(scheduler).__name__
-    given = {"sigmas": sigmas, "mu": mu, "timesteps": timesteps}
-    given = {key: value for key, value in given.items() if value is not None}
+    lists = {"sigmas": sigmas, "timesteps": timesteps}
+    given: dict[str, Any] = {k: np.array(v) for k, v in lists.items() if v is not None}
+    lengths = {len(v) for v in given.values()}
+    if mu is not None:
+        given["mu"] = float(mu)
     config = _check(scheduler, name, mu)
-    lengths = {len(given[key]) for key in ("sigmas", "timesteps") if key in given}
-    if steps is None and not lengths:
-        steps = 8
-    elif len(lengths | {steps} - {None}) > 1:
-        raise ValueError(f"steps={steps} for {sorted(lengths)} sigmas or timesteps; pass one")
-    ready = _set(scheduler, name, None if lengths else steps, given)
+    if steps is None:
+        steps = min(lengths, default=8)
+    if (
+        isinstance(steps, bool)
+        or not isinstance(steps, (int, np.integer))
+        or not 1 <= steps <= 1000
+    ):
+        raise ValueError(f"steps={steps!r}: must be a whole number from 1 to 1000")
+    if lengths - {steps}:
+        raise ValueError(f"steps={steps}, and {max(lengths)} sigmas or timesteps; pass one of them")
+    ready = _set(scheduler, name, {} if lengths else {"num_inference_steps": int(steps)}, given)
     levels = np.asarray(ready.sigmas, dtype=np.float64)
     told = np.asarray(ready.timesteps, dtype=np.float64) / config.get("num_train_timesteps", 1000)
     if len(levels) != len(told) + 1 or levels.min() < 0 or levels.max() > 1:
         raise ValueError(
-            f"{name}: {len(levels)} noise levels from {levels[0]:g} to {levels[-1]:g} for {len(told)} "
-            "timesteps; a flow scheduler has one more than timesteps, all in [0, 1]"
+            f"{name}: {len(told)} timesteps, {len(levels)} noise levels in {levels.min():g} .. "
+            f"{levels.max():g}; a flow scheduler has one level more than timesteps, all in [0, 1]"
         )
     inverted = bool(config.get("invert_sigmas"))
     if not inverted:
@@ -68,48 +76,50 @@ def from_scheduler(
         "evaluators": ("model",) * len(told),
         "weights": _weights(ready, name, levels, 1.0 if inverted else -1.0),
         "name": f"{name.removesuffix('Scheduler')}, {len(told)} evaluations",
-        "info": {"scheduler": name, "config": _plain(config), "steps": steps, **_plain(given)},
+        "info": {"scheduler": name, "config": _plain(config), "steps": int(steps), **_plain(given)},
     }
 
 
 def _check(scheduler: Any, name: str, mu: float | None) -> Mapping[str, Any]:
     """The scheduler's config; refused where it says that there is no table."""
     config = getattr(scheduler, "config", None)
-    parts = ("set_timesteps", "step", "timesteps", "sigmas")
-    if not isinstance(config, Mapping) or not all(hasattr(scheduler, part) for part in parts):
-        raise ValueError(f"{name}: not a flow scheduler; it needs config, {', '.join(parts)}")
+    parts = ("config", "set_timesteps", "step", "timesteps", "sigmas")
+    missing = [part for part in parts if not hasattr(scheduler, part)]
+    if missing or not isinstance(config, Mapping):
+        raise ValueError(f"{name}: not a flow scheduler; it has no {' or '.join(missing)}")
     dynamic = bool(config.get("use_dynamic_shifting"))
     kind = config.get("prediction_type", "flow_prediction")
     algorithm = str(config.get("algorithm_type"))
-    reasons = {
-        f"prediction_type={kind!r}: only flow schedulers have a table; take "
-        "prediction_type='flow_prediction' and use_flow_sigmas=True": kind != "flow_prediction",
-        "use_flow_sigmas=False: its noise levels are not those of the linear path; set it to "
-        "True": not config.get("use_flow_sigmas", True),
-        "predict_x0=False: it has no flow prediction; set it to True": not config.get(
-            "predict_x0", True
+    flow = "take prediction_type='flow_prediction' and use_flow_sigmas=True, if the model is a flow"
+    reasons = [
+        (kind != "flow_prediction", f"prediction_type={kind!r}: not a flow; {flow}"),
+        (not config.get("use_flow_sigmas", True), f"use_flow_sigmas=False: not a flow; {flow}"),
+        (not config.get("predict_x0", True), "predict_x0=False: not for flows; set it to True"),
+        (config.get("thresholding"), "thresholding=True: it is not linear; set it to False"),
+        (
+            config.get("stochastic_sampling"),
+            "stochastic_sampling=True: it draws noise; set it to False",
         ),
-        "thresholding=True clips the predicted image, which is not linear; set it to "
-        "False": config.get("thresholding"),
-        "stochastic_sampling=True draws new noise; set it to False": config.get(
-            "stochastic_sampling"
+        (
+            algorithm.startswith("sde"),
+            f"algorithm_type={algorithm!r}: it draws noise; take {algorithm[4:]!r}",
         ),
-        f"algorithm_type={algorithm!r} draws new noise; take "
-        f"{algorithm.removeprefix('sde-')!r}": algorithm.startswith("sde"),
-        "use_dynamic_shifting=True: the shift depends on the image; pass mu=...": (
-            dynamic and mu is None
+        (
+            dynamic and mu is None,
+            "use_dynamic_shifting=True: the shift depends on the image; pass mu=...",
         ),
-        f"mu={mu} has no effect with use_dynamic_shifting=False; leave it out": (
-            not dynamic and mu is not None
+        (
+            not dynamic and mu is not None,
+            f"use_dynamic_shifting=False: mu={mu} does nothing; leave it out",
         ),
-    }
-    for reason, refused in reasons.items():
+    ]
+    for refused, reason in reasons:
         if refused:
             raise ValueError(f"{name} with {reason}")
     return config
 
 
-def _set(scheduler: Any, name: str, steps: int | None, given: Mapping[str, Any]) -> Any:
+def _set(scheduler: Any, name: str, steps: Mapping[str, int], given: Mapping[str, Any]) -> Any:
     """A copy of the scheduler, set to its timesteps, its noise levels in float64."""
     known = inspect.signature(scheduler.set_timesteps).parameters
     for key in given:
@@ -117,13 +127,13 @@ def _set(scheduler: Any, name: str, steps: int | None, given: Mapping[str, Any])
             raise ValueError(f"{key}=...: {name}.set_timesteps does not take it; leave it out")
     ready = copy.deepcopy(scheduler)
     try:
-        ready.set_timesteps(**({} if steps is None else {"num_inference_steps": steps}), **given)
+        ready.set_timesteps(**steps, **given)
     except Exception as error:
-        what = ", ".join(["steps", *given] if steps is not None else given)
+        what = ", ".join([*steps, *given])
         raise ValueError(f"{name}.set_timesteps refuses the {what} given: {error!r}") from error
     wanted = given.get("timesteps")
     if wanted is not None and not np.allclose(ready.timesteps, wanted):
-        raise ValueError(f"{name} takes timesteps={wanted} and does not use them; leave them out")
+        raise ValueError(f"{name} takes timesteps={wanted} but does not use them; leave them out")
     ready.sigmas = ready.sigmas.double()
     return ready
 
@@ -150,9 +160,8 @@ def _weights(scheduler: Any, name: str, times: Array, sign: float) -> Array:
     response = _run(scheduler, name, units[:n], sign * units[n:])
     for k in np.flatnonzero(~np.isfinite(response).all(1))[:1]:
         raise ValueError(
-            f"{name} gives NaN at evaluation {k}, from t={times[k]:g} to {times[k + 1]:g}; towards "
-            "t=1 that is what bh1, or a higher order to the end, does: take solver_type='bh2' and "
-            "lower_order_final=True"
+            f"{name} gives NaN at evaluation {k} of {n}, from t={times[k]:g} to {times[k + 1]:g}; at "
+            "the last, take solver_type='bh2' and lower_order_final=True"
         )
     random = np.random.default_rng(0).normal(scale=10.0, size=(2 * n, 16))
     seen = _run(scheduler, name, random[:n], sign * random[n:])
@@ -170,8 +179,8 @@ def _weights(scheduler: Any, name: str, times: Array, sign: float) -> Array:
     off = np.abs(states[:, 0] - 1).max(), np.abs(weights.sum(1) - np.diff(times)).max()
     if max(off) > 1e-6:
         raise ValueError(
-            f"{name}: not a solver of the linear path; it scales the state by 1 + {off[0]:.2g}, and "
-            f"steps miss their length by {off[1]:.2g}"
+            f"{name}: not a solver of the linear path; the state's factor is {off[0]:.2g} off 1, a "
+            f"step {off[1]:.2g} off its length"
         )
     return weights
 
@@ -183,6 +192,8 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
         if key.startswith(("_", "beta", "trained")):
             continue
         value = np.asarray(value).tolist() if isinstance(value, (np.ndarray, list)) else value
-        if isinstance(value, (str, int, list)) or (isinstance(value, float) and math.isfinite(value)):
+        if isinstance(value, (str, int, list)) or (
+            isinstance(value, float) and math.isfinite(value)
+        ):
             plain[key] = value
     return plain

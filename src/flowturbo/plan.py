@@ -299,6 +299,40 @@ class Plan:
         grid: dict[str, Any] = {"shift": shift, "times": times, "direction": direction}
         return cls(**_solvers.adams_bashforth(evaluations, order, start, **grid))
 
+    @classmethod
+    def from_scheduler(
+        cls,
+        scheduler: Any,
+        steps: int | None = None,
+        *,
+        sigmas: Sequence[float] | Times | None = None,
+        mu: float | None = None,
+        timesteps: Sequence[float] | Times | None = None,
+    ) -> Plan:
+        """The table of a flow scheduler of diffusers, which is copied and not changed.
+
+        Any that is deterministic and linear will do: FlowMatchEuler, FlowMatchHeun, and UniPC,
+        DPMSolver (multistep, singlestep) and DEIS with ``prediction_type="flow_prediction"`` and
+        ``use_flow_sigmas=True``. The plan starts at ``times[0] = 1 - sigmas[0]``, which may lie a
+        little above 0, from the noise as it is, and does what the scheduler's loop does to it.
+
+        Args:
+            scheduler: with its config; what was set on it before does not matter.
+            steps: as in its ``set_timesteps``; 8, or as many as ``sigmas`` or ``timesteps``.
+            sigmas: passed on to ``set_timesteps``, where it takes them.
+            mu: passed on likewise; for dynamic shifting.
+            timesteps: passed on likewise.
+
+        Raises:
+            ValueError: one line with the reason, if the scheduler has no such table.
+        """
+        from flowturbo.integrations import schedulers
+
+        columns = schedulers.from_scheduler(
+            scheduler, steps, sigmas=sigmas, mu=mu, timesteps=timesteps
+        )
+        return cls(**columns)
+
     def restrict(self, t: float) -> Plan:
         """The plan from time ``t`` on, for a state made at ``t`` (image-to-image).
 

@@ -106,7 +106,9 @@ def join(folder: Path, table: dict[str, str]) -> tuple[list[Concept], Pictures, 
                 left_out["flag"] += 1
                 continue
             if key not in concepts:
-                group = group if key in emoji or style != "fx" else ""  # other groups than Unicode's
+                group = (
+                    group if key in emoji or style != "fx" else ""
+                )  # other groups than Unicode's
                 concepts[key] = _concept(key, icon, table, emoji, words, group, subgroup)
             if (concepts[key]["name"], style) in pictures:
                 left_out["second picture of a concept in a style"] += 1

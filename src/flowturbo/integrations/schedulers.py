@@ -50,11 +50,8 @@ def from_scheduler(
     config = _check(scheduler, name, mu)
     if steps is None:
         steps = min(lengths, default=8)
-    if (
-        isinstance(steps, bool)
-        or not isinstance(steps, (int, np.integer))
-        or not 1 <= steps <= 1000
-    ):
+    whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
+    if not whole or not 1 <= steps <= 1000:
         raise ValueError(f"steps={steps!r}: must be a whole number from 1 to 1000")
     if lengths - {steps}:
         raise ValueError(f"steps={steps}, and {max(lengths)} sigmas or timesteps; pass one of them")
@@ -160,8 +157,8 @@ def _weights(scheduler: Any, name: str, times: Array, sign: float) -> Array:
     response = _run(scheduler, name, units[:n], sign * units[n:])
     for k in np.flatnonzero(~np.isfinite(response).all(1))[:1]:
         raise ValueError(
-            f"{name} gives NaN at evaluation {k} of {n}, from t={times[k]:g} to {times[k + 1]:g}; at "
-            "the last, take solver_type='bh2' and lower_order_final=True"
+            f"{name} gives NaN at evaluation {k} of {n}, from t={times[k]:g} to {times[k + 1]:g}; "
+            "at the last, take solver_type='bh2' and lower_order_final=True"
         )
     random = np.random.default_rng(0).normal(scale=10.0, size=(2 * n, 16))
     seen = _run(scheduler, name, random[:n], sign * random[n:])

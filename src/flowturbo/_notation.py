@@ -10,7 +10,7 @@ __all__ = ["parse"]
 
 ALLOWED = (
     "allowed: blocks E, H, P, R (Euler, Heun, pseudo corrector, refiner) with counts, as H1P5R3 or "
-    "[H1P1R1]x2; AB2:8, AB3:8, AB4:8, AB3RK:12, UNIPC2:8, UNIPC3:8, DPM2:8, DPM3:8 (evaluations); "
+    "[H1P1R1]x2; AB2:8, AB3:8, AB4:8, AB3RK:12, UNIPC2:8, DPM3:8 (evaluations); "
     "MID:4, RK4:2, RK38:2 (steps); each with a shift, as AB2:8@1.6"
 )
 _SOLVER = re.compile(r"(AB[234](?:RK)?|(?:UNIPC|DPM)[23]|RK4|RK38|MID):([0-9]+)")

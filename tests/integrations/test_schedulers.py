@@ -65,6 +65,7 @@ def every_scheduler():
             yield flow("DEISMultistep", **both)
     yield make("FlowMatchEulerDiscrete", use_karras_sigmas=True)
     yield make("FlowMatchEulerDiscrete", shift_terminal=0.1)
+    yield flow("UniPCMultistep", flow_shift=900.0)  # of 8 timesteps, two are 999
     yield flow("UniPCMultistep", disable_corrector=[0, 1])
     yield flow("UniPCMultistep", final_sigmas_type="sigma_min")
     yield flow("UniPCMultistep", use_karras_sigmas=True)
@@ -277,7 +278,8 @@ class Damping(diffusers.FlowMatchEulerDiscreteScheduler):
         (make("FlowMatchEulerDiscrete"), {"steps": 2.5}, "steps=2.5"),
         (make("FlowMatchEulerDiscrete"), {"steps": True}, "steps=True"),
         (make("FlowMatchEulerDiscrete"), {"steps": 10**6}, "from 1 to 1000"),
-        (None, {}, "not a flow scheduler"),
+        (make("FlowMatchEulerDiscrete"), {"steps": 8, "sigmas": 0.5}, "steps=8, and 1 sigmas"),
+        (None, {}, "not a flow scheduler; it has no set_timesteps or step"),
     ],
 )
 def test_refused_in_one_line_with_the_reason(scheduler, given, message):

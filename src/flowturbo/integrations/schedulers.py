@@ -43,7 +43,7 @@ def from_scheduler(
     """The scheduler's table, as arguments of ``Plan``; see ``Plan.from_scheduler``."""
     name = type(scheduler).__name__
     lists = {"sigmas": sigmas, "timesteps": timesteps}
-    given: dict[str, Any] = {k: np.array(v) for k, v in lists.items() if v is not None}
+    given: dict[str, Any] = {k: np.array(v, ndmin=1) for k, v in lists.items() if v is not None}
     lengths = {len(v) for v in given.values()}
     if mu is not None:
         given["mu"] = float(mu)
@@ -80,9 +80,10 @@ def from_scheduler(
 def _check(scheduler: Any, name: str, mu: float | None) -> Mapping[str, Any]:
     """The scheduler's config; refused where it says that there is no table."""
     config = getattr(scheduler, "config", None)
-    parts = ("config", "set_timesteps", "step", "timesteps", "sigmas")
+    parts = ("set_timesteps", "step", "timesteps", "sigmas")
     missing = [part for part in parts if not hasattr(scheduler, part)]
     if missing or not isinstance(config, Mapping):
+        missing = missing or ["config"]
         raise ValueError(f"{name}: not a flow scheduler; it has no {' or '.join(missing)}")
     dynamic = bool(config.get("use_dynamic_shifting"))
     kind = config.get("prediction_type", "flow_prediction")

@@ -165,6 +165,7 @@ class Plan:
         - ``H1P5R3``, ``E8``, ``[H1P1R1]x2``, ``E2H2P3``: see ``blocks``;
         - ``AB2:8``, ``AB3:8``, ``AB4:12``: Adams-Bashforth of 8, 8 and 12 evaluations;
         - ``AB3RK:12``: 12 evaluations, the first two steps by Runge-Kutta;
+        - ``UNIPC2:8``, ``UNIPC3:8``, ``DPM2:8``, ``DPM3:8``: UniPC and DPM-Solver++, 8 evaluations;
         - ``MID:4``, ``RK4:2``, ``RK38:2``: 4 steps of 2 evaluations, 2 steps of 4;
         - any of them with a shift of the grid, ``AB2:8@1.6``.
 
@@ -188,6 +189,8 @@ class Plan:
         if solver.startswith("AB"):
             start = "runge-kutta" if solver.endswith("RK") else "low"
             return cls.adams_bashforth(count, int(solver[2]), start, **grid)
+        if solver[:-1] in ("UNIPC", "DPM"):
+            return cls(**_solvers.exponential(solver[:-1], count, int(solver[-1]), **grid))
         return {"MID": cls.midpoint, "RK4": cls.rk4, "RK38": cls.rk38}[solver](count, **grid)
 
     @classmethod
@@ -300,14 +303,30 @@ class Plan:
         return cls(**_solvers.adams_bashforth(evaluations, order, start, **grid))
 
     @classmethod
+    def unipc(cls, steps: int, order: int = 2, *, shift: float = 1.0, times: Grid = None) -> Plan:
+        """UniPC (bh2) of order 2 or 3: predictor and corrector, one evaluation a step.
+
+        The corrector of a step shares the evaluation with the next predictor; the last step, of
+        order 1, has none. The grid is as in ``parse``, from noise to data only.
+        """
+        grid: dict[str, Any] = {"shift": shift, "times": times, "direction": "forward"}
+        return cls(**_solvers.exponential("UNIPC", steps, order, **grid))
+
+    @classmethod
+    def dpm(cls, steps: int, order: int = 2, *, shift: float = 1.0, times: Grid = None) -> Plan:
+        """DPM-Solver++ multistep (2M or 3M), one evaluation a step. The grid is as in ``unipc``."""
+        grid: dict[str, Any] = {"shift": shift, "times": times, "direction": "forward"}
+        return cls(**_solvers.exponential("DPM", steps, order, **grid))
+
+    @classmethod
     def from_scheduler(
         cls,
         scheduler: Any,
         steps: int | None = None,
         *,
-        sigmas: Sequence[float] | Times | None = None,
+        sigmas: Grid = None,
         mu: float | None = None,
-        timesteps: Sequence[float] | Times | None = None,
+        timesteps: Grid = None,
     ) -> Plan:
         """The table of a flow scheduler of diffusers, which is copied and not changed.
 

@@ -43,18 +43,15 @@ def from_scheduler(
     """The scheduler's table, as arguments of ``Plan``; see ``Plan.from_scheduler``."""
     name = type(scheduler).__name__
     lists = {"sigmas": sigmas, "timesteps": timesteps}
-    given: dict[str, Any] = {k: np.array(v) for k, v in lists.items() if v is not None}
+    given: dict[str, Any] = {k: np.array(v, ndmin=1) for k, v in lists.items() if v is not None}
     lengths = {len(v) for v in given.values()}
     if mu is not None:
         given["mu"] = float(mu)
     config = _check(scheduler, name, mu)
     if steps is None:
         steps = min(lengths, default=8)
-    if (
-        isinstance(steps, bool)
-        or not isinstance(steps, (int, np.integer))
-        or not 1 <= steps <= 1000
-    ):
+    whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
+    if not whole or not 1 <= steps <= 1000:
         raise ValueError(f"steps={steps!r}: must be a whole number from 1 to 1000")
     if lengths - {steps}:
         raise ValueError(f"steps={steps}, and {max(lengths)} sigmas or timesteps; pass one of them")
@@ -83,9 +80,10 @@ def from_scheduler(
 def _check(scheduler: Any, name: str, mu: float | None) -> Mapping[str, Any]:
     """The scheduler's config; refused where it says that there is no table."""
     config = getattr(scheduler, "config", None)
-    parts = ("config", "set_timesteps", "step", "timesteps", "sigmas")
+    parts = ("set_timesteps", "step", "timesteps", "sigmas")
     missing = [part for part in parts if not hasattr(scheduler, part)]
     if missing or not isinstance(config, Mapping):
+        missing = missing or ["config"]
         raise ValueError(f"{name}: not a flow scheduler; it has no {' or '.join(missing)}")
     dynamic = bool(config.get("use_dynamic_shifting"))
     kind = config.get("prediction_type", "flow_prediction")
@@ -160,8 +158,8 @@ def _weights(scheduler: Any, name: str, times: Array, sign: float) -> Array:
     response = _run(scheduler, name, units[:n], sign * units[n:])
     for k in np.flatnonzero(~np.isfinite(response).all(1))[:1]:
         raise ValueError(
-            f"{name} gives NaN at evaluation {k} of {n}, from t={times[k]:g} to {times[k + 1]:g}; at "
-            "the last, take solver_type='bh2' and lower_order_final=True"
+            f"{name} gives NaN at evaluation {k} of {n}, from t={times[k]:g} to {times[k + 1]:g}; "
+            "at the last, take solver_type='bh2' and lower_order_final=True"
         )
     random = np.random.default_rng(0).normal(scale=10.0, size=(2 * n, 16))
     seen = _run(scheduler, name, random[:n], sign * random[n:])

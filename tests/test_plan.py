@@ -39,6 +39,7 @@ TEXTS = [
     "AB4:12", "AB2RK:5", "AB3RK:9", "AB4RK:14", "MID:4", "RK4:2", "RK38:2", "AB2:8@1.6",
     "H1P5R3@3", "RK4:2@0.5",
 ]  # fmt: skip
+FORWARD = ["UNIPC2:1", "UNIPC2:8", "UNIPC3:8@1.6", "DPM2:8", "DPM3:20@3"]  # no way back
 
 
 def noise(n=8):
@@ -57,6 +58,7 @@ def slope(plans, errors):
 
 def every_plan():
     plans = [Plan.parse(text, direction=d) for text in TEXTS for d in ("forward", "backward")]
+    plans += [Plan.parse(text) for text in FORWARD]
     plans += [Plan.blocks(text, shipped=True) for text in ("H1P5R3", "[H1P1R1]x2", "H1R2P2")]
     plans += [p.restrict(t) for p in list(plans) for t in (0.07, 0.25, 0.5, 0.93)]
     assert len(plans) > 200
@@ -91,6 +93,32 @@ def test_order_on_an_uneven_grid(text, references):
     plans = [Plan.parse(text.format(n=n), shift=2.5) for n in (128, 192, 256)]
     errors = [rmse(sample(plan, mixture, start), exact) for plan in plans]
     assert slope(plans, errors) == pytest.approx(ORDERS[text], abs=0.2)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("solver", [Plan.unipc, Plan.dpm])
+def test_order_between_the_ends_of_the_path(solver, order):
+    exact = runge_kutta(mixture, noise(), 0.1, 0.9, 200)
+    plans = [solver(n, order, times=np.linspace(0.1, 0.9, n + 1)) for n in (32, 48, 64)]
+    errors = [rmse(sample(plan, mixture, noise()), exact) for plan in plans]
+    assert slope(plans, errors) >= 1.8
+
+
+def test_unipc_and_dpm_follow_a_fixed_image_exactly():
+    def towards(x, t, cond=None):
+        return (3.0 - x) / (1 - t)
+
+    for text in FORWARD:
+        assert (sample(Plan.parse(text), towards, noise()) - 3.0).abs().max() < 1e-12
+
+
+def test_unipc_in_closed_form():
+    plan = Plan.unipc(2, times=[0.25, 0.5, 0.75])
+    first = np.array([1 / 4, 0])  # predicted
+    d0, d1 = np.array([[3 / 4, 0], [1 / 4, 1 / 2]])  # data, beyond the x that all share
+    corrected = (d0 + d1) / 2 / 3
+    last = (corrected + d1) / 2
+    np.testing.assert_allclose(plan.weights, [first, last - first], atol=1e-15)
 
 
 def test_the_closed_form_of_one_gaussian():
@@ -196,7 +224,8 @@ def test_nfe_is_what_is_called():
     [
         ("H1P5R3", 7, 6), ("H2P4R2", 8, 4), ("H5P7R3", 17, 6), ("P3", 4, 0), ("E8", 8, 0),
         ("H4", 8, 0), ("[H1P1R1]x2", 6, 4), ("AB2:8", 8, 0), ("AB3RK:12", 12, 0), ("MID:4", 8, 0),
-        ("RK4:2", 8, 0), ("RK38:3", 12, 0),
+        ("RK4:2", 8, 0), ("RK38:3", 12, 0), ("UNIPC2:8", 8, 0), ("UNIPC3:8", 8, 0),
+        ("DPM2:8", 8, 0), ("DPM3:20", 20, 0),
     ],
 )  # fmt: skip
 def test_nfe(text, model, refiner):
@@ -208,7 +237,7 @@ def test_nfe(text, model, refiner):
 
 
 def test_no_evaluation_at_the_end_of_the_grid():
-    for text in ("AB2:8", "AB3:8", "AB4RK:14", "E5", "MID:3"):
+    for text in ("AB2:8", "AB3:8", "AB4RK:14", "E5", "MID:3", "UNIPC3:8", "DPM2:8"):
         assert Plan.parse(text).times[-2] < 1
 
 
@@ -444,8 +473,12 @@ def test_names_are_notation():
             Plan.adams_bashforth(14, order, start, **g)
             for order, start, g in itertools.product((2, 3, 4), ("low", "runge-kutta"), grids)
         ),
+        *(
+            make(8, order, **g)
+            for make, order, g in itertools.product((Plan.unipc, Plan.dpm), (2, 3), grids)
+        ),
     ]
-    assert len(made) == 22
+    assert len(made) == 30
     for plan in made:
         assert Plan.parse(plan.name) == plan
 
@@ -487,6 +520,9 @@ def test_released_velocities_are_not_used_again():
         ("[[[E99]x99]x99]x99", "at most 10000"),
         ("[" * 5000 + "E1", "for every '\\['"),
         ("AB5:8", "known solver"),
+        ("UNIPC4:8", "known solver"),
+        ("UNIPC:8", "known solver"),
+        ("DPM2:x", "whole number"),
         ("AB2:", "whole number"),
         ("AB2:0", "count from 1"),
         ("RK4:2.5", "whole number"),
@@ -527,6 +563,10 @@ def test_bad_notation(text, message):
         (lambda: Plan.adams_bashforth(8, 5), "order=5"),
         (lambda: Plan.adams_bashforth(8, 2, "high"), "start='high'"),
         (lambda: Plan.adams_bashforth(0), "evaluations=0"),
+        (lambda: Plan.unipc(0), "steps=0"),
+        (lambda: Plan.unipc(8, 4), "order=4: must be 2 or 3"),
+        (lambda: Plan.dpm(2, times=[0, 0.5, 0.5]), "no two equal"),
+        (lambda: Plan.parse("UNIPC2:8", direction="backward"), "from noise to data only"),
     ],
 )
 def test_bad_constructor_arguments(make, message):

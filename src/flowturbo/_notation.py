@@ -1,4 +1,4 @@
-"""The notation of plans: ``H1P5R3``, ``[H1P1R1]x2``, ``AB2:8``, ``RK4:2``, ``MID:4``, ``@1.6``."""
+"""The notation of plans: ``H1P5R3``, ``[H1P1R1]x2``, ``AB2:8``, ``UNIPC2:8``, ``RK4:2@1.6``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["parse"]
 
 ALLOWED = (
     "allowed: blocks E, H, P, R (Euler, Heun, pseudo corrector, refiner) with counts, as H1P5R3 or "
-    "[H1P1R1]x2; AB2:8, AB3:8, AB4:8, AB3RK:12 (evaluations); MID:4, RK4:2, RK38:2 (steps); each "
-    "with a shift, as AB2:8@1.6"
+    "[H1P1R1]x2; AB2:8, AB3:8, AB4:8, AB3RK:12, UNIPC2:8, DPM3:8 (evaluations); "
+    "MID:4, RK4:2, RK38:2 (steps); each with a shift, as AB2:8@1.6"
 )
-_SOLVER = re.compile(r"(AB[234](?:RK)?|RK4|RK38|MID):([0-9]+)")
+_SOLVER = re.compile(r"(AB[234](?:RK)?|(?:UNIPC|DPM)[23]|RK4|RK38|MID):([0-9]+)")
 _TOKEN = re.compile(r"([EHPR])([0-9]+)|(\[)|\]X([0-9]+)")
 _COST = {"E": 1, "H": 2, "P": 1, "R": 2}
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from flowturbo import _exponential
 from flowturbo._tables import RUNGE_KUTTA, Table, adams, block, step
 from flowturbo.path import Times, check_times, shifted
 
-__all__ = ["LIMIT", "adams_bashforth", "blocks", "runge_kutta"]
+__all__ = ["LIMIT", "adams_bashforth", "blocks", "exponential", "runge_kutta"]
 
 LIMIT = 10_000  # evaluations in one plan
 NAMES = {"euler": "E", "heun": "H", "midpoint": "MID:", "rk4": "RK4:", "rk38": "RK38:"}
@@ -62,6 +63,18 @@ def adams_bashforth(evaluations: int, order: int, start: str, **grid: Any) -> di
             known.append(table.evaluate())
             adams(table, to, known[-order:])
     return _arguments(name, table, **grid)
+
+
+def exponential(scheme: str, steps: int, order: int, **grid: Any) -> dict[str, Any]:
+    """UniPC ("UNIPC") or DPM-Solver++ ("DPM"), one evaluation a step."""
+    if order not in (2, 3):
+        raise ValueError(f"order={order!r}: must be 2 or 3")
+    _check_count("steps", steps)
+    name = f"{scheme}{order}:{steps}"
+    if grid["direction"] == "backward":
+        raise ValueError(f"direction='backward': {name} runs from noise to data only; take AB2")
+    points = _points(name, steps, **grid)
+    return _arguments(name, _exponential.solve(scheme, points, order), **grid)
 
 
 def _check_count(what: str, count: int, each: int = 1) -> None:

@@ -6,12 +6,13 @@ drawn on the CPU, so the device does not matter either.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["draw"]
+__all__ = ["digest", "draw"]
 
 
 def draw(
@@ -33,3 +34,8 @@ def draw(
         generator = torch.Generator().manual_seed(int(seed))
         rows.append(torch.randn(tuple(shape), generator=generator, dtype=dtype))
     return torch.stack(rows).to(device) if rows else torch.empty(0, *shape, dtype=dtype)
+
+
+def digest(noise: Tensor) -> str:
+    """16 hexadecimal digits that name a tensor of noises."""
+    return hashlib.sha256(noise.detach().cpu().float().numpy().tobytes()).hexdigest()[:16]

@@ -13,9 +13,10 @@ evaluations is two rows, and times repeat where one of them only corrects the st
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -107,6 +108,15 @@ class Plan:
             rows[k].append(j)
         return tuple(map(tuple, rows))
 
+    @cached_property
+    def digest(self) -> str:
+        """16 hexadecimal digits of the table, without name and info."""
+        return hashlib.sha256(repr(self._key[:-1]).encode()).hexdigest()[:16]
+
+    def with_info(self, info: Mapping[str, Any]) -> Plan:
+        """The same table with another ``info``."""
+        return replace(self, info=info)
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Plan):
             return NotImplemented
@@ -155,6 +165,7 @@ class Plan:
         - ``H1P5R3``, ``E8``, ``[H1P1R1]x2``, ``E2H2P3``: see ``blocks``;
         - ``AB2:8``, ``AB3:8``, ``AB4:12``: Adams-Bashforth of 8, 8 and 12 evaluations;
         - ``AB3RK:12``: 12 evaluations, the first two steps by Runge-Kutta;
+        - ``UNIPC2:8``, ``UNIPC3:8``, ``DPM2:8``, ``DPM3:8``: UniPC and DPM-Solver++, 8 evaluations;
         - ``MID:4``, ``RK4:2``, ``RK38:2``: 4 steps of 2 evaluations, 2 steps of 4;
         - any of them with a shift of the grid, ``AB2:8@1.6``.
 
@@ -178,6 +189,8 @@ class Plan:
         if solver.startswith("AB"):
             start = "runge-kutta" if solver.endswith("RK") else "low"
             return cls.adams_bashforth(count, int(solver[2]), start, **grid)
+        if solver[:-1] in ("UNIPC", "DPM"):
+            return cls(**_solvers.exponential(solver[:-1], count, int(solver[-1]), **grid))
         return {"MID": cls.midpoint, "RK4": cls.rk4, "RK38": cls.rk38}[solver](count, **grid)
 
     @classmethod
@@ -288,6 +301,56 @@ class Plan:
         """
         grid: dict[str, Any] = {"shift": shift, "times": times, "direction": direction}
         return cls(**_solvers.adams_bashforth(evaluations, order, start, **grid))
+
+    @classmethod
+    def unipc(cls, steps: int, order: int = 2, *, shift: float = 1.0, times: Grid = None) -> Plan:
+        """UniPC (bh2) of order 2 or 3: predictor and corrector, one evaluation a step.
+
+        The corrector of a step shares the evaluation with the next predictor; the last step, of
+        order 1, has none. The grid is as in ``parse``, from noise to data only.
+        """
+        grid: dict[str, Any] = {"shift": shift, "times": times, "direction": "forward"}
+        return cls(**_solvers.exponential("UNIPC", steps, order, **grid))
+
+    @classmethod
+    def dpm(cls, steps: int, order: int = 2, *, shift: float = 1.0, times: Grid = None) -> Plan:
+        """DPM-Solver++ multistep (2M or 3M), one evaluation a step. The grid is as in ``unipc``."""
+        grid: dict[str, Any] = {"shift": shift, "times": times, "direction": "forward"}
+        return cls(**_solvers.exponential("DPM", steps, order, **grid))
+
+    @classmethod
+    def from_scheduler(
+        cls,
+        scheduler: Any,
+        steps: int | None = None,
+        *,
+        sigmas: Grid = None,
+        mu: float | None = None,
+        timesteps: Grid = None,
+    ) -> Plan:
+        """The table of a flow scheduler of diffusers, which is copied and not changed.
+
+        Any that is deterministic and linear will do: FlowMatchEuler, FlowMatchHeun, and UniPC,
+        DPMSolver (multistep, singlestep) and DEIS with ``prediction_type="flow_prediction"`` and
+        ``use_flow_sigmas=True``. The plan starts at ``times[0] = 1 - sigmas[0]``, which may lie a
+        little above 0, from the noise as it is, and does what the scheduler's loop does to it.
+
+        Args:
+            scheduler: with its config; what was set on it before does not matter.
+            steps: as in its ``set_timesteps``; 8, or as many as ``sigmas`` or ``timesteps``.
+            sigmas: passed on to ``set_timesteps``, where it takes them.
+            mu: passed on likewise; for dynamic shifting.
+            timesteps: passed on likewise.
+
+        Raises:
+            ValueError: one line with the reason, if the scheduler has no such table.
+        """
+        from flowturbo.integrations import schedulers
+
+        columns = schedulers.from_scheduler(
+            scheduler, steps, sigmas=sigmas, mu=mu, timesteps=timesteps
+        )
+        return cls(**columns)
 
     def restrict(self, t: float) -> Plan:
         """The plan from time ``t`` on, for a state made at ``t`` (image-to-image).

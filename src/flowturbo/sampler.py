@@ -55,7 +55,8 @@ class Step:
         total: evaluations in the plan.
         time: the time of the state ``x``, in [0, 1].
         x: the state after the update, (B, ...).
-        x1: the clean image predicted from this evaluation, (B, ...).
+        v: the velocity of this evaluation, (B, ...).
+        x1: the clean image predicted from it, (B, ...).
         evaluator: "model" or "refiner".
     """
 
@@ -63,6 +64,7 @@ class Step:
     total: int
     time: float
     x: Tensor
+    v: Tensor
     x1: Tensor
     evaluator: str
 
@@ -186,7 +188,7 @@ def _run(
         for j in plan.released[k]:
             del velocities[j]
         if callback:
-            edited = callback(Step(k, len(plan), float(plan.times[k + 1]), x, x1, evaluator))
+            edited = callback(Step(k, len(plan), float(plan.times[k + 1]), x, v, x1, evaluator))
             if edited is not None:
                 if edited.shape != x.shape:
                     raise ValueError(

@@ -83,6 +83,18 @@ class Model(nn.Module):
             raise ValueError(f"model {self.name!r} takes no condition; leave the prompts out")
         return ids.to(self.device)
 
+    def random_condition(self, n: int, generator: torch.Generator) -> Tensor | None:
+        """Conditions of ``n`` images, labels or prompts of the card drawn evenly; None if none."""
+        about = self.card.get("condition", {})
+        names = about.get("labels") or about.get("prompts")
+        if not names:
+            return None
+        rows = torch.randint(len(names), (n,), generator=generator).tolist()
+        styles = about.get("styles") or [None]
+        which = torch.randint(len(styles), (n,), generator=generator).tolist()
+        styled = lambda i, s: f"{names[i]}, {styles[s]} style" if styles[s] else names[i]
+        return self.condition([styled(i, s) for i, s in zip(rows, which, strict=True)])
+
     def null_condition(self, cond: Tensor) -> Tensor:
         """The unconditional condition, shaped like ``cond``."""
         return self.network.null_condition(cond)  # type: ignore[operator, no-any-return]

@@ -30,7 +30,7 @@ from flowturbo.sampler import sample
 from flowturbo.train.data import Data
 from flowturbo.train.objectives import Times, draw_times, drop_condition, flow_loss
 
-__all__ = ["Objective", "TrainConfig", "claim_folder", "run", "train"]
+__all__ = ["FlowMatching", "Objective", "Run", "TrainConfig", "claim_folder", "run", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,7 @@ def train(
         ImportError: if accelerate is missing: ``pip install 'flowturbo[train]'``.
     """
     config = config or TrainConfig()
-    objective = _Flow(architecture, data, Path(out), config, card or {})
+    objective = FlowMatching(architecture, data, Path(out), config, card or {})
     made = {"architecture": architecture.to_dict(), "training": asdict(config)}
     run(objective, out, config, made, report)
     return Path(out)
@@ -181,7 +181,7 @@ def run(
     ``made`` says by what options; a folder holds one run. Returns the averaged network. Raises as
     `train` does.
     """
-    state = _Run(objective, Path(out), config, made)
+    state = Run(objective, Path(out), config, made)
     state.resume()
     state.loop(report)
     return state.average.module  # type: ignore[no-any-return]
@@ -207,7 +207,7 @@ def claim_folder(out: Path, made: dict[str, dict[str, Any]]) -> None:
         temporary.write_text(json.dumps(made, indent=1) + "\n")
 
 
-class _Flow:
+class FlowMatching:
     """Flow matching of a SiT on data."""
 
     def __init__(
@@ -255,7 +255,7 @@ class _Flow:
         save_png(page, self.out / "previews" / f"step-{step:08d}.png", meta)
 
 
-class _Run:
+class Run:
     """The state of a run: network, average, optimizers, step."""
 
     def __init__(

@@ -1,0 +1,85 @@
+r"""UniPC and DPM-Solver++ on the linear path, as the rows of a plan.
+
+Both take the predicted data :math:`D = x + (1-t)\,v` for a polynomial in the logarithm of the
+signal-to-noise ratio, :math:`\lambda = \log(t/(1-t))`, and solve what remains exactly. From ``s``
+to ``t``, with :math:`g = (t-s)/(1-s)` and :math:`h = \lambda_t - \lambda_s`,
+
+.. math:: x_t = (1-g)\,x_s + g \int_0^1 D(\lambda_s + r h)\,w(r)\,dr,
+   \qquad w(r) \propto e^{-(1-r)h}.
+
+DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095) lays the polynomial through the last ``order``
+evaluations. So does UniPC (Zhao et al. 2023, arXiv 2302.04867, with :math:`B(h) = e^h - 1`), and
+when the next evaluation is there, made at the state so predicted, it takes the step again from the
+same start with that one as well. Where the polynomial is a line, both take the mean of ``r`` for
+1/2; DPM-Solver++ of order 3 takes half the mean of ``r**2``, as its authors' program does.
+
+The first steps run up through the orders. The last run down, as in diffusers; order 1 is exact at
+``t = 1``, where :math:`\lambda` is infinite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from flowturbo._tables import Table
+from flowturbo.path import Times
+
+__all__ = ["solve"]
+
+EARLIEST = 1e-6  # the time whose log-ratio stands for that of t = 0, as in diffusers' UniPC
+Array = npt.NDArray[np.float64]
+
+
+def solve(scheme: str, points: Times, order: int) -> Table:
+    """``scheme`` ("UNIPC" or "DPM") of order 2 or 3 over ascending ``points``."""
+    n = len(points) - 1
+    table = Table(points[0])
+    data = np.zeros((n, n))  # the data predicted by each evaluation, as weights of the velocities
+    start = shown = np.zeros(n)  # the state to step from, and the one that was evaluated
+    before: list[int] = []  # the evaluations behind the latest one that the polynomial goes through
+    for i in range(n):
+        table.evaluate()
+        data[i] = shown
+        data[i, i] += 1 - points[i]
+        if scheme == "UNIPC" and i > 0:
+            start = _step(points, i - 1, start, data, [i, *before])
+        left = n - i if scheme == "UNIPC" or n < 15 or points[i + 1] == 1 else order
+        before = [i - j for j in range(1, min(order, i + 1, left))]
+        new = _step(points, i, start, data, before, 0.5 if scheme == "DPM" else 1.0)
+        table.move(points[i + 1], dict(enumerate((new - shown)[: i + 1].tolist())))
+        shown = new
+        if scheme == "DPM":
+            start = new
+    return table
+
+
+def _step(
+    points: Times, i: int, x: Array, data: Array, others: Sequence[int], second: float = 1.0
+) -> Array:
+    """The state ``x`` carried over interval ``i``; ``second`` scales the mean of ``r**2``.
+
+    The polynomial goes through ``data[i]`` and those of ``others``.
+    """
+    s, t = points[i : i + 2]
+    mean = data[i]
+    if others:
+        at = np.maximum(points[[i, i + 1, *others]], min(EARLIEST, points[1] / 2))
+        ratio = np.log(at / (1 - at))
+        h = ratio[1] - ratio[0]
+        r = (ratio[2:] - ratio[0]) / h
+        means = _means(h, len(r)) * np.array([1.0, second, 1.0])[: len(r)]
+        share = np.linalg.solve(np.vander(r, increasing=True).T, means) if len(r) > 1 else 0.5
+        mean = mean + share / r @ (data[list(others)] - mean)
+    g = (t - s) / (1 - s)
+    return (1 - g) * x + g * mean
+
+
+def _means(h: float, count: int) -> Array:
+    """The means of ``r, r**2, ...`` over [0, 1] under weights ``exp(-(1 - r) * h)``."""
+    integrals = [-np.expm1(-h) / h]
+    for k in range(1, count + 1):
+        integrals.append((1 - k * integrals[-1]) / h)
+    return np.array(integrals[1:]) / integrals[0]

@@ -1,0 +1,108 @@
+"""What a search has computed, kept in a folder so that a killed run goes on where it stopped.
+
+Everything in a search follows from its options, so a run that finds its numbers in the journal ends
+exactly as one that computes them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowturbo.files import replacing
+from flowturbo.fit.reference import Reference
+from flowturbo.plan import Plan
+
+__all__ = ["Journal"]
+
+
+class Journal:
+    """Results by name; in memory only where ``folder`` is None.
+
+    Args:
+        folder: where to keep them.
+        options: what the results follow from; a folder of other options is refused.
+    """
+
+    def __init__(self, folder: str | Path | None, options: dict[str, Any]) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self.entries: dict[str, Any] = {}
+        if self.folder is None:
+            return
+        said = json.loads(json.dumps(options))
+        path = self.folder / "options.json"
+        if path.is_file():
+            found = json.loads(path.read_text("utf-8"))
+            differ = [
+                f"{k}={found.get(k)} there, {v} now" for k, v in said.items() if found.get(k) != v
+            ]
+            if differ:
+                raise ValueError(
+                    f"{self.folder} holds a search with {'; '.join(differ)}: continue it with the "
+                    "same options, or choose another folder"
+                )
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+        journal = self.folder / "journal.jsonl"
+        if journal.is_file():
+            for line in journal.read_text("utf-8").splitlines():
+                if line.endswith("]"):  # a killed run may have left half a line
+                    key, value = json.loads(line)
+                    self.entries[key] = value
+            with replacing(journal) as temporary:
+                temporary.write_text(
+                    "".join(json.dumps([k, v]) + "\n" for k, v in self.entries.items()), "utf-8"
+                )
+
+    def number(self, key: str, make: Callable[[], float]) -> float:
+        """The number called ``key``, made if it is not there."""
+        return float(self._entry(key, make))
+
+    def plan(self, key: str, make: Callable[[], Plan]) -> Plan:
+        """The plan called ``key``, made if it is not there."""
+        return Plan.from_json(self._entry(key, lambda: make().to_json()))
+
+    def reference(
+        self, make: Callable[[slice], Reference], rows: int, size: int, batch: int = 64
+    ) -> Reference:
+        """``rows`` trajectories of ``size`` bytes each, made and kept ``batch`` at a time.
+
+        Raises:
+            OSError: before anything is computed, if the disk has no room for them.
+        """
+        parts = []
+        if self.folder is not None and not list(self.folder.glob("reference-*")):
+            self._check_room(rows * size)
+        for i in range(0, rows, batch):
+            some = slice(i, min(i + batch, rows))
+            path = None if self.folder is None else self.folder / f"reference-{i:06d}.pt"
+            if path is not None and path.is_file():
+                parts.append(Reference(**torch.load(path, weights_only=True)))
+                continue
+            part = make(some)
+            if path is not None:
+                with replacing(path) as temporary:
+                    torch.save(part.columns(), temporary)
+            parts.append(part)
+        return Reference.join(parts)
+
+    def _check_room(self, needed: int) -> None:
+        free = shutil.disk_usage(str(self.folder)).free
+        if needed > free:
+            raise OSError(
+                f"{self.folder}: the reference trajectories need {needed / 1e9:.2f} GB and "
+                f"{free / 1e9:.2f} GB are free; take fewer, or another folder"
+            )
+
+    def _entry(self, key: str, make: Callable[[], Any]) -> Any:
+        if key not in self.entries:
+            self.entries[key] = make()
+            if self.folder is not None:
+                with (self.folder / "journal.jsonl").open("a", encoding="utf-8") as f:
+                    f.write(json.dumps([key, self.entries[key]]) + "\n")
+        return self.entries[key]

@@ -1,0 +1,174 @@
+"""Reference trajectories: the ODE of a field solved finely, once, to fit plans to.
+
+States and velocities are kept on the fine grid; between its points the state is the cubic through
+both (Hermite), so a plan may be fitted on any times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowturbo.field import Field, map_condition
+from flowturbo.plan import Plan
+from flowturbo.sampler import Step, sample
+
+__all__ = ["Reference", "error", "solve"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """N solved trajectories.
+
+    Attributes:
+        times: (M + 1,) of the fine grid, ascending or descending.
+        states: (M + 1, N, ...) on it.
+        velocities: (M + 1, N, ...), guided, there.
+        cond: the condition of the N rows, or None.
+        guidance: scale of guidance: a number, or one per row (N,).
+    """
+
+    times: np.ndarray[Any, np.dtype[np.float64]]
+    states: Tensor
+    velocities: Tensor
+    cond: Any
+    guidance: float | Tensor
+
+    def __post_init__(self) -> None:
+        if isinstance(self.times, Tensor):  # as loaded from a file
+            object.__setattr__(self, "times", self.times.numpy())
+
+    def __len__(self) -> int:
+        return self.states.shape[1]
+
+    @property
+    def noise(self) -> Tensor:
+        """The states at the first time, (N, ...)."""
+        return self.states[0]
+
+    def at(self, t: float) -> Tensor:
+        """The states at time ``t`` within the grid, (N, ...)."""
+        sign = 1.0 if self.times[-1] > self.times[0] else -1.0
+        i = int(np.searchsorted(sign * self.times, sign * t, side="right")) - 1
+        i = min(max(i, 0), len(self.times) - 2)
+        h = self.times[i + 1] - self.times[i]
+        u = (t - self.times[i]) / h
+        x, v = self.states[i : i + 2], self.velocities[i : i + 2]
+        return (
+            (1 + 2 * u) * (1 - u) ** 2 * x[0]
+            + u**2 * (3 - 2 * u) * x[1]
+            + h * u * (1 - u) ** 2 * v[0]
+            - h * u**2 * (1 - u) * v[1]
+        )
+
+    def columns(self) -> dict[str, Any]:
+        """The attributes by name, times as a tensor."""
+        return {**vars(self), "times": torch.from_numpy(self.times)}
+
+    def reversed(self) -> Reference:
+        """The same trajectories run the other way: inversion."""
+        return replace(
+            self,
+            times=self.times[::-1].copy(),
+            states=self.states.flip(0),
+            velocities=self.velocities.flip(0),
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[Reference]) -> Reference:
+        """One reference of the rows of all parts."""
+        first = parts[0]
+        scales = [p.guidance for p in parts]
+        join = lambda *c: torch.cat(c) if isinstance(c[0], Tensor) else c[0]
+        return replace(
+            first,
+            states=torch.cat([p.states for p in parts], dim=1),
+            velocities=torch.cat([p.velocities for p in parts], dim=1),
+            cond=map_condition(join, *(p.cond for p in parts)),
+            guidance=torch.cat(scales) if isinstance(scales[0], Tensor) else scales[0],  # type: ignore[arg-type]
+        )
+
+    def rows(self, start: int, end: int) -> Reference:
+        """The trajectories ``start`` to ``end``."""
+        cut = lambda c: c[start:end] if isinstance(c, Tensor) else c
+        return replace(
+            self,
+            states=self.states[:, start:end],
+            velocities=self.velocities[:, start:end],
+            cond=map_condition(cut, self.cond),
+            guidance=cut(self.guidance) if isinstance(self.guidance, Tensor) else self.guidance,
+        )
+
+
+def solve(
+    field: Field,
+    noise: Tensor,
+    cond: Any = None,
+    *,
+    guidance: float | Tensor = 1.0,
+    steps: int = 64,
+    direction: str = "forward",
+    batch: int = 64,
+    report: Callable[[int, int], None] | None = None,
+) -> Reference:
+    """Solve the ODE from ``noise`` (N, ...) by classic Runge-Kutta started Adams-Bashforth 4.
+
+    Args:
+        field: the velocity field.
+        noise: the states to start from, (N, ...).
+        cond: the condition of the N rows.
+        guidance: scale of guidance, a number or (N,).
+        steps: intervals of the fine grid, at least 8; each is one evaluation, the first three four.
+        direction: "forward", or "backward" from data.
+        batch: rows solved at a time.
+        report: called with (rows done, rows in all).
+    """
+    plan = Plan.adams_bashforth(steps + 9, 4, "runge-kutta", shift=1.6, direction=direction)
+    kept = [*range(0, 12, 4), *range(12, len(plan))]  # the evaluations at points of the grid
+    parts: list[tuple[Tensor, Tensor]] = []
+    for i in range(0, len(noise), batch):
+        cut = lambda c, i=i: c[i : i + batch] if isinstance(c, Tensor) else c
+        some, scale = map_condition(cut, cond), guidance
+        if isinstance(guidance, Tensor):
+            scale = guidance[i : i + batch]
+        parts.append(_record(plan, kept, field, noise[i : i + batch], some, scale))
+        if report:
+            report(min(i + batch, len(noise)), len(noise))
+    states, velocities = (torch.cat(p, dim=1) for p in zip(*parts, strict=True))
+    times = plan.times[[*kept, len(plan)]]
+    return Reference(
+        times=times, states=states, velocities=velocities, cond=cond, guidance=guidance
+    )
+
+
+def _record(
+    plan: Plan, kept: Sequence[int], field: Field, x: Tensor, cond: Any, guidance: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """States and velocities at the evaluations ``kept`` and at the end."""
+    states, velocities = [x], []
+    index = set(kept)
+
+    def note(step: Step) -> None:
+        if step.index in index:
+            velocities.append(step.v)
+        if step.index + 1 in index or step.index + 1 == step.total:
+            states.append(step.x)
+
+    end = sample(plan, field, x, cond, guidance=guidance, callback=note)
+    last = Plan.euler(1, times=[plan.times[-1], plan.times[0]], direction=_other(plan))
+    sample(last, field, end, cond, guidance=guidance, callback=lambda s: velocities.append(s.v))
+    return torch.stack(states), torch.stack(velocities)
+
+
+def _other(plan: Plan) -> str:
+    return "backward" if plan.times[-1] > plan.times[0] else "forward"
+
+
+def error(x: Tensor, reference: Tensor) -> Tensor:
+    """Root mean square difference of each row, (N,), in float64."""
+    return (x - reference).double().flatten(1).square().mean(1).sqrt()

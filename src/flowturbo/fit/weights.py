@@ -1,0 +1,101 @@
+r"""Weights of a plan at given times, by least squares.
+
+Row by row, the fitted sampler's own state is moved as close as its own velocities allow to the
+reference at the next time:
+
+    W[k] = argmin_w  sum_i | x_k + sum_j w_j v_j - x_ref(t_{k+1}) |^2  +  ridge * scale * |w|^2
+
+over the last ``history`` velocities. No gradient passes through the model and no data are needed;
+errors made earlier are seen, and corrected, by later rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowturbo.field import Field
+from flowturbo.fit.reference import Reference
+from flowturbo.path import Times
+from flowturbo.plan import Plan
+from flowturbo.sampler import Refiner, Step, sample
+
+__all__ = ["fit_weights"]
+
+
+def fit_weights(
+    field: Field,
+    reference: Reference,
+    times: Times,
+    evaluators: Sequence[str] | None = None,
+    *,
+    refiner: Refiner | None = None,
+    history: int = 4,
+    ridge: float = 1e-6,
+    name: str = "fitted",
+) -> tuple[Plan, Tensor]:
+    """Fit a plan on ``reference``.
+
+    Args:
+        field: the velocity field.
+        reference: N solved trajectories.
+        times: (K + 1,) the times of the plan, without repeats.
+        evaluators: "model" or "refiner" for each of the K evaluations; all "model" by default.
+        refiner: for refiner evaluations.
+        history: how many of the last velocities a row may use.
+        ridge: relative to the mean square of the velocities; for numerical safety.
+        name: of the plan.
+
+    Returns:
+        The plan, and the final states (N, ...) it reaches on the reference's noises.
+    """
+    k_all = len(times) - 1
+    evaluators = tuple(evaluators or ["model"] * k_all)
+    weights = np.zeros((k_all, k_all))
+    velocities: list[Tensor] = []
+    before = reference.noise
+    still = Plan(times=times, evaluators=evaluators, weights=weights)
+
+    def fit_row(step: Step) -> Tensor:
+        nonlocal before
+        velocities.append(step.v)
+        k = step.index
+        used = range(max(0, k + 1 - history), k + 1)
+        target = reference.at(float(times[k + 1])) - before
+        w = _least_squares([velocities[j] for j in used], target, ridge)
+        weights[k, used] = w
+        for j, a in zip(used, w, strict=True):
+            before = torch.add(before, velocities[j], alpha=float(a))
+        return before
+
+    end = sample(
+        still,
+        field,
+        reference.noise,
+        reference.cond,
+        guidance=reference.guidance,
+        refiner=refiner,
+        callback=fit_row,
+    )
+    return Plan(times=times, evaluators=evaluators, weights=weights, name=name), end
+
+
+def _least_squares(velocities: Sequence[Tensor], target: Tensor, ridge: float) -> Any:
+    rows = torch.stack([v.flatten() for v in velocities])
+    gram = _product(rows, rows)
+    right = _product(rows, target.flatten()[None])[:, 0]
+    gram = gram + ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    return torch.linalg.solve(gram, right).numpy()
+
+
+def _product(a: Tensor, b: Tensor, chunk: int = 1 << 20) -> Tensor:
+    """``a @ b.T`` in float64 on the CPU, a chunk of columns at a time."""
+    total = torch.zeros(len(a), len(b), dtype=torch.float64)
+    for i in range(0, a.shape[1], chunk):
+        part = a[:, i : i + chunk].double() @ b[:, i : i + chunk].double().T
+        total += part.cpu()
+    return total

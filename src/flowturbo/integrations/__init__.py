@@ -1,0 +1,1 @@
+"""Where the conventions of other libraries are turned into ours, and nowhere else."""

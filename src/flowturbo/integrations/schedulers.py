@@ -1,0 +1,197 @@
+r"""Flow schedulers of diffusers as tables.
+
+diffusers counts noise levels :math:`\sigma = 1 - t` down from 1 and gives the velocity the other
+sign, :math:`u = -v`. A deterministic flow scheduler is a fixed linear map: its ``step`` hands back
+a combination of the states and velocities it was shown. So the map is read off by showing it unit
+vectors, in float64, and checked on random ones. On the linear path the state's own coefficient is
+1, and what remains is the row of a plan.
+
+The plan's times are ``1 - sigma`` of the scheduler's noise levels. Where these begin below 1 (.999,
+or 1 - 1e-6) the plan starts there, and takes the noise as it is, as the scheduler's own loop does.
+What the model is told, ``1 - timestep / num_train_timesteps``, is kept apart, for several
+schedulers tell whole numbers.
+
+With ``invert_sigmas`` a scheduler counts as this library does, and nothing is turned round.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+__all__ = ["from_scheduler"]
+
+Array: TypeAlias = npt.NDArray[np.float64]
+Numbers: TypeAlias = Sequence[float] | npt.NDArray[Any] | None
+
+
+def from_scheduler(
+    scheduler: Any,
+    steps: int | None = None,
+    *,
+    sigmas: Numbers = None,
+    mu: float | None = None,
+    timesteps: Numbers = None,
+) -> dict[str, Any]:
+    """The scheduler's table, as arguments of ``Plan``; see ``Plan.from_scheduler``."""
+    name = type(scheduler).__name__
+    lists = {"sigmas": sigmas, "timesteps": timesteps}
+    given: dict[str, Any] = {k: np.array(v, ndmin=1) for k, v in lists.items() if v is not None}
+    lengths = {len(v) for v in given.values()}
+    if mu is not None:
+        given["mu"] = float(mu)
+    config = _check(scheduler, name, mu)
+    if steps is None:
+        steps = min(lengths, default=8)
+    whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
+    if not whole or not 1 <= steps <= 1000:
+        raise ValueError(f"steps={steps!r}: must be a whole number from 1 to 1000")
+    if lengths - {steps}:
+        raise ValueError(f"steps={steps}, and {max(lengths)} sigmas or timesteps; pass one of them")
+    ready = _set(scheduler, name, {} if lengths else {"num_inference_steps": int(steps)}, given)
+    levels = np.asarray(ready.sigmas, dtype=np.float64)
+    told = np.asarray(ready.timesteps, dtype=np.float64) / config.get("num_train_timesteps", 1000)
+    if len(levels) != len(told) + 1 or levels.min() < 0 or levels.max() > 1:
+        raise ValueError(
+            f"{name}: {len(told)} timesteps, {len(levels)} noise levels in {levels.min():g} .. "
+            f"{levels.max():g}; a flow scheduler has one level more than timesteps, all in [0, 1]"
+        )
+    inverted = bool(config.get("invert_sigmas"))
+    if not inverted:
+        levels, told = 1 - levels, 1 - told
+    told = np.where(np.abs(told - levels[:-1]) < 1e-6, levels[:-1], told)
+    return {
+        "times": levels,
+        "told": told,
+        "evaluators": ("model",) * len(told),
+        "weights": _weights(ready, name, levels, 1.0 if inverted else -1.0),
+        "name": f"{name.removesuffix('Scheduler')}, {len(told)} evaluations",
+        "info": {"scheduler": name, "config": _plain(config), "steps": int(steps), **_plain(given)},
+    }
+
+
+def _check(scheduler: Any, name: str, mu: float | None) -> Mapping[str, Any]:
+    """The scheduler's config; refused where it says that there is no table."""
+    config = getattr(scheduler, "config", None)
+    parts = ("set_timesteps", "step", "timesteps", "sigmas")
+    missing = [part for part in parts if not hasattr(scheduler, part)]
+    if missing or not isinstance(config, Mapping):
+        missing = missing or ["config"]
+        raise ValueError(f"{name}: not a flow scheduler; it has no {' or '.join(missing)}")
+    dynamic = bool(config.get("use_dynamic_shifting"))
+    kind = config.get("prediction_type", "flow_prediction")
+    algorithm = str(config.get("algorithm_type"))
+    flow = "take prediction_type='flow_prediction' and use_flow_sigmas=True, if the model is a flow"
+    reasons = [
+        (kind != "flow_prediction", f"prediction_type={kind!r}: not a flow; {flow}"),
+        (not config.get("use_flow_sigmas", True), f"use_flow_sigmas=False: not a flow; {flow}"),
+        (not config.get("predict_x0", True), "predict_x0=False: not for flows; set it to True"),
+        (config.get("thresholding"), "thresholding=True: it is not linear; set it to False"),
+        (
+            config.get("stochastic_sampling"),
+            "stochastic_sampling=True: it draws noise; set it to False",
+        ),
+        (
+            algorithm.startswith("sde"),
+            f"algorithm_type={algorithm!r}: it draws noise; take {algorithm[4:]!r}",
+        ),
+        (
+            dynamic and mu is None,
+            "use_dynamic_shifting=True: the shift depends on the image; pass mu=...",
+        ),
+        (
+            not dynamic and mu is not None,
+            f"use_dynamic_shifting=False: mu={mu} does nothing; leave it out",
+        ),
+    ]
+    for refused, reason in reasons:
+        if refused:
+            raise ValueError(f"{name} with {reason}")
+    return config
+
+
+def _set(scheduler: Any, name: str, steps: Mapping[str, int], given: Mapping[str, Any]) -> Any:
+    """A copy of the scheduler, set to its timesteps, its noise levels in float64."""
+    known = inspect.signature(scheduler.set_timesteps).parameters
+    for key in given:
+        if key not in known:
+            raise ValueError(f"{key}=...: {name}.set_timesteps does not take it; leave it out")
+    ready = copy.deepcopy(scheduler)
+    try:
+        ready.set_timesteps(**steps, **given)
+    except Exception as error:
+        what = ", ".join([*steps, *given])
+        raise ValueError(f"{name}.set_timesteps refuses the {what} given: {error!r}") from error
+    wanted = given.get("timesteps")
+    if wanted is not None and not np.allclose(ready.timesteps, wanted):
+        raise ValueError(f"{name} takes timesteps={wanted} but does not use them; leave them out")
+    ready.sigmas = ready.sigmas.double()
+    return ready
+
+
+def _run(scheduler: Any, name: str, states: Array, velocities: Array) -> Array:
+    """What each step hands back, (K, n), shown ``states`` and ``velocities`` (K, n)."""
+    scheduler = copy.deepcopy(scheduler)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)  # else it looks its timestep up, and takes the second of two
+    rows = []
+    for k, t in enumerate(scheduler.timesteps):
+        x, u = (torch.from_numpy(array[k : k + 1].copy()) for array in (states, velocities))
+        try:
+            rows.append(scheduler.step(u, t, x, return_dict=False)[0][0].numpy())
+        except Exception as error:
+            raise ValueError(f"{name}.step fails at evaluation {k}: {error!r}") from error
+    return np.stack(rows)
+
+
+def _weights(scheduler: Any, name: str, times: Array, sign: float) -> Array:
+    """The (K, K) weights of the scheduler; ``sign`` times its velocity is ours."""
+    n = len(times) - 1
+    units = np.eye(2 * n)  # a state and a velocity for each step, all independent
+    response = _run(scheduler, name, units[:n], sign * units[n:])
+    for k in np.flatnonzero(~np.isfinite(response).all(1))[:1]:
+        raise ValueError(
+            f"{name} gives NaN at evaluation {k} of {n}, from t={times[k]:g} to {times[k + 1]:g}; "
+            "at the last, take solver_type='bh2' and lower_order_final=True"
+        )
+    random = np.random.default_rng(0).normal(scale=10.0, size=(2 * n, 16))
+    seen = _run(scheduler, name, random[:n], sign * random[n:])
+    error = np.abs(seen - response @ random).max()
+    if not error <= 1e-3 * np.abs(response).sum(1).max():
+        raise ValueError(
+            f"{name}: what it does to sums is off by {error:.2g}; it is not linear or draws noise"
+        )
+    states = np.zeros((n + 1, n + 1))  # each as a sum of the first and the velocities
+    states[0, 0] = 1
+    for k in range(n):
+        states[k + 1] = response[k, :n] @ states[:n]
+        states[k + 1, 1:] += response[k, n:]
+    weights = np.diff(states[:, 1:], axis=0)
+    off = np.abs(states[:, 0] - 1).max(), np.abs(weights.sum(1) - np.diff(times)).max()
+    if max(off) > 1e-6:
+        raise ValueError(
+            f"{name}: not a solver of the linear path; the state's factor is {off[0]:.2g} off 1, a "
+            f"step {off[1]:.2g} off its length"
+        )
+    return weights
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that JSON can hold, without those of a diffusion's betas."""
+    plain = {}
+    for key, value in values.items():
+        if key.startswith(("_", "beta", "trained")):
+            continue
+        value = np.asarray(value).tolist() if isinstance(value, (np.ndarray, list)) else value
+        if isinstance(value, (str, int, list)) or (
+            isinstance(value, float) and math.isfinite(value)
+        ):
+            plain[key] = value
+    return plain

@@ -24,7 +24,7 @@ from torch import Tensor
 from flowturbo.field import Field, Guidance
 from flowturbo.fit.reference import Reference, error
 from flowturbo.plan import Plan
-from flowturbo.sampler import Refiner, sample
+from flowturbo.sampler import Refiner, prepare_refiner, sample
 
 __all__ = ["polish", "run", "score"]
 
@@ -128,7 +128,9 @@ def _recorded(
     before = before or []
     split = lambda rows: [before[k] for k in rows if k < len(before)]
     model: Any = _Replay(field, split(model_rows))
-    refine: Any = _Replay(refiner, split(other_rows)) if refiner else None
+    refine: Any = None
+    if refiner and other_rows:
+        refine = _Replay(prepare_refiner(plan, field, refiner), split(other_rows))
     x = run(plan, model, reference, refine)
     calls: dict[int, Tensor] = dict(zip(model_rows, model.calls, strict=True))
     if refine:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flowturbo.field import Cast
 from flowturbo.models.text import Tokenizer
 
-__all__ = ["Model"]
+__all__ = ["Model", "fingerprint"]
 
 
 class Model(nn.Module):
@@ -121,11 +121,7 @@ class Model(nn.Module):
     @cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits of the weights in half precision, whatever the device."""
-        digest = hashlib.sha256()
-        for name, p in sorted(self.network.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(p.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint(self.network)
 
     def _label(self, label: str | int) -> int:
         names = [str(n) for n in self.card["condition"]["labels"]]
@@ -139,6 +135,15 @@ class Model(nn.Module):
         near = get_close_matches(text, names, n=3)
         hint = f"did you mean {', '.join(near)}?" if near else f"known: {_some(names)}"
         raise ValueError(f"label {text!r}: model {self.name!r} has {len(names)} labels; {hint}")
+
+
+def fingerprint(network: nn.Module) -> str:
+    """16 hexadecimal digits of the weights in half precision, whatever the device."""
+    digest = hashlib.sha256()
+    for name, p in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(p.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _some(names: Sequence[str], most: int = 12) -> str:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from flowturbo.models.checkpoint import fill, read_tensors
+from flowturbo.models.model import fingerprint
 from flowturbo.models.sit import SiT, SiTConfig
 from flowturbo.refiner.borrow import borrowed, network_of
 from flowturbo.sampler import History
@@ -41,6 +42,11 @@ class PaperRefiner(nn.Module):
     def __init__(self, network: SiT, card: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.network, self.card = network, card or {}
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the weights in half precision."""
+        return fingerprint(self.network)
 
     @classmethod
     def from_model(cls, model: Any, *, block: int = -1) -> PaperRefiner:

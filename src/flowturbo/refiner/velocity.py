@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowturbo.models.model import fingerprint
 from flowturbo.models.sit import SiT
 from flowturbo.refiner.borrow import borrowed, network_of
 from flowturbo.refiner.small import SmallNetwork
@@ -57,6 +58,11 @@ class VelocityRefiner(nn.Module):
     def kind(self) -> str:
         """ "velocity" for a block of a SiT, "conv" for a small network."""
         return "velocity" if isinstance(self.network, SiT) else "conv"
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the weights in half precision."""
+        return fingerprint(self.network)
 
     @classmethod
     def from_model(

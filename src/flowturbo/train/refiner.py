@@ -117,7 +117,7 @@ def train_refiner(
         noise: (N, ...), what trajectories start from; by default standard normal noise of
             ``model.shape``.
         cond: conditions, a row for each of ``noise``, else rows to draw from. By default random
-            labels of a class-conditional `Model`, or the prompts its card lists, or none.
+            labels or prompts of the model's card, or none.
         folder: gets ``refiner.safetensors`` and ``refiner.json``; the trajectories and the state of
             the run are in ``refiner-run`` in it. It may be the model's. By default a temporary one.
         plan: go on with the states this plan visits, and keep that if its error falls; a text such
@@ -282,11 +282,10 @@ def _new(model: Any, config: RefinerConfig, starts: Starts) -> VelocityRefiner:
         return VelocityRefiner.from_model(
             model, starts.guidance, block=config.block, width=config.width
         )
-    cond = starts.rows(0, 1)[1]
-    indices = isinstance(cond, Tensor) and cond.ndim == 1 and not cond.is_floating_point()
-    classes = 0
-    if indices:
-        classes = 1 + (starts.labels or int(starts.cond.max()))
+    cond, classes = starts.cond, 0
+    if isinstance(cond, Tensor) and cond.ndim == 1 and not cond.is_floating_point():
+        null = model.null_condition(cond) if hasattr(model, "null_condition") else cond
+        classes = 1 + int(max(cond.max(), null.max()))
     width = {} if config.width is None else {"width": config.width}
     refiner = VelocityRefiner.small(starts.shape, starts.guidance, classes=classes, **width)
     return refiner.to(starts.device)

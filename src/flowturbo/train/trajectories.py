@@ -34,23 +34,16 @@ class Starts:
     """Where trajectories start: noise, conditions and guidance.
 
     Attributes:
-        shape: of a state.
         guidance: (lowest, highest) scale; each trajectory draws its own.
         seed: of everything random.
-        noise: (N, *shape), to start from; standard normal noise if None.
-        cond: conditions of N rows, drawn from with replacement (one for each row of ``noise`` if
-            that is given); if None, random labels of a class-conditional `Model`, else none.
-        labels: number of labels to draw from, where ``cond`` is None.
-        device: where to compute.
+        noise: (N, *shape), to start from, N perhaps 0; then standard normal noise.
+        cond: conditions, the first N those of ``noise``, then drawn from with replacement.
     """
 
-    shape: tuple[int, ...]
     guidance: tuple[float, float]
     seed: int
-    noise: Tensor | None
+    noise: Tensor
     cond: Any
-    labels: int
-    device: torch.device
 
     @classmethod
     def of(
@@ -61,54 +54,52 @@ class Starts:
         Raises:
             ValueError: if that does not say where to start.
         """
-        low, high = guidance if isinstance(guidance, (tuple, list)) else (guidance, guidance)
+        scales = guidance if isinstance(guidance, (tuple, list)) else (guidance, guidance)
+        low, high = map(float, scales)
         if not low <= high:
             raise ValueError(f"guidance={guidance}: must be a scale, or (lowest, highest)")
         if not 0 <= seed < 2**23:
             raise ValueError(f"seed={seed}: must be from 0 to 2**23 - 1")
-        labels = 0
-        if noise is None:
-            if getattr(model, "shape", None) is None:
-                raise ValueError("noise=None: the field has no shape; pass noise and cond")
-            shape, device = tuple(model.shape), torch.device(getattr(model, "device", "cpu"))
-        else:
-            shape, device = tuple(noise.shape[1:]), noise.device
-        condition = model.card.get("condition", {}) if isinstance(model, Model) else {}
-        if cond is None and noise is None and condition.get("kind") == "text":
-            if not condition.get("prompts"):
+        if noise is not None:
+            return cls((low, high), seed, noise, cond)
+        if getattr(model, "shape", None) is None:
+            raise ValueError("noise=None: the field has no shape; pass noise and cond")
+        if cond is None and isinstance(model, Model):
+            cond = model.random_condition(4096, torch.Generator().manual_seed(seed))
+            if cond is None and model.card.get("condition", {}).get("kind") == "text":
                 raise ValueError(
                     f"model {model.name!r} takes prompts and its card lists none; "
                     "pass cond=model.condition([...]) of prompts to train on"
                 )
-            cond = model.condition(condition["prompts"])
-        elif cond is None and noise is None and condition.get("kind") == "class":
-            labels = len(condition["labels"])
-        return cls(shape, (float(low), float(high)), seed, noise, cond, labels, device)
+        noise = torch.empty(0, *model.shape, device=getattr(model, "device", "cpu"))
+        return cls((low, high), seed, noise, cond)
 
     def rows(self, first: int, last: int) -> tuple[Tensor, Any, Tensor]:
-        """Noise, conditions and scales of trajectories ``first`` to ``last``, the same each time.
-
-        Rows past those of ``noise`` are standard normal.
-        """
-        base = (self.seed + 1) << 32
+        """Noise, conditions and scales of trajectories ``first`` to ``last``, always the same."""
+        base, given = (self.seed + 1) << 32, len(self.noise)
         which, scales = [], []
         for i in range(first, last):
             generator = torch.Generator().manual_seed(base + (1 << 31) + i)
-            which.append(int(torch.randint(2**31, (1,), generator=generator)))
+            drawn = int(torch.randint(2**31, (1,), generator=generator))
+            which.append(i if i < given else drawn)
             scales.append(float(torch.rand(1, generator=generator)))
         low, high = self.guidance
         w = low + (high - low) * torch.tensor(scales, device=self.device)
-        given = 0 if self.noise is None else len(self.noise)
-        index = range(first, last)
-        x0 = noise.draw([base + i for i in index], self.shape, device=self.device)
-        for row, i in enumerate(index):
-            if self.noise is not None and i < given:
-                x0[row] = self.noise[i]
-        if self.labels:
-            return x0, torch.tensor([n % self.labels for n in which], device=self.device), w
-        chosen = [i if i < given else n for i, n in zip(index, which, strict=True)]
-        pick = lambda c: c[[n % len(c) for n in chosen]].to(self.device)
+        fresh = range(base + max(first, given), base + max(last, given))
+        x0 = noise.draw(fresh, self.shape, device=self.device)
+        x0 = torch.cat([self.noise[first:last].to(x0), x0])
+        pick = lambda c: c[[i % len(c) for i in which]].to(self.device)
         return x0, None if self.cond is None else map_condition(pick, self.cond), w
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a state."""
+        return tuple(self.noise.shape[1:])
+
+    @property
+    def device(self) -> torch.device:
+        """Where to compute."""
+        return self.noise.device
 
     def guided(self, model: Field, scales: Tensor) -> Field:
         """``model`` guided by the scale of each row."""

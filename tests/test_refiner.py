@@ -274,6 +274,19 @@ def test_a_plan_or_a_scale_it_cannot_serve_is_refused_before_the_model_runs(tiny
         VelocityRefiner.small((2,), (4, 1))
 
 
+def test_refiners_compile_whole(tiny):
+    x, history, cond = torch.randn(3, 2, 8, 8), _history((0.1, 0.3, 0.3)), torch.arange(3)
+    for refiner in _refiners(tiny).values():
+        torch._dynamo.reset()
+        whole = torch.compile(refiner, backend="eager", fullgraph=True)
+        t = torch.tensor(0.4)
+        assert torch.equal(whole(x, t, cond, history), refiner(x, t, cond, history))
+    rows = [(torch.full((3,), s), v) for s, v in history[:2]]
+    whole = torch.compile(refiner, backend="eager", fullgraph=True)
+    w = torch.tensor([1.0, 2.0, 3.0])
+    assert torch.equal(whole(x, t, cond, rows, w), refiner(x, t, cond, rows, w))
+
+
 def _refiners(model):
     return {
         "paper": PaperRefiner.from_model(model),

@@ -138,13 +138,14 @@ def prepare_refiner(plan: Plan, model: Field, refiner: Refiner) -> Refiner:
         return partial(_guided, refiner, guidance)
     if hasattr(refiner, "guidance_range"):
         low, high = refiner.guidance_range
-        scale = torch.as_tensor(guidance.scale if guidance else 1.0)
-        if not bool(((scale >= low - 1e-6) & (scale <= high + 1e-6)).all()):
+        scale = guidance.scale if guidance else 1.0
+        asked = (scale.min().item(), scale.max().item()) if isinstance(scale, Tensor) else [scale]
+        if min(asked) < low - 1e-6 or max(asked) > high + 1e-6:
             raise ValueError(
-                f"guidance={scale.tolist()}: this refiner was made for {low:g} to {high:g}; use a "
-                "scale in that range, another refiner, or a plan without R"
+                f"guidance={scale}: this refiner was made for {low:g} to {high:g}; use a scale in "
+                "that range, another refiner, or a plan without R"
             )
-        return partial(refiner, guidance=guidance.scale if guidance else 1.0)  # type: ignore[call-arg]
+        return partial(refiner, guidance=scale)  # type: ignore[call-arg]
     return refiner
 
 

@@ -9,6 +9,7 @@ images = ft.generate(model, ["7", "3"], seed=0)
 from flowturbo import noise
 from flowturbo._version import __version__
 from flowturbo.field import Cast, CountCalls, Guidance
+from flowturbo.fit.tune import tune
 from flowturbo.models.model import Model
 from flowturbo.models.zoo import load
 from flowturbo.plan import Plan
@@ -31,4 +32,5 @@ __all__ = [
     "noise",
     "sample",
     "train_refiner",
+    "tune",
 ]

@@ -1,0 +1,176 @@
+"""Fitting plans: on closed-form fields, where the truth is known."""
+
+from __future__ import annotations
+
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from fields import constant, gaussian, gaussian_flow, mixture
+
+import flowturbo as ft
+from flowturbo.fit.polish import polish, run, score
+from flowturbo.fit.reference import error, solve
+from flowturbo.fit.weights import fit_weights
+from flowturbo.path import shifted
+
+
+def noises(n: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 2, dtype=torch.float64, generator=generator)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return solve(mixture, noises(256))
+
+
+def test_reference_is_the_flow_also_between_its_points():
+    x0 = noises(16)
+    solved = solve(gaussian, x0)
+    for t in (0.0, 0.1234, 0.5, 0.987, 1.0):
+        torch.testing.assert_close(solved.at(t), gaussian_flow(x0, 0.0, t), rtol=1e-5, atol=1e-5)
+    end = solved.states[-1]
+    back = solve(gaussian, end, direction="backward")
+    torch.testing.assert_close(back.states[-1], x0, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(solved.reversed().at(0.3), solved.at(0.3))
+
+
+def test_rows_of_a_reference_are_its_trajectories(reference):
+    torch.testing.assert_close(
+        reference.rows(10, 20).states[-1], solve(mixture, noises(256)[10:20]).states[-1]
+    )
+
+
+def test_weights_of_a_constant_velocity_are_the_steps():
+    """Every row then moves by exactly its step, whatever it uses."""
+    solved = solve(constant, noises(8))
+    times = shifted(4, 1.6)
+    plan, end = fit_weights(constant, solved, times)
+    np.testing.assert_allclose(plan.weights.sum(1), np.diff(times), rtol=1e-5)
+    torch.testing.assert_close(end, solved.states[-1], rtol=1e-5, atol=1e-5)
+
+
+def test_first_row_is_the_least_squares_solution(reference):
+    times = shifted(3, 1.0)
+    plan, _ = fit_weights(mixture, reference, times)
+    v = mixture(reference.noise, 0.0)
+    move = reference.at(times[1]) - reference.noise
+    assert plan.weights[0, 0] == pytest.approx(float((v * move).sum() / v.square().sum()), 1e-4)
+
+
+def test_fitted_plan_beats_what_it_was_fitted_from_on_fresh_noises(reference):
+    fresh = solve(mixture, noises(200, seed=1))
+    ab2 = score(run(ft.Plan.parse("AB2:5@1.6"), mixture, fresh), fresh)
+    plan, end = fit_weights(mixture, reference, shifted(5, 1.6))
+    torch.testing.assert_close(run(plan, mixture, reference), end)
+    fitted = score(run(plan, mixture, fresh), fresh)
+    polished = score(run(polish(plan, mixture, reference), mixture, fresh), fresh)
+    assert fitted < 0.5 * ab2
+    assert polished < 0.6 * fitted
+
+
+def test_rows_use_their_last_velocities_only(reference):
+    plan, _ = fit_weights(mixture, reference, shifted(6, 1.0), history=2)
+    assert not np.tril(plan.weights, -2).any()
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_tune_on_a_field_of_the_callers_own(direction):
+    plan = ft.tune(mixture, nfe=5, noise=noises(256), direction=direction)
+    assert plan.nfe == {"model": 5, "refiner": 0}
+    assert plan.info["notes"] == []
+    fresh = solve(mixture, noises(200, seed=1))
+    fresh = fresh if direction == "forward" else fresh.reversed()
+    errors = error(run(plan, mixture, fresh), fresh.states[-1])
+    said = plan.info["error"]
+    assert errors.square().mean().sqrt() < 0.2 * plan.info["plain"]["rmse"]
+    assert 0.5 < float(errors.median()) / said["median"] < 2
+    assert said["rmse_95"][0] <= said["rmse"] <= said["rmse_95"][1]
+    assert ft.Plan.from_json(plan.to_json()) == plan
+
+
+def test_too_few_trajectories_give_the_best_plain_solver_by_name():
+    lines: list[str] = []
+    plan = ft.tune(mixture, nfe=4, noise=noises(8), report=lines.append)
+    assert "too few to fit on" in plan.info["notes"][0]
+    assert plan.info["notes"][0] in lines
+    assert ft.Plan.parse(plan.name).weights.tolist() == plan.weights.tolist()
+
+
+def test_fitting_that_does_not_pay_is_left_out():
+    """A field that forgets its past: what was fitted on some rows is worth nothing on others."""
+
+    def rough(x, t, cond):
+        phase = (x * 1e4).sum(1, keepdim=True) + 40 * float(t)
+        return torch.sin(phase) * torch.ones_like(x)
+
+    plan = ft.tune(rough, nfe=3, noise=noises(40))
+    fitted, plain = plan.info["error"]["rmse"], plan.info["plain"]["rmse"]
+    assert fitted <= 1.05 * plain
+
+
+def test_tune_of_a_model_with_a_card(tmp_path, tiny):
+    from flowturbo.models.checkpoint import save_folder
+
+    condition = {"kind": "class", "labels": list("abcde")}
+    save_folder(tmp_path / "m", tiny, {"condition": condition, "defaults": {"guidance": 1.5}})
+    model = ft.load(tmp_path / "m")
+    plan = ft.tune(model, nfe=3, trajectories=8)
+    assert plan.info["fingerprint"] == model.fingerprint
+    assert plan.info["guidance"] == [1.5, 1.5]
+    assert plan.info["trajectories"] == {"fit": 8, "choose": 16, "test": 16}
+    ranged = ft.tune(model, nfe=3, trajectories=8, guidance=(1.0, 3.0))
+    assert ranged.info["guidance"] == [1.0, 3.0]
+
+
+def test_a_killed_search_goes_on_and_ends_the_same(tmp_path):
+    whole = ft.tune(mixture, nfe=4, noise=noises(64), folder=tmp_path / "a")
+
+    class Killed(Exception):
+        pass
+
+    for last in range(1, 5):  # killed at every line it reports
+        lines: list[str] = []
+
+        def stop(line: str, lines: list[str] = lines, last: int = last) -> None:
+            lines.append(line)
+            if len(lines) == last:
+                raise Killed
+
+        with pytest.raises(Killed):
+            ft.tune(mixture, nfe=4, noise=noises(64), folder=tmp_path / "b", report=stop)
+    with (tmp_path / "b" / "journal.jsonl").open("a") as f:
+        f.write('["half a li')
+    calls = ft.CountCalls(mixture)
+    again = ft.tune(calls, nfe=4, noise=noises(64), folder=tmp_path / "b")
+    assert again == whole
+    assert calls.calls < 20  # the test part only
+    with pytest.raises(ValueError, match="nfe=4 there, 5 now"):
+        ft.tune(mixture, nfe=5, noise=noises(64), folder=tmp_path / "b")
+
+
+def test_a_disk_too_small_is_refused_before_anything_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    field = ft.CountCalls(mixture)
+    with pytest.raises(OSError, match=r"need 0.00 GB|need 133"):
+        ft.tune(field, nfe=4, noise=noises(64), folder=tmp_path / "a")
+    assert field.calls == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(nfe=1), "nfe=1"),
+        (dict(direction="up"), "direction='up'"),
+        (dict(noise=None), "noise=None"),
+        (dict(noise=noises(2)), "noise of 2 rows"),
+        (dict(guidance=(3.0, 1.0)), "guidance="),
+    ],
+    ids=str,
+)
+def test_bad_input(options, message):
+    with pytest.raises(ValueError, match=message):
+        ft.tune(mixture, **{"noise": noises(16), **options})

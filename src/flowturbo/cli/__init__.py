@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from flowturbo.cli import convert, generate, models, train, train_refiner
+from flowturbo.cli import convert, generate, models, train, train_refiner, tune
 
 __all__ = ["app", "main"]
 
@@ -22,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (generate, train, train_refiner, models, convert):
+for command in (generate, train, train_refiner, tune, models, convert):
     app.command(name=command.__name__.rpartition(".")[2].replace("_", "-"))(command.run)
 
 

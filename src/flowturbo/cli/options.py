@@ -7,7 +7,15 @@ from typing import Annotated
 import torch
 import typer
 
-__all__ = ["Device", "DtypeName", "ModelName", "Seed", "resolve_device", "resolve_dtype"]
+__all__ = [
+    "Device",
+    "DtypeName",
+    "ModelName",
+    "Seed",
+    "resolve_device",
+    "resolve_dtype",
+    "resolve_guidance",
+]
 
 ModelName = Annotated[
     str, typer.Option("--model", "-m", help="A bundled name, a folder, or hf:owner/repo.")
@@ -43,3 +51,12 @@ def resolve_dtype(name: str) -> torch.dtype:
     if name not in _DTYPES:
         raise ValueError(f"dtype={name!r}: must be one of {', '.join(_DTYPES)}")
     return _DTYPES[name]
+
+
+def resolve_guidance(text: str) -> tuple[float, float]:
+    """The (lowest, highest) scale of "2" or "1-4"; ``ValueError`` if it is neither."""
+    low, dash, high = text.partition("-")
+    try:
+        return float(low), float(high if dash else low)
+    except ValueError:
+        raise ValueError(f"--guidance {text!r}: must be a scale (2) or a range (1-4)") from None

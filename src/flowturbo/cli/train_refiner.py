@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from tqdm import tqdm
 
-from flowturbo.cli.options import Device, ModelName, resolve_device
+from flowturbo.cli.options import Device, ModelName, resolve_device, resolve_guidance
 from flowturbo.models.text import Tokenizer
 from flowturbo.models.zoo import load
 
@@ -90,7 +90,7 @@ def run(
             plan=Plan.load(plan) if plan and plan.endswith(".json") else plan,
             report=report,
             kind=kind,
-            guidance=_range(guidance),
+            guidance=resolve_guidance(guidance),
             trajectories=trajectories,
             steps=steps,
             minutes=minutes,
@@ -104,12 +104,3 @@ def run(
     for what, errors in measured.items():
         print(f"{what}: {', '.join(f'{name} {error}' for name, error in errors.items())}")
     print(f"refiner of {teacher.name} -> {out}")
-
-
-def _range(text: str) -> tuple[float, float]:
-    """A scale or a range of them, "2" or "1-4"."""
-    low, dash, high = text.partition("-")
-    try:
-        return float(low), float(high if dash else low)
-    except ValueError:
-        raise ValueError(f"--guidance {text!r}: must be a scale (2) or a range (1-4)") from None

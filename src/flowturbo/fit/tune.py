@@ -142,7 +142,8 @@ def _draw(
         low, high = guidance
         if not low <= high:
             raise ValueError(f"guidance={guidance}: must be (lowest, highest)")
-        scale = low + (high - low) * torch.rand(n, generator=generator)
+        if low < high:
+            scale = low + (high - low) * torch.rand(n, generator=generator)
     return noise, cond, scale, cuts
 
 

@@ -1,0 +1,72 @@
+"""`flowturbo tune`: a plan fitted to a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flowturbo.cli.options import Device, ModelName, resolve_device, resolve_guidance
+from flowturbo.files import check_writable
+from flowturbo.fit.tune import tune
+from flowturbo.models.zoo import load
+from flowturbo.refiner.checkpoint import load_refiner
+
+__all__ = ["run"]
+
+
+def run(
+    model: ModelName,
+    nfe: Annotated[int, typer.Option("--nfe", help="Evaluations of the model.")] = 6,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The plan, a .json file.")] = Path(
+        "plan.json"
+    ),
+    guidance: Annotated[
+        str | None, typer.Option("--guidance", "-g", help="A scale, or a range as 1-4.")
+    ] = None,
+    refiner: Annotated[
+        str | None, typer.Option("--refiner", help="A folder or bundled name with a refiner.")
+    ] = None,
+    trajectories: Annotated[
+        int, typer.Option("--trajectories", help="To fit on; four times more to choose and test.")
+    ] = 64,
+    backward: Annotated[bool, typer.Option("--backward", help="From data to noise.")] = False,
+    search: Annotated[bool, typer.Option(help="Search the times, not weights alone.")] = True,
+    folder: Annotated[
+        Path | None, typer.Option("--folder", help="Keeps what is computed, to go on from.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the noises and conditions.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Fit a plan to a model, without data.
+
+    Example: flowturbo tune --model digits --nfe 6 -o digits-6.json
+    """
+    if out.suffix.lower() != ".json":
+        raise ValueError(f"-o {out}: a plan is written as .json")
+    scale = None if guidance is None else resolve_guidance(guidance)
+    check_writable(out)
+    field = load(model, device=resolve_device(device))
+    plan = tune(
+        field,
+        nfe=nfe,
+        refiner=None if refiner is None else load_refiner(refiner, field),
+        guidance=scale,
+        trajectories=trajectories,
+        seed=seed,
+        direction="backward" if backward else "forward",
+        search=search,
+        folder=folder,
+        report=print,
+    )
+    plan.save(out)
+    print(repr(plan))
+    for name, error in (
+        ("this plan", plan.info["error"]),
+        (plan.info["plain"]["name"], plan.info["plain"]),
+    ):
+        print(
+            f"{name}: error {error['rmse']:.4f}, median {error['median']:.4f}, to the converged ODE"
+        )
+    print(f"-> {out}")

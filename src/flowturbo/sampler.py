@@ -12,6 +12,7 @@ is kept between calls: two threads can share a plan, a model and a refiner.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -100,6 +101,10 @@ def sample(
     Returns:
         The state at ``plan.times[-1]``, of the shape and dtype of ``x``.
 
+    Warns:
+        UserWarning: once, if a fitted plan is used with other weights than it was fitted to, or
+            more than a quarter outside its range of guidance.
+
     Raises:
         ValueError: if the plan needs a refiner and there is none, or the refiner needs another plan
             or scale, or the model or the callback returns another shape.
@@ -109,6 +114,7 @@ def sample(
             f"plan {plan.name!r} has {plan.nfe['refiner']} refiner evaluations, and refiner=None; "
             "pass refiner=..., or take a plan without R"
         )
+    _warn_if_foreign(plan, model, guidance)
     if isinstance(guidance, Tensor) or guidance != 1.0:
         model = Guidance(model, guidance, null=negative)
     if refiner is not None and plan.nfe["refiner"]:
@@ -147,6 +153,27 @@ def prepare_refiner(plan: Plan, model: Field, refiner: Refiner) -> Refiner:
             )
         return partial(refiner, guidance=scale)  # type: ignore[call-arg]
     return refiner
+
+
+def _warn_if_foreign(plan: Plan, model: Field, guidance: float | Tensor) -> None:
+    """Say once that a fitted plan is used where it was not fitted."""
+    made_for, here = plan.info.get("fingerprint"), None
+    if made_for:
+        here = getattr(model, "fingerprint", None)
+    if here and here != made_for:
+        warnings.warn(
+            f"plan {plan.name!r} was fitted to weights {made_for} ({plan.info.get('model')}), not "
+            f"{here}: its error here is not known; fit one with flowturbo.tune",
+            stacklevel=3,
+        )
+    if "guidance" in plan.info and not isinstance(guidance, Tensor):
+        low, high = plan.info["guidance"]
+        if guidance < 0.75 * low or guidance > 1.25 * high:
+            warnings.warn(
+                f"plan {plan.name!r} was fitted at guidance {low:g} to {high:g}, not {guidance:g}: "
+                "its error here is not known; fit one with flowturbo.tune",
+                stacklevel=3,
+            )
 
 
 def _guided(

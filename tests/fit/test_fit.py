@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -174,3 +175,57 @@ def test_a_disk_too_small_is_refused_before_anything_is_computed(tmp_path, monke
 def test_bad_input(options, message):
     with pytest.raises(ValueError, match=message):
         ft.tune(mixture, **{"noise": noises(16), **options})
+
+
+def test_a_fitted_plan_used_elsewhere_warns_with_the_reason(reference):
+    plan = ft.Plan.parse("E2").with_info({"fingerprint": "a", "guidance": [1.0, 2.0]})
+
+    def field(x, t, cond):
+        return mixture(x, t)
+
+    field.null_condition = lambda cond: cond
+    field.fingerprint = "a"
+    cond = torch.zeros(4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for scale in (1.0, 2.0, 2.4):
+            ft.sample(plan, field, noises(4), cond, guidance=scale)
+    with pytest.warns(UserWarning, match="fitted at guidance 1 to 2, not 3"):
+        ft.sample(plan, field, noises(4), cond, guidance=3.0)
+    field.fingerprint = "b"
+    with pytest.warns(UserWarning, match="fitted to weights a .*, not b"):
+        ft.sample(plan, field, noises(4), cond)
+
+
+class Oracle:
+    """A refiner that knows the velocity: what the best one could do."""
+
+    distinct_times = 2
+
+    def __call__(self, x, t, cond, history):
+        return mixture(x, t)
+
+
+class Noise(Oracle):
+    """A refiner worse than nothing."""
+
+    def __call__(self, x, t, cond, history):
+        return torch.sin(1e4 * x)
+
+
+def test_refiners_are_placed_between_evaluations_where_they_help():
+    plan = ft.tune(mixture, nfe=4, refiner=Oracle(), noise=noises(256))
+    bare = ft.tune(mixture, nfe=4, noise=noises(256))
+    assert plan.nfe["model"] == 4
+    assert plan.nfe["refiner"] >= 2
+    assert plan.evaluators[:2] == ("model", "model")
+    assert plan.evaluators[-1] == "model"
+    assert plan.info["error"]["rmse"] < 0.5 * bare.info["error"]["rmse"]
+
+
+def test_a_refiner_that_does_not_help_is_left_out_and_that_is_said():
+    plan = ft.tune(mixture, nfe=4, refiner=Noise(), noise=noises(256))
+    assert plan.nfe == {"model": 4, "refiner": 0}
+    assert "the refiner was left out" in plan.info["notes"][0]
+    two = ft.tune(mixture, nfe=2, refiner=Oracle(), noise=noises(64))
+    assert "left out" in two.info["notes"][0]

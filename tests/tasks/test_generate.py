@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 
 import flowturbo as ft
+from flowturbo.models.checkpoint import save_folder
+from flowturbo.refiner import PaperRefiner, save_refiner
 
 
 def test_pictures_are_pil_images_of_the_models_size(digits):
@@ -70,3 +72,20 @@ def test_refused(digits):
     with pytest.raises(ValueError, match="not finite"):
         ft.generate(digits, ["1"], plan="E2", guidance=1e30)
     assert ft.generate(digits, []) == []
+
+
+def test_plans_and_refiner_that_came_with_a_model_are_used_by_name(tiny, tmp_path):
+    save_folder(tmp_path, tiny, {"condition": {"kind": "class", "labels": list("abcde")}})
+    model = ft.load(tmp_path)
+    model.decode = lambda x: x[:, :1].sigmoid()
+    ft.Plan.parse("H1P1R1").save(tmp_path / "plans" / "fast.json")
+    assert list(ft.load(tmp_path).plans) == ["fast"]
+    with pytest.raises(ValueError, match="refiner=None"):
+        ft.generate(model, ["a"], plan="fast")
+    save_refiner(tmp_path, PaperRefiner.from_model(model), model)
+    named = ft.generate(model, ["a"], plan="fast")[0]
+    refiner = ft.load_refiner(tmp_path, model)
+    said = ft.generate(model, ["a"], plan=ft.Plan.parse("H1P1R1"), refiner=refiner)[0]
+    assert named.tobytes() == said.tobytes()
+    with pytest.raises(ValueError, match="'SLOW'"):
+        ft.generate(model, ["a"], plan="slow")

@@ -112,9 +112,10 @@ def run(
     )
 
 
-def _plan(text: str | None) -> Plan | None:
-    if text is None:
-        return None
+def _plan(text: str | None) -> Plan | str | None:
+    """The plan of a file or a notation, before weights are loaded; else a name of the model's."""
+    if text is None or text.isalpha():
+        return text
     if text.endswith(".json"):
         if not Path(text).is_file():
             raise ValueError(f"--plan {text}: no such file")

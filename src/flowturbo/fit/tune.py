@@ -260,16 +260,23 @@ class _Study:
         return self.journal.plan(f"weights {pattern} {shift}", make)
 
     def refined(self, best: Plan, search: bool, notes: list[str]) -> Plan:
-        """``best``, or a plan with refiners that beats it by more than chance."""
-        tried = []
-        for evaluators in _patterns(self.nfe):
-            plan = self.fitted(evaluators, search)
-            tried.append(plan)
-        if not tried:
-            notes.append("refiners need two evaluations before them and one after: left out")
+        """``best``, or a plan with refiners between the evaluations that beats it clearly."""
+        gaps = (0, *[1] * (self.nfe - 2))  # refiners after the first, second, ... evaluation
+        if not any(gaps):
+            notes.append("a refiner needs two evaluations before it and one after: left out")
             return best
-        winner = min(tried, key=self.scored)
-        if self.scored(winner) < 0.98 * self.scored(best):
+        shift = min(SHIFTS, key=lambda s: self.scored(self.at_shift(_pattern(gaps), s)))
+        tried = {gaps: self.at_shift(_pattern(gaps), shift)}
+        while search:
+            near = [g for g in _neighbours(gaps) if g not in tried]
+            tried |= {g: self.at_shift(_pattern(g), shift) for g in near}
+            better = min(tried, key=lambda g: self.scored(tried[g]))
+            if self.scored(tried[better]) > 0.97 * self.scored(tried[gaps]):
+                break
+            gaps = better
+            self.say(f"{tried[gaps].name}: error {self.scored(tried[gaps]):.4f}")
+        winner = self.fitted(_pattern(gaps), search)
+        if self.scored(winner) < 0.95 * self.scored(best):
             return winner
         notes.append(
             f"the refiner was left out: error {self.scored(winner):.4f} with it, "
@@ -278,17 +285,21 @@ class _Study:
         return best
 
 
-def _patterns(nfe: int) -> list[list[str]]:
-    """Where refiners may stand: between the model's evaluations from the second on, one or two in
-    each gap, or one in every other."""
-    patterns = []
-    for gap in (["refiner"], ["refiner", "refiner"]):
-        if nfe > 2:
-            row = ["model", "model"]
-            for _ in range(nfe - 2):
-                row += [*gap, "model"]
-            patterns.append(row)
-    return patterns
+def _pattern(gaps: Sequence[int]) -> list[str]:
+    """The evaluators, with so many refiners after each evaluation of the model but the last."""
+    row = [e for n in gaps for e in ("model", *["refiner"] * n)]
+    return [*row, "model"]
+
+
+def _neighbours(gaps: Sequence[int]) -> list[tuple[int, ...]]:
+    """One refiner more or fewer in a gap, at most two, none in the first."""
+    found = []
+    for i in range(1, len(gaps)):
+        for n in (gaps[i] - 1, gaps[i] + 1):
+            changed = (*gaps[:i], n, *gaps[i + 1 :])
+            if 0 <= n <= 2 and any(changed):
+                found.append(changed)
+    return found
 
 
 def summary(errors: np.ndarray[Any, Any], seed: int = 0) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def load_folder(
     with torch.device("meta"):
         network = SiT(config)
     fill(network, tensors, str(folder / WEIGHTS), dtype)
-    model = Model(network.to(device), card)
+    model = Model(network.to(device), card, folder)
     return model.eval().requires_grad_(False)
 
 

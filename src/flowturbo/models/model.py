@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from flowturbo.field import Cast
 from flowturbo.models.text import Tokenizer
+from flowturbo.plan import Plan
 
 __all__ = ["Model", "fingerprint"]
 
@@ -24,12 +26,16 @@ class Model(nn.Module):
         network: the module that computes the velocity.
         card: the JSON card: architecture, path, condition, codec, training recipe, data and
             licence, measured numbers, defaults.
+        folder: where it was loaded from, with its plans (``plans/*.json``) and refiner, if any.
     """
 
-    def __init__(self, network: nn.Module, card: dict[str, Any]) -> None:
+    def __init__(
+        self, network: nn.Module, card: dict[str, Any], folder: Path | None = None
+    ) -> None:
         super().__init__()
         self.network = network
         self.card = card
+        self.folder = folder
 
     @property
     def name(self) -> str:
@@ -50,6 +56,12 @@ class Model(nn.Module):
     def dtype(self) -> torch.dtype:
         """Of the weights."""
         return next(self.parameters()).dtype
+
+    @cached_property
+    def plans(self) -> dict[str, Plan]:
+        """The plans fitted to it that came with it, by name."""
+        files = sorted((self.folder / "plans").glob("*.json")) if self.folder else []
+        return {p.stem: Plan.load(p) for p in files}
 
     @property
     def defaults(self) -> dict[str, Any]:

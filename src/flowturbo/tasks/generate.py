@@ -10,6 +10,7 @@ from flowturbo import noise
 from flowturbo.images import to_pil
 from flowturbo.models.model import Model
 from flowturbo.plan import Plan
+from flowturbo.refiner.checkpoint import REFINER_WEIGHTS, load_refiner
 from flowturbo.sampler import Callback, Refiner, sample
 
 __all__ = ["generate"]
@@ -35,11 +36,11 @@ def generate(
     Args:
         model: from `flowturbo.load`.
         prompts: labels or prompts, one a picture; "" is unconditional.
-        plan: a plan or its notation; by default the one on the model's card.
+        plan: a plan, its notation, or the name of one of ``model.plans``; by default the card's.
         guidance: scale of classifier-free guidance, 1 is off; by default the card's.
         negative: a prompt to guide away from; by default the unconditional one.
         seed: of the first picture, from 0.
-        refiner: for plans with refiner evaluations.
+        refiner: for plans with refiner evaluations; by default the one that came with the model.
         batch: most pictures sampled at a time, at least 1.
         callback: called after every evaluation of every batch, see `flowturbo.sample`.
 
@@ -53,6 +54,7 @@ def generate(
     if batch < 1:
         raise ValueError(f"batch={batch}: must be at least 1")
     plan = resolve_plan(model, plan)
+    refiner = resolve_refiner(model, plan, refiner)
     guidance = float(model.defaults["guidance"] if guidance is None else guidance)
     cond = model.condition(prompts)
     null = None if negative is None else model.condition([negative])
@@ -81,6 +83,17 @@ def generate(
 
 
 def resolve_plan(model: Model, plan: Plan | str | None) -> Plan:
-    """``plan`` itself, its notation parsed, or the default on the model's card."""
+    """``plan`` itself, the model's of that name, its notation parsed, or the card's default."""
     plan = str(model.defaults["plan"]) if plan is None else plan
-    return Plan.parse(plan) if isinstance(plan, str) else plan
+    if isinstance(plan, str):
+        return model.plans[plan] if plan in model.plans else Plan.parse(plan)
+    return plan
+
+
+def resolve_refiner(model: Model, plan: Plan, refiner: Refiner | None) -> Refiner | None:
+    """``refiner`` itself, or the one that came with the model where ``plan`` needs it."""
+    if refiner is not None or not plan.nfe["refiner"] or model.folder is None:
+        return refiner
+    if not (model.folder / REFINER_WEIGHTS).is_file():
+        return None
+    return load_refiner(model.folder, model, device=model.device)

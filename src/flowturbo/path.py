@@ -1,9 +1,10 @@
-r"""The linear path between noise and data, and grids of times on it.
+"""The linear path between noise and data, and grids of times on it.
 
 The one convention of this library (Lipman et al. 2023, arXiv 2210.02747; Liu et al. 2023, arXiv
 2209.03003): time ``t`` runs from 0 (noise ``x0``) to 1 (data ``x1``), and
 
-.. math:: x_t = t\,x_1 + (1-t)\,x_0, \qquad v = dx/dt = x_1 - x_0.
+    x_t = t*x1 + (1 - t)*x0
+    v   = dx/dt = x1 - x0
 
 Only ``flowturbo.integrations`` knows any other. A grid of ``n`` steps has ``n + 1`` points.
 """

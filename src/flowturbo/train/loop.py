@@ -184,7 +184,13 @@ class Run:
         made = {"architecture": architecture.to_dict(), "training": asdict(self.config)}
         path = self.out / "config.json"
         if path.is_file():
-            found = json.loads(path.read_text())
+            try:
+                found = json.loads(path.read_text("utf-8"))
+                known = all(isinstance(found[part], dict) for part in made)
+            except (ValueError, KeyError, TypeError):
+                known = False
+            if not known:
+                raise ValueError(f"{path}: not of a training run; choose another folder")
             differ = [
                 f"{key}={found[part].get(key)} there, {value} now"
                 for part, values in made.items()
@@ -224,16 +230,18 @@ class Run:
                 losses = []
                 if not loss < float("inf"):
                     raise ValueError(
-                        f"the loss is {loss} at step {self.step}: lower lr={config.lr} and resume"
+                        f"the loss is {loss} at step {self.step}: start again in another folder "
+                        f"with a lower lr than {config.lr}"
                     )
                 seconds = round(time.perf_counter() - start, 1)
                 self._write_log({"step": self.step, "loss": loss, "seconds": seconds})
                 if report and self.accelerator.is_main_process:
                     report(self.step, loss)
-            if self.step % config.save_every == 0 or last:
-                self._save()
+            # the checkpoint comes last: killed before it, a resumed run does the rest again
             if config.preview_every and (self.step % config.preview_every == 0 or last):
                 self._preview()
+            if self.step % config.save_every == 0 or last:
+                self._save()
 
     def _advance(self) -> Tensor:
         """One step; returns its loss."""
@@ -259,22 +267,22 @@ class Run:
         return loss.detach()
 
     def _save(self) -> None:
-        """Write a checkpoint and the exported model; remove the checkpoint before."""
+        """Write the exported model and a checkpoint; remove the checkpoint before."""
         folder = self.out / "checkpoints"
         temporary = folder / "writing"
         shutil.rmtree(temporary, ignore_errors=True)
         self.accelerator.save_state(str(temporary))
         if not self.accelerator.is_main_process:
             return
+        training = {**asdict(self.config), "step": self.step, "torch": torch.__version__}
+        save_folder(self.out, self.average.module, {**self._card(), "training": training})
+        self._plot()
         kept = folder / f"step-{self.step:08d}"
         shutil.rmtree(kept, ignore_errors=True)
         temporary.rename(kept)
         for old in folder.glob("step-*"):
             if old != kept:
                 shutil.rmtree(old)
-        training = {**asdict(self.config), "step": self.step, "torch": torch.__version__}
-        save_folder(self.out, self.average.module, {**self._card(), "training": training})
-        self._plot()
 
     def _card(self) -> dict[str, Any]:
         condition = {"condition": self.data.condition} if self.data.condition else {}

@@ -69,7 +69,10 @@ def load_folder(
     """
     folder = Path(folder)
     card = read_card(folder)
-    config = SiTConfig.from_dict(card["config"])
+    try:
+        config = SiTConfig.from_dict(card["config"])
+    except ValueError as e:
+        raise ValueError(f"{folder / CARD}: {e}") from e
     tensors = read_weights(folder / WEIGHTS)
     with torch.device("meta"):
         network = SiT(config)
@@ -91,7 +94,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     try:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
         known = isinstance(card, dict) and isinstance(card.get("config"), dict)
-    except (UnicodeDecodeError, json.JSONDecodeError) as e:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
         raise ValueError(f"{folder / CARD}: not a JSON card ({e}); restore the file") from e
     if not known or card.get("format") != FORMAT:
         raise ValueError(f"{folder / CARD}: not a flowturbo card of format {FORMAT}")
@@ -99,7 +102,25 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{folder / CARD}: architecture {card.get('architecture')!r} is not known; known: 'sit'"
         )
+    _check_card(card, str(folder / CARD))
     return card  # type: ignore[no-any-return]
+
+
+def _check_card(card: dict[str, Any], where: str) -> None:
+    """Refuse a card whose entries are not what `Model` takes them for."""
+    for key in ("condition", "codec", "defaults"):
+        if not isinstance(card.get(key, {}), dict):
+            raise ValueError(f"{where}: {key!r} must be an object, not {card[key]!r:.60}")
+    about = card.get("condition", {})
+    if about.get("kind") == "class":
+        labels, classes = about.get("labels"), card["config"].get("classes", 0)
+        if not isinstance(labels, list) or len(labels) != classes:
+            count = len(labels) if isinstance(labels, list) else "no list of"
+            raise ValueError(f"{where}: {count} labels for {classes} classes; restore the file")
+    if about.get("kind") == "text" and not isinstance(about.get("tokenizer"), dict):
+        raise ValueError(f"{where}: the condition has no tokenizer; restore the file")
+    if card.get("codec", {"kind": "pixels"}).get("kind") not in ("pixels", "latent"):
+        raise ValueError(f"{where}: codec {card['codec']!r:.60}: its kind is 'pixels' or 'latent'")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -148,6 +169,10 @@ def convert(
             found[k] for k in ("ema", "model", "state_dict") if isinstance(found.get(k), dict)
         ]
         tensors = nested[0] if nested else found
+        named = lambda k, p: isinstance(k, str) and isinstance(p, Tensor)
+        strange = [k for k, p in tensors.items() if not named(k, p)]
+        if strange:
+            raise ValueError(f"{source}: entry {strange[0]!r} is not a tensor with a name")
     with torch.device("meta"):
         network = SiT(config)
     _load(network, tensors, str(source), torch.float32)

@@ -142,3 +142,25 @@ def test_wrappers_pass_attributes_through_and_copy():
         _ = field.missing
     for other in (copy.deepcopy(field), pickle.loads(pickle.dumps(field))):
         assert torch.equal(other(X, 0.5, COND), field(X, 0.5, COND))
+
+
+@pytest.mark.parametrize(
+    ("cond", "null"),
+    [
+        (3, 0),
+        ({"y": torch.ones(2), "text": "cat"}, {"y": torch.ones(2), "text": ""}),
+        (torch.ones(4), torch.ones(2)),
+        (torch.ones(4), "cat"),
+        (torch.ones(4, 3), torch.ones(4, 2)),
+    ],
+)
+def test_conditions_that_cannot_be_joined_are_refused_not_ignored(cond, null):
+    guided = Guidance(lambda x, t, c: x, 2.0, null=null)
+    with pytest.raises(ValueError, match="condition"):
+        guided(torch.zeros(4, 2), 0.5, cond)
+
+
+@pytest.mark.parametrize("scale", [None, "2", [1.0, 2.0]])
+def test_guidance_is_a_number_or_a_tensor(scale):
+    with pytest.raises(ValueError, match="must be a number or a tensor"):
+        Guidance(lambda x, t, c: x, scale, null=torch.ones(1))

@@ -1,8 +1,10 @@
 """Noise: an image depends on its seed alone."""
 
+import numpy as np
 import pytest
 import torch
 
+from flowturbo import noise
 from flowturbo.noise import draw
 
 
@@ -38,3 +40,15 @@ def test_no_seeds_no_images():
 def test_bad_seed(seed):
     with pytest.raises(ValueError, match=f"seed={seed}"):
         draw([0, seed], (2,))
+
+
+@pytest.mark.parametrize("seeds", [1.5, [1.5], "3", True, [None], torch.tensor([0.5])])
+def test_seeds_are_whole_numbers(seeds):
+    with pytest.raises(ValueError, match="must be a whole number"):
+        noise.draw(seeds, (2,))
+
+
+def test_seeds_of_any_integer_type():
+    expected = noise.draw([3], (2,))
+    for seed in (np.int64(3), [np.int32(3)], torch.tensor([3]), range(3, 4)):
+        assert torch.equal(noise.draw(seed, (2,)), expected)

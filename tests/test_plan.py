@@ -302,6 +302,17 @@ def test_restriction_drops_a_refiner_without_two_times_before_it():
                 assert len({part.times[j] for j in part.seen_by(k)}) >= 2
 
 
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("text", ["H2R4", "H1R1P1R1P1", "[H1R1P1]x3"])
+def test_restriction_keeps_the_model_evaluation_that_a_refiner_needs(text, direction):
+    plan = Plan.parse(text, direction=direction)
+    first, second = plan.times[0], next(t for t in plan.times if t != plan.times[0])
+    part = plan.restrict(first + 0.1 * (second - first))
+    assert part.nfe["refiner"] == plan.nfe["refiner"]
+    assert part.nfe["model"] >= plan.nfe["model"] - 1  # a correction of the first step
+    assert np.abs(np.diff(part.times)).max() <= 0.41  # at most a block and its correction
+
+
 def test_restriction_does_not_extrapolate_from_velocities_too_close():
     part = Plan.adams_bashforth(4).restrict(0.2499)
     assert np.abs(part.weights).sum(1).max() < 1

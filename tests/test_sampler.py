@@ -255,3 +255,26 @@ def test_memory_holds_only_velocities_still_used():
     refs = []
     sample(Plan.adams_bashforth(10), Model(), draw())
     assert max(alive) <= 2
+
+
+def test_a_wider_velocity_does_not_widen_the_state():
+    layer = torch.nn.Linear(2, 2)
+    shift = torch.ones(2, dtype=torch.float64)
+    x = torch.randn(3, 2)
+    out = sample(Plan.parse("H2"), lambda x, t, c: layer(x) + shift, x)
+    assert out.dtype == torch.float32
+    edited = sample(
+        Plan.parse("H2"), lambda x, t, c: layer(x), x, callback=lambda step: step.x.double()
+    )
+    assert torch.equal(edited, sample(Plan.parse("H2"), lambda x, t, c: layer(x), x))
+
+
+@pytest.mark.parametrize("answer", [None, 0.0, "v"])
+def test_what_is_not_a_tensor_is_refused(answer):
+    with pytest.raises(ValueError, match=r"the model returned .*, not a tensor"):
+        sample(Plan.parse("E1"), lambda x, t, c: answer, torch.zeros(2, 2))
+
+
+def test_whole_numbers_are_no_state():
+    with pytest.raises(ValueError, match="must be floating point"):
+        sample(Plan.parse("E1"), lambda x, t, c: x, torch.zeros(2, 2, dtype=torch.long))

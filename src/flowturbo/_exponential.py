@@ -1,20 +1,19 @@
-r"""UniPC and DPM-Solver++ on the linear path, as the rows of a plan.
+"""UniPC and DPM-Solver++ on the linear path, as the rows of a plan.
 
-Both take the predicted data :math:`D = x + (1-t)\,v` for a polynomial in the logarithm of the
-signal-to-noise ratio, :math:`\lambda = \log(t/(1-t))`, and solve what remains exactly. From ``s``
-to ``t``, with :math:`g = (t-s)/(1-s)` and :math:`h = \lambda_t - \lambda_s`,
+Both take the predicted data ``D = x + (1-t)*v`` for a polynomial in the logarithm of the
+signal-to-noise ratio, ``l(t) = log(t/(1-t))``, and solve what remains exactly. From ``s`` to ``t``,
+with ``g = (t-s)/(1-s)`` and ``h = l(t) - l(s)``,
 
-.. math:: x_t = (1-g)\,x_s + g \int_0^1 D(\lambda_s + r h)\,w(r)\,dr,
-   \qquad w(r) \propto e^{-(1-r)h}.
+    x_t = (1-g)*x_s + g * (the mean of D(l(s) + r*h) over r in [0, 1], weighted by exp(-(1-r)*h))
 
 DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095) lays the polynomial through the last ``order``
-evaluations. So does UniPC (Zhao et al. 2023, arXiv 2302.04867, with :math:`B(h) = e^h - 1`), and
+evaluations. So does UniPC (Zhao et al. 2023, arXiv 2302.04867, with ``B(h) = exp(h) - 1``), and
 when the next evaluation is there, made at the state so predicted, it takes the step again from the
 same start with that one as well. Where the polynomial is a line, both take the mean of ``r`` for
 1/2; DPM-Solver++ of order 3 takes half the mean of ``r**2``, as its authors' program does.
 
 The first steps run up through the orders. The last run down, as in diffusers; order 1 is exact at
-``t = 1``, where :math:`\lambda` is infinite.
+``t = 1``, where ``l`` is infinite.
 """
 
 from __future__ import annotations

@@ -38,6 +38,13 @@ def restricted(
         to = float(times[k + 1])
         before = index.get(previous[k], len(table.rows) - 1)
         blind = evaluators[k] == "refiner" and len(set(table.times[: before + 1])) < 2
+        models = [j for j in waiting if evaluators[j] == "model"]
+        if blind and models:  # nothing could stand for them: evaluate the last, to see by
+            before = table.evaluate(told=float(told[models[-1]]))
+            index.update(dict.fromkeys(waiting, before))
+            waiting = []
+            before = index.get(previous[k], before)
+            blind = len(set(table.times[: before + 1])) < 2
         uses = [int(j) for j in np.flatnonzero(weights[k])]
         missing = any(j not in index and j != k for j in uses)
         if to == table.time and (blind or missing):

@@ -12,6 +12,7 @@ Wrappers are fields again and pass every other attribute (``shape``, ``condition
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any, Protocol
 
 import torch
@@ -95,8 +96,9 @@ class Guidance(_Wrapper):
             SiT and DiT samplers guide 3 of 4); all by default.
 
     Raises:
-        ValueError: if ``scale`` or ``interval`` is not finite and in order, or there is neither a
-            ``null`` nor a ``field.null_condition``.
+        ValueError: if ``scale`` is not a finite number or tensor, ``interval`` is not in order, or
+            there is neither a ``null`` nor a ``field.null_condition``; when called, if ``cond`` and
+            the null condition cannot be joined in one batch.
     """
 
     def __init__(
@@ -109,6 +111,8 @@ class Guidance(_Wrapper):
         channels: int | None = None,
     ) -> None:
         super().__init__(field)
+        if not isinstance(scale, (Real, Tensor)):
+            raise ValueError(f"guidance={scale!r}: must be a number or a tensor, one per image")
         if not torch.as_tensor(scale).isfinite().all():
             raise ValueError(f"guidance={scale}: must be finite (1 = off)")
         if not interval[0] <= interval[1]:
@@ -155,7 +159,16 @@ class Guidance(_Wrapper):
 
 def _cat(a: Any, b: Any) -> Any:
     if not isinstance(a, Tensor):
+        if a is not b and a != b:  # one batch can hold but one of them
+            raise ValueError(
+                f"guidance between the conditions {a!r} and {b!r}: only tensors of a row per image "
+                "can differ between the two branches; pass tensors"
+            )
         return a
-    if len(b) == 1 and len(a) != 1:
-        b = b.expand(len(a), *b.shape[1:])
-    return torch.cat([a, b])
+    if not isinstance(b, Tensor) or b.shape[1:] != a.shape[1:] or len(b) not in (1, len(a)):
+        got = tuple(b.shape) if isinstance(b, Tensor) else type(b).__name__
+        raise ValueError(
+            f"the null condition is {got}, the condition {tuple(a.shape)}: it must be alike, with "
+            "one row or as many"
+        )
+    return torch.cat([a, b.expand(len(a), *b.shape[1:])])

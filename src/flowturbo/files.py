@@ -25,7 +25,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        os.replace(temporary, path)
+        os.replace(temporary, os.path.realpath(path))  # a link stays one
     except OSError as e:
         raise OSError(f"cannot write {path}: {e.strerror or e}; nothing was left behind") from e
     finally:
@@ -46,6 +46,7 @@ def check_writable(path: str | Path) -> None:
 
 def _temporary(path: Path) -> Path:
     try:
+        path = Path(os.path.realpath(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(
             prefix=f".{path.stem[:40]}.", suffix=path.suffix, dir=path.parent

@@ -7,7 +7,9 @@ drawn on the CPU, so the device does not matter either.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from operator import index
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,15 +27,23 @@ def draw(
     """Standard normal noise (len(seeds), *shape), row ``i`` from a generator seeded ``seeds[i]``.
 
     Raises:
-        ValueError: if a seed is not in [0, 2**63).
+        ValueError: if a seed is not a whole number in [0, 2**63).
     """
     rows = []
-    for seed in [seeds] if isinstance(seeds, int) else seeds:
-        if not 0 <= int(seed) < 2**63:
-            raise ValueError(f"seed={seed}: must be a whole number from 0 to 2**63 - 1")
-        generator = torch.Generator().manual_seed(int(seed))
+    for seed in seeds if isinstance(seeds, Iterable) else [seeds]:
+        generator = torch.Generator().manual_seed(_whole(seed))
         rows.append(torch.randn(tuple(shape), generator=generator, dtype=dtype))
     return torch.stack(rows).to(device) if rows else torch.empty(0, *shape, dtype=dtype)
+
+
+def _whole(seed: Any) -> int:
+    try:
+        number = index(seed)
+    except TypeError:
+        number = -1
+    if isinstance(seed, bool) or not 0 <= number < 2**63:
+        raise ValueError(f"seed={seed!r}: must be a whole number from 0 to 2**63 - 1")
+    return number
 
 
 def digest(noise: Tensor) -> str:

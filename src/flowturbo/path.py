@@ -1,9 +1,10 @@
-r"""The linear path between noise and data, and grids of times on it.
+"""The linear path between noise and data, and grids of times on it.
 
 The one convention of this library (Lipman et al. 2023, arXiv 2210.02747; Liu et al. 2023, arXiv
 2209.03003): time ``t`` runs from 0 (noise ``x0``) to 1 (data ``x1``), and
 
-.. math:: x_t = t\,x_1 + (1-t)\,x_0, \qquad v = dx/dt = x_1 - x_0.
+    x_t = t*x1 + (1 - t)*x0
+    v   = dx/dt = x1 - x0
 
 Only ``flowturbo.integrations`` knows any other. A grid of ``n`` steps has ``n + 1`` points.
 """
@@ -26,6 +27,7 @@ __all__ = [
     "velocity",
 ]
 
+NEAREST = 1e-9  # points of a shifted grid, as a part of it
 Times = npt.NDArray[np.float64]
 
 
@@ -69,7 +71,7 @@ def shifted(steps: int, shift: float, start: float = 0.0, end: float = 1.0) -> T
 
     Args:
         steps: the number of intervals, at least 1.
-        shift: above 0; 1 leaves the grid uniform.
+        shift: above 0; 1 leaves the grid uniform. Extremes that bring points together are refused.
         start: time in [0, 1] of the first point.
         end: time in [0, 1] of the last point.
 
@@ -84,9 +86,14 @@ def shifted(steps: int, shift: float, start: float = 0.0, end: float = 1.0) -> T
     if not (np.isfinite(shift) and shift > 0):
         raise ValueError(f"shift={shift}: must be a finite number above 0 (1 = uniform)")
     grid = np.linspace(0.0, 1.0, steps + 1)
-    grid = grid / (1 + (shift - 1) * (1 - grid))  # the same, told of t, and exact for shift=1
+    with np.errstate(invalid="ignore", divide="ignore"):  # of extreme shifts, refused below
+        grid = grid / (1 + (shift - 1) * (1 - grid))  # the same, told of t; exact for shift=1
     grid = start + (end - start) * grid if end >= start else end + (start - end) * grid[::-1]
     grid[0], grid[-1] = start, end
+    if start != end and not np.abs(np.diff(grid)).min() >= NEAREST * abs(end - start):
+        raise ValueError(
+            f"shift={shift}: brings points of {steps} steps together; take one nearer 1"
+        )
     return check_times(grid)
 
 

@@ -1,9 +1,10 @@
-r"""The plan: a few-step sampler as a table.
+"""The plan: a few-step sampler as a table.
 
 A plan is ``K`` evaluations of the velocity with times, an evaluator for each and a lower-triangular
 matrix of weights. The state before evaluation ``k`` sits at ``times[k]``, and
 
-.. math:: v_k = \mathrm{evaluator}_k(x, t_k), \qquad x \leftarrow x + \sum_{j \le k} W_{kj}\,v_j .
+    v_k = evaluator_k(x, t_k)
+    x   = x + sum over j <= k of W[k, j] * v_j
 
 Euler, Runge-Kutta, Adams-Bashforth, the Heun, pseudo-corrector and refiner blocks of FlowTurbo
 (Zhao et al. 2024, arXiv 2409.18128) and fitted solvers are all such tables; a step of two
@@ -360,7 +361,8 @@ class Plan:
         than the row replaced (nor 3), until all that a row used is there; from then on the rows are
         the plan's own. An evaluation that only corrected the state by what was dropped goes, and
         what used it uses the next at its time. A refiner row needs velocities at two distinct times
-        before it; without, it goes too, and the row before it covers its interval.
+        before it. Without, a model evaluation that would have gone at its time stays; where there
+        is none, the refiner row goes too, and the row before it covers its interval.
 
         Args:
             t: from ``times[0]``, which gives the plan itself, up to, not at, ``times[-1]``; within

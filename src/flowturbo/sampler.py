@@ -107,8 +107,11 @@ def sample(
 
     Raises:
         ValueError: if the plan needs a refiner and there is none, or the refiner needs another plan
-            or scale, or the model or the callback returns another shape.
+            or scale, ``x`` holds no floating point numbers, ``guidance`` is no number, or the
+            model, the refiner or the callback returns anything but a tensor of the shape of ``x``.
     """
+    if not (x.is_floating_point() or x.is_complex()):
+        raise ValueError(f"x of {x.dtype}: the state must be floating point; pass x.float()")
     if plan.nfe["refiner"] and refiner is None:
         raise ValueError(
             f"plan {plan.name!r} has {plan.nfe['refiner']} refiner evaluations, and refiner=None; "
@@ -206,9 +209,7 @@ def _run(
         else:
             seen = plan.seen_by(k)
             v = refiner(x, t, cond, [(float(plan.told[j]), velocities[j]) for j in seen])  # type: ignore[misc]
-        if v.shape != x.shape:
-            raise ValueError(f"the {evaluator} returned {tuple(v.shape)} for {tuple(x.shape)}")
-        velocities[k] = v
+        velocities[k] = v = _like(v, x, evaluator)
         x1 = predicted_data(x, v, float(plan.times[k])) if callback else x
         for j, w in enumerate(plan.weights[k].tolist()):
             if w != 0.0:
@@ -218,9 +219,14 @@ def _run(
         if callback:
             edited = callback(Step(k, len(plan), float(plan.times[k + 1]), x, v, x1, evaluator))
             if edited is not None:
-                if edited.shape != x.shape:
-                    raise ValueError(
-                        f"the callback returned {tuple(edited.shape)} for {tuple(x.shape)}"
-                    )
-                x = edited
+                x = _like(edited, x, "callback")
     return x
+
+
+def _like(value: Any, x: Tensor, whose: str) -> Tensor:
+    """``value``, refused unless shaped like ``x``; wider numbers would widen the state for good."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"the {whose} returned {type(value).__name__}, not a tensor")
+    if value.shape != x.shape:
+        raise ValueError(f"the {whose} returned {tuple(value.shape)} for {tuple(x.shape)}")
+    return value if torch.promote_types(value.dtype, x.dtype) == x.dtype else value.to(x.dtype)

@@ -96,6 +96,10 @@ BAD = {
     "no guidance": (["7", "--guidance", "nan"], "guidance=nan"),
     "unknown option": (["7", "--bogus"], "No such option: --bogus"),
     "no prompt": ([], "Missing argument"),
+    "too many": (["7", "-n", "10000000000"], "at most 1000000 at a time"),
+    "too large": (["7", "--scale", "1000000"], "over 500000000 pixels"),
+    "no such user": (["7", "-m", "~nobody-here/m"], "~nobody-here"),
+    "extreme shift": (["7", "--plan", "AB2:8@1e-300"], "take one nearer 1"),
     "other format": (["7", "-o", "a.gif"], "written as .png"),
     "unwritable": (["7", "-o", "/proc/none/a.png"], "cannot write /proc/none/a.png"),
 }
@@ -196,3 +200,27 @@ def test_version_and_help(capsys):
     for command in ("generate", "train", "train-refiner", "models", "convert"):
         assert flowturbo(command, "--help") == 0
         assert f"Example: flowturbo {command}" in capsys.readouterr().out
+
+
+def test_a_folder_may_have_dots_in_its_name(tmp_path):
+    (tmp_path / "v1.2").mkdir()
+    assert flowturbo("generate", "7", "--plan", "E1", "-o", tmp_path / "v1.2") == 0
+    assert os.listdir(tmp_path / "v1.2") == ["0000-7-seed0.png"]
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "to").mkdir()
+    link = tmp_path / "link.png"
+    link.symlink_to(tmp_path / "to" / "a.png")
+    assert flowturbo("generate", "7", "--plan", "E1", "-o", link) == 0
+    assert link.is_symlink()
+    assert os.listdir(tmp_path / "to") == ["a.png"]
+    assert Image.open(link).text["condition"] == "7"
+
+
+def test_models_prints_a_card_as_it_is(tmp_path, capsys, copy):
+    card = json.loads((copy / "card.json").read_text())
+    del card["name"]
+    (copy / "card.json").write_text(json.dumps({**card, "description": "[red] and [/x]"}))
+    assert flowturbo("models", copy) == 0
+    assert "[red] and [/x]" in capsys.readouterr().out

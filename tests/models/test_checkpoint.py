@@ -179,3 +179,42 @@ def test_configuration_of_a_latent_model_refuses_to_decode(tiny, tmp_path):
     save_folder(tmp_path / "m", tiny, {"codec": {"kind": "latent", "autoencoder": "sd-vae"}})
     with pytest.raises(ValueError, match="latents of sd-vae"):
         ft.load(tmp_path / "m").decode(torch.zeros(1, 2, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("config", "width", "32"),
+        ("config", "width", 32.5),
+        ("config", "depth", None),
+        ("config", "classes", -1),
+        ("config", "mlp_ratio", "4"),
+        ("config", "mlp_ratio", -4),
+        (None, "condition", None),
+        (None, "codec", "pixels"),
+        (None, "codec", {}),
+        (None, "defaults", []),
+        ("condition", "labels", 5),
+        ("condition", "labels", ["a", "b"]),
+    ],
+)
+def test_a_card_with_a_wrong_entry_is_refused_by_name(folder, part, key, value):
+    card = json.loads((folder / CARD).read_text())
+    (card if part is None else card[part])[key] = value
+    (folder / CARD).write_text(json.dumps(card))
+    with pytest.raises(ValueError, match=r"card.json: "):
+        ft.load(folder)
+
+
+def test_a_card_nested_too_deep_is_refused(folder):
+    (folder / CARD).write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="not a JSON card"):
+        ft.load(folder)
+
+
+@pytest.mark.parametrize("found", [{"a": 1}, {1: torch.ones(1)}, {"a": {"b": torch.ones(1)}}])
+def test_a_checkpoint_of_other_things_is_refused(tiny, tmp_path, found):
+    torch.save(found, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="is not a tensor with a name"):
+        convert(tmp_path / "a.pt", tmp_path / "out", tiny.config)
+    assert not (tmp_path / "out").exists()

@@ -213,5 +213,111 @@ def test_data_that_are_not_there(tmp_path):
     with pytest.raises(ValueError, match="no images"):
         load_data(tmp_path, 4)
     (tmp_path / "x.png").write_bytes(b"no")
-    with pytest.raises(ValueError, match="not a readable image"):
+    with pytest.raises(ValueError, match=r"not a readable image"):
         load_data(tmp_path, 4)
+
+
+def _one(folder: Path, image: Image.Image, **options) -> list[int]:
+    """The RGB of the middle of ``image`` as it is trained on."""
+    image.save(folder / "a.png", **options)
+    return load_data(folder, 4).images[0, :, 2, 2].tolist()
+
+
+def test_transparent_pictures_are_put_on_white(tmp_path):
+    assert _one(tmp_path, Image.new("RGBA", (9, 9), (255, 0, 0, 0))) == [255, 255, 255]
+    assert _one(tmp_path, Image.new("RGBA", (9, 9), (255, 0, 0, 255))) == [255, 0, 0]
+    assert _one(tmp_path, Image.new("LA", (9, 9), (0, 0))) == [255, 255, 255]
+    assert _one(tmp_path, Image.new("P", (9, 9), 0), transparency=0) == [255, 255, 255]
+
+
+def test_pictures_of_other_depths(tmp_path):
+    assert _one(tmp_path, Image.fromarray(np.full((9, 9), 25700, np.uint16))) == [100, 100, 100]
+    assert _one(tmp_path, Image.new("1", (1, 1), 1)) == [255, 255, 255]
+    assert _one(tmp_path, Image.new("L", (3, 90), 7)) == [7, 7, 7]
+
+
+def test_pictures_are_turned_as_exif_says(tmp_path):
+    upper = np.zeros((16, 16, 3), np.uint8)
+    upper[:8] = 255
+    exif = Image.Exif()
+    exif[0x112] = 6  # turn it right
+    Image.fromarray(upper).save(tmp_path / "a.png", exif=exif)
+    image = load_data(tmp_path, 16).images[0, 0]
+    assert (image[:, 8:] == 255).all()
+    assert (image[:, :8] == 0).all()
+
+
+def test_a_picture_too_large_to_open_is_named(tmp_path, monkeypatch):
+    Image.new("1", (64, 64)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"a.png: not a readable image"):
+        load_data(tmp_path, 4)
+
+
+def test_pictures_beside_folders_of_labels_are_refused(tmp_path):
+    _pictures(tmp_path)
+    Image.new("RGB", (4, 4)).save(tmp_path / "stray.png")
+    with pytest.raises(ValueError, match=r"stray.png: beside folders of labels"):
+        load_data(tmp_path, 4)
+
+
+def test_captions_that_cannot_be_read_name_the_file(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match=r"a.txt: not a text in UTF-8"):
+        load_data(tmp_path, 4)
+    (tmp_path / "a.txt").write_text(" ".join(f"word{i}" for i in range(40)))
+    with pytest.raises(ValueError, match=r"captions of .*40 tokens"):
+        load_data(tmp_path, 4)
+    table = tmp_path / "metadata.jsonl"
+    table.write_bytes(b'{"file_name": "a.png", "text": "caf\xe9"}')
+    with pytest.raises(ValueError, match=r"metadata.jsonl: lines need"):
+        load_data(tmp_path, 4)
+    table.write_text('{"file_name": "a.png", "text": null}')
+    with pytest.raises(ValueError, match=r"has no caption"):
+        load_data(tmp_path, 4)
+    table.write_text('{"file_name": "a.png", "text": "a\u2028cat"}\r\n', "utf-8-sig")
+    assert load_data(tmp_path, 4).condition["tokenizer"]["vocabulary"] == ["a", "cat"]
+
+
+@pytest.mark.parametrize(
+    "labels", [[0, 1.5], ["a", "b"], [0, -1], [0], [0, 10**9], [0, float("nan")]]
+)
+def test_labels_that_are_no_numbers_of_classes(tmp_path, labels):
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 4, 4), np.uint8), labels=labels)
+    with pytest.raises(ValueError, match=r"a.npz: .*label.*number"):
+        load_data(tmp_path / "a.npz", 4)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4, 5), (0, 4, 4), (2, 4, 4, 0)])
+def test_arrays_that_are_no_pictures(tmp_path, shape):
+    labels = np.zeros(shape[0], int)
+    np.savez(tmp_path / "a.npz", images=np.zeros(shape, np.uint8), labels=labels)
+    with pytest.raises(ValueError, match=r"a.npz: (images|needs)"):
+        load_data(tmp_path / "a.npz", 4)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"model_type": "clip"}'])
+def test_a_config_of_something_else_is_kept(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    network = SiTConfig(size=4, channels=1, width=8, depth=1, heads=1, patch=2, classes=2)
+    data = ArrayData(torch.zeros(2, 1, 4, 4, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"config.json: not of a training run"):
+        train(network, data, tmp_path, TrainConfig(steps=1))
+    assert (tmp_path / "config.json").read_text() == text
+
+
+def test_a_run_killed_while_it_exports_is_exported_when_resumed(tmp_path, monkeypatch):
+    network = SiTConfig(size=4, channels=1, width=8, depth=1, heads=1, patch=2)
+    data = ArrayData(torch.zeros(2, 1, 4, 4, dtype=torch.uint8))
+    config = TrainConfig(steps=2, batch=2, bf16=False, compile=False, preview_every=0)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        m.setattr("flowturbo.train.loop.save_folder", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(network, data, tmp_path, config)
+    train(network, data, tmp_path, config)
+    assert ft.load(tmp_path).card["training"]["step"] == 2

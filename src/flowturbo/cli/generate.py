@@ -31,6 +31,9 @@ from flowturbo.tasks.generate import generate, resolve_plan
 
 __all__ = ["run"]
 
+MOST_PIXELS = 500_000_000  # in one file; image readers refuse larger ones
+MOST_PICTURES = 1_000_000
+
 
 def run(
     prompts: Annotated[list[str], typer.Argument(help="Labels or prompts, one or more.")],
@@ -72,13 +75,19 @@ def run(
             raise ValueError(f"{name} {value}: must be at least {least}")
     if columns is not None and columns < 1:
         raise ValueError(f"--columns {columns}: must be at least 1")
-    if out.suffix.lower() not in (".png", ""):
+    if out.suffix.lower() not in (".png", "") and not out.is_dir():
         raise ValueError(f"-o {out}: pictures are written as .png, or into a folder")
     table = _plan(plan)
     as_sheet = out.suffix.lower() == ".png" and not out.is_dir()
     check_writable(out if as_sheet else out / "0.png")
     network = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype))
+    if n * len(prompts) > MOST_PICTURES:
+        raise ValueError(f"-n {n}: {n * len(prompts)} pictures; at most {MOST_PICTURES} at a time")
     wanted = [p for p in prompts for _ in range(n)]
+    scale = scale or max(1, 128 // network.shape[1])
+    drawn = network.shape[1] * network.shape[2] * scale**2 * (len(wanted) if as_sheet else 1)
+    if drawn > MOST_PIXELS:
+        raise ValueError(f"{len(wanted)} pictures at --scale {scale}: over {MOST_PIXELS} pixels")
     table = resolve_plan(network, table)
     batches = -(-len(wanted) // batch)
     start = time.perf_counter()
@@ -99,7 +108,6 @@ def run(
         )
     seconds = time.perf_counter() - start
     facts = _facts(network, table, guidance, negative)
-    scale = scale or max(1, 128 // images[0].height)
     if as_sheet:
         page = sheet(images, columns or min(len(images), 8), scale=scale)
         save_png(page, out, {**facts, "condition": _list(wanted), "seed": _seeds(seed, wanted)})

@@ -36,7 +36,8 @@ def run(
         return
     for n, card in cards.items():
         size = (find(n) / WEIGHTS).stat().st_size / 1e6
-        console.print(f"[bold]{card['name']}[/bold]: {card.get('description', '')} ({size:.1f} MB)")
+        title = f"{card.get('name', n)}: {card.get('description', '')} ({size:.1f} MB)"
+        console.print(title, markup=False, highlight=False)
         for key, value in card.items():
             if key not in ("name", "description", "format"):
                 console.print(f"  {key}: {_short(value)}", markup=False, highlight=False)

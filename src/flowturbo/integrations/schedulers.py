@@ -1,7 +1,7 @@
-r"""Flow schedulers of diffusers as tables.
+"""Flow schedulers of diffusers as tables.
 
-diffusers counts noise levels :math:`\sigma = 1 - t` down from 1 and gives the velocity the other
-sign, :math:`u = -v`. A deterministic flow scheduler is a fixed linear map: its ``step`` hands back
+diffusers counts noise levels ``sigma = 1 - t`` down from 1 and gives the velocity the other
+sign, ``u = -v``. A deterministic flow scheduler is a fixed linear map: its ``step`` hands back
 a combination of the states and velocities it was shown. So the map is read off by showing it unit
 vectors, in float64, and checked on random ones. On the linear path the state's own coefficient is
 1, and what remains is the row of a plan.

@@ -88,7 +88,10 @@ def load_folder(
     """
     folder = Path(folder)
     card = read_card(folder)
-    config = SiTConfig.from_dict(card["config"])
+    try:
+        config = SiTConfig.from_dict(card["config"])
+    except ValueError as e:
+        raise ValueError(f"{folder / CARD}: {e}") from e
     tensors = read_weights(folder / WEIGHTS)
     with torch.device("meta"):
         network = SiT(config)
@@ -112,7 +115,7 @@ def read_card(
     try:
         made = json.loads((folder / card).read_text(encoding="utf-8"))
         known = isinstance(made, dict) and isinstance(made.get("config"), dict)
-    except (UnicodeDecodeError, json.JSONDecodeError) as e:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
         raise ValueError(f"{folder / card}: not a JSON card ({e}); restore the file") from e
     if not known or made.get("format") != FORMAT:
         raise ValueError(f"{folder / card}: not a flowturbo card of format {FORMAT}")
@@ -121,7 +124,25 @@ def read_card(
             f"{folder / card}: architecture {made.get('architecture')!r} is not known; known: "
             f"{', '.join(map(repr, architectures))}"
         )
+    _check_card(made, str(folder / card))
     return made  # type: ignore[no-any-return]
+
+
+def _check_card(card: dict[str, Any], where: str) -> None:
+    """Refuse a card whose entries are not what `Model` takes them for."""
+    for key in ("condition", "codec", "defaults"):
+        if not isinstance(card.get(key, {}), dict):
+            raise ValueError(f"{where}: {key!r} must be an object, not {card[key]!r:.60}")
+    about = card.get("condition", {})
+    if about.get("kind") == "class":
+        labels, classes = about.get("labels"), card["config"].get("classes", 0)
+        if not isinstance(labels, list) or len(labels) != classes:
+            count = len(labels) if isinstance(labels, list) else "no list of"
+            raise ValueError(f"{where}: {count} labels for {classes} classes; restore the file")
+    if about.get("kind") == "text" and not isinstance(about.get("tokenizer"), dict):
+        raise ValueError(f"{where}: the condition has no tokenizer; restore the file")
+    if card.get("codec", {"kind": "pixels"}).get("kind") not in ("pixels", "latent"):
+        raise ValueError(f"{where}: codec {card['codec']!r:.60}: its kind is 'pixels' or 'latent'")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -175,7 +196,12 @@ def read_tensors(source: str | Path) -> dict[str, Tensor]:
     if not isinstance(found, dict):
         raise ValueError(f"{source}: holds a {type(found).__name__}, not a dict of tensors")
     nested = [found[k] for k in ("ema", "model", "state_dict") if isinstance(found.get(k), dict)]
-    return nested[0] if nested else found
+    tensors: dict[str, Tensor] = nested[0] if nested else found
+    named = lambda k, p: isinstance(k, str) and isinstance(p, Tensor)
+    strange = [k for k, p in tensors.items() if not named(k, p)]
+    if strange:
+        raise ValueError(f"{source}: entry {strange[0]!r} is not a tensor with a name")
+    return tensors
 
 
 def fill(network: nn.Module, tensors: dict[str, Tensor], where: str, dtype: torch.dtype) -> None:

@@ -67,9 +67,13 @@ class SiTConfig:
     prediction: Literal["velocity", "data"] = "velocity"
 
     def __post_init__(self) -> None:
-        for name in ("size", "channels", "patch", "width", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        sides = ("size", "channels", "patch", "width", "depth", "heads", "text_length")
+        for name in (*sides, "stem_width", "classes", "vocabulary"):
+            value, least = getattr(self, name), 0 if name in ("classes", "vocabulary") else 1
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}={value!r}: must be a whole number, at least {least}")
+        if not isinstance(self.mlp_ratio, (int, float)) or not self.mlp_ratio * self.width >= 1:
+            raise ValueError(f"mlp_ratio={self.mlp_ratio!r}: must be a number above 0")
         if self.size % self.patch:
             raise ValueError(f"size={self.size}: must be a multiple of patch={self.patch}")
         if self.width % self.heads or self.width % 4:

@@ -47,7 +47,10 @@ def find(name: str | Path) -> Path:
         return _download(text)
     if text in bundled():
         return _HOME / text
-    path = Path(text).expanduser()
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as e:  # "~" of a user that there is not
+        raise ValueError(f"model {text!r}: {e}") from e
     if path.is_dir():
         return path
     if path.is_file():

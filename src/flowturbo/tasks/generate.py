@@ -61,7 +61,7 @@ def generate(
     images = []
     for i in range(0, len(cond), batch):
         rows = cond[i : i + batch]
-        seeds = range(seed + i, seed + i + len(rows))
+        seeds = [seed + j for j in range(i, i + len(rows))]
         x0 = noise.draw(seeds, model.shape, device=model.device)
         x1 = sample(
             plan,

@@ -14,13 +14,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from flowturbo.models.text import Tokenizer, build_vocabulary
 
 __all__ = ["ArrayData", "Data", "load_data"]
 
+MOST_LABELS = 1_000_000  # each has a name on the card and a vector in the network
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
@@ -89,7 +90,10 @@ def load_data(path: str | Path, size: int, tokenizer: Tokenizer | None = None) -
     - a folder of sub-folders: the name of the sub-folder is the label;
     - a folder with ``metadata.jsonl`` (lines with "file_name" and "text"), or with a ``.txt`` of
       the same name beside each image: captions, encoded by ``tokenizer``, by default with a
-      vocabulary of their own. Images are cropped to the middle square.
+      vocabulary of their own.
+
+    Images in folders are turned as their EXIF data say, put on white where they are transparent,
+    cropped to the middle square and scaled.
 
     Raises:
         ValueError: if there is nothing there, or a file does not fit; names the file.
@@ -107,11 +111,17 @@ def load_data(path: str | Path, size: int, tokenizer: Tokenizer | None = None) -
     if captions:
         tokenizer = tokenizer or Tokenizer(build_vocabulary(captions, 8000))
         kind = {"kind": "text", "tokenizer": tokenizer.to_json()}
-        return ArrayData(images, tokenizer.encode(captions), kind)
+        try:
+            return ArrayData(images, tokenizer.encode(captions), kind)
+        except ValueError as e:
+            raise ValueError(f"captions of {path}: {e}") from e
     parents = [p.relative_to(path).parts[:-1] for p in files]
     labels = sorted({"/".join(p) for p in parents})
     if labels == [""]:
         return ArrayData(images)
+    if "" in labels:
+        stray = files[parents.index(())]
+        raise ValueError(f"{stray}: beside folders of labels; move it into one of them")
     index = torch.tensor([labels.index("/".join(p)) for p in parents])
     return ArrayData(images, index, {"kind": "class", "labels": labels})
 
@@ -123,9 +133,11 @@ def _load_npz(path: Path, size: int) -> ArrayData:
     except Exception as e:
         raise ValueError(f"data {str(path)!r}: cannot be read as .npz ({e})") from e
     images = arrays.get("images")
-    if images is None or images.dtype != np.uint8 or images.ndim not in (3, 4):
+    if images is None or images.dtype != np.uint8 or images.ndim not in (3, 4) or not len(images):
         raise ValueError(f"{path}: needs 'images' (N, H, W) or (N, H, W, C) uint8")
     images = images[..., None] if images.ndim == 3 else images
+    if images.shape[-1] not in (1, 3):
+        raise ValueError(f"{path}: images of {images.shape[-1]} channels; grey (1) or RGB (3) only")
     rows, columns = size - images.shape[1], size - images.shape[2]
     if rows < 0 or columns < 0:
         raise ValueError(f"{path}: images of {images.shape[1:3]} do not fit size={size}")
@@ -133,17 +145,21 @@ def _load_npz(path: Path, size: int) -> ArrayData:
     tensor = torch.from_numpy(np.pad(images, pad)).permute(0, 3, 1, 2).contiguous()
     if "labels" not in arrays:
         return ArrayData(tensor)
-    labels = torch.from_numpy(arrays["labels"].astype(np.int64))
-    if labels.ndim != 1 or len(labels) != len(tensor) or labels.min() < 0:
+    given = arrays["labels"]
+    whole = given.dtype.kind in "iubf" and bool((given == np.floor(given)).all())
+    if not whole or given.shape != (len(tensor),) or given.min() < 0:
         raise ValueError(f"{path}: 'labels' must be ({len(tensor)},) whole numbers from 0")
+    if given.max() >= MOST_LABELS:
+        raise ValueError(f"{path}: label {given.max()}; number them from 0, below {MOST_LABELS}")
+    labels = torch.from_numpy(given.astype(np.int64))
     names = [str(i) for i in range(int(labels.max()) + 1)]
     return ArrayData(tensor, labels, {"kind": "class", "labels": names})
 
 
 def _read(path: Path, size: int) -> Tensor:
     try:
-        image = Image.open(path).convert("RGB")
-    except OSError as e:
+        image = _rgb(ImageOps.exif_transpose(Image.open(path)))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise ValueError(f"{path}: not a readable image ({e})") from e
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -152,22 +168,42 @@ def _read(path: Path, size: int) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
+def _rgb(image: Image.Image) -> Image.Image:
+    """RGB, on white where it is transparent; 16 bits are scaled, which PIL would clip."""
+    if image.mode.startswith("I;16") or image.mode == "I":
+        levels = (np.asarray(image) // 257).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(levels).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    page = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(page, image).convert("RGB")
+
+
 def _captions(folder: Path, files: Sequence[Path]) -> list[str]:
     """One caption a file, or none at all."""
     table = folder / "metadata.jsonl"
     if table.is_file():
         try:
-            lines = [json.loads(x) for x in table.read_text("utf-8").splitlines() if x.strip()]
-            texts = {str(x["file_name"]): str(x["text"]) for x in lines}
-        except (json.JSONDecodeError, KeyError, TypeError) as e:
+            raw = table.read_text("utf-8-sig")
+            lines = [json.loads(x) for x in raw.split("\n") if x.strip()]
+            texts = {str(x["file_name"]): str(x["text"] or "") for x in lines}
+        except (ValueError, KeyError, TypeError) as e:
             raise ValueError(f"{table}: lines need 'file_name' and 'text' ({e})") from e
         found = [texts.get(p.relative_to(folder).as_posix()) for p in files]
     else:
         beside = [p.with_suffix(".txt") for p in files]
-        found = [p.read_text("utf-8").strip() if p.is_file() else None for p in beside]
+        found = [_text(p) if p.is_file() else None for p in beside]
         if not any(found):
             return []
     for file, text in zip(files, found, strict=True):
         if not text:
             raise ValueError(f"{file}: has no caption, others have; add one or remove the image")
     return [str(t) for t in found]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig").strip()
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path}: not a text in UTF-8 ({e})") from e

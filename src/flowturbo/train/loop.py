@@ -191,12 +191,18 @@ def claim_folder(out: Path, made: dict[str, dict[str, Any]]) -> None:
     """Write ``made`` to ``config.json``, refusing to mix two configurations in one folder."""
     path = out / "config.json"
     if path.is_file():
-        found = json.loads(path.read_text())
+        try:
+            found = json.loads(path.read_text("utf-8"))
+            known = all(isinstance(found[part], dict) for part in made)
+        except (ValueError, KeyError, TypeError):
+            known = False
+        if not known:
+            raise ValueError(f"{path}: not of a training run; choose another folder")
         differ = [
-            f"{key}={found.get(part, {}).get(key)} there, {value} now"
+            f"{key}={found[part].get(key)} there, {value} now"
             for part, values in made.items()
             for key, value in values.items()
-            if found.get(part, {}).get(key) != value
+            if found[part].get(key) != value
         ]
         if differ:
             raise ValueError(
@@ -304,17 +310,19 @@ class Run:
                 losses = []
                 if not loss < float("inf"):
                     raise ValueError(
-                        f"the loss is {loss} at step {self.step}: lower lr={config.lr} and resume"
+                        f"the loss is {loss} at step {self.step}: start again in another folder "
+                        f"with a lower lr than {config.lr}"
                     )
                 seconds = round(time.perf_counter() - start, 1)
                 self._write_log({"step": self.step, "loss": loss, "seconds": seconds})
                 if report and self.accelerator.is_main_process:
                     report(self.step, loss)
-            if self.step % config.save_every == 0 or last:
-                self._save()
+            # the checkpoint comes last: killed before it, a resumed run does the rest again
             due = config.preview_every and (self.step % config.preview_every == 0 or last)
             if due and self.accelerator.is_main_process:
                 self.objective.preview(self.average.module, self.step)
+            if self.step % config.save_every == 0 or last:
+                self._save()
 
     def _advance(self) -> Tensor:
         """One step; returns its loss."""
@@ -334,7 +342,7 @@ class Run:
         return loss.detach()
 
     def _save(self) -> None:
-        """Write a checkpoint and the exported model; remove the checkpoint before."""
+        """Write the exported model and a checkpoint; remove the checkpoint before."""
         folder = self.out / "checkpoints"
         temporary = folder / "writing"
         shutil.rmtree(temporary, ignore_errors=True)

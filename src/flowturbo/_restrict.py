@@ -13,6 +13,7 @@ from flowturbo.path import Times
 __all__ = ["restricted"]
 
 ORDER = 3  # a replaced row uses at most so many times: more amplify the noise of rough velocities
+CONSISTENT = 1e-5  # a fitted row may move more or less than its step: right only after its own
 GAP = 0.25  # ... and none closer to the next than this part of the row, for the same reason
 
 
@@ -36,26 +37,20 @@ def restricted(
     waiting: list[int] = []  # dropped evaluations that stand for the next one at their time
     for k in range(after, len(evaluators)):
         to = float(times[k + 1])
-        before = index.get(previous[k], len(table.rows) - 1)
-        blind = evaluators[k] == "refiner" and len(set(table.times[: before + 1])) < 2
-        models = [j for j in waiting if evaluators[j] == "model"]
-        if blind and models:  # nothing could stand for them: evaluate the last, to see by
-            before = table.evaluate(told=float(told[models[-1]]))
-            index.update(dict.fromkeys(waiting, before))
-            waiting = []
-            before = index.get(previous[k], before)
-            blind = len(set(table.times[: before + 1])) < 2
         uses = [int(j) for j in np.flatnonzero(weights[k])]
-        missing = any(j not in index and j != k for j in uses)
-        if to == table.time and (blind or missing):
+        if to == table.time and any(j not in index and j != k for j in uses):
             waiting.append(k)
             continue
-        if not blind:
-            refined = {"previous": before} if evaluators[k] == "refiner" else {}
-            new = table.evaluate(evaluators[k], told=float(told[k]), **refined)
-            index.update(dict.fromkeys([*waiting, k], new))
+        before = index.get(previous[k], len(table.rows) - 1)
+        sees = len(set(table.times[: before + 1]))
+        if evaluators[k] == "refiner" and sees >= 2:
+            new = table.evaluate("refiner", told=float(told[k]), previous=before)
+        else:
+            new = table.evaluate(told=float(told[k]))
+        index.update(dict.fromkeys([*waiting, k], new))
         waiting = []
-        if all(j in index for j in uses):
+        whole = abs(weights[k].sum() - (to - times[k])) < CONSISTENT
+        if whole and all(j in index for j in uses):
             row: dict[int, float] = {}
             for j in uses:
                 row[index[j]] = row.get(index[j], 0.0) + float(weights[k, j])

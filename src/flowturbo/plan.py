@@ -360,9 +360,9 @@ class Plan:
         time of the plan; then Adams-Bashforth over the velocities there are, of no higher order
         than the row replaced (nor 3), until all that a row used is there; from then on the rows are
         the plan's own. An evaluation that only corrected the state by what was dropped goes, and
-        what used it uses the next at its time. A refiner row needs velocities at two distinct times
-        before it. Without, a model evaluation that would have gone at its time stays; where there
-        is none, the refiner row goes too, and the row before it covers its interval.
+        what used it uses the next at its time. Rows whose weights do not sum to their step, as
+        fitted ones, are replaced too: they make up for what rows before them did. A refiner row
+        needs velocities at two distinct times before it; without, the model takes its place.
 
         Args:
             t: from ``times[0]``, which gives the plan itself, up to, not at, ``times[-1]``; within

@@ -278,3 +278,8 @@ def test_what_is_not_a_tensor_is_refused(answer):
 def test_whole_numbers_are_no_state():
     with pytest.raises(ValueError, match="must be floating point"):
         sample(Plan.parse("E1"), lambda x, t, c: x, torch.zeros(2, 2, dtype=torch.long))
+
+
+def test_a_plan_may_be_given_by_its_notation():
+    x = torch.randn(3, 2, dtype=torch.float64)
+    assert sample("H3", gaussian, x).equal(sample(Plan.parse("H3"), gaussian, x))

@@ -74,7 +74,7 @@ Callback = Callable[[Step], Tensor | None]
 
 
 def sample(
-    plan: Plan,
+    plan: Plan | str,
     model: Field,
     x: Tensor,
     cond: Any = None,
@@ -88,7 +88,7 @@ def sample(
     """Carry ``x`` from ``plan.times[0]`` to ``plan.times[-1]`` along the field ``model``.
 
     Args:
-        plan: the table to run.
+        plan: the table to run, or its notation.
         model: any field ``(x, t, cond) -> v``; it is told ``t`` as a 0-dim tensor.
         x: the state to start from, (B, ...); float16 and bfloat16 states are kept in float32.
         cond: the condition, passed on as it is.
@@ -110,6 +110,7 @@ def sample(
             or scale, ``x`` holds no floating point numbers, ``guidance`` is no number, or the
             model, the refiner or the callback returns anything but a tensor of the shape of ``x``.
     """
+    plan = Plan.parse(plan) if isinstance(plan, str) else plan
     if not (x.is_floating_point() or x.is_complex()):
         raise ValueError(f"x of {x.dtype}: the state must be floating point; pass x.float()")
     if plan.nfe["refiner"] and refiner is None:

@@ -224,3 +224,13 @@ def test_models_prints_a_card_as_it_is(tmp_path, capsys, copy):
     (copy / "card.json").write_text(json.dumps({**card, "description": "[red] and [/x]"}))
     assert flowturbo("models", copy) == 0
     assert "[red] and [/x]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory: 8 GB")])
+def test_out_of_memory_is_one_line(monkeypatch, capsys, tmp_path, error):
+    def full(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("flowturbo.cli.generate.generate", full)
+    line = refused(capsys, "generate", "7", "-o", tmp_path / "a.png")
+    assert "out of memory: lower --batch" in line

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import torch
 import typer
 
 from flowturbo.cli import convert, generate, models, train, train_refiner, tune
@@ -58,9 +59,13 @@ def _status(arguments: list[str] | None) -> int:
         return _fail(str(e), 2)
     except OSError as e:
         return _fail(str(e), 1)
+    except (MemoryError, torch.OutOfMemoryError):
+        return _fail("out of memory: lower --batch, or take a smaller model", 1)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 130)
     except Exception as e:
+        if "can't allocate memory" in str(e):  # torch's word on the CPU
+            return _fail("out of memory: lower --batch, or take a smaller model", 1)
         if not hasattr(e, "format_message"):  # typer's or click's word on the command line
             raise
         if type(e).__name__ == "NoArgsIsHelpError":

@@ -109,12 +109,12 @@ def load_data(path: str | Path, size: int, tokenizer: Tokenizer | None = None) -
     images = torch.stack([_read(p, size) for p in files])
     captions = _captions(path, files)
     if captions:
-        tokenizer = tokenizer or Tokenizer(build_vocabulary(captions, 8000))
-        kind = {"kind": "text", "tokenizer": tokenizer.to_json()}
         try:
-            return ArrayData(images, tokenizer.encode(captions), kind)
+            tokenizer = tokenizer or _tokenizer(captions)
+            ids = tokenizer.encode(captions)
         except ValueError as e:
             raise ValueError(f"captions of {path}: {e}") from e
+        return ArrayData(images, ids, {"kind": "text", "tokenizer": tokenizer.to_json()})
     parents = [p.relative_to(path).parts[:-1] for p in files]
     labels = sorted({"/".join(p) for p in parents})
     if labels == [""]:
@@ -178,6 +178,13 @@ def _rgb(image: Image.Image) -> Image.Image:
     image = image.convert("RGBA")
     page = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(page, image).convert("RGB")
+
+
+def _tokenizer(captions: Sequence[str]) -> Tokenizer:
+    """A tokenizer that knows the captions and holds the longest, from 16 up to 128 tokens."""
+    vocabulary = build_vocabulary(captions, 8000)
+    lengths = (Tokenizer(vocabulary, 128).encode(captions) != 0).sum(1)
+    return Tokenizer(vocabulary, max(16, int(lengths.max())))
 
 
 def _captions(folder: Path, files: Sequence[Path]) -> list[str]:

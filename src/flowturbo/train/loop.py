@@ -302,7 +302,7 @@ class Run:
         config, start, losses = self.config, time.perf_counter(), []
         interval = math.gcd(50, config.save_every)  # a resumed run logs the same lines
         while self.step < config.steps:
-            losses.append(self._advance())
+            losses.append(self.advance())
             self.step += 1
             last = self.step == config.steps
             if self.step % interval == 0 or last:
@@ -324,7 +324,7 @@ class Run:
             if self.step % config.save_every == 0 or last:
                 self._save()
 
-    def _advance(self) -> Tensor:
+    def advance(self) -> Tensor:
         """One step; returns its loss."""
         config, device = self.config, self.accelerator.device
         process = self.accelerator.process_index

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 import warnings
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import torch
 from fields import constant, gaussian, gaussian_flow, mixture
 
 import flowturbo as ft
+from flowturbo.fit.cost import affordable, time_evaluations
 from flowturbo.fit.polish import polish, run, score
 from flowturbo.fit.reference import error, solve
 from flowturbo.fit.weights import fit_weights
@@ -229,3 +231,32 @@ def test_a_refiner_that_does_not_help_is_left_out_and_that_is_said():
     assert "the refiner was left out" in plan.info["notes"][0]
     two = ft.tune(mixture, nfe=2, refiner=Oracle(), noise=noises(64))
     assert "left out" in two.info["notes"][0]
+
+
+def test_a_budget_buys_evaluations_of_the_model_and_refiners():
+    assert affordable(10.0, {"model": 2.0, "refiner": 0.0}) == [(5, 0)]
+    assert affordable(10.0, {"model": 2.0, "refiner": 0.5}) == [(5, 0), (4, 4), (3, 6)]
+    with pytest.raises(ValueError, match=r"budget_ms=3: .* at least 4"):
+        affordable(3.0, {"model": 2.0, "refiner": 0.5})
+
+
+def test_costs_are_timed():
+    def slow(x, t, cond):
+        time.sleep(0.02)
+        return mixture(x, t)
+
+    costs = time_evaluations(slow, Oracle(), noises(8), None, 1.0, repeats=3)
+    assert 15 < costs["model"] < 100
+    assert costs["refiner"] < 0.5 * costs["model"]
+
+
+def test_tune_under_a_budget(tmp_path):
+    def slow(x, t, cond):
+        time.sleep(0.005)
+        return mixture(x, t)
+
+    plan = ft.tune(
+        slow, budget_ms=32.0, refiner=Oracle(), noise=noises(64), search=False, folder=tmp_path
+    )
+    assert 2 <= plan.nfe["model"] <= 6
+    assert plan.nfe["refiner"] > 0

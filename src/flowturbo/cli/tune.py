@@ -19,6 +19,10 @@ __all__ = ["run"]
 def run(
     model: ModelName,
     nfe: Annotated[int, typer.Option("--nfe", help="Evaluations of the model.")] = 6,
+    budget_ms: Annotated[
+        float | None,
+        typer.Option("--budget-ms", help="Instead: milliseconds to evaluate 8 pictures."),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The plan, a .json file.")] = Path(
         "plan.json"
     ),
@@ -51,6 +55,7 @@ def run(
     plan = tune(
         field,
         nfe=nfe,
+        budget_ms=budget_ms,
         refiner=None if refiner is None else load_refiner(refiner, field),
         guidance=scale,
         trajectories=trajectories,

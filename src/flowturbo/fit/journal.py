@@ -63,6 +63,10 @@ class Journal:
         """The number called ``key``, made if it is not there."""
         return float(self._entry(key, make))
 
+    def costs(self, make: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """What evaluations cost, timed if it is not there."""
+        return dict(self._entry("costs", make))
+
     def plan(self, key: str, make: Callable[[], Plan]) -> Plan:
         """The plan called ``key``, made if it is not there."""
         return Plan.from_json(self._entry(key, lambda: make().to_json()))

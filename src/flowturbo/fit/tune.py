@@ -20,6 +20,7 @@ from torch import Tensor
 from flowturbo import noise as noises
 from flowturbo._version import __version__
 from flowturbo.field import Field, map_condition
+from flowturbo.fit.cost import affordable, time_evaluations
 from flowturbo.fit.journal import Journal
 from flowturbo.fit.polish import polish, run, score
 from flowturbo.fit.reference import Reference, error, solve
@@ -40,6 +41,7 @@ def tune(
     model: Field,
     *,
     nfe: int = 6,
+    budget_ms: float | None = None,
     refiner: Refiner | None = None,
     guidance: float | tuple[float, float] | None = None,
     trajectories: int = 64,
@@ -56,6 +58,8 @@ def tune(
     Args:
         model: a model of `flowturbo.load`, or any field ``(x, t, cond) -> v``.
         nfe: evaluations of the model, at least 2.
+        budget_ms: instead of ``nfe``, milliseconds that the evaluations of a batch of 8 may take on
+            this machine; they are timed first, and refiners may take the place of the model.
         refiner: considered between the model's evaluations; left out where it does not help.
         guidance: scale, or (lowest, highest) of a range the plan is to serve; by default the one on
             the model's card, and 1 for other fields.
@@ -87,11 +91,19 @@ def tune(
     journal = Journal(
         folder,
         {
-            "nfe": nfe, "guidance": guidance, "trajectories": trajectories, "seed": seed,
+            "nfe": nfe, "budget_ms": budget_ms, "guidance": guidance, "seed": seed,
+            "trajectories": trajectories,
             "direction": direction, "model": getattr(model, "fingerprint", None),
             "refiner": getattr(refiner, "fingerprint", None), "noise": noises.digest(x0),
         },
     )  # fmt: skip
+    rows = slice(0, min(len(x0), 8))
+    counts: list[tuple[int, int | None]] = [(nfe, None)]
+    if budget_ms is not None:
+        some = (x0[rows], _cut(cond, rows), _cut(scale, rows))
+        costs = journal.costs(lambda: time_evaluations(model, refiner, *some))
+        counts = [*affordable(budget_ms, costs)]
+        say(f"an evaluation takes {costs['model']:.2f} ms, a refiner's {costs['refiner']:.2f} ms")
     say(f"solving {len(x0)} reference trajectories")
     reference = journal.reference(
         lambda rows: solve(
@@ -107,8 +119,14 @@ def tune(
     )
     reference = reference if direction == "forward" else reference.reversed()
     fit, choose, test = (reference.rows(a, b) for a, b in pairwise(cuts))
-    study = _Study(model, refiner, nfe, direction, fit, choose, test, journal, say)
-    return study.result(search, guidance, seed)
+    studies = [
+        _Study(model, refiner, n, most, direction, fit, choose, test, journal, say)
+        for n, most in counts
+    ]
+    notes: list[list[str]] = [[] for _ in studies]
+    found = [study.best(search, n) for study, n in zip(studies, notes, strict=True)]
+    i = min(range(len(found)), key=lambda i: studies[i].scored(found[i]))
+    return studies[i].result(found[i], notes[i], guidance, seed)
 
 
 def _draw(
@@ -162,6 +180,7 @@ class _Study:
     field: Field
     refiner: Refiner | None
     nfe: int
+    most: int | None  # refiner evaluations at the most
     direction: str
     fit: Reference
     choose: Reference
@@ -169,23 +188,31 @@ class _Study:
     journal: Journal
     say: Report
 
-    def result(self, search: bool, guidance: Any, seed: int) -> Plan:
-        notes: list[str] = []
-        plain = min(self.plain(), key=lambda p: self.scored(p))
-        self.say(f"best plain solver: {plain.name}, error {self.scored(plain):.4f}")
-        best = plain
-        if len(self.fit) + len(self.choose) + len(self.test) < LEAST:
-            total = len(self.fit) + len(self.choose) + len(self.test)
+    def best_plain(self) -> Plan:
+        """The plain solver with the lowest error on the choosing part."""
+        return min(self.plain(), key=self.scored)
+
+    def best(self, search: bool, notes: list[str]) -> Plan:
+        """The fitted plan, with refiners where they help; the best plain one where N is small."""
+        total = len(self.fit) + len(self.choose) + len(self.test)
+        if total < LEAST:
+            plain = self.best_plain()
             notes.append(
                 f"{total} trajectories are too few to fit on (at least {LEAST}): "
                 f"{plain.name} is the best plain solver on them"
             )
-        else:
-            best = self.fitted(["model"] * self.nfe, search)
-            if self.refiner is not None:
-                best = self.refined(best, search, notes)
+            return plain
+        best = self.fitted(["model"] * self.nfe, search)
+        if self.refiner is not None and self.most != 0:
+            best = self.refined(best, search, notes)
+        return best
+
+    def result(self, best: Plan, notes: list[str], guidance: Any, seed: int) -> Plan:
+        """``best``, or the plain solver where it does not pay, with what there is to tell."""
+        plain = self.best_plain()
+        self.say(f"best plain solver: {plain.name}, error {self.scored(plain):.4f}")
         errors = {p: self.errors(p) for p in (best, plain)}
-        if best is not plain and errors[best].mean() >= errors[plain].mean():
+        if best.digest != plain.digest and errors[best].mean() >= errors[plain].mean():
             notes.append(
                 f"fitting did not pay on the test trajectories (mean error "
                 f"{errors[best].mean():.4f}, {plain.name} {errors[plain].mean():.4f})"
@@ -262,13 +289,15 @@ class _Study:
     def refined(self, best: Plan, search: bool, notes: list[str]) -> Plan:
         """``best``, or a plan with refiners between the evaluations that beats it clearly."""
         gaps = (0, *[1] * (self.nfe - 2))  # refiners after the first, second, ... evaluation
+        if self.most is not None and sum(gaps) > self.most:
+            gaps = (*[0] * (self.nfe - 1 - self.most), *[1] * self.most)
         if not any(gaps):
             notes.append("a refiner needs two evaluations before it and one after: left out")
             return best
         shift = min(SHIFTS, key=lambda s: self.scored(self.at_shift(_pattern(gaps), s)))
         tried = {gaps: self.at_shift(_pattern(gaps), shift)}
         while search:
-            near = [g for g in _neighbours(gaps) if g not in tried]
+            near = [g for g in _neighbours(gaps, self.most) if g not in tried]
             tried |= {g: self.at_shift(_pattern(g), shift) for g in near}
             better = min(tried, key=lambda g: self.scored(tried[g]))
             if self.scored(tried[better]) > 0.97 * self.scored(tried[gaps]):
@@ -291,13 +320,14 @@ def _pattern(gaps: Sequence[int]) -> list[str]:
     return [*row, "model"]
 
 
-def _neighbours(gaps: Sequence[int]) -> list[tuple[int, ...]]:
-    """One refiner more or fewer in a gap, at most two, none in the first."""
+def _neighbours(gaps: Sequence[int], most: int | None) -> list[tuple[int, ...]]:
+    """One refiner more or fewer in a gap, at most two there and ``most`` in all."""
     found = []
     for i in range(1, len(gaps)):
         for n in (gaps[i] - 1, gaps[i] + 1):
             changed = (*gaps[:i], n, *gaps[i + 1 :])
-            if 0 <= n <= 2 and any(changed):
+            few = most is None or sum(changed) <= most
+            if 0 <= n <= 2 and any(changed) and few:
                 found.append(changed)
     return found
 

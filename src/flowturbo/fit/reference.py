@@ -18,7 +18,7 @@ from flowturbo.field import Field, map_condition
 from flowturbo.plan import Plan
 from flowturbo.sampler import Step, sample
 
-__all__ = ["Reference", "error", "solve"]
+__all__ = ["Reference", "cut", "error", "solve"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,13 +95,12 @@ class Reference:
 
     def rows(self, start: int, end: int) -> Reference:
         """The trajectories ``start`` to ``end``."""
-        cut = lambda c: c[start:end] if isinstance(c, Tensor) else c
         return replace(
             self,
             states=self.states[:, start:end],
             velocities=self.velocities[:, start:end],
-            cond=map_condition(cut, self.cond),
-            guidance=cut(self.guidance) if isinstance(self.guidance, Tensor) else self.guidance,
+            cond=cut(self.cond, slice(start, end)),
+            guidance=cut(self.guidance, slice(start, end)),
         )
 
 
@@ -132,11 +131,8 @@ def solve(
     kept = [*range(0, 12, 4), *range(12, len(plan))]  # the evaluations at points of the grid
     parts: list[tuple[Tensor, Tensor]] = []
     for i in range(0, len(noise), batch):
-        cut = lambda c, i=i: c[i : i + batch] if isinstance(c, Tensor) else c
-        some, scale = map_condition(cut, cond), guidance
-        if isinstance(guidance, Tensor):
-            scale = guidance[i : i + batch]
-        parts.append(_record(plan, kept, field, noise[i : i + batch], some, scale))
+        rows = slice(i, i + batch)
+        parts.append(_record(plan, kept, field, noise[rows], cut(cond, rows), cut(guidance, rows)))
         if report:
             report(min(i + batch, len(noise)), len(noise))
     states, velocities = (torch.cat(p, dim=1) for p in zip(*parts, strict=True))
@@ -167,6 +163,11 @@ def _record(
 
 def _other(plan: Plan) -> str:
     return "backward" if plan.times[-1] > plan.times[0] else "forward"
+
+
+def cut(cond: Any, rows: slice) -> Any:
+    """The ``rows`` of a condition, or of scales of guidance; what is no tensor is for all rows."""
+    return map_condition(lambda c: c[rows] if isinstance(c, Tensor) else c, cond)
 
 
 def error(x: Tensor, reference: Tensor) -> Tensor:

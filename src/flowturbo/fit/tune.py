@@ -19,11 +19,11 @@ from torch import Tensor
 
 from flowturbo import noise as noises
 from flowturbo._version import __version__
-from flowturbo.field import Field, map_condition
+from flowturbo.field import Field
 from flowturbo.fit.cost import affordable, time_evaluations
 from flowturbo.fit.journal import Journal
 from flowturbo.fit.polish import polish, run, score
-from flowturbo.fit.reference import Reference, error, solve
+from flowturbo.fit.reference import Reference, cut, error, solve
 from flowturbo.fit.weights import fit_weights
 from flowturbo.path import shifted
 from flowturbo.plan import Plan
@@ -100,7 +100,7 @@ def tune(
     rows = slice(0, min(len(x0), 8))
     counts: list[tuple[int, int | None]] = [(nfe, None)]
     if budget_ms is not None:
-        some = (x0[rows], _cut(cond, rows), _cut(scale, rows))
+        some = (x0[rows], cut(cond, rows), cut(scale, rows))
         costs = journal.costs(lambda: time_evaluations(model, refiner, *some))
         counts = [*affordable(budget_ms, costs)]
         say(f"an evaluation takes {costs['model']:.2f} ms, a refiner's {costs['refiner']:.2f} ms")
@@ -109,8 +109,8 @@ def tune(
         lambda rows: solve(
             model,
             x0[rows],
-            _cut(cond, rows),
-            guidance=_cut(scale, rows),
+            cut(cond, rows),
+            guidance=cut(scale, rows),
             steps=STEPS,
             batch=len(x0),
         ),
@@ -167,10 +167,6 @@ def _draw(
 
 def _device(model: Any) -> Any:
     return getattr(model, "device", "cpu")
-
-
-def _cut(cond: Any, rows: slice) -> Any:
-    return map_condition(lambda c: c[rows] if isinstance(c, Tensor) else c, cond)
 
 
 @dataclass

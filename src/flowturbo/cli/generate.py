@@ -160,7 +160,9 @@ def _facts(
 
 
 def _list(prompts: list[str]) -> str:
-    return prompts[0] if len(set(prompts)) == 1 else json.dumps(prompts, ensure_ascii=False)
+    if len(set(prompts)) == 1:
+        return prompts[0]
+    return json.dumps([*map(printable, prompts)], ensure_ascii=False)
 
 
 def _seeds(seed: int, prompts: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from difflib import get_close_matches
 from typing import Annotated, Any
 
@@ -34,9 +35,7 @@ def run(
     Example: flowturbo models digits
     """
     if group is not None and (name is None or as_json):
-        raise ValueError(
-            f"--group {short(group)}: give it with the name of a model, without --json"
-        )
+        raise ValueError(f"--group {short(group)}: give a model, and no --json, with it")
     console = Console()
     if name is None and not as_json:
         console.print(_overview())
@@ -107,15 +106,13 @@ def _prompts(condition: dict[str, Any]) -> dict[str, str]:
 
 def _how(name: str, condition: dict[str, Any]) -> list[str]:
     """Commands to go on with."""
-    names, styles, groups = (names_of(condition), *map(condition.get, ("styles", "groups")))
-    lines = (
-        [f"all names of a group: flowturbo models {name} --group {_slug([*groups][0])}"]
-        if groups
-        else []
-    )
+    lines, names, name = [], names_of(condition), shlex.quote(name)
+    for group in [*condition.get("groups", {})][:1]:
+        lines.append(f"all names of a group: flowturbo models {name} --group {_slug(group)}")
     if names:
-        style = f" --style {styles[0]}" if styles else ""
-        lines.append(f'draw: flowturbo generate -m {name} "{names[len(names) // 4]}"{style} -n 8')
+        style = "".join(f" --style {s}" for s in condition.get("styles", [])[:1])
+        example = shlex.quote(str(names[len(names) // 4]))
+        lines.append(f"draw: flowturbo generate -m {name} {example}{style} -n 8")
     return lines
 
 
@@ -124,11 +121,10 @@ def _group(groups: dict[str, list[str]], wanted: str, model: str) -> list[str]:
     slugs = {_slug(g): names for g, names in groups.items()}
     if not slugs:
         raise ValueError(f"--group {short(wanted)}: model {model!r} has no groups")
-    found = [s for s in slugs if s == _slug(wanted)] or [
-        s for s in slugs if s.startswith(_slug(wanted))
-    ]
+    slug = _slug(wanted)
+    found = [slug] if slug in slugs else [s for s in slugs if s.startswith(slug)]
     if len(found) != 1:
-        near = get_close_matches(_slug(wanted), slugs, n=1)
+        near = get_close_matches(slug, slugs, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ValueError(f"--group {short(wanted)}: {hint}groups: {', '.join(slugs)}")
     return slugs[found[0]]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from flowturbo.models.text import Tokenizer, nearest, short, words
@@ -29,8 +30,8 @@ def said_style(prompt: str, styles: Sequence[str]) -> str | None:
 
 def names_of(condition: Mapping[str, Any]) -> list[str]:
     """What a model draws, of the "condition" on its card: labels, prompts, or names in groups."""
-    groups = condition.get("groups", {}).values()
-    return [*(condition.get("labels") or condition.get("prompts") or sum(groups, []))]
+    grouped = chain.from_iterable(condition.get("groups", {}).values())
+    return [*(condition.get("labels") or condition.get("prompts") or grouped)]
 
 
 def check_words(
@@ -42,9 +43,8 @@ def check_words(
         ValueError: if a prompt has no known word but its style; names the closest known.
     """
     missed: dict[str, None] = {}
-    ending = re.compile(
-        "|".join([r"[\s,]", r"\bstyle\b", *(rf"\b{re.escape(s)}\b" for s in styles)])
-    )
+    said = "|".join(map(re.escape, ["style", *styles]))
+    ending = re.compile(rf"[\s,]|\b({said})\b")
     for prompt in dict.fromkeys(prompts):
         known, unknown = tokenizer.sort(prompt)
         if not set(known) - {"style", *styles} and ending.sub("", prompt.lower()):

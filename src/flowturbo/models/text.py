@@ -66,7 +66,7 @@ def nearest(wanted: Sequence[str], names: Sequence[str], vocabulary: Sequence[st
     if near:
         return f"closest known: {', '.join([*near][:6])}"
     some = names or vocabulary
-    return f"known are such as {', '.join(some[:: -(-len(some) // 6)])}"
+    return f"known are such as {', '.join(some[:: len(some) // 6 + 1])}"
 
 
 def short(text: str) -> str:

@@ -50,8 +50,8 @@ def generate(
         PIL images, grey or RGB.
 
     Raises:
-        ValueError: for a prompt or style the model does not know, a malformed plan, a missing refiner, or a
-            number out of range.
+        ValueError: for a prompt or style the model does not know, a malformed plan, a missing
+            refiner, or a number out of range.
     """
     if batch < 1:
         raise ValueError(f"batch={batch}: must be at least 1")

@@ -52,7 +52,7 @@ def run(
             continue
         size = (find(n) / WEIGHTS).stat().st_size / 1e6
         title = f"{card.get('name', n)}: {card.get('description', '')} ({size:.1f} MB)"
-        console.print(Text(printable(title)))
+        console.print(Text(printable(title)), soft_wrap=True)
         console.print(_card(card))
         for line in _how(n, card.get("condition", {})):
             print(printable(line))  # whole, to be copied

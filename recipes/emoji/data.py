@@ -27,6 +27,8 @@ import numpy as np
 from concepts import Concept, join, plain, read_table
 from names import BROKEN, HELD_NAMES, LICENCES, PACKAGES, STYLES
 
+from flowturbo.models.prompts import styled
+
 __all__ = ["aliases", "canonical", "caption", "hold_out", "load", "weights"]
 
 ALIKE = {"flat": "fluent"}  # near-copies: held out together, and one look when counting looks
@@ -36,7 +38,7 @@ LONGEST = 16  # words in a caption
 
 def canonical(concept: Concept, style: str = "") -> str:
     """The caption that says it plainly: ``"tiger, noto style"``."""
-    return f"{concept['name']}, {style} style" if style else str(concept["name"])
+    return styled(concept["name"], style)
 
 
 def caption(concept: Concept, style: str, rng: random.Random) -> str:
@@ -45,7 +47,7 @@ def caption(concept: Concept, style: str, rng: random.Random) -> str:
     `LONGEST` words.
     """
     name = concept["name"]
-    ending = [f"{style} style"] if rng.random() < 0.8 else []
+    said = style if rng.random() < 0.8 else ""
     keywords = list(concept["keywords"])
     kind = plain(concept["subgroup"] or concept["group"])
     some = rng.sample(keywords, min(len(keywords), rng.randint(1, 3)))
@@ -61,9 +63,11 @@ def caption(concept: Concept, style: str, rng: random.Random) -> str:
     else:
         parts = [kind, *rng.sample(keywords, min(len(keywords), rng.randint(2, 4)))]
     parts = [p for p in parts if p]
-    while len(parts) > 1 and len(re.findall("[a-z0-9]+", " ".join(parts + ending))) > LONGEST:
+    made = styled(", ".join(parts), said)
+    while len(parts) > 1 and len(re.findall("[a-z0-9]+", made)) > LONGEST:
         parts.pop()
-    return ", ".join(parts + ending)
+        made = styled(", ".join(parts), said)
+    return made
 
 
 def aliases(concepts: Iterable[Concept]) -> dict[str, str]:

@@ -72,12 +72,13 @@ class EmojiData:
         vocabulary = build_vocabulary([*every, *(t for ts in texts for t in ts)], VOCABULARY)
         self.tokenizer = Tokenizer(vocabulary, LENGTH, aliases(self.concepts))
         self.cond = torch.stack([self._encode(t) for t in texts])
-        groups = sorted({c["group"] for c in self.concepts if c["group"]})
+        groups: dict[str, list[str]] = {}
+        for c in sorted(self.concepts, key=lambda c: (not c["group"], c["group"])):
+            groups.setdefault(c["group"] or "Other", []).append(c["name"])
         self.condition = {
             "kind": "text",
             "styles": self.styles,
             "groups": groups,
-            "prompts": [c["name"] for c in self.concepts],
             "tokenizer": self.tokenizer.to_json(),
         }
 

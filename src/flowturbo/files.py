@@ -1,14 +1,18 @@
-"""Files that are whole or not there at all: write beside the target, then rename."""
+"""Files that are whole or not there at all, and text that is safe to write and to print."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["check_writable", "replacing"]
+__all__ = ["check_writable", "printable", "replacing"]
+
+_ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # controls, invisible, half characters, line ends
+_JOINERS = "\u200c\u200d"  # of emoji, and of Persian and Indic scripts
 
 
 @contextmanager
@@ -42,6 +46,14 @@ def check_writable(path: str | Path) -> None:
         for folder in made:
             with suppress(OSError):
                 folder.rmdir()
+
+
+def printable(text: str) -> str:
+    """``text`` with what a terminal or a file might take for more than letters written out, such
+    as ``\\x1b``: control characters, line ends, marks of direction, unpaired surrogates.
+    """
+    unsafe = lambda c: unicodedata.category(c) in _ESCAPED and c not in _JOINERS
+    return "".join(c.encode("unicode_escape").decode() if unsafe(c) else c for c in text)
 
 
 def _temporary(path: Path) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from flowturbo.files import replacing
+from flowturbo.files import printable, replacing
 
 __all__ = ["save_png", "sheet", "to_pil"]
 
@@ -46,13 +46,13 @@ def sheet(
 
 
 def save_png(image: Image.Image, path: str | Path, metadata: Mapping[str, str]) -> None:
-    """Write a PNG with text metadata; the file is whole or not there.
+    """Write a PNG with text metadata, made `printable`; the file is whole or not there.
 
     Raises:
         OSError: if it cannot be written.
     """
     info = PngImagePlugin.PngInfo()
     for key, value in metadata.items():
-        info.add_itxt(key, value)
+        info.add_itxt(key, printable(value))
     with replacing(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=info)

@@ -22,6 +22,8 @@ from flowturbo.models.checkpoint import save_folder
 from flowturbo.models.sit import SiT, SiTConfig
 from flowturbo.refiner import PaperRefiner
 
+DIGITS = ["generate", "--model", "digits"]
+
 
 def flowturbo(*arguments: str) -> int:
     with pytest.raises(SystemExit) as e:
@@ -42,7 +44,7 @@ def refused(capsys, *arguments) -> str:
 
 def test_contact_sheet_with_metadata(tmp_path, capsys):
     out = tmp_path / "sevens.png"
-    assert flowturbo("generate", "7", "-n", 3, "--seed", 5, "--plan", "AB2:3@1.6", "-o", out) == 0
+    assert flowturbo(*DIGITS, "7", "-n", 3, "--seed", 5, "--plan", "AB2:3@1.6", "-o", out) == 0
     line = capsys.readouterr().out
     assert "3 pictures, 3 model evaluations each" in line
     assert "images/s" in line
@@ -62,7 +64,7 @@ def test_contact_sheet_with_metadata(tmp_path, capsys):
 
 def test_single_files_and_several_prompts(tmp_path, capsys):
     out = tmp_path / "new" / "folder"
-    assert flowturbo("generate", "7", "3", "-n", 2, "--plan", "E2", "-o", out, "--scale", 1) == 0
+    assert flowturbo(*DIGITS, "7", "3", "-n", 2, "--plan", "E2", "-o", out, "--scale", 1) == 0
     names = ["0000-7-seed0.png", "0001-7-seed1.png", "0002-3-seed2.png", "0003-3-seed3.png"]
     assert sorted(os.listdir(out)) == names
     again = ft.generate(ft.load("digits"), ["3"], plan="E2", seed=3)[0]
@@ -73,13 +75,13 @@ def test_single_files_and_several_prompts(tmp_path, capsys):
 def test_plan_from_a_file(tmp_path, capsys):
     ft.Plan.parse("H1P1").save(tmp_path / "p.json")
     out = tmp_path / "a.png"
-    assert flowturbo("generate", "1", "--plan", tmp_path / "p.json", "-o", out) == 0
+    assert flowturbo(*DIGITS, "1", "--plan", tmp_path / "p.json", "-o", out) == 0
     assert "3 model evaluations" in capsys.readouterr().out
 
 
 def test_low_precision(tmp_path):
     out = tmp_path / "a.png"
-    assert flowturbo("generate", "1", "--plan", "E2", "--dtype", "bfloat16", "-o", out) == 0
+    assert flowturbo(*DIGITS, "1", "--plan", "E2", "--dtype", "bfloat16", "-o", out) == 0
 
 
 BAD = {
@@ -109,13 +111,13 @@ BAD = {
 def test_bad_input_is_refused_in_one_line_and_leaves_nothing(kind, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments, message = BAD[kind]
-    assert message in refused(capsys, "generate", *arguments)
+    assert message in refused(capsys, *DIGITS, *arguments)
     assert os.listdir(tmp_path) == []
 
 
 def test_a_file_where_a_folder_should_be(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert "cannot write" in refused(capsys, "generate", "7", "-o", tmp_path / "file" / "a.png")
+    assert "cannot write" in refused(capsys, *DIGITS, "7", "-o", tmp_path / "file" / "a.png")
 
 
 @pytest.mark.parametrize("out", ["sheet.png", "folder"])
@@ -127,7 +129,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
 main(sys.argv[1:])
 """
     done = subprocess.run(
-        [sys.executable, "-c", script, "generate", "7", "-n", "2", "--plan", "E2", "-o", out],
+        [sys.executable, "-c", script, *DIGITS, "7", "-n", "2", "--plan", "E2", "-o", out],
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
@@ -204,7 +206,7 @@ def test_version_and_help(capsys):
 
 def test_a_folder_may_have_dots_in_its_name(tmp_path):
     (tmp_path / "v1.2").mkdir()
-    assert flowturbo("generate", "7", "--plan", "E1", "-o", tmp_path / "v1.2") == 0
+    assert flowturbo(*DIGITS, "7", "--plan", "E1", "-o", tmp_path / "v1.2") == 0
     assert os.listdir(tmp_path / "v1.2") == ["0000-7-seed0.png"]
 
 
@@ -212,7 +214,7 @@ def test_a_link_stays_a_link(tmp_path):
     (tmp_path / "to").mkdir()
     link = tmp_path / "link.png"
     link.symlink_to(tmp_path / "to" / "a.png")
-    assert flowturbo("generate", "7", "--plan", "E1", "-o", link) == 0
+    assert flowturbo(*DIGITS, "7", "--plan", "E1", "-o", link) == 0
     assert link.is_symlink()
     assert os.listdir(tmp_path / "to") == ["a.png"]
     assert Image.open(link).text["condition"] == "7"
@@ -232,5 +234,5 @@ def test_out_of_memory_is_one_line(monkeypatch, capsys, tmp_path, error):
         raise error
 
     monkeypatch.setattr("flowturbo.cli.generate.generate", full)
-    line = refused(capsys, "generate", "7", "-o", tmp_path / "a.png")
+    line = refused(capsys, *DIGITS, "7", "-o", tmp_path / "a.png")
     assert "out of memory: lower --batch" in line

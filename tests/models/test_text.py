@@ -52,7 +52,7 @@ def test_rows_are_padded_and_do_not_depend_on_each_other(tokenizer):
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ("aple", "closest known words: apple"),
+        ("aple", "closest known: apple"),
         ("яблоко", "no word of it is known"),
         ("\U0001f9ff", "no word of it is known"),
         ("!!!", "no word of it is known"),
@@ -68,7 +68,15 @@ def test_refused_in_one_line(tokenizer, prompt, message):
 
 
 def test_unknown_words_are_told(tokenizer):
-    assert tokenizer.unknown("a red zzqx apple") == ["a", "zzqx"]
+    told = tokenizer.sort("a red zzqx apple \U0001f9ff of tigers and redapple: firefly")
+    assert told[0] == ["red", "apple", "tigers", "redapple"]
+    assert told[1] == ["a", "zzqx", "of", "and", "firefly", "\U0001f9ff"]
+
+
+def test_guesses_from_pieces_are_not_known():
+    tokenizer = Tokenizer(["tiger", "cat", "##s", "##gre", "tig"], length=6)
+    assert decode(tokenizer, "tigre") == ["tig"]
+    assert tokenizer.sort("tigre tig cats")[1] == ["tigre", "tig"]
 
 
 def test_json_round_trip(tokenizer):

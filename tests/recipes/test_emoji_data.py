@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+
+import flowturbo as ft
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "emoji"
 TABLE = {"dog": "dog face", "dogside": "dog", "foxgrin": "grinning fox"}
@@ -214,3 +217,41 @@ def test_table_has_no_double_entries():
     icons = [x.partition(": ")[0] for x in (RECIPE / "fxemoji.txt").read_text("utf-8").split("\n")]
     assert len(icons) > 300
     assert len(icons) == len(set(icons))
+
+
+def test_the_card_lists_names_by_group(tmp_path, monkeypatch):
+    about = [("red apple", "Food & Drink"), ("folder", ""), ("dog", "Animals & Nature"),
+             ("pizza", "Food & Drink")]  # fmt: skip
+    concepts = [
+        {"name": n, "emoji": "", "others": [], "keywords": [], "group": g, "subgroup": "",
+         "family": n}
+        for n, g in about
+    ]  # fmt: skip
+    (tmp_path / "emoji.json").write_text(
+        json.dumps({"concepts": concepts, "styles": ["noto", "fx"], "held": [[3, 0]]})
+    )
+    np.savez(
+        tmp_path / "emoji64.npz",
+        images=np.zeros((4, 64, 64, 3), np.uint8),
+        concept=np.arange(4),
+        style=np.array([0, 1, 0, 0]),
+    )
+    monkeypatch.syspath_prepend(str(RECIPE))
+    names = ("data", "names", "concepts")
+    before = {n: sys.modules.pop(n, None) for n in names}
+    try:
+        data = load(RECIPE / "train.py", "emoji_train").EmojiData(tmp_path)
+    finally:
+        for n in names:
+            sys.modules.pop(n, None)
+            if before[n]:
+                sys.modules[n] = before[n]
+    assert len(data) == 3
+    assert list(data.condition["groups"].items()) == [
+        ("Animals & Nature", ["dog"]),
+        ("Food & Drink", ["red apple", "pizza"]),
+        ("Other", ["folder"]),
+    ]
+    model = ft.Model(torch.nn.Linear(1, 1), {"condition": data.condition})
+    assert model.names == ["dog", "red apple", "pizza", "folder"]
+    assert model.condition(["pizza, fx style"]).count_nonzero() == 3

@@ -7,12 +7,14 @@ that is full, a folder that cannot be written), in one line and status 1.
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Any
 
 import torch
 import typer
 
 from flowturbo.cli import convert, generate, models, train, train_refiner, tune
+from flowturbo.files import printable
 
 __all__ = ["app", "main"]
 
@@ -46,7 +48,9 @@ def _options(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exits with status 0, 1 or 2."""
-    sys.exit(_status(arguments))
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *where: _say(f"warning: {message}")
+        sys.exit(_status(arguments))
 
 
 def _status(arguments: list[str] | None) -> int:
@@ -75,5 +79,9 @@ def _status(arguments: list[str] | None) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"flowturbo: error: {' '.join(message.split())}", file=sys.stderr)
+    _say(f"error: {message}")
     return status
+
+
+def _say(message: str) -> None:
+    print(f"flowturbo: {printable(' '.join(message.split()))}", file=sys.stderr)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from flowturbo._version import __version__
 from flowturbo.cli.options import (
+    DEFAULT_MODEL,
     Device,
     DtypeName,
     ModelName,
@@ -21,7 +22,7 @@ from flowturbo.cli.options import (
     resolve_device,
     resolve_dtype,
 )
-from flowturbo.files import check_writable
+from flowturbo.files import check_writable, printable
 from flowturbo.images import save_png, sheet
 from flowturbo.models.model import Model
 from flowturbo.models.zoo import load
@@ -37,7 +38,11 @@ MOST_PICTURES = 1_000_000
 
 def run(
     prompts: Annotated[list[str], typer.Argument(help="Labels or prompts, one or more.")],
-    model: ModelName = "digits",
+    model: ModelName = DEFAULT_MODEL,
+    style: Annotated[
+        list[str] | None,
+        typer.Option("--style", help="One of the model's styles; may be given several times."),
+    ] = None,
     n: Annotated[int, typer.Option("-n", "--number", help="Pictures for each prompt.")] = 1,
     seed: Seed = 0,
     plan: Annotated[
@@ -81,6 +86,8 @@ def run(
     as_sheet = out.suffix.lower() == ".png" and not out.is_dir()
     check_writable(out if as_sheet else out / "0.png")
     network = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype))
+    if style:
+        prompts = [network.styled(p, s) for p in prompts for s in style]
     if n * len(prompts) > MOST_PICTURES:
         raise ValueError(f"-n {n}: {n * len(prompts)} pictures; at most {MOST_PICTURES} at a time")
     wanted = [p for p in prompts for _ in range(n)]
@@ -91,7 +98,9 @@ def run(
     table = resolve_plan(network, table)
     batches = -(-len(wanted) // batch)
     start = time.perf_counter()
-    with tqdm(total=batches * len(table), desc=f"{network.name} {table.name}", disable=None) as bar:
+    with tqdm(
+        total=batches * len(table), desc=f"{network.name} {table.name}", disable=None, delay=0.3
+    ) as bar:
 
         def tick(step: Step) -> None:
             bar.update()
@@ -109,15 +118,21 @@ def run(
     seconds = time.perf_counter() - start
     facts = _facts(network, table, guidance, negative)
     if as_sheet:
-        page = sheet(images, columns or min(len(images), 8), scale=scale)
+        page = sheet(images, columns or _columns(n, prompts, style or []), scale=scale)
         save_png(page, out, {**facts, "condition": _list(wanted), "seed": _seeds(seed, wanted)})
     else:
         _save_each(images, wanted, seed, out, facts, scale)
     counts = ", ".join(f"{m} {kind}" for kind, m in table.nfe.items() if m)
     print(
         f"{len(images)} picture{'s' * (len(images) > 1)}, {counts} evaluations each, "
-        f"{seconds:.2f} s, {len(images) / seconds:.1f} images/s -> {out}"
+        f"{seconds:.2f} s, {len(images) / seconds:.1f} images/s -> {printable(str(out))}"
     )
+
+
+def _columns(n: int, prompts: list[str], styles: list[str]) -> int:
+    """A row for each prompt and style, or for each prompt if there is one picture of each style."""
+    row = n if n > 1 else max(1, len(styles))
+    return row if len(prompts) * n > row > 1 and row <= 16 else 8
 
 
 def _plan(text: str | None) -> Plan | str | None:
@@ -145,7 +160,9 @@ def _facts(
 
 
 def _list(prompts: list[str]) -> str:
-    return prompts[0] if len(set(prompts)) == 1 else json.dumps(prompts, ensure_ascii=False)
+    if len(set(prompts)) == 1:
+        return prompts[0]
+    return json.dumps([*map(printable, prompts)], ensure_ascii=False)
 
 
 def _seeds(seed: int, prompts: list[str]) -> str:
@@ -164,14 +181,15 @@ def _save_each(
     written: list[Path] = []
     try:
         for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
-            slug = re.sub(r"[^\w]+", "-", prompt).strip("-")[:40] or "unconditional"
+            slug = re.sub(r"[^\w]+", "-", prompt).strip("-")[:40]
+            slug = slug or ("picture" if prompt.strip() else "unconditional")
             path = folder / f"{i:04d}-{slug}-seed{seed + i}.png"
             page = image.resize((image.width * scale, image.height * scale), 0)
             existed = path.exists()
             save_png(page, path, {**facts, "condition": prompt, "seed": str(seed + i)})
             if not existed:
                 written.append(path)
-    except OSError:
+    except BaseException:
         for path in written:
             path.unlink(missing_ok=True)
         raise

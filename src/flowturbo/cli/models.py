@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import shlex
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from flowturbo.files import printable
 from flowturbo.models.checkpoint import WEIGHTS, read_card
+from flowturbo.models.prompts import names_of
+from flowturbo.models.text import Tokenizer, short, words
 from flowturbo.models.zoo import bundled, find
 
 __all__ = ["run"]
@@ -19,13 +25,18 @@ def run(
     name: Annotated[
         str | None, typer.Argument(help="A bundled name, a folder, or hf:owner/repo.")
     ] = None,
+    group: Annotated[
+        str | None, typer.Option("--group", help="All names of one group of the model.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The card as it is.")] = False,
 ) -> None:
-    """List the bundled models, or show the card of one.
+    """List the bundled models, or show the card of one and what it can draw.
 
     Example: flowturbo models digits
     """
-    console = Console(soft_wrap=True)
+    if group is not None and (name is None or as_json):
+        raise ValueError(f"--group {short(group)}: give a model, and no --json, with it")
+    console = Console()
     if name is None and not as_json:
         console.print(_overview())
         console.print("the card of one: flowturbo models NAME")
@@ -35,12 +46,16 @@ def run(
         print(json.dumps(cards[name] if name else cards, indent=1, ensure_ascii=False))
         return
     for n, card in cards.items():
+        if group is not None:
+            for line in _group(card.get("condition", {}).get("groups", {}), group, n):
+                print(printable(line))
+            continue
         size = (find(n) / WEIGHTS).stat().st_size / 1e6
         title = f"{card.get('name', n)}: {card.get('description', '')} ({size:.1f} MB)"
-        console.print(title, markup=False, highlight=False)
-        for key, value in card.items():
-            if key not in ("name", "description", "format"):
-                console.print(f"  {key}: {_short(value)}", markup=False, highlight=False)
+        console.print(Text(printable(title)), soft_wrap=True)
+        console.print(_card(card))
+        for line in _how(n, card.get("condition", {})):
+            print(printable(line))  # whole, to be copied
 
 
 def _overview() -> Table:
@@ -59,6 +74,64 @@ def _overview() -> Table:
             card.get("data", {}).get("licence", ""),
         )
     return table
+
+
+def _card(card: dict[str, Any]) -> Table:
+    """The card in two columns; of a text model what it draws, not its vocabulary."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    rows = {k: _short(v) for k, v in card.items() if k not in ("name", "description", "format")}
+    condition = card.get("condition", {})
+    if condition.get("kind") == "text":
+        del rows["condition"]
+        rows = {**_prompts(condition), **rows}
+    for key, value in rows.items():
+        table.add_row(Text(printable(key)), Text(printable(value)))
+    return table
+
+
+def _prompts(condition: dict[str, Any]) -> dict[str, str]:
+    names, groups = names_of(condition), condition.get("groups", {})
+    tokenizer = Tokenizer.from_json(condition["tokenizer"])
+    rows = {"prompts": f"{len(tokenizer.whole)} words are known, {tokenizer.length} go into one"}
+    if condition.get("styles"):
+        rows["styles"] = ", ".join(condition["styles"])
+    if names:
+        rows["names"] = f"{len(names)}" + f", in {len(groups)} groups:" * bool(groups)
+    for group, members in groups.items():
+        some = sorted(members[:: -(-len(members) // 6)], key=len)[:4]
+        rows[f"  {group}"] = f"{len(members)}: {', '.join(sorted(some))}, ..."
+    return rows
+
+
+def _how(name: str, condition: dict[str, Any]) -> list[str]:
+    """Commands to go on with."""
+    lines, names, name = [], names_of(condition), shlex.quote(name)
+    for group in [*condition.get("groups", {})][:1]:
+        lines.append(f"all names of a group: flowturbo models {name} --group {_slug(group)}")
+    if names:
+        style = "".join(f" --style {s}" for s in condition.get("styles", [])[:1])
+        example = shlex.quote(str(names[len(names) // 4]))
+        lines.append(f"draw: flowturbo generate -m {name} {example}{style} -n 8")
+    return lines
+
+
+def _group(groups: dict[str, list[str]], wanted: str, model: str) -> list[str]:
+    """The names of the group that begins with ``wanted``."""
+    slugs = {_slug(g): names for g, names in groups.items()}
+    if not slugs:
+        raise ValueError(f"--group {short(wanted)}: model {model!r} has no groups")
+    slug = _slug(wanted)
+    found = [slug] if slug in slugs else [s for s in slugs if s.startswith(slug)]
+    if len(found) != 1:
+        near = get_close_matches(slug, slugs, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"--group {short(wanted)}: {hint}groups: {', '.join(slugs)}")
+    return slugs[found[0]]
+
+
+def _slug(group: str) -> str:
+    return "-".join(words(group))
 
 
 def _short(value: Any) -> str:

@@ -8,6 +8,7 @@ import torch
 import typer
 
 __all__ = [
+    "DEFAULT_MODEL",
     "Device",
     "DtypeName",
     "ModelName",
@@ -16,6 +17,8 @@ __all__ = [
     "resolve_dtype",
     "resolve_guidance",
 ]
+
+DEFAULT_MODEL = "digits"
 
 ModelName = Annotated[
     str, typer.Option("--model", "-m", help="A bundled name, a folder, or hf:owner/repo.")

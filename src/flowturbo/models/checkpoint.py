@@ -141,6 +141,10 @@ def _check_card(card: dict[str, Any], where: str) -> None:
             raise ValueError(f"{where}: {count} labels for {classes} classes; restore the file")
     if about.get("kind") == "text" and not isinstance(about.get("tokenizer"), dict):
         raise ValueError(f"{where}: the condition has no tokenizer; restore the file")
+    groups = about.get("groups", {})
+    lists = [*groups.values()] if isinstance(groups, dict) else [None]
+    if not all(isinstance(x, list) for x in [about.get("styles", []), *lists]):
+        raise ValueError(f"{where}: 'styles' must be a list, 'groups' of lists; restore the file")
     if card.get("codec", {"kind": "pixels"}).get("kind") not in ("pixels", "latent"):
         raise ValueError(f"{where}: codec {card['codec']!r:.60}: its kind is 'pixels' or 'latent'")
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from flowturbo.field import Cast
-from flowturbo.models.text import Tokenizer
+from flowturbo.models.prompts import check_words, names_of, said_style, styled
+from flowturbo.models.text import Tokenizer, short
 from flowturbo.plan import Plan
 
 __all__ = ["Model", "fingerprint"]
@@ -75,14 +76,49 @@ class Model(nn.Module):
         """
         return Cast(self.network, self.dtype)(x, t, cond)
 
+    @property
+    def names(self) -> list[str]:
+        """What the card says that it draws: labels, or names to prompt with; may be empty."""
+        return names_of(self.card.get("condition", {}))
+
+    @property
+    def styles(self) -> list[str]:
+        """The styles that a prompt may ask for; may be empty."""
+        return list(self.card.get("condition", {}).get("styles", []))
+
+    def styled(self, prompt: str, style: str) -> str:
+        """A prompt in a style: ``"red apple"`` in ``"noto"`` is ``"red apple, noto style"``.
+
+        Raises:
+            ValueError: if the model has no such style, or the prompt asks for another itself.
+        """
+        if not self.styles:
+            raise ValueError(
+                f"style {short(style)}: model {self.name!r} has no styles; leave it out"
+            )
+        if style not in self.styles:
+            near = get_close_matches(style, self.styles, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(
+                f"style {short(style)}: not a style of model {self.name!r}; {hint}"
+                f"styles: {', '.join(self.styles)}"
+            )
+        said = said_style(prompt, self.styles)
+        if said not in (None, style):
+            raise ValueError(
+                f"style {style!r}: prompt {short(prompt)} asks for {said} itself; leave one out"
+            )
+        return prompt if said else styled(prompt, style)
+
     def condition(self, prompts: Sequence[str | int]) -> Tensor:
         """Labels or prompts to the condition of as many images, on the model's device.
 
         A label is its name or, where no label has that name, its index. An empty string is the
-        unconditional condition.
+        unconditional condition. Unknown words beside known ones are told in a warning.
 
         Raises:
-            ValueError: for a label or words that the model does not know, naming the nearest.
+            ValueError: for a label, or a prompt of words, that the model does not know, naming the
+                nearest; for a prompt that is too long.
         """
         if isinstance(prompts, str):
             raise ValueError(f"prompts={prompts!r}: pass a list of them, [{prompts!r}]")
@@ -90,22 +126,23 @@ class Model(nn.Module):
         if kind == "class":
             ids = torch.tensor([self._label(p) for p in prompts], dtype=torch.long)
         elif kind == "text":
-            ids = self.tokenizer.encode([str(p) for p in prompts])
+            texts = [str(p) for p in prompts]
+            check_words(texts, self.tokenizer, self.names, self.styles)
+            ids = self.tokenizer.encode(texts)
         else:
             raise ValueError(f"model {self.name!r} takes no condition; leave the prompts out")
         return ids.to(self.device)
 
     def random_condition(self, n: int, generator: torch.Generator) -> Tensor | None:
         """Conditions of ``n`` images, labels or prompts of the card drawn evenly; None if none."""
-        about = self.card.get("condition", {})
-        names = about.get("labels") or about.get("prompts")
+        names, styles = self.names, self.styles or [""]
         if not names:
             return None
         rows = torch.randint(len(names), (n,), generator=generator).tolist()
-        styles = about.get("styles") or [None]
         which = torch.randint(len(styles), (n,), generator=generator).tolist()
-        styled = lambda i, s: f"{names[i]}, {styles[s]} style" if styles[s] else names[i]
-        return self.condition([styled(i, s) for i, s in zip(rows, which, strict=True)])
+        return self.condition(
+            [styled(names[i], styles[s]) for i, s in zip(rows, which, strict=True)]
+        )
 
     def null_condition(self, cond: Tensor) -> Tensor:
         """The unconditional condition, shaped like ``cond``."""
@@ -136,17 +173,19 @@ class Model(nn.Module):
         return fingerprint(self.network)
 
     def _label(self, label: str | int) -> int:
-        names = [str(n) for n in self.card["condition"]["labels"]]
+        names = [str(n) for n in self.names]
         text = str(label).strip()
         if text == "":
             return len(names)
         if text in names:
             return names.index(text)
-        if text.isdecimal() and int(text) < len(names):
+        if text.isdecimal() and len(text) < 10 and int(text) < len(names):
             return int(text)
         near = get_close_matches(text, names, n=3)
         hint = f"did you mean {', '.join(near)}?" if near else f"known: {_some(names)}"
-        raise ValueError(f"label {text!r}: model {self.name!r} has {len(names)} labels; {hint}")
+        raise ValueError(
+            f"label {short(text)}: model {self.name!r} has {len(names)} labels; {hint}"
+        )
 
 
 def fingerprint(network: nn.Module) -> str:

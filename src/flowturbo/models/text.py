@@ -12,15 +12,19 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["MAX_CHARACTERS", "Tokenizer", "build_vocabulary", "words"]
+from flowturbo.files import printable
+
+__all__ = ["MAX_CHARACTERS", "Tokenizer", "build_vocabulary", "nearest", "short", "words"]
 
 MAX_CHARACTERS = 1000
 _WORD = re.compile(r"[^\W_]+")
+_EMOJI = re.compile("[\u2600-\u27bf\U0001f000-\U0001f3fa\U0001f400-\U0001faff]+")  # but skin tones
 
 
 def words(text: str) -> list[str]:
@@ -47,11 +51,34 @@ def build_vocabulary(captions: Iterable[str], size: int, least: int = 2) -> list
     return kept + common[: size - len(kept)]
 
 
+def nearest(wanted: Sequence[str], names: Sequence[str], vocabulary: Sequence[str] = ()) -> str:
+    """What to say of unknown words: the names, else the words, spelled like them; else a few."""
+    known: dict[str, list[str]] = {}
+    for name in [*sorted(names, key=len), *vocabulary]:
+        for w in words(name):
+            if name != w or w not in known:
+                known.setdefault(w, []).append(name)
+    like: list[str] = []
+    for wrong in [w[:40] for w in wanted if len(w) > 2][:8]:
+        found = get_close_matches(wrong, known, cutoff=0.7)
+        like += sorted(found, key=lambda w: sorted(w) != sorted(wrong))  # swapped letters first
+    near = dict.fromkeys(name for w in like for name in known[w][:2])
+    if near:
+        return f"closest known: {', '.join([*near][:6])}"
+    some = names or vocabulary
+    return f"known are such as {', '.join(some[:: len(some) // 6 + 1])}"
+
+
+def short(text: str) -> str:
+    """A text quoted for a message: printable, at most 60 characters of it."""
+    return f"'{printable(text if len(text) <= 60 else text[:57] + '...')}'"
+
+
 class Tokenizer:
     """Encodes prompts with a fixed vocabulary.
 
     Args:
-        vocabulary: words and pieces; entry ``i`` has id ``i + 1``.
+        vocabulary: words, and from the first "##" on pieces; entry ``i`` has id ``i + 1``.
         length: tokens in a prompt, at least 1.
         aliases: texts that stand for others before words are looked up, such as an emoji for its
             name.
@@ -65,6 +92,8 @@ class Tokenizer:
         self.vocabulary = list(vocabulary)
         self.length = length
         self.aliases = dict(aliases or {})
+        self.whole = list(takewhile(lambda w: not w.startswith("##"), self.vocabulary))
+        self._words = set(self.whole)
         self._ids = {w: i + 1 for i, w in enumerate(self.vocabulary)}
         found = sorted(self.aliases, key=len, reverse=True)
         self._alias = re.compile("|".join(map(re.escape, found))) if found else None
@@ -86,9 +115,18 @@ class Tokenizer:
             row[: len(ids)] = torch.tensor(ids, dtype=torch.long)
         return rows
 
-    def unknown(self, prompt: str) -> list[str]:
-        """The words of a prompt that have no part in its encoding."""
-        return [w for w in self._words(prompt) if not self._split(w)]
+    def sort(self, prompt: str) -> tuple[list[str], list[str]]:
+        """The words of a prompt that are in the vocabulary, and the words and emoji that are not.
+
+        Known are also a word with an ending ("tigers") and two words in one ("redapple"). What is
+        unknown is left out of the encoding, or guessed from pieces if they cover most of it.
+
+        Raises:
+            ValueError: if it has more than `MAX_CHARACTERS` characters.
+        """
+        text = self._text(prompt)
+        known = [w for w in words(text) if self._knows(w)]
+        return known, [w for w in words(text) if w not in known] + _EMOJI.findall(text)
 
     def to_json(self) -> dict[str, Any]:
         """What ``from_json`` takes, for the model's card."""
@@ -100,29 +138,39 @@ class Tokenizer:
         return cls(values["vocabulary"], values["length"], values.get("aliases"))
 
     def _encode(self, prompt: str) -> list[int]:
-        if len(prompt) > MAX_CHARACTERS:
-            raise ValueError(
-                f"prompt of {len(prompt)} characters ({prompt[:20]!r}...): at most "
-                f"{MAX_CHARACTERS}; shorten it"
-            )
-        found = self._words(prompt)
+        found = words(self._text(prompt))
         ids = [i for w in found for i in self._split(w)]
         if not ids and prompt.strip():
             raise ValueError(
-                f"prompt {_short(prompt)}: no word of it is known; {self._near(found)}"
+                f"prompt {short(prompt)}: no word of it is known; {nearest(found, self.whole)}"
             )
         if len(ids) > self.length:
             raise ValueError(
-                f"prompt {_short(prompt)}: {len(ids)} tokens, the model reads {self.length}; "
+                f"prompt {short(prompt)}: {len(ids)} tokens, the model reads {self.length}; "
                 "shorten it"
             )
         return ids
 
-    def _words(self, prompt: str) -> list[str]:
+    def _text(self, prompt: str) -> str:
+        """The prompt with words for what stands for them."""
+        if len(prompt) > MAX_CHARACTERS:
+            raise ValueError(
+                f"prompt of {len(prompt)} characters, {short(prompt[:20])}...: at most "
+                f"{MAX_CHARACTERS}; shorten it"
+            )
         text = prompt.replace("\ufe0f", "")  # a presentation selector changes no meaning
         if self._alias:
             text = self._alias.sub(lambda m: f" {self.aliases[m[0]]} ", text)
-        return words(text)
+        return text
+
+    def _knows(self, word: str) -> bool:
+        if word in self._words:
+            return True
+        parts = [self.vocabulary[i - 1] for i in self._split(word)]
+        if len(parts) != 2 or parts[0] + parts[1].removeprefix("##") != word:
+            return False
+        first, second = parts
+        return first in self._words and (len(first) > 3 or second == "##s" or second in self._words)
 
     def _split(self, word: str) -> list[int]:
         """The ids of a word; of its longest pieces where they cover most of it; else none."""
@@ -143,15 +191,3 @@ class Tokenizer:
             else:
                 at += 1
         return ids if covered * 2 > len(word) else []
-
-    def _near(self, found: Sequence[str]) -> str:
-        known = [w for w in self.vocabulary if not w.startswith("##")]
-        near = [m for w in found[:8] for m in get_close_matches(w[:40], known, n=3, cutoff=0.5)]
-        if near:
-            return f"closest known words: {', '.join(dict.fromkeys(near))}"
-        return f"known words are such as {', '.join(known[:8])}"
-
-
-def _short(prompt: str) -> str:
-    shown = prompt if len(prompt) <= 60 else prompt[:57] + "..."
-    return repr(shown)

@@ -23,6 +23,7 @@ def generate(
     plan: Plan | str | None = None,
     guidance: float | None = None,
     negative: str | None = None,
+    style: str | None = None,
     seed: int = 0,
     refiner: Refiner | None = None,
     batch: int = 64,
@@ -39,6 +40,7 @@ def generate(
         plan: a plan, its notation, or the name of one of ``model.plans``; by default the card's.
         guidance: scale of classifier-free guidance, 1 is off; by default the card's.
         negative: a prompt to guide away from; by default the unconditional one.
+        style: one of ``model.styles``, for all prompts.
         seed: of the first picture, from 0.
         refiner: for plans with refiner evaluations; by default the one that came with the model.
         batch: most pictures sampled at a time, at least 1.
@@ -48,14 +50,16 @@ def generate(
         PIL images, grey or RGB.
 
     Raises:
-        ValueError: for a prompt the model does not know, a malformed plan, a missing refiner, or a
-            number out of range.
+        ValueError: for a prompt or style the model does not know, a malformed plan, a missing
+            refiner, or a number out of range.
     """
     if batch < 1:
         raise ValueError(f"batch={batch}: must be at least 1")
     plan = resolve_plan(model, plan)
     refiner = resolve_refiner(model, plan, refiner)
     guidance = float(model.defaults["guidance"] if guidance is None else guidance)
+    if style is not None:
+        prompts = [model.styled(str(p), style) for p in prompts]
     cond = model.condition(prompts)
     null = None if negative is None else model.condition([negative])
     images = []

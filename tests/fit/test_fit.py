@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 import warnings
 from types import SimpleNamespace
 
@@ -240,23 +239,34 @@ def test_a_budget_buys_evaluations_of_the_model_and_refiners():
         affordable(3.0, {"model": 2.0, "refiner": 0.5})
 
 
-def test_costs_are_timed():
-    def slow(x, t, cond):
-        time.sleep(0.02)
-        return mixture(x, t)
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still but where the returned function moves it."""
+    now = [0.0]
+    monkeypatch.setattr("flowturbo.fit.cost.time", SimpleNamespace(perf_counter=lambda: now[0]))
 
-    costs = time_evaluations(slow, Oracle(), noises(8), None, 1.0, repeats=3)
-    assert 15 < costs["model"] < 100
-    assert costs["refiner"] < 0.5 * costs["model"]
+    def taking(seconds, fn):
+        def timed(*arguments, **named):
+            now[0] += seconds
+            return fn(*arguments, **named)
+
+        return timed
+
+    return taking
 
 
-def test_tune_under_a_budget(tmp_path):
-    def slow(x, t, cond):
-        time.sleep(0.005)
-        return mixture(x, t)
+def test_costs_are_timed(clock):
+    slow = clock(0.02, lambda x, t, cond: mixture(x, t))
+    light = type("Light", (Oracle,), {"__call__": clock(0.001, Oracle.__call__)})()
+    costs = time_evaluations(slow, light, noises(8), None, 1.0, repeats=3)
+    assert costs == {"model": pytest.approx(20), "refiner": pytest.approx(1)}
 
+
+def test_tune_under_a_budget(clock, tmp_path):
+    slow = clock(0.005, lambda x, t, cond: mixture(x, t))
+    light = type("Light", (Oracle,), {"__call__": clock(0.001, Oracle.__call__)})()
     plan = ft.tune(
-        slow, budget_ms=32.0, refiner=Oracle(), noise=noises(64), search=False, folder=tmp_path
+        slow, budget_ms=32.0, refiner=light, noise=noises(64), search=False, folder=tmp_path
     )
     assert 2 <= plan.nfe["model"] <= 6
     assert plan.nfe["refiner"] > 0

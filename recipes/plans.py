@@ -1,0 +1,67 @@
+"""The refiner and the fitted plans that come with a bundled model.
+
+    python recipes/plans.py --model digits --run runs/plans-digits
+
+trains a refiner from the model alone, fits the plans `fast`, `balanced` and `best` with it and makes
+`balanced` the model's default. It goes on where it was interrupted; the files are copied to the
+model's folder at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+import flowturbo as ft
+from flowturbo.files import replacing
+from flowturbo.models.checkpoint import CARD
+from flowturbo.models.zoo import find
+from flowturbo.refiner.checkpoint import REFINER_CARD, REFINER_WEIGHTS
+
+PLANS = {"fast": 4, "balanced": 6, "best": 10}  # evaluations of the model
+GUIDANCE = (1.0, 4.0)  # that the refiner serves; plans are fitted at the model's own
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True, help="a bundled name, or a folder")
+    parser.add_argument("--run", required=True, help="keeps what is computed")
+    parser.add_argument("--minutes", type=float, default=12.0, help="of training the refiner")
+    parser.add_argument("--trajectories", type=int, default=64, help="to fit on")
+    options = parser.parse_args()
+    model, run = ft.load(options.model), Path(options.run)
+    home, last = find(options.model), [-1]
+
+    def tell(stage: str, done: int, total: int) -> None:
+        if 20 * done // total != last[0] or done == total:
+            last[0] = 20 * done // total
+            print(f"{stage} {done}/{total}", flush=True)
+
+    refiner = ft.train_refiner(
+        model, guidance=GUIDANCE, minutes=options.minutes, folder=run / "refiner",
+        plan="MMRMRMRM", bf16=True, compile=True, report=tell,
+    )  # fmt: skip
+    torch._dynamo.reset()
+    for name, nfe in PLANS.items():
+        plan = ft.tune(
+            model, nfe=nfe, refiner=refiner, trajectories=options.trajectories, folder=run / "fit",
+            report=lambda line: print(line, flush=True),
+        )  # fmt: skip
+        (run / "plans").mkdir(exist_ok=True)
+        plan.save(run / "plans" / f"{name}.json")
+        print(name, repr(plan), json.dumps(plan.info["error"]), flush=True)
+    for file in (REFINER_CARD, REFINER_WEIGHTS):
+        shutil.copy(run / "refiner" / file, home / file)
+    shutil.copytree(run / "plans", home / "plans", dirs_exist_ok=True)
+    card = json.loads((home / CARD).read_text("utf-8"))
+    card["defaults"]["plan"] = "balanced"
+    with replacing(home / CARD) as path:
+        path.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -122,7 +122,9 @@ def card(data: EmojiData) -> dict[str, Any]:
         "data": {
             "name": "Noto Emoji, Fluent Emoji, Fluent Emoji Flat, FxEmojis, rendered on white",
             "images": len(data),
-            "packages": data.about["packages"],
+            "packages": {
+                k: f"{p['version']}, {p['licence']}" for k, p in data.about["packages"].items()
+            },
             "licence": "Apache-2.0 (Noto, FxEmojis), MIT (Fluent)",
         },
         "recipe": "recipes/emoji/train.py",

@@ -3,11 +3,11 @@
     python recipes/emoji/choose.py --data emoji-data
 
 writes ``judged.txt``. It was run before any picture was drawn. The rule: the ten of
-`names.HELD_NAMES` first; then, again and again, of the concepts that are Unicode emoji, drawn in all
-four styles and of a family not chosen yet, the one least like those chosen. How alike two concepts
-are is the greatest cosine between the centred EfficientNet-Lite0 features of any two of their 32 x 32
-pictures. Until 60 are chosen, only concepts with a pair held out of training stand for choice, so
-that many such pairs are judged.
+`names.HELD_NAMES` first; then, again and again, of the concepts that are Unicode emoji, drawn in
+all four styles and of a family not chosen yet, the one least like those chosen. How alike two
+concepts are is the greatest cosine between the centred EfficientNet-Lite0 features of any two of
+their 32 x 32 pictures. Until 60 are chosen, only concepts with a pair held out of training stand
+for choice, so that many such pairs are judged.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from typing import Any
 
 from names import STYLES
 
-__all__ = ["family", "join", "plain", "read_table", "squash"]
+__all__ = ["bare", "family", "join", "plain", "read_codes", "read_icons", "read_table", "squash"]
 
 Concept = dict[str, Any]
 Pictures = dict[tuple[str, str], tuple[str, str]]  # (concept key, style) -> (icon name, SVG)
@@ -74,11 +74,11 @@ def join(folder: Path, table: dict[str, str]) -> tuple[list[Concept], Pictures, 
     def read(path: str) -> Any:
         return json.loads((folder / path).read_text("utf-8"))
 
-    emoji = {_bare(e): v for e, v in read("unicode-emoji-json/data-by-emoji.json").items()}
-    words = {_bare(e): v for e, v in read("emojilib/dist/emoji-en-US.json").items()}
-    subgroups = {_bare(e["char"]): e["subgroup"] for e in read("emoji.json/emoji.json")}
+    emoji = {bare(e): v for e, v in read("unicode-emoji-json/data-by-emoji.json").items()}
+    words = {bare(e): v for e, v in read("emojilib/dist/emoji-en-US.json").items()}
+    subgroups = {bare(e["char"]): e["subgroup"] for e in read("emoji.json/emoji.json")}
     sets = {s: read(f"{p}/icons.json") for s, p in STYLES.items()}
-    codes = {s: _codes(read(f"{STYLES[s]}/chars.json")) for s in ("noto", "flat")}
+    codes = {s: read_codes(read(f"{STYLES[s]}/chars.json")) for s in ("noto", "flat")}
     codes["fluent"] = codes["flat"]  # the same names; this set's own list is empty
     index = _index(emoji, sets, codes)
 
@@ -91,7 +91,7 @@ def join(folder: Path, table: dict[str, str]) -> tuple[list[Concept], Pictures, 
     pictures: Pictures = {}
     for style in STYLES:
         groups = _groups(read(f"{STYLES[style]}/metadata.json"))
-        for icon, svg in _icons(sets[style], left_out):
+        for icon, svg in read_icons(sets[style], left_out):
             if style == "fx":
                 name = table.get(icon, icon)
                 key = index.get(squash(name), name)
@@ -124,13 +124,14 @@ def join(folder: Path, table: dict[str, str]) -> tuple[list[Concept], Pictures, 
     return found, pictures, left_out
 
 
-def _bare(text: str) -> str:
+def bare(text: str) -> str:
+    """An emoji without the mark that asks for colour."""
     return text.replace("\ufe0f", "")
 
 
-def _codes(chars: dict[str, str]) -> dict[str, str]:
+def read_codes(chars: dict[str, str]) -> dict[str, str]:
     """Icon name to its emoji, from a set's table of code points."""
-    return {n: _bare("".join(chr(int(x, 16)) for x in c.split("-"))) for c, n in chars.items()}
+    return {n: bare("".join(chr(int(x, 16)) for x in c.split("-"))) for c, n in chars.items()}
 
 
 def _aliases(icons: dict[str, Any]) -> list[tuple[str, str]]:
@@ -156,7 +157,7 @@ def _index(emoji: Any, sets: Any, codes: Any) -> dict[str, str]:
     return index
 
 
-def _icons(icons: dict[str, Any], left_out: Counter[str]) -> list[tuple[str, str]]:
+def read_icons(icons: dict[str, Any], left_out: Counter[str]) -> list[tuple[str, str]]:
     """Names and SVG documents of a set: mirrored icons added, withdrawn ones left out."""
     found = []
     flipped = {a: v["parent"] for a, v in icons.get("aliases", {}).items() if v.get("hFlip")}

@@ -19,7 +19,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +137,9 @@ def load(folder: str | Path, size: int = 64) -> tuple[Any, Any, Any, dict[str, A
     return (images + 0.5).astype(np.uint8), concept, style, about
 
 
-def install(folder: Path) -> Path:
-    """The packages, at the versions of `names.PACKAGES`, in ``folder``/node_modules."""
-    wanted = [f"{name}@{version}" for name, version in PACKAGES.items()]
+def install(folder: Path, packages: Mapping[str, str] = PACKAGES) -> Path:
+    """Packages, at the versions given, in ``folder``/node_modules."""
+    wanted = [f"{name}@{version}" for name, version in packages.items()]
     subprocess.run(["npm", "install", "--prefix", str(folder), *wanted], check=True)
     return folder / "node_modules"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BROKEN", "HELD_NAMES", "LICENCES", "PACKAGES", "STYLES"]
+__all__ = ["BROKEN", "HELD_NAMES", "LICENCES", "OTHERS", "PACKAGES", "STYLES"]
 
 PACKAGES = {
     "@iconify-json/noto": "1.2.9",
@@ -50,4 +50,12 @@ HELD_NAMES = {
     "strawberry": ("noto",),
     "elephant": ("fluent", "flat"),
     "sailboat": ("fx",),
+}
+
+# Sets of other looks, never trained on: what recognises names in drawn pictures is checked on them.
+# Their licences ask for attribution or the same licence, so nothing of them is kept here.
+OTHERS = {
+    "@iconify-json/twemoji": "1.2.5",  # CC-BY-4.0
+    "@iconify-json/emojione": "1.2.3",  # CC-BY-4.0
+    "@iconify-json/openmoji": "1.2.29",  # CC-BY-SA-4.0
 }

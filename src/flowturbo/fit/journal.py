@@ -71,6 +71,13 @@ class Journal:
         """The plan called ``key``, made if it is not there."""
         return Plan.from_json(self._entry(key, lambda: make().to_json()))
 
+    def write(self, key: str, value: Any) -> None:
+        """Keep ``value``, anything JSON can hold; the last of a key counts."""
+        self.entries[key] = value
+        if self.folder is not None:
+            with (self.folder / "journal.jsonl").open("a", encoding="utf-8") as f:
+                f.write(json.dumps([key, value]) + "\n")
+
     def reference(
         self, make: Callable[[slice], Reference], rows: int, size: int, batch: int = 64
     ) -> Reference:
@@ -105,8 +112,5 @@ class Journal:
 
     def _entry(self, key: str, make: Callable[[], Any]) -> Any:
         if key not in self.entries:
-            self.entries[key] = make()
-            if self.folder is not None:
-                with (self.folder / "journal.jsonl").open("a", encoding="utf-8") as f:
-                    f.write(json.dumps([key, self.entries[key]]) + "\n")
+            self.write(key, make())
         return self.entries[key]

@@ -20,6 +20,9 @@ from flowturbo.sampler import Step, sample
 
 __all__ = ["Reference", "cut", "error", "solve"]
 
+SHIFT = 0.5  # of the fine grid: near data trained velocities change fastest (of `digits`, 64 steps
+# are then 3e-4 off, and 3e-3 at shift 1.6)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
@@ -127,7 +130,7 @@ def solve(
         batch: rows solved at a time.
         report: called with (rows done, rows in all).
     """
-    plan = Plan.adams_bashforth(steps + 9, 4, "runge-kutta", shift=1.6, direction=direction)
+    plan = Plan.adams_bashforth(steps + 9, 4, "runge-kutta", shift=SHIFT, direction=direction)
     kept = [*range(0, 12, 4), *range(12, len(plan))]  # the evaluations at points of the grid
     parts: list[tuple[Tensor, Tensor]] = []
     for i in range(0, len(noise), batch):

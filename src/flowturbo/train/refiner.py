@@ -23,18 +23,20 @@ import torch
 from torch import Tensor
 
 from flowturbo.field import Field, map_condition
+from flowturbo.files import claim
 from flowturbo.models.model import Model
 from flowturbo.plan import Plan
 from flowturbo.refiner.checkpoint import load_refiner, save_refiner
 from flowturbo.refiner.velocity import VelocityRefiner
 from flowturbo.sampler import sample
-from flowturbo.train.loop import TrainConfig, claim_folder, run
+from flowturbo.train.loop import TrainConfig, run
 from flowturbo.train.own_states import collect, mixed_plan, rollout_error
 from flowturbo.train.trajectories import Batch, Starts, Trajectories, draw_trajectories
 
 __all__ = ["RefinerConfig", "Report", "held_out_errors", "train_refiner"]
 
 RUN = "refiner-run"
+CONVERGED = "AB4RK:73@0.5"  # for what is compared
 Report = Callable[[str, int, int], None]
 
 
@@ -151,7 +153,7 @@ def train_refiner(
         iterations = config.iterations or _iterations(out / RUN, config, refiner, starts)
         training = config.training(iterations)
         made = {"refiner": recipe, "training": asdict(training)}
-        claim_folder(out / RUN, made)
+        claim(out / RUN / "config.json", made)
         drawn = draw_trajectories(
             model,
             out / RUN,
@@ -190,7 +192,7 @@ def _own_states(
     starts, used = drawn.starts, len(drawn.arrays)
     fresh = range(used, used + max(16, used // 4))
     check = range(fresh.stop, fresh.stop + max(16, used // 16))
-    reference = Plan.rk4(24, shift=1.6)  # converged, for what is compared
+    reference = Plan.parse(CONVERGED)
     config = replace(config, steps=max(1, config.steps // 4), lr=config.lr / 4)
     made = {"training": asdict(config), "own states": {"plan": json.loads(plan.to_json())}}
     x0, cond, scales = starts.rows(check.start, check.stop)

@@ -93,7 +93,7 @@ class Fits:
                 nfe=nfe,
                 refiner=refiner,
                 guidance=self.guidance,
-                folder=self.folder / f"{nfe}{suffix}",
+                folder=self.folder / "search",
                 report=partial(print, flush=True),
                 **self.options,
             ).save(path)

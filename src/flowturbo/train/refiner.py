@@ -121,7 +121,8 @@ def train_refiner(
         cond: conditions, a row for each of ``noise``, else rows to draw from. By default random
             labels or prompts of the model's card, or none.
         folder: gets ``refiner.safetensors`` and ``refiner.json``; the trajectories and the state of
-            the run are in ``refiner-run`` in it. It may be the model's. By default a temporary one.
+            the run are in ``refiner-run`` in it, with the refiner as it is before it goes on with
+            the states of a plan. It may be the model's. By default a temporary one.
         plan: go on with the states this plan visits, and keep that if its error falls; a text such
             as "MMRMRMRM" is Adams-Bashforth on the grid of the trajectories.
         report: called with (what is done, done, all).
@@ -167,6 +168,8 @@ def train_refiner(
             measured = {**held_out_errors(refiner, drawn), **measured}
             refiner.card = {"recipe": recipe, "training": training, "measured": measured}
             save_refiner(out, refiner, model)
+            if "rollout" not in measured:
+                save_refiner(out / RUN, refiner, model)  # stays as it is after the first phase
 
         objective = _Prediction(refiner, [drawn], config.batch, partial(write, measured={}))
         steps = partial(_report, report, "iterations", iterations)

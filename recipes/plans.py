@@ -2,9 +2,9 @@
 
     python recipes/plans.py --model digits --run runs/plans-digits
 
-trains a refiner from the model alone, fits the plans `fast`, `balanced` and `best` with it and makes
-`balanced` the model's default. It goes on where it was interrupted; the files are copied to the
-model's folder at the end.
+trains a refiner from the model alone, fits the plans `fast`, `balanced` and `best` with it and
+makes `balanced` the model's default. It goes on where it was interrupted; at the end the files are
+copied to the model's folder.
 """
 
 from __future__ import annotations

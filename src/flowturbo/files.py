@@ -1,15 +1,21 @@
-"""Files that are whole or not there at all, and text that is safe to write and to print."""
+"""Files that are whole or not there at all, and text that is safe to write and to print.
+
+And what long runs ask of a folder: room on its disk, and that it holds no other run.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import tempfile
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-__all__ = ["check_writable", "printable", "replacing"]
+__all__ = ["check_room", "check_writable", "claim", "printable", "replacing"]
 
 _ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # controls, invisible, half characters, line ends
 _JOINERS = "\u200c\u200d"  # of emoji, and of Persian and Indic scripts
@@ -54,6 +60,50 @@ def printable(text: str) -> str:
     """
     unsafe = lambda c: unicodedata.category(c) in _ESCAPED and c not in _JOINERS
     return "".join(c.encode("unicode_escape").decode() if unsafe(c) else c for c in text)
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Raise ``OSError``, before anything is computed, if trajectories of so many bytes do not fit.
+
+    ``folder`` is made if it is not there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"the trajectories need {needed / 1e6:.1f} MB in {folder}, and {free / 1e6:.1f} MB are "
+            "free; choose another folder, or fewer trajectories"
+        )
+
+
+def claim(path: Path, made: dict[str, dict[str, Any]]) -> None:
+    """Write to ``path`` what a run is made of, refusing to mix two runs in one folder.
+
+    Raises:
+        ValueError: if ``path`` holds something else, naming what differs.
+    """
+    made = json.loads(json.dumps(made))
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text("utf-8"))
+            known = all(isinstance(found[part], dict) for part in made)
+        except (ValueError, KeyError, TypeError):
+            known = False
+        if not known:
+            raise ValueError(f"{path}: not of such a run; choose another folder")
+        differ = [
+            f"{key}={found[part].get(key)} there, {value} now"
+            for part, values in made.items()
+            for key, value in values.items()
+            if found[part].get(key) != value
+        ]
+        if differ:
+            raise ValueError(
+                f"{path.parent} holds a run with {'; '.join(differ)}: continue it with the same "
+                "options, or choose another folder"
+            )
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
 
 
 def _temporary(path: Path) -> Path:

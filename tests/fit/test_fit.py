@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import warnings
 from types import SimpleNamespace
 
@@ -150,14 +151,34 @@ def test_a_killed_search_goes_on_and_ends_the_same(tmp_path):
     again = ft.tune(calls, nfe=4, noise=noises(64), folder=tmp_path / "b")
     assert again == whole
     assert calls.calls < 20  # the test part only
-    with pytest.raises(ValueError, match="nfe=4 there, 5 now"):
-        ft.tune(mixture, nfe=5, noise=noises(64), folder=tmp_path / "b")
+    with pytest.raises(ValueError, match=r"guidance=1\.0 there, 2\.0 now"):
+        ft.tune(mixture, nfe=4, guidance=2.0, noise=noises(64), folder=tmp_path / "b")
+
+
+def test_searches_share_what_they_have_in_common(tmp_path):
+    options = dict(noise=noises(64), folder=tmp_path)
+    ft.tune(mixture, nfe=3, refiner=Oracle(), **options)
+    field = ft.CountCalls(mixture)
+    ft.tune(field, nfe=3, **options)
+    assert field.calls <= 6  # the test part, of two plans
+    plan = ft.tune(field, nfe=4, **options)
+    assert plan == ft.tune(mixture, nfe=4, noise=noises(64))
+
+
+def test_a_better_mean_with_a_worse_median_is_said(monkeypatch):
+    """Rows of the test part are made so: the fitted plan is best on average, not in the middle."""
+    errors = {"fitted 4": np.array([1.0, 1.0, 1.0, 1.0]), "other": np.array([0.5, 0.5, 0.5, 9.0])}
+    told = lambda study, plan: errors.get(plan.name, errors["other"])
+    monkeypatch.setattr(sys.modules["flowturbo.fit.tune"]._Study, "errors", told)
+    plan = ft.tune(mixture, nfe=4, noise=noises(64))
+    assert plan.name == "fitted 4"
+    assert "its median is not" in plan.info["notes"][0]
 
 
 def test_a_disk_too_small_is_refused_before_anything_is_computed(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     field = ft.CountCalls(mixture)
-    with pytest.raises(OSError, match=r"need 0.00 GB|need 133"):
+    with pytest.raises(OSError, match=r"need 0\.1 MB in .*, and 0\.0 MB are free"):
         ft.tune(field, nfe=4, noise=noises(64), folder=tmp_path / "a")
     assert field.calls == 0
 

@@ -154,6 +154,15 @@ def test_every_option_runs_trains_and_takes_scalar_and_per_image_times(options):
         assert not torch.allclose(one, network(x, 0.3, null))
 
 
+def test_times_are_scaled_before_they_are_embedded():
+    config = dict(size=4, channels=1, patch=2, width=16, depth=1, heads=2)
+    network = SiT(SiTConfig(**config, time_scale=1000.0))
+    t = torch.tensor([0.25, 0.5])
+    assert torch.equal(network.embed(t, None)[1], network.t_embedder(1000 * t))
+    with pytest.raises(ValueError, match="time_scale=0"):
+        SiTConfig(**config, time_scale=0)
+
+
 def test_data_prediction_is_the_velocity_to_that_image():
     network = SiT(SiTConfig(size=8, channels=1, width=32, depth=1, heads=2, prediction="data"))
     x = torch.randn(2, 1, 8, 8)  # zero-initialised: it predicts the clean image 0

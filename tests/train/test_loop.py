@@ -304,7 +304,7 @@ def test_a_config_of_something_else_is_kept(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     network = SiTConfig(size=4, channels=1, width=8, depth=1, heads=1, patch=2, classes=2)
     data = ArrayData(torch.zeros(2, 1, 4, 4, dtype=torch.uint8))
-    with pytest.raises(ValueError, match=r"config.json: not of a training run"):
+    with pytest.raises(ValueError, match=r"config.json: not of such a run"):
         train(network, data, tmp_path, TrainConfig(steps=1))
     assert (tmp_path / "config.json").read_text() == text
 

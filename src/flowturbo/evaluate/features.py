@@ -6,6 +6,8 @@ downloaded when it runs. It sees ``(p - 127) / 128`` of 8-bit pictures ``p`` res
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +30,8 @@ class EffNetFeatures:
     def __init__(self, device: str | torch.device = "cpu") -> None:
         self.device = torch.device(device)
         # laid out so, it takes about half the time on a CPU
-        self.network = _network().to(self.device, memory_format=torch.channels_last)
+        network: Any = _network()
+        self.network = network.to(self.device, memory_format=torch.channels_last)
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor, *, batch: int = 16) -> Tensor:

@@ -1,20 +1,20 @@
 """What a search has computed, kept in a folder so that a killed run goes on where it stopped.
 
-Everything in a search follows from its options, so a run that finds its numbers in the journal ends
-exactly as one that computes them.
+Every number follows from the options of the folder and from its own key, so a run that finds it in
+the journal ends exactly as one that computes it, and searches with the same trajectories share a
+folder.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from flowturbo.files import replacing
+from flowturbo.files import check_room, claim, replacing
 from flowturbo.fit.reference import Reference
 from flowturbo.plan import Plan
 
@@ -26,7 +26,7 @@ class Journal:
 
     Args:
         folder: where to keep them.
-        options: what the results follow from; a folder of other options is refused.
+        options: what all results follow from; a folder of other options is refused.
     """
 
     def __init__(self, folder: str | Path | None, options: dict[str, Any]) -> None:
@@ -34,20 +34,7 @@ class Journal:
         self.entries: dict[str, Any] = {}
         if self.folder is None:
             return
-        said = json.loads(json.dumps(options))
-        path = self.folder / "options.json"
-        if path.is_file():
-            found = json.loads(path.read_text("utf-8"))
-            differ = [
-                f"{k}={found.get(k)} there, {v} now" for k, v in said.items() if found.get(k) != v
-            ]
-            if differ:
-                raise ValueError(
-                    f"{self.folder} holds a search with {'; '.join(differ)}: continue it with the "
-                    "same options, or choose another folder"
-                )
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+        claim(self.folder / "options.json", {"search": options})
         journal = self.folder / "journal.jsonl"
         if journal.is_file():
             for line in journal.read_text("utf-8").splitlines():
@@ -63,13 +50,20 @@ class Journal:
         """The number called ``key``, made if it is not there."""
         return float(self._entry(key, make))
 
-    def costs(self, make: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """What evaluations cost, timed if it is not there."""
-        return dict(self._entry("costs", make))
+    def numbers(self, key: str, make: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """The numbers called ``key``, made if they are not there."""
+        return dict(self._entry(key, make))
 
     def plan(self, key: str, make: Callable[[], Plan]) -> Plan:
         """The plan called ``key``, made if it is not there."""
         return Plan.from_json(self._entry(key, lambda: make().to_json()))
+
+    def write(self, key: str, value: Any) -> None:
+        """Keep ``value``, anything JSON can hold; the last of a key counts."""
+        self.entries[key] = value
+        if self.folder is not None:
+            with (self.folder / "journal.jsonl").open("a", encoding="utf-8") as f:
+                f.write(json.dumps([key, value]) + "\n")
 
     def reference(
         self, make: Callable[[slice], Reference], rows: int, size: int, batch: int = 64
@@ -80,8 +74,9 @@ class Journal:
             OSError: before anything is computed, if the disk has no room for them.
         """
         parts = []
-        if self.folder is not None and not list(self.folder.glob("reference-*")):
-            self._check_room(rows * size)
+        if self.folder is not None:
+            there = len(list(self.folder.glob("reference-*")))
+            check_room(self.folder, max(0, rows - there * batch) * size)
         for i in range(0, rows, batch):
             some = slice(i, min(i + batch, rows))
             path = None if self.folder is None else self.folder / f"reference-{i:06d}.pt"
@@ -95,18 +90,7 @@ class Journal:
             parts.append(part)
         return Reference.join(parts)
 
-    def _check_room(self, needed: int) -> None:
-        free = shutil.disk_usage(str(self.folder)).free
-        if needed > free:
-            raise OSError(
-                f"{self.folder}: the reference trajectories need {needed / 1e9:.2f} GB and "
-                f"{free / 1e9:.2f} GB are free; take fewer, or another folder"
-            )
-
     def _entry(self, key: str, make: Callable[[], Any]) -> Any:
         if key not in self.entries:
-            self.entries[key] = make()
-            if self.folder is not None:
-                with (self.folder / "journal.jsonl").open("a", encoding="utf-8") as f:
-                    f.write(json.dumps([key, self.entries[key]]) + "\n")
+            self.write(key, make())
         return self.entries[key]

@@ -96,7 +96,7 @@ def polish(
             break
         if report:
             report(i, lowest)
-        if gain < 1e-3:
+        if gain < 0.01:
             break
     return best
 

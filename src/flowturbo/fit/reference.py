@@ -128,7 +128,8 @@ def solve(
         report: called with (rows done, rows in all).
     """
     u = np.linspace(0, 1, steps + 1) if direction == "forward" else np.linspace(1, 0, steps + 1)
-    grid = u - 0.3 * np.sin(2 * np.pi * u) / (2 * np.pi)  # closer at both ends, where v bends most
+    # closer at both ends, where v bends most: a third of the error that even times leave on digits
+    grid = u - 0.3 * np.sin(2 * np.pi * u) / (2 * np.pi)
     plan = Plan.adams_bashforth(steps + 9, 4, "runge-kutta", times=grid, direction=direction)
     kept = [*range(0, 12, 4), *range(12, len(plan))]  # the evaluations at points of the grid
     parts: list[tuple[Tensor, Tensor]] = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,11 @@ from flowturbo.sampler import Refiner
 
 __all__ = ["tune"]
 
-STEPS = 64  # of the reference grid
+STEPS = 48  # of the reference grid
 SHIFTS = (1.0, 1.3, 1.6, 2.0, 2.5, 3.2)
+NEAR = 1.6  # where the search over them begins
 LEAST = 32  # trajectories without which nothing is fitted
+FIRST_ROWS = 32  # of the choosing part, to sort plain solvers on
 Report = Callable[[str], None]
 
 
@@ -91,17 +94,17 @@ def tune(
     journal = Journal(
         folder,
         {
-            "nfe": nfe, "budget_ms": budget_ms, "guidance": guidance, "seed": seed,
-            "trajectories": trajectories,
+            "guidance": guidance, "seed": seed, "trajectories": trajectories,
             "direction": direction, "model": getattr(model, "fingerprint", None),
-            "refiner": getattr(refiner, "fingerprint", None), "noise": noises.digest(x0),
+            "noise": noises.digest(x0),
         },
     )  # fmt: skip
     rows = slice(0, min(len(x0), 8))
     counts: list[tuple[int, int | None]] = [(nfe, None)]
     if budget_ms is not None:
         some = (x0[rows], cut(cond, rows), cut(scale, rows))
-        costs = journal.costs(lambda: time_evaluations(model, refiner, *some))
+        whose = f"costs {getattr(refiner, 'fingerprint', None)}"
+        costs = journal.numbers(whose, lambda: time_evaluations(model, refiner, *some))
         counts = [*affordable(budget_ms, costs)]
         say(f"an evaluation takes {costs['model']:.2f} ms, a refiner's {costs['refiner']:.2f} ms")
     say(f"solving {len(x0)} reference trajectories")
@@ -118,15 +121,19 @@ def tune(
         2 * (STEPS + 1) * x0[0].nbytes,
     )
     reference = reference if direction == "forward" else reference.reversed()
+    if len(x0) < LEAST:  # nothing is fitted: all but the test part is there to choose on
+        cuts[1] = 0
     fit, choose, test = (reference.rows(a, b) for a, b in pairwise(cuts))
-    studies = [
-        _Study(model, refiner, n, most, direction, fit, choose, test, journal, say)
-        for n, most in counts
-    ]
-    notes: list[list[str]] = [[] for _ in studies]
-    found = [study.best(search, n) for study, n in zip(studies, notes, strict=True)]
-    i = min(range(len(found)), key=lambda i: studies[i].scored(found[i]))
-    return studies[i].result(found[i], notes[i], guidance, seed)
+    found: list[tuple[float, _Study, Plan]] = []
+    for n, most in counts:
+        near = found[-1][1].near if found else NEAR
+        study = _Study(
+            model, refiner, n, most, direction, fit, choose, test, journal, say, near, []
+        )
+        plan = study.best(search)
+        found.append((study.scored(plan), study, plan))
+    _, study, plan = min(found, key=lambda f: f[0])
+    return study.result(plan, guidance, seed)
 
 
 def _draw(
@@ -183,37 +190,41 @@ class _Study:
     test: Reference
     journal: Journal
     say: Report
+    near: float  # the shift of the last fit, to look around first
+    notes: list[str]
 
-    def best_plain(self) -> Plan:
-        """The plain solver with the lowest error on the choosing part."""
-        return min(self.plain(), key=self.scored)
-
-    def best(self, search: bool, notes: list[str]) -> Plan:
+    def best(self, search: bool) -> Plan:
         """The fitted plan, with refiners where they help; the best plain one where N is small."""
-        total = len(self.fit) + len(self.choose) + len(self.test)
-        if total < LEAST:
+        if not len(self.fit):
+            total = len(self.choose) + len(self.test)
             plain = self.best_plain()
-            notes.append(
+            self.notes.append(
                 f"{total} trajectories are too few to fit on (at least {LEAST}): "
                 f"{plain.name} is the best plain solver on them"
             )
             return plain
         best = self.fitted(["model"] * self.nfe, search)
         if self.refiner is not None and self.most != 0:
-            best = self.refined(best, search, notes)
+            best = self.refined(best, search)
         return best
 
-    def result(self, best: Plan, notes: list[str], guidance: Any, seed: int) -> Plan:
+    def result(self, best: Plan, guidance: Any, seed: int) -> Plan:
         """``best``, or the plain solver where it does not pay, with what there is to tell."""
-        plain = self.best_plain()
+        plain, notes = self.best_plain(), self.notes
         self.say(f"best plain solver: {plain.name}, error {self.scored(plain):.4f}")
-        errors = {p: self.errors(p) for p in (best, plain)}
+        errors = {p: self.errors(p) for p in {best, plain}}
         if best.digest != plain.digest and errors[best].mean() >= errors[plain].mean():
             notes.append(
                 f"fitting did not pay on the test trajectories (mean error "
                 f"{errors[best].mean():.4f}, {plain.name} {errors[plain].mean():.4f})"
             )
             best = plain
+        middle = {p: float(np.median(e)) for p, e in errors.items()}
+        if middle[best] > middle[plain]:
+            notes.append(
+                f"its mean error is lower than that of {plain.name}, its median is not "
+                f"({middle[best]:.4f}, {plain.name} {middle[plain]:.4f})"
+            )
         for note in notes:
             self.say(note)
         info = {
@@ -231,21 +242,39 @@ class _Study:
         }  # fmt: skip
         return best.with_info(info)
 
-    def plain(self) -> list[Plan]:
-        """The plain solvers at this number of evaluations, each at several shifts."""
+    def best_plain(self) -> Plan:
+        """The plain solver with the lowest error on the choosing part, few rows of it first."""
         names = [f"AB2:{self.nfe}", f"E{self.nfe}"]
         names += [f"H1P{self.nfe - 2}"] if self.nfe > 2 else []
-        names += (
-            [f"{n}:{self.nfe}" for n in ("UNIPC2", "DPM2")] if self.direction == "forward" else []
-        )
-        return [Plan.parse(n, shift=s, direction=self.direction) for n in names for s in SHIFTS]
+        if self.direction == "forward":
+            names += [f"{n}:{self.nfe}" for n in ("UNIPC2", "UNIPC3", "DPM2", "DPM3")]
+        make = lambda name: lambda s: Plan.parse(name, shift=s, direction=self.direction)
+        each = [self.around(make(name), NEAR, FIRST_ROWS)[1] for name in names]
+        each.sort(key=lambda plan: self.scored(plan, FIRST_ROWS))
+        return min(each[:3], key=self.scored)
 
-    def scored(self, plan: Plan) -> float:
-        """The mean error of ``plan`` on the choosing part."""
+    def around(
+        self, make: Callable[[float], Plan], start: float, rows: int | None = None
+    ) -> tuple[float, Plan]:
+        """The best shift and ``make(shift)``, going on from ``start`` while it gets better."""
+        i, last = SHIFTS.index(start), -1
+        error = lambda j: self.scored(make(SHIFTS[j]), rows)
+        while i != last:
+            last = i
+            i = min((j for j in (i, i - 1, i + 1) if 0 <= j < len(SHIFTS)), key=error)
+        return SHIFTS[i], make(SHIFTS[i])
+
+    def scored(self, plan: Plan, rows: int | None = None) -> float:
+        """The mean error of ``plan`` on the choosing part, or on its first rows."""
+        part = self.choose if rows is None else self.choose.rows(0, rows)
         return self.journal.number(
-            f"score {plan.digest}",
-            lambda: score(run(plan, self.field, self.choose, self.refiner), self.choose),
+            f"score {plan.digest} {len(part)} {self.whose(plan)}",
+            lambda: score(run(plan, self.field, part, self.refiner), part),
         )
+
+    def whose(self, plan: Plan) -> str | None:
+        """What names the refiner of a plan that has one."""
+        return getattr(self.refiner, "fingerprint", None) if plan.nfe["refiner"] else None
 
     def errors(self, plan: Plan) -> np.ndarray[Any, Any]:
         """The error of each row of the test part."""
@@ -254,60 +283,66 @@ class _Study:
 
     def fitted(self, evaluators: Sequence[str], search: bool) -> Plan:
         """The best fitted plan with these evaluators."""
-        tried = [self.at_shift(evaluators, s) for s in (SHIFTS if search else (1.6,))]
-        best = min(tried, key=self.scored)
-        self.say(f"{best.name}: fitted weights, error {self.scored(best):.4f}")
         if not search:
-            return best
+            return self.at_shift(evaluators, NEAR)
+        self.near, best = self.around(partial(self.at_shift, evaluators), self.near)
+        self.say(f"{best.name}: fitted weights, error {self.scored(best):.4f}")
         refiner = self.refiner if "refiner" in evaluators else None
         polished = self.journal.plan(
-            f"polish {best.digest}",
+            f"polish {best.digest} {self.whose(best)}",
             lambda: polish(best, self.field, self.fit, refiner=refiner),
         )
         self.say(f"{best.name}: times and weights moved, error {self.scored(polished):.4f}")
         return min((best, polished), key=self.scored)
 
     def at_shift(self, evaluators: Sequence[str], shift: float) -> Plan:
+        """Weights fitted on the grid of a shift; ``info["fit"]`` is the error on the first part."""
         times = shifted(len(evaluators), shift)
         if self.direction == "backward":
             times = times[::-1].copy()
+        refiner = self.refiner if "refiner" in evaluators else None
         pattern = "".join("M" if e == "model" else "R" for e in evaluators)
-        name = f"fitted {pattern}" if "R" in pattern else f"fitted {self.nfe}"
+        name = f"fitted {pattern}" if refiner else f"fitted {self.nfe}"
 
         def make() -> Plan:
-            refiner = self.refiner if "R" in pattern else None
-            return fit_weights(self.field, self.fit, times, evaluators, refiner=refiner, name=name)[
-                0
-            ]
+            plan, end = fit_weights(
+                self.field, self.fit, times, evaluators, refiner=refiner, name=name
+            )
+            return plan.with_info({"fit": score(end, self.fit)})
 
-        return self.journal.plan(f"weights {pattern} {shift}", make)
+        return self.journal.plan(
+            f"weights {pattern} {shift} {refiner and getattr(refiner, 'fingerprint', None)}", make
+        )
 
-    def refined(self, best: Plan, search: bool, notes: list[str]) -> Plan:
+    def refined(self, best: Plan, search: bool) -> Plan:
         """``best``, or a plan with refiners between the evaluations that beats it clearly."""
         gaps = (0, *[1] * (self.nfe - 2))  # refiners after the first, second, ... evaluation
         if self.most is not None and sum(gaps) > self.most:
             gaps = (*[0] * (self.nfe - 1 - self.most), *[1] * self.most)
         if not any(gaps):
-            notes.append("a refiner needs two evaluations before it and one after: left out")
+            self.notes.append("a refiner needs two evaluations before it and one after: left out")
             return best
-        shift = min(SHIFTS, key=lambda s: self.scored(self.at_shift(_pattern(gaps), s)))
-        tried = {gaps: self.at_shift(_pattern(gaps), shift)}
-        while search:
-            near = [g for g in _neighbours(gaps, self.most) if g not in tried]
-            tried |= {g: self.at_shift(_pattern(g), shift) for g in near}
-            better = min(tried, key=lambda g: self.scored(tried[g]))
-            if self.scored(tried[better]) > 0.97 * self.scored(tried[gaps]):
-                break
-            gaps = better
-            self.say(f"{tried[gaps].name}: error {self.scored(tried[gaps]):.4f}")
+        if search:
+            gaps = self.placed(gaps)
         winner = self.fitted(_pattern(gaps), search)
         if self.scored(winner) < 0.95 * self.scored(best):
             return winner
-        notes.append(
+        self.notes.append(
             f"the refiner was left out: error {self.scored(winner):.4f} with it, "
             f"{self.scored(best):.4f} without, on the choosing trajectories"
         )
         return best
+
+    def placed(self, gaps: tuple[int, ...]) -> tuple[int, ...]:
+        """Where refiners go, from ``gaps`` on, by the error that weights can be fitted to."""
+        shift, _ = self.around(partial(self.at_shift, _pattern(gaps)), self.near)
+        fit_to = lambda g: float(self.at_shift(_pattern(g), shift).info["fit"])
+        while True:
+            better = min((gaps, *_neighbours(gaps, self.most)), key=fit_to)
+            if fit_to(better) > 0.97 * fit_to(gaps):
+                return gaps
+            gaps = better
+            self.say(f"refiners after evaluations {gaps}: fitted to {fit_to(gaps):.4f}")
 
 
 def _pattern(gaps: Sequence[int]) -> list[str]:

@@ -48,6 +48,7 @@ class SiTConfig:
         modulation: "block", or "shared": one modulation layer for all blocks and a learned offset
             for each (Chen et al. 2023, arXiv 2310.00426, section 2.3).
         prediction: "velocity", or "data": the network predicts the clean image.
+        time_scale: what times are multiplied by before they are embedded; 1 in SiT, 1000 in DiT.
     """
 
     size: int = 32
@@ -65,6 +66,7 @@ class SiTConfig:
     stem_width: int = 32
     modulation: Literal["block", "shared"] = "block"
     prediction: Literal["velocity", "data"] = "velocity"
+    time_scale: float = 1.0
 
     def __post_init__(self) -> None:
         sides = ("size", "channels", "patch", "width", "depth", "heads", "text_length")
@@ -74,6 +76,8 @@ class SiTConfig:
                 raise ValueError(f"{name}={value!r}: must be a whole number, at least {least}")
         if not isinstance(self.mlp_ratio, (int, float)) or not self.mlp_ratio * self.width >= 1:
             raise ValueError(f"mlp_ratio={self.mlp_ratio!r}: must be a number above 0")
+        if not isinstance(self.time_scale, (int, float)) or not self.time_scale > 0:
+            raise ValueError(f"time_scale={self.time_scale!r}: must be a number above 0")
         if self.size % self.patch:
             raise ValueError(f"size={self.size}: must be a multiple of patch={self.patch}")
         if self.width % self.heads or self.width % 4:
@@ -249,7 +253,11 @@ class PatchEmbed(nn.Module):
         # the convolution as a product of matrices, whose backward is far faster on CPUs
         p = self.proj.stride[0]
         b, c, h, w = x.shape
-        x = x.reshape(b, c, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5).reshape(b, -1, c * p * p)
+        x = (
+            x.reshape(b, c, h // p, p, w // p, p)
+            .permute(0, 2, 4, 1, 3, 5)
+            .reshape(b, -1, c * p * p)
+        )
         return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)
 
 
@@ -331,7 +339,8 @@ class SiT(nn.Module):
 
     def embed(self, t: Tensor, cond: Tensor | None) -> tuple[Tensor | None, Tensor]:
         """Text tokens (B, L, width) or None, and the vector (B, width) that modulates."""
-        c, text, config = self.t_embedder(t), None, self.config
+        text, config = None, self.config
+        c = self.t_embedder(config.time_scale * t)
         if config.classes:
             null = torch.full((len(t),), config.classes, device=t.device)
             c = c + self.y_embedder(null if cond is None else cond)

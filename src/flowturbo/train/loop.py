@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from flowturbo import noise
-from flowturbo.files import replacing
+from flowturbo.files import claim, replacing
 from flowturbo.images import save_png, sheet, to_pil
 from flowturbo.models.checkpoint import save_folder
 from flowturbo.models.model import Model
@@ -30,7 +30,7 @@ from flowturbo.sampler import sample
 from flowturbo.train.data import Data
 from flowturbo.train.objectives import Times, draw_times, drop_condition, flow_loss
 
-__all__ = ["FlowMatching", "Objective", "Run", "TrainConfig", "claim_folder", "run", "train"]
+__all__ = ["FlowMatching", "Objective", "Run", "TrainConfig", "run", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,32 +187,6 @@ def run(
     return state.average.module  # type: ignore[no-any-return]
 
 
-def claim_folder(out: Path, made: dict[str, dict[str, Any]]) -> None:
-    """Write ``made`` to ``config.json``, refusing to mix two configurations in one folder."""
-    path = out / "config.json"
-    if path.is_file():
-        try:
-            found = json.loads(path.read_text("utf-8"))
-            known = all(isinstance(found[part], dict) for part in made)
-        except (ValueError, KeyError, TypeError):
-            known = False
-        if not known:
-            raise ValueError(f"{path}: not of a training run; choose another folder")
-        differ = [
-            f"{key}={found[part].get(key)} there, {value} now"
-            for part, values in made.items()
-            for key, value in values.items()
-            if found[part].get(key) != value
-        ]
-        if differ:
-            raise ValueError(
-                f"{out} holds a run with {'; '.join(differ)}: continue it with the same "
-                "options, or choose another folder"
-            )
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(made, indent=1) + "\n")
-
-
 class FlowMatching:
     """Flow matching of a SiT on data."""
 
@@ -272,7 +246,7 @@ class Run:
         except ImportError as e:
             raise ImportError("training needs accelerate: pip install 'flowturbo[train]'") from e
         self.out, self.config, self.objective = out, config, objective
-        claim_folder(out, made)
+        claim(out / "config.json", made)
         self.accelerator = Accelerator(project_dir=str(out))
         network = objective.network
         average: Any = torch.optim.swa_utils.AveragedModel(

@@ -23,18 +23,20 @@ import torch
 from torch import Tensor
 
 from flowturbo.field import Field, map_condition
+from flowturbo.files import claim
 from flowturbo.models.model import Model
 from flowturbo.plan import Plan
 from flowturbo.refiner.checkpoint import load_refiner, save_refiner
 from flowturbo.refiner.velocity import VelocityRefiner
 from flowturbo.sampler import sample
-from flowturbo.train.loop import TrainConfig, claim_folder, run
+from flowturbo.train.loop import TrainConfig, run
 from flowturbo.train.own_states import collect, mixed_plan, rollout_error
 from flowturbo.train.trajectories import Batch, Starts, Trajectories, draw_trajectories
 
 __all__ = ["RefinerConfig", "Report", "held_out_errors", "train_refiner"]
 
 RUN = "refiner-run"
+CONVERGED = "AB4RK:73@0.5"  # for what is compared
 Report = Callable[[str, int, int], None]
 
 
@@ -119,7 +121,8 @@ def train_refiner(
         cond: conditions, a row for each of ``noise``, else rows to draw from. By default random
             labels or prompts of the model's card, or none.
         folder: gets ``refiner.safetensors`` and ``refiner.json``; the trajectories and the state of
-            the run are in ``refiner-run`` in it. It may be the model's. By default a temporary one.
+            the run are in ``refiner-run`` in it, with the refiner as it is before it goes on with
+            the states of a plan. It may be the model's. By default a temporary one.
         plan: go on with the states this plan visits, and keep that if its error falls; a text such
             as "MMRMRMRM" is Adams-Bashforth on the grid of the trajectories.
         report: called with (what is done, done, all).
@@ -151,7 +154,7 @@ def train_refiner(
         iterations = config.iterations or _iterations(out / RUN, config, refiner, starts)
         training = config.training(iterations)
         made = {"refiner": recipe, "training": asdict(training)}
-        claim_folder(out / RUN, made)
+        claim(out / RUN / "config.json", made)
         drawn = draw_trajectories(
             model,
             out / RUN,
@@ -165,6 +168,8 @@ def train_refiner(
             measured = {**held_out_errors(refiner, drawn), **measured}
             refiner.card = {"recipe": recipe, "training": training, "measured": measured}
             save_refiner(out, refiner, model)
+            if "rollout" not in measured:
+                save_refiner(out / RUN, refiner, model)  # stays as it is after the first phase
 
         objective = _Prediction(refiner, [drawn], config.batch, partial(write, measured={}))
         steps = partial(_report, report, "iterations", iterations)
@@ -190,7 +195,7 @@ def _own_states(
     starts, used = drawn.starts, len(drawn.arrays)
     fresh = range(used, used + max(16, used // 4))
     check = range(fresh.stop, fresh.stop + max(16, used // 16))
-    reference = Plan.rk4(24, shift=1.6)  # converged, for what is compared
+    reference = Plan.parse(CONVERGED)
     config = replace(config, steps=max(1, config.steps // 4), lr=config.lr / 4)
     made = {"training": asdict(config), "own states": {"plan": json.loads(plan.to_json())}}
     x0, cond, scales = starts.rows(check.start, check.stop)

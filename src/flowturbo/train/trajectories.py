@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from flowturbo import noise
 from flowturbo.field import Field, Guidance, map_condition
-from flowturbo.files import replacing
+from flowturbo.files import check_room, replacing
 from flowturbo.models.model import Model
 from flowturbo.plan import Plan
 from flowturbo.sampler import sample
@@ -242,13 +241,7 @@ class _Record:
 def _reserve(path: Path, shape: tuple[int, ...]) -> None:
     """Make a file for half-precision numbers of ``shape``, its space taken from the disk."""
     path.unlink(missing_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    size, free = 2 * int(np.prod(shape)), shutil.disk_usage(path.parent).free
-    if size > free:
-        raise OSError(
-            f"the trajectories need {size / 1e6:.1f} MB in {path.parent}, and {free / 1e6:.1f} MB "
-            "are free; choose another folder, or fewer trajectories or steps"
-        )
+    check_room(path.parent, 2 * int(np.prod(shape)))
     np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
     if hasattr(os, "posix_fallocate"):  # a page that cannot be written later would kill the process
         with path.open("r+b") as file:

@@ -1,0 +1,213 @@
+"""Ratios of errors in records of `method.py`, with paired bootstrap intervals, as markdown.
+
+All plans of a record ran on the same noises, so a resample draws the same rows for every plan and
+number of evaluations of a model. Means over models and evaluations are geometric.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RESAMPLES = 2000
+EVERY, FEW = (4, 5, 6, 8, 10), (5, 6)
+FITTED, REFINED = "fitted", "fitted, refiner"
+Record = dict[str, Any]
+Statistic = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """``plan`` over ``rival``, at ``at`` evaluations, is to be at most ``must``, better ``aim``."""
+
+    plan: str
+    rival: str
+    at: tuple[int, ...]
+    must: float
+    aim: float
+    rival_at: int | None = None  # evaluations of the rival; the plan's by default
+
+    def title(self) -> str:
+        other = self.rival if self.rival_at is None else f"H1P{self.rival_at - 2}"
+        return f"{self.plan} / {other}"
+
+
+ASKED = (
+    Asked(FITTED, "H1P(n-2)", EVERY, 0.5, 0.35),
+    Asked(FITTED, "AB2", EVERY, 0.9, 0.6),
+    Asked(FITTED, "scheduler", EVERY, 0.8, 0.5),
+    Asked(REFINED, "H1P(n-2)", FEW, 0.35, 0.2),
+    Asked(REFINED, "scheduler", FEW, 0.6, 0.35),
+    Asked(REFINED, "H1P(n-2)", FEW, 1.0, 1.0, rival_at=12),
+    Asked(REFINED, "H1P(n-2)", FEW, 1.0, 1.0, rival_at=10),
+)
+ROUGH_MEAN, ROUGH_WORST = 1.0, 1.05
+
+
+def rmse(errors: Any) -> Any:
+    return np.sqrt((errors**2).mean(-1))
+
+
+def median(errors: Any) -> Any:
+    return np.median(errors, axis=-1)
+
+
+class Ratio:
+    """The ratio of two statistics in every cell, and their geometric mean, each resampled."""
+
+    def __init__(self, records: Iterable[Record], asked: Asked, of: Statistic) -> None:
+        self.cells: dict[tuple[str, int], float] = {}
+        self.samples: dict[tuple[str, int], Any] = {}
+        self.missing: list[str] = []
+        for record in records:
+            name, n = record["conditions"]["model"], record["conditions"]["noises"]
+            rows = np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
+            for nfe in asked.at:
+                ours = errors(record, nfe, asked.plan)
+                theirs = errors(record, asked.rival_at or nfe, asked.rival)
+                if ours is None or theirs is None:
+                    self.missing.append(f"{name} {nfe}")
+                    continue
+                self.cells[name, nfe] = float(of(ours) / of(theirs))
+                self.samples[name, nfe] = of(ours[rows]) / of(theirs[rows])
+
+    @property
+    def mean(self) -> float:
+        return float(np.exp(np.mean(np.log([*self.cells.values()]))))
+
+    def interval(self, cell: tuple[str, int] | None = None) -> tuple[float, float]:
+        some = self.samples.values() if cell is None else [self.samples[cell]]
+        means = np.exp(np.mean([np.log(s) for s in some], axis=0))
+        low, high = np.quantile(means, (0.025, 0.975))
+        return float(low), float(high)
+
+
+def errors(record: Record, nfe: int, label: str) -> Any:
+    entry = record["cells"].get(str(nfe), {}).get("plans", {}).get(label)
+    return None if entry is None else np.array(entry["errors"])
+
+
+def report(paths: list[str], rough: list[str]) -> str:
+    """Markdown: what is asked for, what was measured, what each part gains, and how."""
+    records, others = ([json.loads(Path(p).read_text()) for p in some] for some in (paths, rough))
+    parts = []
+    if records:
+        parts += ["## What is asked for", requirements(records)]
+    if others:
+        parts += ["## Rough in time", roughness(others)]
+    for record in [*records, *others]:
+        name = record["conditions"]["model"]
+        parts += [f"## {name}: error to the converged ODE", cells(record)]
+        parts += [gains(record, nfe) for nfe in record["split"]]
+        parts += [conditions(record)]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def between(low: float, high: float) -> str:
+    return f"{low:.3g} to {high:.3g}"
+
+
+def requirements(records: list[Record]) -> str:
+    rows = []
+    for asked in ASKED:
+        ratio, middle = (Ratio(records, asked, of) for of in (rmse, median))
+        at = ", ".join(map(str, asked.at))
+        limits = f"{asked.must:g} ({asked.aim:g})"
+        if not ratio.cells:
+            rows.append([asked.title(), at, limits, "not measured", "", "", ""])
+            continue
+        verdict = "aim" if ratio.mean <= asked.aim else "yes" if ratio.mean <= asked.must else "NO"
+        if ratio.missing:
+            verdict += f"; without {', '.join(ratio.missing)}"
+        each = ", ".join(f"{name} {nfe}: {r:.2f}" for (name, nfe), r in ratio.cells.items())
+        mean = f"**{ratio.mean:.3f}** ({between(*ratio.interval())})"
+        rows.append([asked.title(), at, limits, mean, f"{middle.mean:.3f}", verdict, each])
+    head = ["ratio", "evaluations", "must (aim)", "of RMSE (95 %)", "of medians", "met", "each"]
+    note = (
+        "Geometric means over models and evaluations of the model; 95 % intervals by paired "
+        "bootstrap over noises. The rival's best shift and grid are chosen on the test noises."
+    )
+    return f"{table(head, rows)}\n\n{note}"
+
+
+def roughness(records: list[Record]) -> str:
+    """The plan that `tune` returns against the best scheduler."""
+    rows = []
+    for record in records:
+        counts = [int(n) for n, c in record["cells"].items() if FITTED in c["plans"]]
+        label = REFINED if all(errors(record, n, REFINED) is not None for n in counts) else FITTED
+        ratio = Ratio([record], Asked(label, "scheduler", tuple(counts), 1.0, 1.0), rmse)
+        worst = max(ratio.cells.values())
+        met = "yes" if ratio.mean <= ROUGH_MEAN and worst <= ROUGH_WORST else "NO"
+        each = (f"{c[1]}: {r:.2f} ({between(*ratio.interval(c))})" for c, r in ratio.cells.items())
+        mean = f"**{ratio.mean:.3f}** ({between(*ratio.interval())})"
+        change = f"{record['roughness']:.2f}"
+        name = record["conditions"]["model"]
+        rows.append([name, change, mean, f"{worst:.3f}", met, ", ".join(each)])
+    head = ["model", "velocity change over the last 2 % of time"]
+    head += [f"plan / scheduler, at most {ROUGH_MEAN:g}", f"worst, at most {ROUGH_WORST}"]
+    return table([*head, "met", "each"], rows)
+
+
+def cells(record: Record) -> str:
+    counts = sorted(record["cells"], key=int)
+    labels = list(dict.fromkeys(k for n in counts for k in record["cells"][n]["plans"]))
+    rows = []
+    for label in labels:
+        row = [label]
+        for n in counts:
+            entry = record["cells"][n]["plans"].get(label)
+            row.append("" if entry is None else told(entry))
+        rows.append(row)
+    return table(["evaluations", *counts], rows)
+
+
+def told(entry: Record) -> str:
+    chosen = f"<br>{entry['chosen']}" if "chosen" in entry else ""
+    extra = f"<br>+ {entry['nfe']['refiner']} refiner" if entry["nfe"]["refiner"] else ""
+    low, high = entry["rmse_95"]
+    return (
+        f"{entry['rmse']:.4f} ({low:.4f} to {high:.4f})<br>median {entry['median']:.4f}"
+        f"{chosen}{extra}"
+    )
+
+
+def gains(record: Record, nfe: str) -> str:
+    """What each part gains, the step over the one before with a paired interval."""
+    name, n = record["conditions"]["model"], record["conditions"]["noises"]
+    draw = np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
+    rows, before = [], None
+    for part, entry in record["split"][nfe].items():
+        here, over = np.array(entry["errors"]), ""
+        if before is not None:
+            some = rmse(here[draw]) / rmse(before[draw])
+            low, high = np.quantile(some, (0.025, 0.975))
+            over = f"{rmse(here) / rmse(before):.3f} ({between(low, high)})"
+        calls = f"{entry['nfe']['model']} + {entry['nfe']['refiner']}"
+        rows.append([part, calls, f"{entry['rmse']:.4f}", f"{entry['median']:.4f}", over])
+        before = here
+    head = ["with", "evaluations", "RMSE", "median", "over the line above (95 %)"]
+    return f"### What each part gains: {name}, {nfe} evaluations\n\n{table(head, rows)}"
+
+
+def conditions(record: Record) -> str:
+    c, r = record["conditions"], record["reference"]
+    versions = ", ".join(f"{k} {v}" for k, v in c["versions"].items())
+    return (
+        f"Weights {c['fingerprint']}, guidance {c['guidance']:g}, {c['noises']} noises of seeds "
+        f"{c['seeds']} used for nothing else, {c['dtype']}, {c['threads']} threads, {versions}. "
+        f"Converged: {c['reference']}, {r['rmse']:.1e} from {r['against']} on {r['noises']} "
+        "noises. The error of a picture is the root mean square over the numbers of its state, "
+        "RMSE that over pictures, with 95 % bootstrap intervals. Over the last 2 % of time the "
+        f"velocity changes by {record['roughness']:.2f} of itself."
+    )

@@ -1,0 +1,121 @@
+"""What a refiner call costs, as a share of a guided evaluation of its model.
+
+    python benchmarks/refiner_cost.py --model emoji --refiner runs/refiner \\
+        --out benchmarks/records/refiner-cost-emoji.json
+
+Both are timed in turns in one run, both eager, then both compiled, at batch 1 and 8. Without
+``--refiner`` an untrained one of the same shape is taken, which costs the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from trial import versions
+
+import flowturbo as ft
+from flowturbo.files import replacing
+from flowturbo.refiner import VelocityRefiner
+
+MUST = {1: 0.10, 8: 0.06}
+
+
+def calls(model: Any, refiner: Any, batch: int, guidance: float) -> list[Callable[[], Any]]:
+    """A guided evaluation and a refiner call on the same ``batch`` pictures."""
+    generator = torch.Generator().manual_seed(0)
+    x, a, b = (torch.randn(batch, *model.shape, generator=generator) for _ in range(3))
+    cond = model.random_condition(batch, generator)
+    t, guided = torch.tensor(0.5), ft.Guidance(model, guidance)
+    return [
+        lambda: guided(x, t, cond),
+        lambda: refiner(x, t, cond, [(0.2, b), (0.4, a)], guidance=guidance),
+    ]
+
+
+def timed(pair: list[Callable[[], Any]], seconds: float) -> Any:
+    """Seconds of each, (turns, 2), in turns for about so long."""
+    turns: list[list[float]] = []
+    for call in pair * 3:
+        call()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(turns) < 20:
+        turn = []
+        for call in pair:
+            start = time.perf_counter()
+            call()
+            turn.append(time.perf_counter() - start)
+        turns.append(turn)
+    return np.array(turns)
+
+
+def ratio(turns: Any) -> dict[str, Any]:
+    """Of the medians, with a 95 % bootstrap interval over turns."""
+    rows = np.random.default_rng(0).integers(0, len(turns), (1000, len(turns)))
+    model, refiner = np.median(turns[rows], axis=1).T
+    middle = np.median(turns, axis=0)
+    return {
+        "ratio": round(float(middle[1] / middle[0]), 4),
+        "ratio_95": [round(float(q), 4) for q in np.quantile(refiner / model, (0.025, 0.975))],
+        "milliseconds": [round(1000 * float(m), 3) for m in middle],
+        "turns": len(turns),
+    }
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="digits", help="a bundled name or a folder")
+    parser.add_argument("--refiner", help="a folder with its refiner")
+    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
+    parser.add_argument("--eager", action="store_true", help="nothing compiled")
+    parser.add_argument("--out", "-o", help="the record")
+    options = parser.parse_args()
+    model = ft.load(options.model)
+    refiner = VelocityRefiner.from_model(model, (1.0, 4.0)).eval()
+    if options.refiner:
+        refiner = ft.load_refiner(options.refiner, model)
+    size = lambda network: sum(p.numel() for p in network.parameters())
+    record: dict[str, Any] = {
+        "conditions": {
+            "model": model.name,
+            "fingerprint": model.fingerprint,
+            "refiner": refiner.fingerprint if options.refiner else "untrained",
+            "parameters": {"model": size(model), "refiner": size(refiner)},
+            "guidance": options.guidance,
+            "dtype": "float32",
+            "device": "cpu",
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+        },
+        "results": {},
+    }
+    for mode in ["eager"] if options.eager else ["eager", "compiled"]:
+        for batch in options.batch:
+            pair = calls(model, refiner, batch, options.guidance)
+            if mode == "compiled":
+                torch.compiler.reset()
+                pair = [torch.compile(call, dynamic=False) for call in pair]
+            found = record["results"][f"{mode}, batch {batch}"] = ratio(
+                timed(pair, options.seconds)
+            )
+            must = MUST.get(batch, 0.10)
+            verdict = "yes" if found["ratio"] <= must else "NO"
+            print(f"{mode}, batch {batch}: {found}; at most {must:g}: {verdict}", flush=True)
+    if options.out:
+        with replacing(Path(options.out)) as temporary:
+            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Plans on test noises of a model: the converged ends, and how far from them a plan ends.
+
+Everything computed is kept in a folder as it comes, so that a run that is killed goes on where it
+stopped; a folder of other conditions is refused.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import flowturbo as ft
+from flowturbo.files import replacing
+from flowturbo.fit.journal import Journal
+from flowturbo.fit.reference import cut, error
+from flowturbo.fit.tune import summary
+from flowturbo.path import shifted
+from flowturbo.sampler import prepare_refiner
+
+FIRST = 500_000_000  # seeds from here on are for these noises and used by nothing else
+BATCH = 64
+
+
+def versions() -> dict[str, str]:
+    names = ("torch", "numpy", "diffusers")
+    found = {n: importlib.metadata.version(n) for n in names}
+    return {"flowturbo": ft.__version__, "python": platform.python_version(), **found}
+
+
+class _Known:
+    """A field whose velocity at the start of a batch is known."""
+
+    def __init__(self, field: Any, x: torch.Tensor, v: torch.Tensor) -> None:
+        self.field, self.x, self.v = field, x, v
+
+    def __call__(self, x: torch.Tensor, t: Any, cond: Any) -> torch.Tensor:
+        return self.v if x is self.x and float(t) == 0 else self.field(x, t, cond)
+
+
+class Trial:
+    """The test noises of ``model``, and errors of plans on them."""
+
+    def __init__(
+        self, model: Any, guidance: float, noises: int, reference: str, folder: str | Path
+    ) -> None:
+        self.conditions = {
+            "model": getattr(model, "name", None),
+            "fingerprint": getattr(model, "fingerprint", None),
+            "shape": list(model.shape),
+            "guidance": guidance,
+            "noises": noises,
+            "seeds": f"{FIRST} to {FIRST + noises - 1}",
+            "reference": reference,
+            "dtype": "float32",
+            "device": "cpu",
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+        }
+        fixed = ("model", "fingerprint", "guidance", "noises", "seeds", "reference")
+        self.journal = Journal(folder, {k: self.conditions[k] for k in fixed})
+        self.folder, self.model, self.noises = Path(folder), model, noises
+        self.guided = model if guidance == 1.0 else ft.Guidance(model, guidance)
+        self.x0 = ft.noise.draw(range(FIRST, FIRST + noises), model.shape)
+        self.cond = None
+        if hasattr(model, "random_condition"):
+            self.cond = model.random_condition(noises, torch.Generator().manual_seed(FIRST))
+        self.exact, self.first = self._solved(reference)
+
+    def _solved(self, reference: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The converged ends, and the velocities at the start."""
+        plan, ends = ft.Plan.parse(reference), []
+        for i in range(0, self.noises, BATCH):
+            path, rows = self.folder / f"exact-{i:04d}.pt", slice(i, min(i + BATCH, self.noises))
+            if not path.is_file():
+                x, cond = self.x0[rows], cut(self.cond, rows)
+                with torch.no_grad():
+                    first = self.guided(x, 0.0, cond)
+                end = ft.sample(plan, _Known(self.guided, x, first), x, cond)
+                with replacing(path) as temporary:
+                    torch.save({"end": end, "first": first}, temporary)
+                print(f"{rows.stop} of {self.noises} solved", flush=True)
+            ends.append(torch.load(path, weights_only=True))
+        return torch.cat([e["end"] for e in ends]), torch.cat([e["first"] for e in ends])
+
+    def errors(self, plan: ft.Plan, rows: int | None = None, refiner: Any = None) -> Any:
+        """The error of ``plan`` on each of the first ``rows`` noises."""
+        rows = rows or self.noises
+        whose = getattr(refiner, "fingerprint", None) if plan.nfe["refiner"] else None
+        found: list[float] = self.journal.entries.get(f"errors {plan.digest} {whose}", [])
+        while len(found) < rows:
+            part = slice(len(found), min(rows, len(found) + BATCH))
+            found = [*found, *self._run(plan, part, refiner)]
+            self.journal.write(f"errors {plan.digest} {whose}", found)
+        return np.array(found[:rows])
+
+    def _run(self, plan: ft.Plan, rows: slice, refiner: Any) -> list[float]:
+        x, cond = self.x0[rows], cut(self.cond, rows)
+        if plan.nfe["refiner"]:
+            refiner = prepare_refiner(plan, self.guided, refiner)
+        field = _Known(self.guided, x, self.first[rows])
+        plan = plan.with_info({})  # it would warn that guidance is 1: the field is guided already
+        off = error(ft.sample(plan, field, x, cond, refiner=refiner), self.exact[rows])
+        return [float(f"{e:.5g}") for e in off.tolist()]
+
+    def entry(self, plan: ft.Plan, refiner: Any = None, **about: Any) -> dict[str, Any]:
+        """What a record says of ``plan``."""
+        errors = self.errors(plan, refiner=refiner)
+        if plan.nfe["refiner"]:
+            about["refiner"] = getattr(refiner, "fingerprint", None)
+        rounded = {k: _short(v) for k, v in summary(errors).items()}
+        return {"plan": plan.name, "nfe": plan.nfe, **about, **rounded, "errors": errors.tolist()}
+
+    def reference_error(self, rows: int = 32) -> dict[str, Any]:
+        """The converged ends of the first rows against twice as fine a solution of them."""
+        name, _, shift = self.conditions["reference"].partition("@")
+        solver, _, count = name.partition(":")
+        started = 9 if solver == "AB4RK" else 0  # evaluations more than steps
+        finer = f"{solver}:{2 * (int(count) - started) + started}" + (shift and f"@{shift}")
+        errors = self.errors(ft.Plan.parse(finer), min(rows, self.noises))
+        told = {k: _short(v) for k, v in summary(errors).items()}
+        return {"against": finer, "noises": len(errors), **told}
+
+    def roughness(self, rows: int = 32, last: float = 0.02) -> float:
+        """Relative change of the velocity over the ``last`` of the time, on trajectories."""
+
+        def measure() -> float:
+            x, cond = self.x0[:rows], cut(self.cond, slice(rows))
+            near = ft.Plan.rk4(16, times=shifted(16, 1.0, 0.0, 1 - last))
+            x = ft.sample(near, self.guided, x, cond)
+            end = ft.sample(ft.Plan.rk4(4, times=shifted(4, 1.0, 1 - last)), self.guided, x, cond)
+            with torch.no_grad():
+                before, after = self.guided(x, 1 - last, cond), self.guided(end, 1.0, cond)
+            return float((after - before).norm() / before.norm())
+
+        return self.journal.number("roughness", measure)
+
+
+def _short(value: Any) -> Any:
+    return [_short(v) for v in value] if isinstance(value, list) else float(f"{value:.5g}")

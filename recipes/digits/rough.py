@@ -1,0 +1,82 @@
+"""A `digits` whose velocity is rough in time, to test methods on: not bundled.
+
+    python recipes/digits/rough.py --data mnist.npz --out runs/rough
+
+goes on from the weights of `digits` with times multiplied by 1000 before they are embedded, as many
+networks do, so that the network sees frequencies it has to learn not to follow, and is stopped
+before it has: some 6 minutes on two CPU cores. It goes on where it was interrupted, and prints the
+relative change of the guided velocity over the last 2 % of time (bundled `digits` beside it). Then
+
+    python benchmarks/method.py --model runs/rough --out benchmarks/records/method-rough.json
+
+measures on it what it measures on others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import flowturbo as ft
+from flowturbo.models.sit import TimestepEmbedder
+from flowturbo.train import TrainConfig, load_data
+from flowturbo.train.loop import FlowMatching, run
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+from trial import Trial
+
+TRAINING = TrainConfig(
+    steps=400, batch=128, lr=5e-4, warmup=50, tail=0.5, ema=0.98, save_every=50, preview_every=400,
+)  # fmt: skip
+NOISES, GUIDANCE = 32, 2.0
+
+
+def change(model: ft.Model) -> float:
+    """The relative change of the guided velocity over the last 2 % of time."""
+    with tempfile.TemporaryDirectory() as folder:
+        return Trial(model, GUIDANCE, NOISES, "E1", folder).roughness()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", required=True, help="mnist.npz: images (N, 28, 28), labels (N,)")
+    parser.add_argument("--out", default="runs/rough")
+    parser.add_argument("--scale", type=float, default=1000.0, help="what times are multiplied by")
+    parser.add_argument("--steps", type=int, default=TRAINING.steps)
+    parser.add_argument("--batch", type=int, default=TRAINING.batch)
+    options = parser.parse_args()
+    base, out = ft.load("digits"), Path(options.out)
+    architecture = replace(base.network.config, time_scale=options.scale)
+    config = replace(TRAINING, steps=options.steps, batch=options.batch)
+    data = load_data(options.data, architecture.size)
+    card = {
+        "name": "rough digits",
+        "description": "Digits by a network that is rough in time on purpose.",
+        "recipe": "recipes/digits/rough.py",
+        **{key: base.card[key] for key in ("data", "defaults")},
+    }
+    objective = FlowMatching(architecture, data, out, config, card)
+    fresh = TimestepEmbedder(architecture.width).state_dict()
+    embedder = {f"t_embedder.{key}": p for key, p in fresh.items()}
+    objective.network.load_state_dict({**base.network.state_dict(), **embedder})
+    made = {
+        "architecture": architecture.to_dict(),
+        "training": asdict(config),
+        "from": {"fingerprint": base.fingerprint},
+    }
+    report = lambda step, loss: print(f"step {step:6d}  loss {loss:.4f}", flush=True)
+    run(objective, out, config, made, report)
+    rough = ft.load(out)
+    found = {"rough": change(rough), "digits": change(base)}
+    (out / "rough.json").write_text(json.dumps(found) + "\n")
+    print(f"velocity change over the last 2 % of time: {found}")
+
+
+if __name__ == "__main__":
+    main()

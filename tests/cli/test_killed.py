@@ -1,0 +1,85 @@
+"""`train-refiner` and `tune`, killed at any moment and repeated, end as if they had not been."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from flowturbo.models.checkpoint import save_folder
+from flowturbo.models.sit import SiT, SiTConfig
+
+SCRIPT = """
+import json, os, signal, sys, time
+import torch, accelerate, matplotlib.figure
+from flowturbo.cli import main
+
+torch.set_num_threads(1)
+once, again = (json.loads(text) for text in sys.argv[1:])
+
+def start(command):
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            main(command)
+        except SystemExit as e:
+            code = e.code or 0
+        finally:
+            os._exit(code)
+    return child
+
+begin = time.perf_counter()
+assert os.waitpid(start(once), 0)[1] == 0
+whole, killed = time.perf_counter() - begin, 0
+for share in (0.05, 0.15, 0.3, 0.5, 0.7, 0.9):
+    child = start(again)
+    time.sleep(share * whole)
+    os.kill(child, signal.SIGKILL)
+    killed += os.waitpid(child, 0)[1] == signal.SIGKILL
+assert os.waitpid(start(again), 0)[1] == 0
+print("killed", killed)
+"""
+
+
+def run_twice(once: list[str], again: list[str]) -> int:
+    """Run ``once`` undisturbed, and ``again`` killed and repeated; how often it was killed."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(once), json.dumps(again)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return int(done.stdout.splitlines()[-1].removeprefix("killed "))
+
+
+@pytest.mark.slow
+def test_killed_and_repeated_is_uninterrupted(tmp_path):
+    torch.manual_seed(0)
+    config = SiTConfig(size=4, channels=1, patch=2, width=16, depth=2, heads=2, classes=2)
+    network = SiT(config)
+    for p in network.parameters():
+        if p.requires_grad:
+            torch.nn.init.normal_(p, std=0.2)
+    model, one, two = (tmp_path / name for name in ("model", "one", "two"))
+    condition = {"kind": "class", "labels": ["0", "1"]}
+    save_folder(model, network, {"condition": condition})
+    shared = ["-m", str(model), "--guidance", "2", "--device", "cpu"]
+
+    few = ["--trajectories", "80", "--iterations", "200", "--save-every", "20", "--plan", "MMRM"]
+    train = lambda out: ["train-refiner", *shared, *few, "-o", str(out)]
+    assert run_twice(train(one), train(two)) > 1
+    for name in ("refiner.safetensors", "refiner.json", "refiner-run/refiner.safetensors"):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+
+    few = ["--trajectories", "16", "--nfe", "4", "--refiner", str(one)]
+    tune = lambda out: [
+        "tune", *shared, *few, "-o", str(out / "plan.json"), "--folder", str(out / "search")
+    ]  # fmt: skip
+    assert run_twice(tune(one), tune(two)) > 1
+    assert (one / "plan.json").read_bytes() == (two / "plan.json").read_bytes()

@@ -16,7 +16,8 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 WITH_CODE = [page for page in PAGES if BLOCK.search(page.read_text("utf-8"))]
 ENVIRONMENT = "python3.11 -m venv .venv && .venv/bin/pip install -c constraints.txt "
 FIRST = (
-    ENVIRONMENT + ". && .venv/bin/flowturbo generate --model digits 7 -n 8 --seed 0 -o sevens.png"
+    ENVIRONMENT
+    + '. && .venv/bin/flowturbo generate "red apple" --style noto -n 8 --seed 0 -o apple.png'
 )
 TESTS = ENVIRONMENT + "-e '.[dev]' && .venv/bin/python -m pytest"
 

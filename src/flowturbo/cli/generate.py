@@ -73,7 +73,7 @@ def run(
 ) -> None:
     """Draw pictures.
 
-    Example: flowturbo generate --model digits 7 -n 8 --seed 0 -o sevens.png
+    Example: flowturbo generate "red apple" --style noto -n 8 --seed 0 -o apple.png
     """
     for name, value, least in (("-n", n, 1), ("--batch", batch, 1), ("--scale", scale, 0)):
         if value < least:

@@ -18,7 +18,7 @@ __all__ = [
     "resolve_guidance",
 ]
 
-DEFAULT_MODEL = "digits"
+DEFAULT_MODEL = "emoji"
 
 ModelName = Annotated[
     str, typer.Option("--model", "-m", help="A bundled name, a folder, or hf:owner/repo.")

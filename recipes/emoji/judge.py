@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from classifiers import Names, Styles, distort, roughen
 from data import install
-from drawn import Model, Real, Source, draw, pairs_to_draw, to_images, to_pictures
+from drawn import FIRST_SEED, Model, Real, Source, draw, pairs_to_draw, to_images, to_pictures
 from measure import confusion, frechet, memory, share, top
 from names import OTHERS
 from others import other_pictures
@@ -98,8 +98,13 @@ def train_styles(real: Pictures) -> tuple[Styles, dict[str, Any]]:
 
 def judge(real: Pictures, source: Source, out: Path, others: Path | None) -> dict[str, Any]:
     """All that is measured of what ``source`` draws."""
-    made: dict[str, Any] = {"conditions": source.conditions}
-    made["conditions"] |= {"torch": torch.__version__, "flowturbo": __version__}
+    conditions = {
+        "first seeds": FIRST_SEED,
+        "packages": {p: v["version"] for p, v in real.about["packages"].items()} | OTHERS,
+        "torch": torch.__version__,
+        "flowturbo": __version__,
+    }
+    made: dict[str, Any] = {"conditions": source.conditions | conditions}
     names, made["classifier of names"] = train_names(real, others)
     styles, made["classifier of styles"] = train_styles(real)
     todo = pairs_to_draw(real.about, real.names, real.trained)

@@ -130,6 +130,7 @@ def data(recipe, tmp_path_factory) -> Path:
         "concepts": [{"name": n, "others": [], "emoji": ""} for n in names],
         "styles": list(recipe.names.STYLES),
         "held": [[i, i % 4] for i in range(30)],
+        "packages": {"made here": {"version": "1"}},
     }
     (folder / "emoji.json").write_text(json.dumps(about))
     return folder

@@ -152,7 +152,7 @@ def test_a_killed_search_goes_on_and_ends_the_same(tmp_path):
     again = ft.tune(calls, nfe=4, noise=noises(64), folder=tmp_path / "b")
     assert again == whole
     assert calls.calls < 20  # the test part only
-    with pytest.raises(ValueError, match="guidance=1.0 there, 2.0 now"):
+    with pytest.raises(ValueError, match=r"guidance=1.0 there, 2.0 now"):
         ft.tune(mixture, nfe=4, guidance=2.0, noise=noises(64), folder=tmp_path / "b")
 
 

@@ -33,7 +33,7 @@ def run(
         str | None, typer.Option("--refiner", help="A folder or bundled name with a refiner.")
     ] = None,
     trajectories: Annotated[
-        int, typer.Option("--trajectories", help="To fit on; four times more to choose and test.")
+        int, typer.Option("--trajectories", help="To fit on; more to choose and test.")
     ] = 64,
     backward: Annotated[bool, typer.Option("--backward", help="From data to noise.")] = False,
     search: Annotated[bool, typer.Option(help="Search the times, not weights alone.")] = True,

@@ -64,7 +64,8 @@ def polish(
         field: the velocity field.
         reference: the trajectories to fit on.
         refiner: for refiner evaluations.
-        iterations: Gauss-Newton steps, each about K^2 * history / 2 evaluations of the N rows.
+        iterations: Gauss-Newton steps at the most, each about K^2 * history / 2 evaluations of
+            the N rows.
         history: how many of the last velocities of a row may change weight.
         move_times: also move the times told to the evaluators, but for the first.
         report: called with (iteration, score) after each.
@@ -96,7 +97,7 @@ def polish(
             break
         if report:
             report(i, lowest)
-        if gain < 0.01:
+        if gain < 0.1:  # what is left fits the trajectories more than the field
             break
     return best
 

@@ -36,7 +36,7 @@ STEPS = 48  # of the reference grid
 SHIFTS = (1.0, 1.3, 1.6, 2.0, 2.5, 3.2)
 NEAR = 1.6  # where the search over them begins
 LEAST = 32  # trajectories without which nothing is fitted
-FIRST_ROWS = 32  # of the choosing part, to sort plain solvers on
+FIRST_ROWS = 16  # of the choosing part, to sort plain solvers on
 Report = Callable[[str], None]
 
 
@@ -66,7 +66,8 @@ def tune(
         refiner: considered between the model's evaluations; left out where it does not help.
         guidance: scale, or (lowest, highest) of a range the plan is to serve; by default the one on
             the model's card, and 1 for other fields.
-        trajectories: to fit on; twice as many each to choose on and to tell errors from.
+        trajectories: to fit on; twice as many each to choose on and to tell errors from (as many
+            each without a search).
         noise: the noises to use instead, (N, ...): half to fit on, a quarter each for the rest.
         cond: the conditions of ``noise``; drawn at random for a model with a card.
         seed: of the noises, conditions and scales drawn.
@@ -90,11 +91,12 @@ def tune(
     if guidance is None:
         guidance = float(getattr(model, "defaults", {}).get("guidance", 1.0))
     say = report or (lambda line: None)
-    x0, cond, scale, cuts = _draw(model, trajectories, noise, cond, guidance, seed)
+    parts = (trajectories, 2 * trajectories if search else trajectories)
+    x0, cond, scale, cuts = _draw(model, parts, noise, cond, guidance, seed)
     journal = Journal(
         folder,
         {
-            "guidance": guidance, "seed": seed, "trajectories": trajectories,
+            "guidance": guidance, "seed": seed, "trajectories": list(parts),
             "direction": direction, "model": getattr(model, "fingerprint", None),
             "noise": noises.digest(x0),
         },
@@ -138,7 +140,7 @@ def tune(
 
 def _draw(
     model: Any,
-    trajectories: int,
+    parts: tuple[int, int],
     noise: Tensor | None,
     cond: Any,
     guidance: float | tuple[float, float],
@@ -153,10 +155,11 @@ def _draw(
     else:
         if not hasattr(model, "shape"):
             raise ValueError("noise=None: a field without a shape needs noise=... of its own")
-        if trajectories < 1:
-            raise ValueError(f"trajectories={trajectories}: must be at least 1")
-        n = 5 * trajectories
-        cuts = [0, trajectories, 3 * trajectories, n]
+        fit, rest = parts
+        if fit < 1:
+            raise ValueError(f"trajectories={fit}: must be at least 1")
+        n = fit + 2 * rest
+        cuts = [0, fit, fit + rest, n]
         first = 1_000_000_000 * (seed + 1)  # far from the seeds that pictures are drawn with
         noise = noises.draw(range(first, first + n), model.shape, device=_device(model))
     generator = torch.Generator().manual_seed(seed)

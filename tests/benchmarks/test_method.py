@@ -1,0 +1,72 @@
+"""The benchmark of the method: its ratios, its rivals, and a whole run on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import ratios  # noqa: E402
+import rivals  # noqa: E402
+
+
+def record(model: str, cells: dict[int, dict[str, list[float]]]) -> dict:
+    n = len(next(iter(next(iter(cells.values())).values())))
+    told = {str(k): {"plans": {p: {"errors": e} for p, e in c.items()}} for k, c in cells.items()}
+    return {"conditions": {"model": model, "noises": n}, "cells": told}
+
+
+def test_ratios_are_paired_and_means_geometric():
+    errors = np.random.default_rng(0).gamma(2.0, size=64)
+    one = record("a", {4: {"x": list(0.5 * errors), "y": list(errors)}})
+    two = record("b", {4: {"x": list(2.0 * errors), "y": list(errors)}})
+    asked = ratios.Asked("x", "y", (4, 5), 1.0, 1.0)
+    for of in (ratios.rmse, ratios.median):
+        ratio = ratios.Ratio([one, two], asked, of)
+        assert ratio.cells == pytest.approx({("a", 4): 0.5, ("b", 4): 2.0})
+        assert ratio.mean == pytest.approx(1.0)
+        assert ratio.interval() == pytest.approx((1.0, 1.0))  # of the same rows: no spread
+        assert ratio.missing == ["a 5", "b 5"]
+
+
+@pytest.mark.parametrize("nfe", [4, 5])
+def test_rivals_take_as_many_evaluations_at_the_most(nfe):
+    pytest.importorskip("diffusers")
+    plans = rivals.rivals(nfe, (1.0, 2.0))
+    assert len(plans) == 2 * 14
+    assert {p.nfe["model"] for p in plans.values()} <= {nfe, nfe - 1}
+    for name, plan in plans.items():
+        assert plan.times[-1] == 1 or name.startswith("DEIS")
+
+
+@pytest.mark.slow
+def test_a_whole_run_goes_on_and_makes_a_table(tmp_path, tiny):
+    from flowturbo.models.checkpoint import save_folder
+
+    save_folder(tmp_path / "m", tiny, {"condition": {"kind": "class", "labels": list("abcde")}})
+    out, script = tmp_path / "r.json", str(ROOT / "benchmarks" / "method.py")
+
+    def run(*options: str) -> str:
+        command = [sys.executable, script, *options, "--out", str(out)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    few = ["--model", str(tmp_path / "m"), "--noises", "8", "--trajectories", "12"]
+    few += ["--folder", str(tmp_path / "work"), "--reference", "AB4RK:41@0.5", "--nfe", "4"]
+    run(*few)
+    first = json.loads(out.read_text())
+    run(*few)
+    assert json.loads(out.read_text()) == first
+    run(*few, "--split")
+    found = json.loads(out.read_text())
+    assert found["cells"] == first["cells"]
+    assert len(found["split"]["4"]) == 5
+    table = ratios.report([str(out)], [str(out)])
+    assert "| fitted / scheduler | 4, 5, 6, 8, 10 | 0.8 (0.5) |" in table

@@ -419,6 +419,13 @@ def test_a_plan_with_a_refiner_needs_enable():
     cell = CELLS["SD3"]
     with pytest.raises(ValueError, match="call enable"):
         cell.call(cell.build(FlowTurboScheduler(plan=REFINED)), len(REFINED))
+    _, pipe = own_sd3()
+    enable(pipe, plan=REFINED, refiner=Probe())
+    kept = copy.deepcopy(pipe.scheduler)
+    disable(pipe)
+    pipe.scheduler = kept
+    with pytest.raises(ValueError, match="call enable"):
+        cell.call(pipe, len(REFINED))
 
 
 def test_unknown_families_are_refused_with_how_to_add_one():

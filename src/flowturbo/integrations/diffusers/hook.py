@@ -25,14 +25,25 @@ __all__ = ["Link", "RefinerHook", "install", "remove"]
 NAME = "flowturbo"
 
 
-class Link(threading.local):
-    """Between a hook and the copies of a scheduler; each thread sees its own."""
+class Link:
+    """Between a hook and the copies of a scheduler.
 
-    scheduler: Any = None
-    sides: tuple[Any, tuple[int, int]] = (None, (0, 0))  # read once a run: it waits for the device
+    Attributes:
+        installed: whether the hook is on its network.
+        here: what differs between threads: ``scheduler``, at work in this one, and ``sides``.
+    """
+
+    def __init__(self) -> None:
+        self.installed = True
+        self.here = _Here()
 
     def __deepcopy__(self, memo: Any) -> Link:
         return self
+
+
+class _Here(threading.local):
+    scheduler: Any = None
+    sides: tuple[Any, tuple[int, int]] = (None, (0, 0))  # read once a run: it waits for the device
 
 
 class RefinerHook(ModelHook):  # type: ignore[misc]
@@ -50,16 +61,17 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
         self.refiner, self.module, self.family, self.link = refiner, module, family, link
         self.first = False  # whether there was no registry of hooks before
 
-    @torch.compiler.disable(recursive=False)
+    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
     def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
         """What ``module.forward`` returns, or the refiner's answer in the same form."""
-        scheduler = self.link.scheduler
+        scheduler = self.link.here.scheduler
         shown = None if scheduler is None else scheduler.shown()
         if shown is None:
             return self.fn_ref.original_forward(*args, **kwargs)
         state = args[0] if args else kwargs[self.family.state]
         if scheduler.answer is None:  # else another branch of guidance was here before
-            scheduler.answer = self._predict(state, *shown, kwargs)
+            t, history = shown
+            scheduler.answer = self._predict(state, t, history, kwargs)
         sign = scheduler.config.sign * (-1 if self.family.negated else 1)
         out = self._like(state, sign * scheduler.answer, module)
         return (out,) if kwargs.get("return_dict") is False else NetworkOutput(sample=out)
@@ -81,10 +93,10 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
 
     def _sides(self, arguments: Any, tokens: int) -> tuple[int, int]:
         key = arguments.get("img_ids")
-        if key is None or self.link.sides[0] is not key:
+        if key is None or self.link.here.sides[0] is not key:
             assert self.family.sides is not None
-            self.link.sides = (key, self.family.sides(arguments, tokens))
-        return self.link.sides[1]
+            self.link.here.sides = (key, self.family.sides(arguments, tokens))
+        return self.link.here.sides[1]
 
     def _like(self, state: Any, v: Tensor, network: Any) -> Any:
         """``v`` as the network would put it out, shown ``state``."""
@@ -106,9 +118,10 @@ def remove(network: nn.Module) -> None:
     """Take the hook off, and what it left behind."""
     with _beneath_offloading(network):
         registry = HookRegistry.check_if_exists_or_initialize(network)
-        first = registry.get_hook(NAME).first
+        hook = registry.get_hook(NAME)
+        hook.link.installed = False
         registry.remove_hook(NAME, recurse=False)
-        if first and not registry.hooks:
+        if hook.first and not registry.hooks:
             del network._diffusers_hook
         if getattr(vars(network).get("forward"), "__func__", None) is type(network).forward:
             del network.forward

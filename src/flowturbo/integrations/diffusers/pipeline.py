@@ -69,8 +69,8 @@ def enable(
             "pipeline calls it: enable(..., family=Family(...)), see "
             "flowturbo.integrations.diffusers.families"
         )
-    given = {} if plan is None else {"plan": plan}
-    scheduler = FlowTurboScheduler.from_config(pipe.scheduler.config, **given)
+    config = dict(pipe.scheduler.config) | ({} if plan is None else {"plan": plan})
+    scheduler = FlowTurboScheduler.from_config(config)
     prepared = _prepare(plan_of(scheduler.config.plan), refiner, guidance)
     if prepared is not None:
         scheduler.link = Link()

@@ -177,7 +177,8 @@ class FlowTurboScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             plan = self._of_pipeline(count, given, mu)
         else:
             plan = self._given
-            check_given(plan, count, timesteps, self.link is not None)
+            refined = self.link is not None and self.link.installed
+            check_given(plan, count, timesteps, refined)
         self.plan, self.num_inference_steps = plan, len(plan)
         told = (1 - plan.told) * self.config.num_train_timesteps
         self.timesteps = torch.tensor(told, dtype=torch.float32, device=device)
@@ -224,7 +225,8 @@ class FlowTurboScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return self._step_index
 
     def _restart(self, begin: int | None) -> None:
-        self._begin_index, self._step_index = begin, None
+        self._begin_index = begin
+        self._step_index: int | None = None
         self._velocities: dict[int, Tensor] = {}
         self._running: Plan | None = None
         self._rows: dict[int, int] = {}
@@ -235,7 +237,7 @@ class FlowTurboScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _announce(self) -> None:
         """Tell the hook that this is the scheduler at work in this thread."""
         if self.link is not None:
-            self.link.scheduler = self
+            self.link.here.scheduler = self
 
     def _start(self, index: int) -> None:
         if self.plan is None:
@@ -253,7 +255,7 @@ class FlowTurboScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if isinstance(timestep, Tensor):
             own, other = (t.untyped_storage().data_ptr() for t in (self.timesteps, timestep))
             if own == other:  # as loops over them have it: no wait for the device
-                return timestep.storage_offset()
+                return int(timestep.storage_offset())
             timestep = timestep.to(self.timesteps)
         found = (self.timesteps == timestep).nonzero().flatten().tolist()
         if len(found) != 1:

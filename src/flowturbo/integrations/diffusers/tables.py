@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,7 @@ def on_grid(solver: str, times: Times, told: Times | None = None) -> Plan:
     plan = Plan.parse(f"E{count}" if solver == "E" else f"{solver}:{count}", times=times)
     if told is None or np.array_equal(told, plan.told):
         return plan
-    columns = {"times": plan.times, "evaluators": plan.evaluators, "weights": plan.weights}
-    return Plan(**columns, told=told, name=plan.name, info=plan.info)
+    return replace(plan, told=told)
 
 
 def check_given(plan: Plan, count: int, timesteps: Any, refined: bool) -> None:

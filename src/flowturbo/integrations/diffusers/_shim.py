@@ -9,7 +9,7 @@ try:
     from diffusers.schedulers.scheduling_utils import SchedulerOutput
 except ImportError as error:
     raise ImportError(
-        f"{error}: pipelines need diffusers 0.35 or later; pip install 'flowturbo[diffusers]'"
+        f"{error}: pipelines need diffusers 0.40 or later; pip install 'flowturbo[diffusers]'"
     ) from error
 
 __all__ = [

@@ -25,7 +25,7 @@ from flowturbo.field import Field, Guidance
 from flowturbo.path import predicted_data
 from flowturbo.plan import Plan
 
-__all__ = ["Callback", "Refiner", "Step", "prepare_refiner", "sample"]
+__all__ = ["Callback", "History", "Refiner", "Step", "advance", "prepare_refiner", "sample"]
 
 History = Sequence[tuple[float, Tensor]]
 
@@ -212,15 +212,28 @@ def _run(
             v = refiner(x, t, cond, [(float(plan.told[j]), velocities[j]) for j in seen])  # type: ignore[misc]
         velocities[k] = v = _like(v, x, evaluator)
         x1 = predicted_data(x, v, float(plan.times[k])) if callback else x
-        for j, w in enumerate(plan.weights[k].tolist()):
-            if w != 0.0:
-                x = torch.add(x, velocities[j], alpha=w)
-        for j in plan.released[k]:
-            del velocities[j]
+        x = advance(plan, k, x, velocities)
         if callback:
             edited = callback(Step(k, len(plan), float(plan.times[k + 1]), x, v, x1, evaluator))
             if edited is not None:
                 x = _like(edited, x, "callback")
+    return x
+
+
+def advance(plan: Plan, k: int, x: Tensor, velocities: dict[int, Tensor]) -> Tensor:
+    """``x`` moved by row ``k`` of ``plan``; velocities that no later row uses are dropped.
+
+    Args:
+        plan: the table.
+        k: the row.
+        x: the state before it, (B, ...).
+        velocities: by row, each like ``x``; the row's own is among them.
+    """
+    for j, w in enumerate(plan.weights[k].tolist()):
+        if w != 0.0:
+            x = torch.add(x, velocities[j], alpha=w)
+    for j in plan.released[k]:
+        del velocities[j]
     return x
 
 

@@ -1,0 +1,22 @@
+"""All that this library takes from diffusers, and the one place that minds its versions."""
+
+from __future__ import annotations
+
+try:
+    from diffusers import ConfigMixin, SchedulerMixin
+    from diffusers.hooks import HookRegistry, ModelHook
+    from diffusers.models.modeling_outputs import Transformer2DModelOutput as NetworkOutput
+    from diffusers.schedulers.scheduling_utils import SchedulerOutput
+except ImportError as error:
+    raise ImportError(
+        f"{error}: pipelines need diffusers 0.40 or later; pip install 'flowturbo[diffusers]'"
+    ) from error
+
+__all__ = [
+    "ConfigMixin",
+    "HookRegistry",
+    "ModelHook",
+    "NetworkOutput",
+    "SchedulerMixin",
+    "SchedulerOutput",
+]

@@ -1,0 +1,88 @@
+"""What a hook must know of each family of pipelines, by the class of its network.
+
+The hook answers in place of the network, so it must know what goes in and out of one: the sign, how
+latents are packed to tokens, lists for batches. How time is scaled for the network does not matter
+to it, for the scheduler knows the time of each row. Nor does guidance, in one batch or one call
+after another: all branches get the same answer ``v``, and ``v + w*(v - v) = v``.
+
+A family of your own is one more entry, ``FAMILIES["MyTransformer2DModel"] = Family(name="Mine")``,
+or ``enable(..., family=Family(name="Mine"))``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["FAMILIES", "Family", "pack", "unpack"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """How the networks of a family are called by their pipelines.
+
+    Attributes:
+        name: for people.
+        state: the name of the network's first argument, the state.
+        negated: whether the pipeline turns the sign of what the network puts out.
+        listed: whether states go in and out as lists of (C, 1, H, W).
+        sides: if states are packed 2x2 to tokens (B, h*w, 4*C): a function that reads ``(h, w)``
+            from the network's arguments by name and the number of tokens.
+        blocks: classes of the blocks that repeat, for ``compile_repeated_blocks`` where diffusers
+            does not know them.
+    """
+
+    name: str
+    state: str = "hidden_states"
+    negated: bool = False
+    listed: bool = False
+    sides: Callable[[Mapping[str, Any], int], tuple[int, int]] | None = None
+    blocks: tuple[str, ...] = ()
+
+
+def unpack(tokens: Tensor, sides: tuple[int, int]) -> Tensor:
+    """States (B, C, 2*h, 2*w) from tokens (B, h*w, 4*C), as FLUX packs them."""
+    h, w = sides
+    x = tokens.reshape(len(tokens), h, w, -1, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return x.reshape(len(tokens), -1, 2 * h, 2 * w)
+
+
+def pack(x: Tensor) -> Tensor:
+    """Tokens (B, h*w, 4*C) from states (B, C, 2*h, 2*w)."""
+    b, c, height, width = x.shape
+    tokens = x.reshape(b, c, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return tokens.reshape(b, -1, 4 * c)
+
+
+def _flux(arguments: Mapping[str, Any], tokens: int) -> tuple[int, int]:
+    ids = arguments["img_ids"]
+    ids = ids[0] if ids.ndim == 3 else ids
+    last = ids[:tokens].amax(0).tolist()
+    return int(last[1]) + 1, int(last[2]) + 1
+
+
+def _qwen(arguments: Mapping[str, Any], tokens: int) -> tuple[int, int]:
+    shape = arguments["img_shapes"]
+    while isinstance(shape[0], (list, tuple)):
+        shape = shape[0]
+    return int(shape[-2]), int(shape[-1])
+
+
+FAMILIES = {
+    "SD3Transformer2DModel": Family(name="SD3", blocks=("JointTransformerBlock",)),
+    "FluxTransformer2DModel": Family(name="FLUX.1", sides=_flux),
+    "Lumina2Transformer2DModel": Family(
+        name="Lumina2", negated=True, blocks=("Lumina2TransformerBlock",)
+    ),
+    "SanaTransformer2DModel": Family(name="Sana", blocks=("SanaTransformerBlock",)),
+    "QwenImageTransformer2DModel": Family(name="Qwen-Image", sides=_qwen),
+    "ZImageTransformer2DModel": Family(name="Z-Image", state="x", negated=True, listed=True),
+    "AuraFlowTransformer2DModel": Family(
+        name="AuraFlow",
+        blocks=("AuraFlowJointTransformerBlock", "AuraFlowSingleTransformerBlock"),
+    ),
+    "UNet2DConditionModel": Family(name="velocity U-Net", state="sample"),
+}

@@ -1,0 +1,53 @@
+r"""Noise levels as flow pipelines ask for them.
+
+Without a grid of their own they are ``linspace(1, 1/n, n)``. One shift is applied, once,
+
+.. math:: \sigma' = \frac{f \sigma}{1 + (f - 1) \sigma},
+
+with ``f`` the ``shift`` of the configuration or, where it depends on the picture's size,
+``exp(mu)``, or ``mu`` if the configuration says "linear" (Esser et al. 2024, arXiv 2403.03206, eq.
+23). ``terminal`` then stretches the levels so that the last is that one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from flowturbo.path import Times
+
+__all__ = ["noise_levels", "numbers"]
+
+
+def numbers(name: str, values: Any) -> Times:
+    """A list, array or tensor of numbers as float64 (n,), n at least 1.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    given = values.tolist() if hasattr(values, "tolist") else list(values)
+    array = np.asarray(given, dtype=np.float64)
+    if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
+        raise ValueError(f"{name}={given}: must be a row of finite numbers, at least one")
+    return array
+
+
+def noise_levels(sigmas: Times, factor: float, terminal: float | None) -> Times:
+    """``sigmas`` (n,) shifted by ``factor`` and, with ``terminal``, stretched to end there.
+
+    Raises:
+        ValueError: unless they descend within (0, 1] and ``factor`` is above 0.
+    """
+    if sigmas.max() > 1 or sigmas.min() <= 0 or not (np.diff(sigmas) < 0).all():
+        raise ValueError(
+            f"sigmas={sigmas.tolist()}: must descend within (0, 1], no two equal; the 0 at the end "
+            "is added"
+        )
+    if not (np.isfinite(factor) and factor > 0):
+        raise ValueError(f"a shift by {factor}: must be a finite number above 0 (1 = none)")
+    shifted = factor * sigmas / (1 + (factor - 1) * sigmas)
+    rest = 1 - shifted
+    if terminal and rest[-1] > 0:  # a single level of 1 stays
+        shifted = 1 - rest * (1 - terminal) / rest[-1]
+    return shifted

@@ -1,0 +1,144 @@
+"""A refiner in the place of a pipeline's network, at the timesteps that are the refiner's.
+
+The network of a pipeline is called for every timestep. At a row of the model the hook lets it run;
+at a row of the refiner it answers itself, from the state the network was shown and the velocities
+that the scheduler keeps. It asks the scheduler which row it is: of the scheduler's copies, the one
+that was last at work in this thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowturbo.integrations.diffusers._shim import HookRegistry, ModelHook, NetworkOutput
+from flowturbo.integrations.diffusers.families import Family, pack, unpack
+from flowturbo.sampler import History, Refiner
+
+__all__ = ["Link", "RefinerHook", "install", "remove"]
+
+NAME = "flowturbo"
+
+
+class Link:
+    """Between a hook and the copies of a scheduler.
+
+    Attributes:
+        installed: whether the hook is on its network.
+        here: what differs between threads: ``scheduler``, at work in this one, and ``sides``.
+    """
+
+    def __init__(self) -> None:
+        self.installed = True
+        self.here = _Here()
+
+    def __deepcopy__(self, memo: Any) -> Link:
+        return self
+
+
+class _Here(threading.local):
+    scheduler: Any = None
+    sides: tuple[Any, tuple[int, int]] = (None, (0, 0))  # read once a run: it waits for the device
+
+
+class RefinerHook(ModelHook):  # type: ignore[misc]
+    """Answers for a network of ``family`` at the rows of the refiner.
+
+    Args:
+        refiner: ``(x, t, cond, history) -> v`` on unpacked states (B, C, H, W); ``cond`` is None.
+        module: the network of the refiner, to move it to the state's device; None if it has none.
+        family: how the network is called.
+        link: to the scheduler.
+    """
+
+    def __init__(self, refiner: Refiner, module: Any, family: Family, link: Link) -> None:
+        super().__init__()
+        self.refiner, self.module, self.family, self.link = refiner, module, family, link
+        self.first = False  # whether there was no registry of hooks before
+
+    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
+    def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+        """What ``module.forward`` returns, or the refiner's answer in the same form."""
+        scheduler = self.link.here.scheduler
+        shown = None if scheduler is None else scheduler.shown()
+        if shown is None:
+            return self.fn_ref.original_forward(*args, **kwargs)
+        state = args[0] if args else kwargs[self.family.state]
+        if scheduler.answer is None:  # else another branch of guidance was here before
+            t, history = shown
+            scheduler.answer = self._predict(state, t, history, kwargs)
+        sign = scheduler.config.sign * (-1 if self.family.negated else 1)
+        out = self._like(state, sign * scheduler.answer, module)
+        return (out,) if kwargs.get("return_dict") is False else NetworkOutput(sample=out)
+
+    def _predict(self, state: Any, t: float, history: History, arguments: Any) -> Tensor:
+        """The velocity, in our sign, packed as the scheduler has it."""
+        like = history[-1][1]
+        x = torch.stack(list(state)).squeeze(2) if self.family.listed else state
+        # more images are branches of guidance, more channels or tokens a mask or other pictures
+        x = x[tuple(slice(n) for n in like.shape)].to(like.dtype)
+        first = next(iter(self.module.parameters()), None) if self.module is not None else None
+        if first is not None and first.device != x.device:  # as offloading moves the network
+            self.module.to(x.device)
+        if self.family.sides is None:
+            return self.refiner(x, t, None, history).to(like.dtype)
+        sides = self._sides(arguments, x.shape[1])
+        unpacked = [(time, unpack(v, sides)) for time, v in history]
+        return pack(self.refiner(unpack(x, sides), t, None, unpacked)).to(like.dtype)
+
+    def _sides(self, arguments: Any, tokens: int) -> tuple[int, int]:
+        key = arguments.get("img_ids")
+        if key is None or self.link.here.sides[0] is not key:
+            assert self.family.sides is not None
+            self.link.here.sides = (key, self.family.sides(arguments, tokens))
+        return self.link.here.sides[1]
+
+    def _like(self, state: Any, v: Tensor, network: Any) -> Any:
+        """``v`` as the network would put it out, shown ``state``."""
+        out = v.to(state[0].dtype)
+        if self.family.sides is None and network.config.get("out_channels") == 2 * out.shape[1]:
+            out = torch.cat([out, out], dim=1)  # the second half is a variance, and dropped
+        out = out.repeat(len(state) // len(out), *[1] * (out.ndim - 1))
+        return list(out.unsqueeze(2).unbind(0)) if self.family.listed else out
+
+
+def install(network: nn.Module, hook: RefinerHook) -> None:
+    """Put ``hook`` on ``network``."""
+    hook.first = "_diffusers_hook" not in vars(network)
+    with _beneath_offloading(network):
+        HookRegistry.check_if_exists_or_initialize(network).register_hook(hook, NAME)
+
+
+def remove(network: nn.Module) -> None:
+    """Take the hook off, and what it left behind."""
+    with _beneath_offloading(network):
+        registry = HookRegistry.check_if_exists_or_initialize(network)
+        hook = registry.get_hook(NAME)
+        hook.link.installed = False
+        registry.remove_hook(NAME, recurse=False)
+        if hook.first and not registry.hooks:
+            del network._diffusers_hook
+        if getattr(vars(network).get("forward"), "__func__", None) is type(network).forward:
+            del network.forward
+
+
+@contextmanager
+def _beneath_offloading(network: Any) -> Iterator[None]:
+    """Within, ``network.forward`` is what the hook of accelerate wraps, if there is one.
+
+    Pipelines take that hook off and put it on again at the end of each call, and what lies above it
+    is lost.
+    """
+    offloaded = "_old_forward" in vars(network)
+    if offloaded:
+        above, network.forward = network.forward, network._old_forward
+    try:
+        yield
+    finally:
+        if offloaded:
+            network._old_forward, network.forward = network.forward, above

@@ -1,0 +1,168 @@
+"""Plans and refiners for whole pipelines: on, off, and what is on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from flowturbo.field import Guidance
+from flowturbo.integrations.diffusers.families import FAMILIES, Family
+from flowturbo.integrations.diffusers.hook import Link, RefinerHook, install, remove
+from flowturbo.integrations.diffusers.scheduler import FlowTurboScheduler
+from flowturbo.integrations.diffusers.tables import plan_of
+from flowturbo.plan import Plan
+from flowturbo.sampler import Refiner, prepare_refiner
+
+__all__ = ["disable", "enable", "summary"]
+
+STATE = "_flowturbo"
+
+
+@dataclass(frozen=True)
+class _State:
+    """What ``disable`` puts back."""
+
+    scheduler: Any
+    network: Any
+    family: Family
+    refiner: Any
+    blocks: bool
+
+
+def enable(
+    pipe: Any,
+    plan: Plan | str | None = None,
+    refiner: Refiner | None = None,
+    *,
+    guidance: float | None = None,
+    family: Family | None = None,
+) -> None:
+    """Let a flow pipeline of diffusers sample by a plan, and with a refiner.
+
+    The pipeline gets a `FlowTurboScheduler` of its scheduler's configuration and, for a refiner, a
+    hook on its network. Its weights stay untouched.
+
+    Args:
+        pipe: the pipeline; its network is of a family in ``families.FAMILIES``.
+        plan: to run, in place of the second-order solver on the pipeline's noise levels. Its times
+            win over the pipeline's, and ``num_inference_steps`` must be ``len(plan)``.
+        refiner: for the plan's refiner evaluations. It works on guided velocities of unpacked
+            latents (B, C, H, W), and is shown no condition.
+        guidance: the scale the refiner is told, where it was made for several: the ``w`` of
+            ``u + w*(c - u)``, 1 for off. What the pipeline is called with is not looked at.
+        family: of the network, if it is in no entry.
+
+    Raises:
+        ValueError: if the pipeline is enabled already, its network's family is not known, its
+            scheduler is not one of a flow, or plan and refiner do not fit one another.
+    """
+    if STATE in vars(pipe):
+        raise ValueError("pipe is enabled already; disable(pipe) first")
+    network = _network(pipe)
+    family = family or FAMILIES.get(type(network).__name__)
+    if family is None:
+        known = ", ".join(f"{entry.name} ({name})" for name, entry in FAMILIES.items())
+        raise ValueError(
+            f"the network is a {type(network).__name__}, of no family known: {known}. Say how its "
+            "pipeline calls it: enable(..., family=Family(...)), see "
+            "flowturbo.integrations.diffusers.families"
+        )
+    config = dict(pipe.scheduler.config) | ({} if plan is None else {"plan": plan})
+    scheduler = FlowTurboScheduler.from_config(config)
+    prepared = _prepare(plan_of(scheduler.config.plan), refiner, guidance)
+    if prepared is not None:
+        scheduler.link = Link()
+        module = refiner if isinstance(refiner, nn.Module) else None
+        install(network, RefinerHook(prepared, module, family, scheduler.link))
+    blocks = bool(family.blocks) and not getattr(network, "_repeated_blocks", None)
+    if blocks:
+        network._repeated_blocks = list(family.blocks)
+    setattr(pipe, STATE, _State(pipe.scheduler, network, family, refiner, blocks))
+    pipe.scheduler = scheduler
+
+
+def disable(pipe: Any) -> None:
+    """Undo ``enable``: the pipeline is as it was, its former scheduler included.
+
+    Raises:
+        ValueError: if it is not enabled.
+    """
+    state = _state(pipe)
+    if state is None:
+        raise ValueError("pipe is not enabled; there is nothing to disable")
+    if state.refiner is not None:
+        remove(state.network)
+    if state.blocks:
+        del state.network._repeated_blocks
+    pipe.scheduler = state.scheduler
+    delattr(pipe, STATE)
+
+
+def summary(pipe: Any) -> str:
+    """What samples in a pipeline, in a few lines: scheduler, plan, evaluations, refiner."""
+    state, scheduler = _state(pipe), pipe.scheduler
+    network = state.network if state else _network(pipe)
+    size = _millions(network)
+    family = state.family if state else FAMILIES.get(type(network).__name__)
+    name = family.name if family else "unknown family"
+    lines = [f"{type(pipe).__name__}: {name}, {type(network).__name__} of {size} parameters"]
+    lines.append(f"scheduler: {type(scheduler).__name__}, {'enabled' if state else 'not enabled'}")
+    if isinstance(scheduler, FlowTurboScheduler):
+        plan = plan_of(scheduler.config.plan)
+        solver = (
+            f"{scheduler.config.solver}, one evaluation for each of the pipeline's noise levels"
+        )
+        lines.append(f"plan: {solver if plan is None else plan}")
+    if state and state.refiner is not None:
+        refiner = state.refiner
+        size = f" of {_millions(refiner)} parameters" if isinstance(refiner, nn.Module) else ""
+        lines.append(f"refiner: {type(refiner).__name__}{size}")
+    return "\n".join(lines)
+
+
+def _state(pipe: Any) -> _State | None:
+    return vars(pipe).get(STATE)
+
+
+def _network(pipe: Any) -> Any:
+    """The transformer or U-Net, without the wrapper of ``torch.compile``."""
+    for name in ("transformer", "unet"):
+        network = getattr(pipe, name, None)
+        if network is not None:
+            return getattr(network, "_orig_mod", network)
+    raise ValueError(f"{type(pipe).__name__}: has neither a transformer nor a unet")
+
+
+def _prepare(plan: Plan | None, refiner: Any, guidance: float | None) -> Refiner | None:
+    """The refiner as the hook calls it, checked against the plan."""
+    wanted = plan.nfe["refiner"] if plan is not None else 0
+    if refiner is None and not wanted:
+        return None
+    if refiner is None or plan is None or not wanted:
+        raise ValueError(
+            f"refiner={type(refiner).__name__ if refiner is not None else None}, and plan "
+            f"{plan.name if plan else None!r} has {wanted} refiner evaluations: pass both, or none"
+        )
+    if not getattr(refiner, "guided", True):
+        raise ValueError(
+            f"{type(refiner).__name__} refines single branches of guidance; in a pipeline take one "
+            "that works on guided velocities, as VelocityRefiner"
+        )
+    low, high = getattr(refiner, "guidance_range", (1.0, 1.0))
+    if guidance is None and low != high:
+        raise ValueError(
+            f"the refiner was made for guidance {low:g} to {high:g}; pass the scale that the "
+            "pipeline is called with, guidance=..."
+        )
+    scale = low if guidance is None else guidance
+    return prepare_refiner(plan, Guidance(_nothing, scale, null=()), refiner)
+
+
+def _nothing(x: Any, t: Any, cond: Any) -> Any:
+    raise NotImplementedError  # the network is the pipeline's to call
+
+
+def _millions(network: nn.Module) -> str:
+    return f"{sum(p.numel() for p in network.parameters()) / 1e6:.3g} million"

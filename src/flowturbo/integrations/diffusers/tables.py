@@ -1,0 +1,85 @@
+"""The plan of a run: given in a configuration, or a solver on the pipeline's noise levels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from flowturbo.path import Times
+from flowturbo.plan import Plan
+
+__all__ = ["SOLVERS", "check_given", "on_grid", "plan_of", "rows_from"]
+
+SOLVERS = ("AB2", "AB3", "AB4", "UNIPC2", "UNIPC3", "DPM2", "DPM3", "E")
+
+
+def plan_of(given: Any) -> Plan | None:
+    """A plan from what may stand in a configuration: a plan, its notation, its JSON, or nothing.
+
+    Raises:
+        ValueError: if it is none of these, or a plan from data to noise.
+    """
+    if given is None or isinstance(given, Plan):
+        plan = given
+    elif isinstance(given, str):
+        plan = Plan.parse(given)
+    elif isinstance(given, Mapping):
+        plan = Plan.from_json(json.dumps(dict(given)))
+    else:
+        raise ValueError(f"plan={given!r}: must be a Plan, its notation, its JSON, or None")
+    if plan is not None and plan.times[0] > plan.times[-1]:
+        raise ValueError(f"plan {plan.name!r} runs from data to noise; pipelines run the other way")
+    return plan
+
+
+def on_grid(solver: str, times: Times, told: Times | None = None) -> Plan:
+    """``solver`` on the points ``times`` (n + 1,), the network told ``told`` (n,) if given.
+
+    Raises:
+        ValueError: if there is no such solver.
+    """
+    count = len(times) - 1
+    if solver not in SOLVERS:
+        raise ValueError(
+            f"solver={solver!r}: must be one of {', '.join(SOLVERS)}; for any other pass plan=..."
+        )
+    plan = Plan.parse(f"E{count}" if solver == "E" else f"{solver}:{count}", times=times)
+    if told is None or np.array_equal(told, plan.told):
+        return plan
+    return replace(plan, told=told)
+
+
+def check_given(plan: Plan, count: int, timesteps: Any, refined: bool) -> None:
+    """Refuse a plan that does not fit the run it is to be used in."""
+    if count != len(plan):
+        parts = " and ".join(f"{n} of the {name}" for name, n in plan.nfe.items() if n)
+        raise ValueError(
+            f"num_inference_steps={count}, and plan {plan.name!r} has {len(plan)} evaluations "
+            f"({parts}): pass num_inference_steps={len(plan)}, or take another plan"
+        )
+    if timesteps is not None:
+        raise ValueError(f"timesteps and plan {plan.name!r}: it has its own times; leave one out")
+    if plan.nfe["refiner"] and not refined:
+        raise ValueError(
+            f"plan {plan.name!r} has {plan.nfe['refiner']} refiner evaluations, and no refiner is "
+            "enabled; call enable(pipe, plan=..., refiner=...)"
+        )
+
+
+def rows_from(plan: Plan, index: int, running: Plan) -> dict[int, int]:
+    """Which row of ``running``, ``plan`` restricted, each timestep from ``index`` on is.
+
+    A run started in the middle of a step needs fewer evaluations than there are timesteps left; of
+    several at one time, the last are taken, and the others are of no use.
+    """
+    rows, row = {}, len(running) - 1
+    for k in range(len(plan) - 1, index - 1, -1):
+        if row >= 0 and plan.times[k] == running.times[row]:
+            rows[k] = row
+            row -= 1
+    assert row < 0, "each row of a restricted plan stands at a time of the plan"
+    return rows

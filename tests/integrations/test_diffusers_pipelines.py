@@ -1,0 +1,461 @@
+"""The scheduler, plans and refiners in pipelines of every family, through the loops they have."""
+
+import copy
+import threading
+
+import numpy as np
+import pytest
+import torch
+from fields import gaussian, gaussian_flow
+
+import flowturbo as ft
+from flowturbo.refiner import PaperRefiner, VelocityRefiner
+
+diffusers = pytest.importorskip("diffusers")
+
+from integrations import pipelines  # noqa: E402
+from integrations.pipelines import CELLS, EULER  # noqa: E402
+
+from flowturbo.integrations.diffusers import (  # noqa: E402
+    FAMILIES,
+    Family,
+    FlowTurboScheduler,
+    disable,
+    enable,
+    summary,
+)
+from flowturbo.integrations.diffusers.families import pack, unpack  # noqa: E402
+
+STEPS = 4
+MODELS = ("model", "model", "refiner", "model", "refiner", "model")
+REFINED = ft.Plan(
+    times=ft.Plan.parse("AB2:6").times,
+    evaluators=MODELS,
+    weights=ft.Plan.parse("AB2:6").weights,
+    name="MMRMRM",
+)
+MATRIX = [(name, dynamic) for name, cell in CELLS.items() for dynamic in {False, cell.dynamic}]
+TWICE = ("Flux", "Lumina2", "Qwen-Image")  # call the network once for each branch of guidance
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    diffusers.utils.logging.set_verbosity_error()
+
+
+def flow_scheduler(name, **config):
+    """What such a pipeline comes with; but U-Nets come with a diffusion's, which will not do."""
+    if name == "U-Net":
+        return FlowTurboScheduler(sign=1, shift=2.0)
+    return EULER(shift=3.0, **config)
+
+
+def network(pipe):
+    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """A function: count the evaluations of a pipeline's network, which runs as before."""
+
+    def count(pipe):
+        calls, inner = [], network(pipe).forward
+
+        def forward(*args, **kwargs):
+            calls.append(kwargs.get("timestep", args[1] if len(args) > 1 else None))
+            return inner(*args, **kwargs)
+
+        monkeypatch.setattr(network(pipe), "forward", forward)
+        return calls
+
+    return count
+
+
+def branches(name):
+    return 2 if name.split(" i")[0] in TWICE else 1
+
+
+def start(name, steps):
+    return int(steps - min(steps * 0.6, steps)) if CELLS[name].image else 0
+
+
+class Probe:
+    """A refiner that keeps what it is shown, and answers with something else in each place."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, x, t, cond, history):
+        places = torch.linspace(-1, 1, x[0].numel()).reshape(x[0].shape)
+        v = history[-1][1] + 0.3 * places * x
+        self.seen.append((x, t, history, v))
+        return v
+
+
+# -- the matrix -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "dynamic"), MATRIX)
+def test_scheduler_runs_in_every_pipeline(name, dynamic, counted):
+    cell = CELLS[name]
+    original = flow_scheduler(name, **({"use_dynamic_shifting": True} if dynamic else {}))
+    pipe = cell.build(FlowTurboScheduler.from_config(original.config))
+    calls = counted(pipe)
+    result = cell.call(pipe, STEPS)
+    assert result.isfinite().all()
+    assert len(calls) == (STEPS - start(name, STEPS)) * branches(name)
+    assert pipe.scheduler.step_index == STEPS
+
+
+@pytest.mark.parametrize("name", [name for name in CELLS if name != "U-Net"])
+def test_as_euler_it_does_what_flow_match_euler_does(name):
+    cell = CELLS[name]
+    given = {"sigmas": np.linspace(1, 1 / STEPS, STEPS).tolist()}
+    theirs = cell.call(cell.build(EULER(shift=3.0)), STEPS, **given)
+    ours = cell.call(cell.build(FlowTurboScheduler(shift=3.0, solver="E")), STEPS, **given)
+    second = cell.call(cell.build(FlowTurboScheduler(shift=3.0)), STEPS, **given)
+    assert torch.allclose(ours, theirs, atol=1e-4)
+    assert (second - theirs).abs().max() > 1e-2
+
+
+def test_velocity_unet_is_sampled_as_the_library_does():
+    cell, generator = CELLS["U-Net"], torch.Generator().manual_seed(0)
+    pipe = cell.build(FlowTurboScheduler(sign=1))
+    x0 = torch.randn(2, 4, 8, 8, generator=generator)
+    given = pipelines.embeds("unet")
+
+    class Field:
+        def __call__(self, x, t, cond):
+            return pipe.unet(x, 1000 * (1 - t), cond, return_dict=False)[0]
+
+    cond, null = given["prompt_embeds"], given["negative_prompt_embeds"]
+    expected = ft.sample("AB2:4", Field(), x0, cond, guidance=3.0, negative=null)
+    assert torch.allclose(cell.call(pipe, 4, latents=x0), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_refiner_answers_at_its_rows_in_every_pipeline(name, counted):
+    cell, probe = CELLS[name], Probe()
+    before = flow_scheduler(name)
+    pipe = cell.build(before)
+    calls = counted(pipe)
+    original = cell.call(pipe, 2)
+    attributes = set(vars(network(pipe)))
+    calls.clear()
+
+    enable(pipe, plan=REFINED, refiner=probe)
+    states = []
+
+    def keep(pipe, i, t, kept):
+        states.append(kept["latents"])
+        return kept
+
+    cell.call(pipe, len(REFINED), callback_on_step_end=keep)
+    first = start(name, len(REFINED))
+    plan = REFINED.restrict(REFINED.times[first])
+    assert len(calls) == plan.nfe["model"] * branches(name)
+    assert len(probe.seen) == plan.nfe["refiner"] > 0
+    check_rows(plan, states, probe.seen, edited=cell.mask)
+
+    disable(pipe)
+    assert pipe.scheduler is before
+    assert set(vars(network(pipe))) == attributes
+    assert torch.equal(cell.call(pipe, 2), original)
+
+
+def check_rows(plan, states, seen, edited):
+    """The refiner saw the states, and the plan's sums of what it saw and said moved them."""
+    said = {}
+    rows = [k for k, evaluator in enumerate(plan.evaluators) if evaluator == "refiner"]
+    for k, (x, t, history, v) in zip(rows, seen, strict=True):
+        assert t == plan.told[k]
+        assert x.shape[-2:] in ((8, 8), (16, 16))
+        assert [time for time, _ in history] == plan.told[:k].tolist()
+        said.update({j: u for j, (_, u) in enumerate(history)})
+        said[k] = v
+        h, w = x.shape[-2] // 2, x.shape[-1] // 2
+        here, there = (s if s.ndim == 4 else unpack(s, (h, w)) for s in states[k - 1 : k + 1])
+        assert torch.allclose(x, here, atol=1e-5)
+        moved = sum(plan.weights[k, j] * said[j] for j in range(k + 1))
+        if edited:  # the left half is painted
+            here, there, moved = (s[..., : 2 * w // 2] for s in (here, there, moved))
+        assert torch.allclose(there, here + moved, atol=1e-5)
+
+
+def test_packing_is_that_of_the_pipelines():
+    x = torch.randn(2, 4, 6, 8)
+    tokens = diffusers.FluxPipeline._pack_latents(x, 2, 4, 6, 8)
+    assert torch.equal(pack(x), tokens)
+    assert torch.equal(unpack(tokens, (3, 4)), x)
+
+
+# -- accuracy -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ours", "order"), [(True, 2), (False, 1)], ids=["ours", "Euler"])
+def test_order_of_convergence_in_the_loop_of_a_pipeline(ours, order, monkeypatch):
+    cell = CELLS["SD3"]
+    pipe = cell.build(FlowTurboScheduler() if ours else EULER())
+    x0 = torch.randn(2, 16, 8, 8, dtype=torch.float64)
+    monkeypatch.setattr(
+        pipe.transformer,
+        "forward",
+        lambda hidden_states, timestep, **_: (
+            -gaussian(hidden_states, 1 - timestep.double().reshape(-1, 1, 1, 1) / 1000),
+        ),
+    )
+    counts, errors = np.array([8, 16, 32]), []
+    for n in counts:
+        x = cell.call(pipe, n, latents=x0, sigmas=np.linspace(1, 1 / n, n).tolist())
+        errors.append((x - gaussian_flow(x0, 0.0, 1.0)).square().mean().sqrt().item())
+    slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    assert abs(slope - order) < 0.25
+
+
+@pytest.mark.parametrize("name", [name for name, cell in CELLS.items() if cell.image])
+def test_image_to_image_starts_at_its_noise_level(name, counted, monkeypatch):
+    made = []
+    inner = FlowTurboScheduler.scale_noise
+
+    def spy(self, sample, timestep, noise=None):
+        made.append((sample, noise, inner(self, sample, timestep, noise)))
+        return made[-1][-1]
+
+    monkeypatch.setattr(FlowTurboScheduler, "scale_noise", spy)
+    cell = CELLS[name]
+    pipe = cell.build(FlowTurboScheduler(shift=3.0))
+    calls = counted(pipe)
+    result = cell.call(pipe, 5)  # strength .6 of 5 steps: the last 3
+    sigma = 3 * 0.6 / (1 + 2 * 0.6)
+    sample, noise, state = made[0]
+    assert torch.allclose(state, sigma * noise + (1 - sigma) * sample, atol=1e-5)
+    told = calls[0].flatten()[0].item()
+    told = 1 - told if FAMILIES[type(pipe.transformer).__name__].negated else told
+    assert told == pytest.approx(sigma * (1000 if told > 1 else 1), rel=1e-4)
+    assert len(calls) == 3 * branches(name)
+    if cell.mask:
+        kept = made[-1][0]
+        if kept.ndim == 3:
+            result, kept = unpack(result, (4, 4)), unpack(kept, (4, 4))
+        half = kept.shape[-1] // 2
+        assert torch.equal(result[..., half:], kept[..., half:])
+        assert not torch.equal(result[..., :half], kept[..., :half])
+
+
+# -- together with the rest of diffusers ----------------------------------------------------------
+
+
+def own_sd3():
+    """An SD3 pipeline whose transformer no other test has."""
+    cell = CELLS["SD3"]
+    pipe = cell.build(EULER(shift=3.0))
+    pipe.transformer = copy.deepcopy(pipe.transformer)
+    return cell, pipe
+
+
+def small():
+    torch.manual_seed(0)
+    refiner = VelocityRefiner.small((16, 8, 8), (1.0, 5.0), width=8, depth=1)
+    torch.nn.init.normal_(refiner.network.last.weight, std=0.1)
+    return refiner.eval().requires_grad_(False)
+
+
+def test_threads_with_copies_of_the_scheduler_share_an_enabled_pipeline():
+    cell, pipe = own_sd3()
+    enable(pipe, plan=REFINED, refiner=small(), guidance=3.0)
+    barrier, results = threading.Barrier(8), {}
+
+    def request(i):
+        mine = copy.copy(pipe)
+        mine.scheduler = copy.copy(pipe.scheduler)
+        barrier.wait()
+        results[i] = cell.call(mine, len(REFINED), seed=i)
+
+    threads = [threading.Thread(target=request, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i in range(8):
+        assert torch.allclose(results[i], cell.call(pipe, len(REFINED), seed=i), atol=1e-5)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["enabled, offloaded", "offloaded, enabled"])
+def test_cpu_offload(first):
+    cell, pipe = own_sd3()
+    original = cell.call(pipe, 2)
+    expected, calls = {}, []
+    for offloaded in (False, True):
+        probe = Probe()
+        if offloaded and not first:
+            pipe.enable_model_cpu_offload(device="cpu")
+        enable(pipe, plan=REFINED, refiner=probe)
+        if offloaded and first:
+            pipe.enable_model_cpu_offload(device="cpu")
+        for run in range(2):  # after each, the pipeline takes the hooks of accelerate off and on
+            expected[offloaded, run] = cell.call(pipe, len(REFINED))
+            calls.append(len(probe.seen))
+        disable(pipe)
+    assert calls == [2, 4, 2, 4]
+    assert all(torch.equal(x, expected[False, 0]) for x in expected.values())
+    assert torch.equal(cell.call(pipe, 2), original)
+    assert hasattr(pipe.transformer, "_hf_hook")
+    pipe.remove_all_hooks()
+    assert torch.equal(cell.call(pipe, 2), original)
+
+
+def test_compiled_blocks():
+    cell, pipe = own_sd3()
+    enable(pipe, plan=REFINED, refiner=small(), guidance=3.0)
+    expected = cell.call(pipe, len(REFINED))
+    torch._dynamo.reset()
+    pipe.transformer.compile_repeated_blocks(backend="eager", fullgraph=True)
+    assert torch.allclose(cell.call(pipe, len(REFINED)), expected, atol=1e-5)
+    disable(pipe)
+    assert not getattr(pipe.transformer, "_repeated_blocks", None)
+
+
+def test_blocks_that_repeat_are_named_right():
+    known = {name: family.blocks for name, family in FAMILIES.items() if family.blocks}
+    assert known
+    for cell in CELLS.values():
+        pipe = cell.build(EULER())
+        blocks = known.get(type(network(pipe)).__name__, ())
+        assert set(blocks) <= {type(m).__name__ for m in network(pipe).modules()}
+
+
+def test_lora():
+    pytest.importorskip("peft")
+    cell, pipe = own_sd3()
+    probe = Probe()
+    enable(pipe, plan=REFINED, refiner=probe)
+    plain = cell.call(pipe, len(REFINED))
+    made, lora = torch.Generator().manual_seed(0), {}
+    for name in ("to_q", "to_k"):
+        key = f"transformer.transformer_blocks.0.attn.{name}.lora_"
+        lora |= {f"{key}{part}.weight": torch.randn(4, 16, generator=made) for part in "A"}
+        lora |= {f"{key}{part}.weight": torch.randn(16, 4, generator=made) for part in "B"}
+    pipe.load_lora_weights(lora, adapter_name="style")
+    styled = cell.call(pipe, len(REFINED))
+    pipe.unload_lora_weights()
+    assert (styled - plain).abs().max() > 1e-3
+    assert torch.allclose(cell.call(pipe, len(REFINED)), plain, atol=1e-6)
+    assert len(probe.seen) == 3 * REFINED.nfe["refiner"]
+    disable(pipe)
+
+
+def test_callback_on_step_end_sees_previews_and_may_edit():
+    cell, pipe = own_sd3()
+    probe = Probe()
+    enable(pipe, plan=REFINED, refiner=probe)
+    previews = []
+
+    def callback(pipe, i, t, kept):
+        previews.append(pipe.scheduler.predicted)
+        return {"latents": kept["latents"].clamp(-1, 1)}
+
+    result = cell.call(pipe, len(REFINED), callback_on_step_end=callback)
+    assert len(previews) == len(REFINED)
+    assert all(x.shape == result.shape for x in previews)
+    assert all(x.abs().max() <= 1 for x, *_ in probe.seen)
+    disable(pipe)
+
+
+def test_another_pipeline_run_in_between_does_not_matter():
+    cell, pipe = own_sd3()
+    other = CELLS["Sana"].build(FlowTurboScheduler())
+    enable(pipe, plan=REFINED, refiner=Probe())
+    expected = cell.call(pipe, len(REFINED))
+
+    def callback(pipe, i, t, kept):
+        if i == 2:
+            CELLS["Sana"].call(other, 2)
+        return kept
+
+    assert torch.equal(cell.call(pipe, len(REFINED), callback_on_step_end=callback), expected)
+    disable(pipe)
+
+
+def test_half_precision_stays():
+    cell, pipe = own_sd3()
+    pipe.transformer.to(torch.bfloat16)
+    enable(pipe, plan=REFINED, refiner=small(), guidance=3.0)
+    embeds = {k: v.bfloat16() for k, v in pipelines.embeds("sd3").items()}
+    result = cell.call(pipe, len(REFINED), **embeds)
+    assert result.dtype == torch.bfloat16
+    assert result.isfinite().all()
+
+
+# -- what is refused, and what is said ------------------------------------------------------------
+
+
+def test_refusals_leave_the_pipeline_alone():
+    cell, pipe = own_sd3()
+    before = dict(vars(pipe)), set(vars(pipe.transformer))
+    cases = [
+        ({"plan": REFINED}, "pass both, or none"),
+        ({"refiner": Probe()}, "pass both, or none"),
+        ({"plan": "AB2:4", "refiner": Probe()}, "pass both, or none"),
+        ({"plan": REFINED, "refiner": small()}, r"guidance 1 to 5.*guidance=\.\.\."),
+        ({"plan": REFINED, "refiner": small(), "guidance": 9.0}, "9"),
+        ({"plan": "H1P0R1", "refiner": small(), "guidance": 3.0}, "distinct times|H1P0R1"),
+        ({"plan": REFINED, "refiner": PaperRefiner(None)}, "single branches"),
+        ({"plan": "nonsense"}, "NONSENSE"),
+    ]
+    for given, message in cases:
+        with pytest.raises(ValueError, match=message):
+            enable(pipe, **given)
+        assert (dict(vars(pipe)), set(vars(pipe.transformer))) == before
+    with pytest.raises(ValueError, match="not enabled"):
+        disable(pipe)
+    enable(pipe, plan="AB2:4")
+    with pytest.raises(ValueError, match="enabled already"):
+        enable(pipe)
+    with pytest.raises(ValueError, match=r"num_inference_steps=8.*4 evaluations"):
+        cell.call(pipe, 8)
+
+
+def test_a_plan_with_a_refiner_needs_enable():
+    cell = CELLS["SD3"]
+    with pytest.raises(ValueError, match="call enable"):
+        cell.call(cell.build(FlowTurboScheduler(plan=REFINED)), len(REFINED))
+    _, pipe = own_sd3()
+    enable(pipe, plan=REFINED, refiner=Probe())
+    kept = copy.deepcopy(pipe.scheduler)
+    disable(pipe)
+    pipe.scheduler = kept
+    with pytest.raises(ValueError, match="call enable"):
+        cell.call(pipe, len(REFINED))
+
+
+def test_unknown_families_are_refused_with_how_to_add_one():
+    cell, pipe = own_sd3()
+
+    class Other(type(pipe.transformer)):
+        pass
+
+    pipe.transformer.__class__ = Other
+    with pytest.raises(ValueError, match=r"Other, of no family known.*family=Family"):
+        enable(pipe)
+    probe = Probe()
+    enable(pipe, plan=REFINED, refiner=probe, family=Family(name="other"))
+    cell.call(pipe, len(REFINED))
+    assert len(probe.seen) == REFINED.nfe["refiner"]
+
+
+def test_diffusion_unets_are_refused():
+    pipe = CELLS["U-Net"].build(diffusers.DDIMScheduler(steps_offset=1, clip_sample=False))
+    with pytest.raises(ValueError, match=r"a diffusion, not a flow.*sign=1"):
+        enable(pipe)
+
+
+def test_summary_says_what_samples():
+    _, pipe = own_sd3()
+    assert "FlowMatchEulerDiscreteScheduler, not enabled" in summary(pipe)
+    enable(pipe, plan=REFINED, refiner=small(), guidance=3.0)
+    text = summary(pipe)
+    for part in ("SD3", "4 model + 2 refiner evaluations", "VelocityRefiner of", "million"):
+        assert part in text
+    disable(pipe)
+    enable(pipe)
+    assert "plan: AB2, one evaluation for each" in summary(pipe)

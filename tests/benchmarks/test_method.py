@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import ratios  # noqa: E402
 import rivals  # noqa: E402

@@ -1,0 +1,1 @@
+"""Measurements: features of pictures, and distances between sets of them."""

@@ -25,7 +25,7 @@ import flowturbo as ft
 fast = ft.load_compiled(sys.argv[1])
 x = torch.load(sys.argv[2], weights_only=True)
 torch.save(fast(x, torch.tensor([0, 1, 1])), sys.argv[3])
-assert "torch._dynamo.convert_frame" not in sys.modules
+assert "torch._dynamo" not in sys.modules and "torch._inductor" not in sys.modules
 """
 
 
@@ -112,6 +112,8 @@ def test_where_it_was_not_made_for_it_is_refused_with_the_reason(elsewhere):
     for key, value in (("torch", "2.0.0"), ("kind", "another chip"), ("system", "Plan 9")):
         with pytest.raises(ValueError, match=f"made for {key} {value}, this is .*export it here"):
             ft.load_compiled(elsewhere(**{key: value}))
+    with pytest.raises(ValueError, match=r"made for instructions avx9000, not here"):
+        ft.load_compiled(elsewhere(instructions="avx9000"))
     with pytest.raises(ValueError, match=r"made for (device )?cuda"):
         ft.load_compiled(elsewhere(device="cuda"), device="cpu")
 

@@ -52,5 +52,5 @@ def run(
     manifest = export(
         out, network, table, refiner, batch=sizes, dtype=network.dtype, guidance=guidance
     )
-    made_for = ", ".join(map(str, manifest["made_for"].values()))
+    made_for = ", ".join(manifest["made_for"][k] for k in ("torch", "system", "device", "kind"))
     print(f"{network.name} {table!r}, batch {batch}, for {made_for} -> {out}")

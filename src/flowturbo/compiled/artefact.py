@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -83,7 +84,8 @@ def export(
 
     manifest = _manifest(function, shapes, null, model)
     files: dict[str, Any] = {}
-    with torch.no_grad(), replacing(path) as temporary:
+    with torch.no_grad(), warnings.catch_warnings(), replacing(path) as temporary:
+        warnings.simplefilter("ignore", FutureWarning)  # of torch, at itself
         for size in tqdm(shapes.batch, desc=f"export {function.plan.name}", disable=None):
             inputs = shapes.example(size, null)
             program = torch.export.export(function, inputs, strict=False)
@@ -144,7 +146,31 @@ def _here(device: torch.device) -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "device": device.type,
         "kind": kind,
+        "instructions": " ".join(_instructions()),
     }
+
+
+def _instructions() -> list[str]:
+    """What the processor can do; the compiler uses all of it. Empty where that is not told."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    told = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    sets = r"(?:amx|avx|asimd|bmi|f16c|fma|gfni|sse|sve|vaes|vpclmul)\w*"
+    return sorted(w for w in told[1].split() if re.fullmatch(sets, w)) if told else []
+
+
+def _differences(wanted: Mapping[str, str], device: torch.device) -> list[str]:
+    """In what this machine is not the one that an artefact was made for."""
+    here = _here(device)
+    wrong = [
+        f"{k} {wanted[k]}, this is {here[k]}"
+        for k in here
+        if k != "instructions" and here[k] != wanted[k]
+    ]
+    lacking = set(wanted["instructions"].split()) - set(here["instructions"].split())
+    return [*wrong, *([f"instructions {' '.join(sorted(lacking))}, not here"] if lacking else [])]
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
@@ -195,8 +221,7 @@ def load_compiled(
     wanted = manifest["made_for"]
     try:
         place = torch.empty(0, device=device or wanted["device"]).device
-        here = _here(place)
-        wrong = [f"{k} {wanted[k]}, this is {here[k]}" for k in here if here[k] != wanted[k]]
+        wrong = _differences(wanted, place)
     except (RuntimeError, AssertionError) as e:
         wrong = [f"{wanted['device']} ({str(e).splitlines()[0]})"]
     if not wrong:
@@ -243,8 +268,6 @@ class LoadedSampler(Sampler):
     """
 
     def __init__(self, path: str | Path, manifest: dict[str, Any], device: torch.device) -> None:
-        from torch._inductor.package.package import load_package
-
         refiner = manifest["refiner"] or {}
         known = _Refiner() if refiner.get("guidance_range") else None
         if known:
@@ -261,17 +284,23 @@ class LoadedSampler(Sampler):
         self.manifest = manifest
         null = manifest["null"]
         self._null = null if null is None else torch.tensor(null, device=device).to(shapes.cond)
-        where: dict[str, Any] = {} if device.index is None else {"device_index": device.index}
-        self._calls = {
-            size: load_package(str(path), f"rows{size}", **where) for size in shapes.batch
-        }
+        self._calls = {size: _library(path, f"rows{size}", device) for size in shapes.batch}
 
     def null_condition(self, cond: Any) -> Any:
         """The unconditional condition, of one row."""
         return self._null
 
     def _call(self, size: int, inputs: Inputs) -> Tensor:
-        return self._calls[size](*inputs)
+        return self._calls[size]([c for c in inputs if isinstance(c, Tensor)])[0]
+
+
+def _library(path: str | Path, name: str, device: torch.device) -> Any:
+    """A list of tensors to a list of them; without the compiler, whose import takes seconds."""
+    loader: Any = torch._C._aoti.AOTIModelPackageLoader  # type: ignore[attr-defined]
+    try:
+        return loader(str(path), name, False, 1, -1 if device.index is None else device.index).run
+    except TypeError:  # earlier versions of torch take two
+        return loader(str(path), name).run
 
 
 class _Refiner:

@@ -518,6 +518,21 @@ def test_released_velocities_are_not_used_again():
     assert Plan.euler(3).released == ((0,), (1,), (2,))
 
 
+def test_rows_are_the_table_in_plain_numbers():
+    for plan in every_plan():
+        assert len(plan.rows) == len(plan)
+        for k, row in enumerate(plan.rows):
+            assert (row.k, row.evaluator, row.released) == (k, plan.evaluators[k], plan.released[k])
+            assert (row.time, row.told, row.to) == (plan.times[k], plan.told[k], plan.times[k + 1])
+            weights = np.zeros(len(plan))
+            for j, w in row.moves:
+                weights[j] = w
+            assert np.array_equal(weights, plan.weights[k])
+            assert 0.0 not in dict(row.moves).values()
+            seen = plan.seen_by(k) if row.evaluator == "refiner" else ()
+            assert row.seen == tuple((j, plan.told[j]) for j in seen)
+
+
 # -- bad input --------------------------------------------------------------------------------
 
 

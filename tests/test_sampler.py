@@ -8,9 +8,10 @@ import torch
 from fields import MEANS, Reuse, constant, gaussian, gaussian_flow, mixture
 
 from flowturbo import noise
-from flowturbo.field import CountCalls
+from flowturbo.field import CountCalls, Guidance
 from flowturbo.path import predicted_data
 from flowturbo.plan import Plan
+from flowturbo.refiner import PaperRefiner
 from flowturbo.sampler import sample
 
 
@@ -221,6 +222,41 @@ def test_refiner_sees_guided_velocities_and_is_not_guided():
     v_c, v_u = Labelled()(draw(), 0.0, labels), mixture(draw(), 0.0)
     assert refiner.calls == 2
     assert torch.allclose(seen[0], v_u + 2 * (v_c - v_u), atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_interval_skips_the_second_branch_by_the_numbers_of_the_plan(dtype):
+    batches, times = [], []
+
+    class Field(Labelled):
+        def __call__(self, x, t, cond):
+            batches.append(len(x))
+            times.append(t)
+            return super().__call__(x, t, cond)
+
+    guided = Guidance(Field(), 3.0, interval=(0.25, 0.5))
+    labels = torch.tensor([0, 1, 2, 0])
+    sample(Plan.euler(8), guided, draw().to(dtype), labels)
+    assert batches == [4, 4, 8, 8, 8, 4, 4, 4]
+    assert all(t.dtype == dtype and t.ndim == 0 for t in times)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_the_condition_is_embedded_once_with_equal_results(tiny, scale):
+    calls, x, cond = [], torch.randn(3, 2, 8, 8), torch.tensor([0, 3, 5])
+    tiny.y_embedder.register_forward_hook(lambda *_: calls.append(1))
+    refiner = PaperRefiner.from_model(tiny)
+    torch.nn.init.normal_(refiner.network.final_layer.linear.weight)
+    refiner.network.y_embedder.register_forward_hook(lambda *_: calls.append(2))
+    once = sample("H1P1R1", tiny, x, cond, guidance=scale, refiner=refiner)
+    assert sorted(calls) == [1, 2]
+    every = lambda x, t, cond: tiny(x, t, cond)
+    every.null_condition = tiny.null_condition
+    each = lambda x, t, cond, history: refiner(x, t, cond, history)
+    each.guided = False
+    again = sample("H1P1R1", every, x, cond, guidance=scale, refiner=each)
+    assert sorted(calls) == [1] * 4 + [2] * 3
+    assert torch.equal(once, again)
 
 
 # -- independence -----------------------------------------------------------------------------

@@ -8,6 +8,7 @@ images = ft.generate(model, ["7", "3"], seed=0)
 
 from flowturbo import noise
 from flowturbo._version import __version__
+from flowturbo.compiled import compile, export, load_compiled
 from flowturbo.field import Cast, CountCalls, Guidance
 from flowturbo.fit.tune import tune
 from flowturbo.models.model import Model
@@ -26,8 +27,11 @@ __all__ = [
     "Plan",
     "Step",
     "__version__",
+    "compile",
+    "export",
     "generate",
     "load",
+    "load_compiled",
     "load_refiner",
     "noise",
     "sample",

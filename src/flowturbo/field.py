@@ -7,18 +7,22 @@ A field is any callable ``(x, t, cond) -> v``:
 - ``cond``, the condition: ``None``, a tensor of B rows, or a tuple, list or dict of such;
 - ``v``, like ``x``, the velocity ``dx/dt``.
 
+A field may have a method ``embed_condition(cond)``: what of the condition need be computed but once
+a sample, to be passed in its place.
+
 Wrappers are fields again and pass every other attribute (``shape``, ``condition``, ...) through.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Cast", "CountCalls", "Field", "Guidance", "map_condition"]
+__all__ = ["Branches", "Cast", "CountCalls", "Field", "Guidance", "embedded", "map_condition"]
 
 
 class Field(Protocol):
@@ -37,6 +41,12 @@ def map_condition(fn: Any, *conds: Any) -> Any:
     if isinstance(first, (tuple, list)):
         return type(first)(map_condition(fn, *cs) for cs in zip(*conds, strict=True))
     return fn(*conds)
+
+
+def embedded(field: Any, cond: Any) -> Any:
+    """``cond`` as ``field`` embeds it once a sample; itself where it does not."""
+    embed = getattr(field, "embed_condition", None)
+    return cond if embed is None else embed(cond)
 
 
 class _Wrapper:
@@ -76,14 +86,28 @@ class Cast(_Wrapper):
         cond = map_condition(self._to, cond)
         return self.field(x.to(self.dtype), t, cond).to(x.dtype)
 
+    def embed_condition(self, cond: Any) -> Any:
+        """What ``field`` embeds of ``cond`` in ``dtype``."""
+        return embedded(self.field, map_condition(self._to, cond))
+
     def _to(self, c: Any) -> Any:
         return c.to(self.dtype) if isinstance(c, Tensor) and c.is_floating_point() else c
+
+
+@dataclass(frozen=True)
+class Branches:
+    """What a guided field is shown, embedded: ``both`` branches as one batch, and ``one`` alone."""
+
+    both: Any
+    one: Any
 
 
 class Guidance(_Wrapper):
     """Classifier-free guidance, ``v_u + scale*(v_c - v_u)`` (Ho & Salimans 2022, arXiv 2207.12598).
 
-    Both branches run as one batch, ``[conditional, unconditional]``.
+    Both branches run as one batch, ``[conditional, unconditional]``. A time that is a number, as
+    the sampling loop tells it, settles without a look at the device whether both are needed; the
+    field is told a 0-dim tensor.
 
     Args:
         field: the field to guide.
@@ -113,7 +137,7 @@ class Guidance(_Wrapper):
         super().__init__(field)
         if not isinstance(scale, (Real, Tensor)):
             raise ValueError(f"guidance={scale!r}: must be a number or a tensor, one per image")
-        if not torch.as_tensor(scale).isfinite().all():
+        if not torch.compiler.is_compiling() and not torch.as_tensor(scale).isfinite().all():
             raise ValueError(f"guidance={scale}: must be finite (1 = off)")
         if not interval[0] <= interval[1]:
             raise ValueError(f"interval={interval}: must be (from, to) with from <= to")
@@ -130,26 +154,46 @@ class Guidance(_Wrapper):
         """The guided velocity, like ``x``."""
         return self.over(self.field, x, t, cond)
 
-    def over(self, field: Field, x: Tensor, t: Any, cond: Any) -> Tensor:
-        """The velocity of another field guided the same way, with the same null condition."""
-        low, high = self.interval
-        whole = low <= 0 and high >= 1
-        if not whole and not torch.as_tensor((t >= low) & (t <= high)).any():
-            return field(x, t, cond)
+    def embed_condition(self, cond: Any) -> Branches:
+        """The condition of both branches, embedded once."""
+        return self.branches(self.field, cond)
+
+    def branches(self, field: Any, cond: Any) -> Branches:
+        """The same as another field embeds it, joined with the same null condition."""
         if cond is None:
             raise ValueError("guidance needs a condition: pass cond, or guidance=1")
         null = self.field.null_condition(cond) if self.null is None else self.null  # type: ignore[attr-defined]
-        t2 = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim == 1 else t
-        v = field(torch.cat([x, x]), t2, map_condition(_cat, cond, null))
-        v_c, v_u = v.chunk(2)
-        out = v_u + self._scale(x, t, whole) * (v_c - v_u)
+        one = cond if self._whole else embedded(field, cond)
+        return Branches(embedded(field, map_condition(_cat, cond, null)), one)
+
+    def over(self, field: Field, x: Tensor, t: Any, cond: Any) -> Tensor:
+        """The velocity of another field guided the same way, with the same null condition.
+
+        ``cond`` may be what ``branches`` made of it for that field.
+        """
+        low, high = self.interval
+        if isinstance(t, (int, float)):  # of rounded times, the border is inside
+            guided = self._whole or low - 1e-9 <= t <= high + 1e-9
+            t = x.new_full((), float(t), dtype=torch.promote_types(x.dtype, torch.float32))
+        else:
+            guided = self._whole or bool(torch.as_tensor((t >= low) & (t <= high)).any())
+        if not guided:
+            return field(x, t, cond.one if isinstance(cond, Branches) else cond)
+        shown = cond if isinstance(cond, Branches) else self.branches(field, cond)
+        t2 = torch.cat([t, t]) if t.ndim == 1 else t
+        v_c, v_u = field(torch.cat([x, x]), t2, shown.both).chunk(2)
+        out = v_u + self._scale(x, t) * (v_c - v_u)
         if self.channels is not None:
             out = torch.cat([out[:, : self.channels], v_c[:, self.channels :]], dim=1)
         return out
 
-    def _scale(self, x: Tensor, t: Any, whole: bool) -> float | Tensor:
+    @property
+    def _whole(self) -> bool:
+        return self.interval[0] <= 0 and self.interval[1] >= 1
+
+    def _scale(self, x: Tensor, t: Tensor) -> float | Tensor:
         scale = self.scale
-        if not whole and isinstance(t, Tensor) and t.ndim == 1:  # images on both sides of a border
+        if not self._whole and t.ndim == 1:  # images on both sides of a border
             inside = (t >= self.interval[0]) & (t <= self.interval[1])
             scale = torch.where(inside, torch.as_tensor(scale, dtype=x.dtype, device=x.device), 1.0)
         if isinstance(scale, Tensor) and scale.ndim == 1:

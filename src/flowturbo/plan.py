@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -30,9 +30,33 @@ from flowturbo._restrict import restricted
 from flowturbo.files import replacing
 from flowturbo.path import Times
 
-__all__ = ["Plan"]
+__all__ = ["Plan", "Row"]
 
 Grid: TypeAlias = Sequence[float] | Times | None
+
+
+class Row(NamedTuple):
+    """Evaluation ``k`` of a plan in plain numbers, constants to a compiler.
+
+    Attributes:
+        k: which one, from 0.
+        evaluator: "model" or "refiner".
+        time: of the state before it.
+        told: the time that the evaluator is told.
+        to: the time of the state after it.
+        moves: (j, weight) of the velocities that move the state, weights not 0, itself last.
+        seen: (j, time told) of the velocities that a refiner is shown, oldest first.
+        released: the velocities that no later row uses.
+    """
+
+    k: int
+    evaluator: str
+    time: float
+    told: float
+    to: float
+    moves: tuple[tuple[int, float], ...]
+    seen: tuple[tuple[int, float], ...]
+    released: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -108,6 +132,24 @@ class Plan:
         for j, k in enumerate(last.tolist()):
             rows[k].append(j)
         return tuple(map(tuple, rows))
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """The table row by row, as the sampling loop reads it."""
+        told = self.told.tolist()
+        return tuple(
+            Row(
+                k=k,
+                evaluator=evaluator,
+                time=float(self.times[k]),
+                told=told[k],
+                to=float(self.times[k + 1]),
+                moves=tuple((j, w) for j, w in enumerate(self.weights[k].tolist()) if w != 0.0),
+                seen=tuple((j, told[j]) for j in self.seen_by(k) if evaluator == "refiner"),
+                released=self.released[k],
+            )
+            for k, evaluator in enumerate(self.evaluators)
+        )
 
     @cached_property
     def digest(self) -> str:

@@ -13,21 +13,35 @@ is kept between calls: two threads can share a plan, a model and a refiner.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from flowturbo.field import Field, Guidance
+from flowturbo.field import Branches, Field, Guidance, embedded
 from flowturbo.path import predicted_data
-from flowturbo.plan import Plan
+from flowturbo.plan import Plan, Row
 
-__all__ = ["Callback", "History", "Refiner", "Step", "advance", "prepare_refiner", "sample"]
+__all__ = [
+    "Callback",
+    "History",
+    "Refiner",
+    "Step",
+    "bind_refiner",
+    "check_refiner",
+    "evaluators",
+    "moved",
+    "prepare_refiner",
+    "run",
+    "sample",
+    "step",
+]
 
 History = Sequence[tuple[float, Tensor]]
+Velocities = Mapping[int, Tensor]
+Evaluate = Callable[[Row, Tensor, Velocities], Tensor]
 
 
 class Refiner(Protocol):
@@ -39,7 +53,8 @@ class Refiner(Protocol):
     - ``guided``: False if it refines single branches, so that each call is guided like the model's
       (and costs two); by default it is called once, on guided velocities;
     - ``guidance_range``: (lowest, highest) scale it was made for; such a refiner is told the scale
-      as ``guidance=...``.
+      as ``guidance=...``;
+    - ``embed_condition``: as a field may have it.
     """
 
     def __call__(self, x: Tensor, t: Any, cond: Any, history: History) -> Tensor:
@@ -121,11 +136,10 @@ def sample(
     _warn_if_foreign(plan, model, guidance)
     if isinstance(guidance, Tensor) or guidance != 1.0:
         model = Guidance(model, guidance, null=negative)
-    if refiner is not None and plan.nfe["refiner"]:
-        refiner = prepare_refiner(plan, model, refiner)
+    refiner = prepare_refiner(plan, model, refiner) if refiner and plan.nfe["refiner"] else None
     with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
         state = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        return _run(plan, model, state, cond, refiner, callback).to(x.dtype)
+        return run(plan.rows, evaluators(model, refiner, cond), state, callback).to(x.dtype)
 
 
 def prepare_refiner(plan: Plan, model: Field, refiner: Refiner) -> Refiner:
@@ -134,28 +148,38 @@ def prepare_refiner(plan: Plan, model: Field, refiner: Refiner) -> Refiner:
     Raises:
         ValueError: if ``plan`` shows it too few velocities, or the scale is not one it knows.
     """
+    check_refiner(plan, refiner, model.scale if isinstance(model, Guidance) else 1.0)
+    return bind_refiner(model, refiner)
+
+
+def check_refiner(plan: Plan, refiner: Any, scale: float | Tensor) -> None:
+    """The ``ValueError`` of ``prepare_refiner`` for a scale of guidance."""
     needed = getattr(refiner, "distinct_times", 1)
-    for k, evaluator in enumerate(plan.evaluators):
-        shown = len({plan.told[j] for j in plan.seen_by(k)})
-        if evaluator == "refiner" and shown < needed:
+    for row in plan.rows:
+        shown = len({t for _, t in row.seen})
+        if row.evaluator == "refiner" and shown < needed:
             raise ValueError(
-                f"plan {plan.name!r}: evaluation {k} shows the refiner velocities at {shown} "
-                f"distinct times, and it needs {needed}; take a plan with more evaluations of the "
-                "model before the first R"
+                f"plan {plan.name!r}: evaluation {row.k} shows the refiner velocities at "
+                f"{shown} distinct times, and it needs {needed}; take a plan with more evaluations "
+                "of the model before the first R"
             )
-    guidance = model if isinstance(model, Guidance) else None
-    if guidance and not getattr(refiner, "guided", True):
-        return partial(_guided, refiner, guidance)
     if hasattr(refiner, "guidance_range"):
         low, high = refiner.guidance_range
-        scale = guidance.scale if guidance else 1.0
         asked = (scale.min().item(), scale.max().item()) if isinstance(scale, Tensor) else [scale]
         if min(asked) < low - 1e-6 or max(asked) > high + 1e-6:
             raise ValueError(
                 f"guidance={scale}: this refiner was made for {low:g} to {high:g}; use a scale in "
                 "that range, another refiner, or a plan without R"
             )
-        return partial(refiner, guidance=scale)  # type: ignore[call-arg]
+
+
+def bind_refiner(model: Field, refiner: Any) -> Refiner:
+    """``prepare_refiner`` without its checks, which look at the scale."""
+    guidance = model if isinstance(model, Guidance) else None
+    if guidance and not getattr(refiner, "guided", True):
+        return _Guided(refiner, guidance)
+    if hasattr(refiner, "guidance_range"):
+        return _Scaled(refiner, guidance.scale if guidance else 1.0)
     return refiner
 
 
@@ -180,61 +204,99 @@ def _warn_if_foreign(plan: Plan, model: Field, guidance: float | Tensor) -> None
             )
 
 
-def _guided(
-    refiner: Refiner, guidance: Guidance, x: Tensor, t: Any, cond: Any, history: History
-) -> Tensor:
-    """The refiner under the model's guidance: both branches see the same guided velocities."""
+class _Scaled:
+    """A refiner that is told the scale of guidance."""
 
-    images = len(x)
+    def __init__(self, refiner: Any, scale: float | Tensor) -> None:
+        self.refiner, self.scale = refiner, scale
 
-    def branches(x: Tensor, t: Any, cond: Any) -> Tensor:
-        shown = [(s, torch.cat([v] * (len(x) // images))) for s, v in history]
-        return refiner(x, t, cond, shown)
+    def embed_condition(self, cond: Any) -> Any:
+        return embedded(self.refiner, cond)
 
-    return guidance.over(branches, x, t, cond)
+    def __call__(self, x: Tensor, t: Any, cond: Any, history: History) -> Tensor:
+        return self.refiner(x, t, cond, history, guidance=self.scale)
 
 
-def _run(
-    plan: Plan,
-    model: Field,
+class _Guided:
+    """A refiner under the model's guidance: both branches see the same guided velocities."""
+
+    def __init__(self, refiner: Any, guidance: Guidance) -> None:
+        self.refiner, self.guidance = refiner, guidance
+
+    def embed_condition(self, cond: Any) -> Branches:
+        return self.guidance.branches(self.refiner, cond)
+
+    def __call__(self, x: Tensor, t: Any, cond: Any, history: History) -> Tensor:
+        images = len(x)
+
+        def branches(x: Tensor, t: Any, cond: Any) -> Tensor:
+            shown = [(s, torch.cat([v] * (len(x) // images))) for s, v in history]
+            return self.refiner(x, t, cond, shown)
+
+        shown = cond if isinstance(cond, Branches) else self.embed_condition(cond)
+        return self.guidance.over(branches, x, t, shown)
+
+
+def evaluators(model: Field, refiner: Refiner | None, cond: Any) -> dict[str, Evaluate]:
+    """What the rows of a plan call, (row, x, velocities) -> v; the condition is embedded once.
+
+    ``model`` may be a ``Guidance``; ``refiner`` is as ``prepare_refiner`` makes it.
+    """
+    shown = embedded(model, cond)
+    made = {"model": lambda row, x, _: _like(model(x, _told(model, row, x), shown), x, "model")}
+    if refiner is not None:
+        seen = embedded(refiner, cond)
+
+        def refine(row: Row, x: Tensor, velocities: Velocities) -> Tensor:
+            history = [(t, velocities[j]) for j, t in row.seen]
+            return _like(refiner(x, _told(refiner, row, x), seen, history), x, "refiner")
+
+        made["refiner"] = refine
+    return made
+
+
+def step(
+    row: Row, evaluate: Mapping[str, Evaluate], x: Tensor, velocities: Velocities
+) -> tuple[Tensor, Tensor]:
+    """One row: the state moved, and the velocity evaluated."""
+    v = evaluate[row.evaluator](row, x, velocities)
+    return moved(row, x, v, velocities), v
+
+
+def moved(row: Row, x: Tensor, v: Tensor, velocities: Velocities) -> Tensor:
+    """The state ``x`` (B, ...) moved by a row whose evaluation gave ``v``; earlier ones by row."""
+    for j, w in row.moves:
+        x = torch.add(x, v if j == row.k else velocities[j], alpha=w)
+    return x
+
+
+def run(
+    rows: Sequence[Row],
+    evaluate: Mapping[str, Evaluate],
     x: Tensor,
-    cond: Any,
-    refiner: Refiner | None,
-    callback: Callback | None,
+    callback: Callback | None = None,
+    step: Callable[..., tuple[Tensor, Tensor]] = step,
 ) -> Tensor:
+    """The loop: ``x`` moved by the rows of a plan, without checks."""
     velocities: dict[int, Tensor] = {}  # those that a later row still uses
-    for k, evaluator in enumerate(plan.evaluators):
-        t = x.new_tensor(plan.told[k])
-        if evaluator == "model":
-            v = model(x, t, cond)
-        else:
-            seen = plan.seen_by(k)
-            v = refiner(x, t, cond, [(float(plan.told[j]), velocities[j]) for j in seen])  # type: ignore[misc]
-        velocities[k] = v = _like(v, x, evaluator)
-        x1 = predicted_data(x, v, float(plan.times[k])) if callback else x
-        x = advance(plan, k, x, velocities)
-        if callback:
-            edited = callback(Step(k, len(plan), float(plan.times[k + 1]), x, v, x1, evaluator))
+    for row in rows:
+        before = x if callback else None
+        x, v = step(row, evaluate, x, velocities)
+        velocities[row.k] = v
+        for j in row.released:
+            del velocities[j]
+        if callback and before is not None:
+            x1 = predicted_data(before, v, row.time)
+            edited = callback(Step(row.k, len(rows), row.to, x, v, x1, row.evaluator))
             if edited is not None:
                 x = _like(edited, x, "callback")
     return x
 
 
-def advance(plan: Plan, k: int, x: Tensor, velocities: dict[int, Tensor]) -> Tensor:
-    """``x`` moved by row ``k`` of ``plan``; velocities that no later row uses are dropped.
-
-    Args:
-        plan: the table.
-        k: the row.
-        x: the state before it, (B, ...).
-        velocities: by row, each like ``x``; the row's own is among them.
-    """
-    for j, w in enumerate(plan.weights[k].tolist()):
-        if w != 0.0:
-            x = torch.add(x, velocities[j], alpha=w)
-    for j in plan.released[k]:
-        del velocities[j]
-    return x
+def _told(evaluator: Any, row: Row, x: Tensor) -> float | Tensor:
+    """The time, filled in on the device; guidance settles its interval by the number."""
+    known = isinstance(evaluator, (Guidance, _Guided))
+    return row.told if known else x.new_full((), row.told)
 
 
 def _like(value: Any, x: Tensor, whose: str) -> Tensor:

@@ -163,6 +163,19 @@ def test_times_are_scaled_before_they_are_embedded():
         SiTConfig(**config, time_scale=0)
 
 
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_an_embedded_condition_gives_equal_velocities(options):
+    network = SiT(SiTConfig(size=8, channels=3, patch=2, width=32, depth=1, heads=2, **options))
+    for p in network.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    cond = torch.tensor([[1, 2, 0, 0], [3, 4, 5, 8]]) if network.config.vocabulary else None
+    cond = torch.tensor([1, 5]) if network.config.classes else cond
+    x = torch.randn(2, 3, 8, 8)
+    embedded = network.embed_condition(cond)
+    assert (embedded is None) == (cond is None)
+    assert torch.equal(network(x, 0.3, embedded), network(x, 0.3, cond))
+
+
 def test_data_prediction_is_the_velocity_to_that_image():
     network = SiT(SiTConfig(size=8, channels=1, width=32, depth=1, heads=2, prediction="data"))
     x = torch.randn(2, 1, 8, 8)  # zero-initialised: it predicts the clean image 0

@@ -18,7 +18,9 @@ from flowturbo.cli.options import (
     Device,
     DtypeName,
     ModelName,
+    PlanName,
     Seed,
+    read_plan,
     resolve_device,
     resolve_dtype,
 )
@@ -45,10 +47,7 @@ def run(
     ] = None,
     n: Annotated[int, typer.Option("-n", "--number", help="Pictures for each prompt.")] = 1,
     seed: Seed = 0,
-    plan: Annotated[
-        str | None,
-        typer.Option("--plan", help="H1P5R3, AB2:8, AB2:8@1.6, ... or a .json file."),
-    ] = None,
+    plan: PlanName = None,
     guidance: Annotated[
         float | None, typer.Option("--guidance", "-g", help="Scale of guidance; 1 is off.")
     ] = None,
@@ -82,7 +81,7 @@ def run(
         raise ValueError(f"--columns {columns}: must be at least 1")
     if out.suffix.lower() not in (".png", "") and not out.is_dir():
         raise ValueError(f"-o {out}: pictures are written as .png, or into a folder")
-    table = _plan(plan)
+    table = read_plan(plan)
     as_sheet = out.suffix.lower() == ".png" and not out.is_dir()
     check_writable(out if as_sheet else out / "0.png")
     network = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype))
@@ -133,17 +132,6 @@ def _columns(n: int, prompts: list[str], styles: list[str]) -> int:
     """A row for each prompt and style, or for each prompt if there is one picture of each style."""
     row = n if n > 1 else max(1, len(styles))
     return row if len(prompts) * n > row > 1 and row <= 16 else 8
-
-
-def _plan(text: str | None) -> Plan | str | None:
-    """The plan of a file or a notation, before weights are loaded; else a name of the model's."""
-    if text is None or text.isalpha():
-        return text
-    if text.endswith(".json"):
-        if not Path(text).is_file():
-            raise ValueError(f"--plan {text}: no such file")
-        return Plan.load(text)
-    return Plan.parse(text)
 
 
 def _facts(

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
+
+from flowturbo.plan import Plan
 
 __all__ = [
     "DEFAULT_MODEL",
     "Device",
     "DtypeName",
     "ModelName",
+    "PlanName",
     "Seed",
+    "read_plan",
+    "resolve_batch",
     "resolve_device",
     "resolve_dtype",
     "resolve_guidance",
@@ -22,6 +28,10 @@ DEFAULT_MODEL = "emoji"
 
 ModelName = Annotated[
     str, typer.Option("--model", "-m", help="A bundled name, a folder, or hf:owner/repo.")
+]
+PlanName = Annotated[
+    str | None,
+    typer.Option("--plan", help="H1P5R3, AB2:8, AB2:8@1.6, ... or a .json file."),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the first picture, from 0.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, ...")]
@@ -63,3 +73,22 @@ def resolve_guidance(text: str) -> tuple[float, float]:
         return float(low), float(high if dash else low)
     except ValueError:
         raise ValueError(f"--guidance {text!r}: must be a scale (2) or a range (1-4)") from None
+
+
+def resolve_batch(text: str) -> list[int]:
+    """The numbers of rows of "8" or "1,4,8"; ``ValueError`` unless each is at least 1."""
+    parts = [p.strip() for p in text.split(",")]
+    if not all(p.isdecimal() and int(p) for p in parts):
+        raise ValueError(f"--batch {text!r}: must be numbers of rows, each at least 1 (1,8)")
+    return [int(p) for p in parts]
+
+
+def read_plan(text: str | None) -> Plan | str | None:
+    """The plan of a file or a notation, before weights are loaded; else a name of the model's."""
+    if text is None or text.isalpha():
+        return text
+    if text.endswith(".json"):
+        if not Path(text).is_file():
+            raise ValueError(f"--plan {text}: no such file")
+        return Plan.load(text)
+    return Plan.parse(text)

@@ -76,6 +76,10 @@ class Model(nn.Module):
         """
         return Cast(self.network, self.dtype)(x, t, cond)
 
+    def embed_condition(self, cond: Any) -> Any:
+        """What of ``cond`` need be computed but once a sample, to pass in its place."""
+        return Cast(self.network, self.dtype).embed_condition(cond)
+
     @property
     def names(self) -> list[str]:
         """What the card says that it draws: labels, or names to prompt with; may be empty."""

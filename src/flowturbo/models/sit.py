@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["SIZES", "SiT", "SiTConfig"]
+__all__ = ["SIZES", "Embedded", "SiT", "SiTConfig"]
 
 SIZES = {  # width, depth, heads
     "S": (384, 12, 6),
@@ -261,11 +261,20 @@ class PatchEmbed(nn.Module):
         return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """A condition as a `SiT` embeds it: ``text`` (B, L, width) or None, ``vector`` (B, width)."""
+
+    text: Tensor | None
+    vector: Tensor
+
+
 class SiT(nn.Module):
     """A velocity field ``(x, t, cond) -> v``.
 
     ``x`` is (B, channels, size, size); ``t`` a scalar or (B,) in [0, 1]; ``cond`` class indices
-    (B,), token ids (B, text_length), or None for the unconditional velocity; ``v`` is like ``x``.
+    (B,), token ids (B, text_length), either as ``embed_condition`` puts it, or None for the
+    unconditional velocity; ``v`` is like ``x``.
 
     A refiner is shown more: ``images`` of ``channels`` each, concatenated in ``x`` with the state
     first, and further ``numbers`` (B, n), embedded like the time.
@@ -310,7 +319,7 @@ class SiT(nn.Module):
         self,
         x: Tensor,
         t: float | Tensor,
-        cond: Tensor | None = None,
+        cond: Tensor | Embedded | None = None,
         numbers: Tensor | None = None,
     ) -> Tensor:
         """The velocity at ``x``, ``t`` under ``cond``."""
@@ -337,18 +346,24 @@ class SiT(nn.Module):
             out = ((out - x) / rest).to(out.dtype)
         return out
 
-    def embed(self, t: Tensor, cond: Tensor | None) -> tuple[Tensor | None, Tensor]:
+    def embed_condition(self, cond: Tensor | None) -> Any:
+        """What does not depend on the time, to pass in place of ``cond``: once a sample will do."""
+        if cond is None or not (self.config.classes or self.config.vocabulary):
+            return cond
+        if self.config.classes:
+            return Embedded(None, self.y_embedder(cond))
+        return Embedded(*self.text_embedder(cond))
+
+    def embed(self, t: Tensor, cond: Any) -> tuple[Tensor | None, Tensor]:
         """Text tokens (B, L, width) or None, and the vector (B, width) that modulates."""
-        text, config = None, self.config
+        config = self.config
         c = self.t_embedder(config.time_scale * t)
-        if config.classes:
-            null = torch.full((len(t),), config.classes, device=t.device)
-            c = c + self.y_embedder(null if cond is None else cond)
-        if config.vocabulary:
-            null = torch.zeros(len(t), config.text_length, dtype=torch.long, device=t.device)
-            text, mean = self.text_embedder(null if cond is None else cond)
-            c = c + mean
-        return text, c
+        if cond is None and config.classes:
+            cond = torch.full((len(t),), config.classes, device=t.device)
+        elif cond is None and config.vocabulary:
+            cond = torch.zeros(len(t), config.text_length, dtype=torch.long, device=t.device)
+        shown = cond if isinstance(cond, Embedded) else self.embed_condition(cond)
+        return (shown.text, c + shown.vector) if isinstance(shown, Embedded) else (None, c)
 
     def unpatchify(self, h: Tensor) -> Tensor:
         """Patches (B, N, p*p*C) to images (B, C, H, W)."""

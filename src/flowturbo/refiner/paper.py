@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowturbo.field import embedded
 from flowturbo.models.checkpoint import fill, read_tensors
 from flowturbo.models.model import fingerprint
 from flowturbo.models.sit import SiT, SiTConfig
@@ -72,6 +73,10 @@ class PaperRefiner(nn.Module):
             network = SiT(config, images=2)
         fill(network, read_tensors(source), str(source), torch.float32)
         return cls(network).eval().requires_grad_(False)
+
+    def embed_condition(self, cond: Any) -> Any:
+        """What of ``cond`` need be computed but once a sample, to pass in its place."""
+        return embedded(self.network, cond)
 
     def forward(self, x: Tensor, t: Any, cond: Any, history: History) -> Tensor:
         """The velocity (B, C, H, W) at ``x``, ``t``, from the last of ``history``."""

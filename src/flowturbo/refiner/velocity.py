@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowturbo.field import embedded
 from flowturbo.models.model import fingerprint
 from flowturbo.models.sit import SiT
 from flowturbo.refiner.borrow import borrowed, network_of
@@ -102,6 +103,10 @@ class VelocityRefiner(nn.Module):
     ) -> VelocityRefiner:
         """A refiner of a `SmallNetwork` for states of ``shape``, (C, H, W) or (D,)."""
         return cls(SmallNetwork(shape, **options), guidance_range)
+
+    def embed_condition(self, cond: Any) -> Any:
+        """What of ``cond`` need be computed but once a sample, to pass in its place."""
+        return embedded(self.network, cond)
 
     def forward(
         self, x: Tensor, t: Any, cond: Any, history: History, guidance: float | Tensor = 1.0

@@ -25,7 +25,7 @@ from flowturbo.integrations.diffusers.grid import noise_levels, numbers
 from flowturbo.integrations.diffusers.tables import check_given, on_grid, plan_of, rows_from
 from flowturbo.path import predicted_data
 from flowturbo.plan import Plan
-from flowturbo.sampler import History, advance
+from flowturbo.sampler import History, moved
 
 __all__ = ["FlowTurboScheduler"]
 
@@ -311,9 +311,10 @@ class FlowTurboScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         v = model_output.to(x.dtype) * self.config.sign
         self.predicted = predicted_data(x, v, float(whole.times[k]))
         if k in self._rows:  # else of no use when started in the middle of a step
-            velocities = {**self._velocities, self._rows[k]: v}
-            x = advance(running, self._rows[k], x, velocities)
-            self._velocities = velocities
+            row = running.rows[self._rows[k]]
+            x = moved(row, x, v, self._velocities)
+            kept = {**self._velocities, row.k: v}
+            self._velocities = {j: u for j, u in kept.items() if j not in row.released}
         self._step_index, self.answer = k + 1, None
         self._announce()
         x = x.to(model_output.dtype)

@@ -1,0 +1,106 @@
+"""`flowturbo benchmark`: plans and other libraries' samplers side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from flowturbo.cli.options import (
+    DEFAULT_MODEL,
+    Device,
+    DtypeName,
+    ModelName,
+    Seed,
+    read_plan,
+    resolve_device,
+    resolve_dtype,
+)
+from flowturbo.evaluate.benchmark import benchmark
+from flowturbo.evaluate.report import plot, table
+from flowturbo.files import check_writable, replacing
+from flowturbo.integrations.peers import peers
+from flowturbo.models.zoo import load
+from flowturbo.tasks.generate import resolve_plan, resolve_refiner
+
+__all__ = ["run"]
+
+
+def run(
+    model: ModelName = DEFAULT_MODEL,
+    plan: Annotated[
+        list[str] | None,
+        typer.Option("--plan", help="May be given several times; by default the card's."),
+    ] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Option("--prompt", help="By default names on the card.")
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", help="Pictures at once.")] = 8,
+    guidance: Annotated[
+        float | None, typer.Option("--guidance", "-g", help="Scale of guidance; 1 is off.")
+    ] = None,
+    scope: Annotated[
+        str,
+        typer.Option("--scope", help="What is compiled, of none, network, row and plan."),
+    ] = "none,plan",
+    with_peers: Annotated[
+        bool, typer.Option("--peers/--no-peers", help="Measure other libraries too.")
+    ] = True,
+    repeats: Annotated[int, typer.Option("--repeats", help="Turns to measure.")] = 20,
+    reference: Annotated[
+        str, typer.Option("--reference", help="The plan to tell the error from.")
+    ] = "RK4:32",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The record, a .json file.")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--plot", help="Error against milliseconds, a .png.")
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: DtypeName = "float32",
+) -> None:
+    """Measure plans, uncompiled and compiled, and other samplers on the same weights.
+
+    Example: flowturbo benchmark --model digits --plan AB2:8@1.6 --plan H1P5 -o record.json
+    """
+    if batch < 1:
+        raise ValueError(f"--batch {batch}: must be at least 1")
+    tables = [read_plan(p) for p in plan] if plan else [None]
+    for path in (out, picture):
+        if path is not None:
+            check_writable(path)
+    field = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype))
+    plans = [resolve_plan(field, t) for t in tables]
+    refiners = [resolve_refiner(field, p, None) for p in plans]
+    rows = ((prompts or field.names or [""]) * batch)[:batch]
+    found, missing = peers(plans[0].nfe["model"]) if with_peers else ({}, {})
+    record = benchmark(
+        field,
+        plans,
+        next((r for r in refiners if r is not None), None),
+        cond=field.condition(rows) if field.card.get("condition") else None,
+        batch=batch,
+        guidance=float(field.defaults["guidance"] if guidance is None else guidance),
+        scopes=[s.strip() for s in scope.split(",")],
+        peers=found,
+        missing=missing,
+        repeats=repeats,
+        reference=reference,
+        seed=seed,
+    )
+    Console(width=150).print(table(record))
+    for name, how in missing.items():
+        print(f"not measured: {name} ({how})")
+    cost = {k: v for k, v in record["latency"].items() if v is not None and k != "worst"}
+    print("an uncompiled batch costs, in ms: " + ", ".join(f"{k} {v:.3g}" for k, v in cost.items()))
+    if out is not None:
+        with replacing(out) as temporary:
+            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        print(f"-> {out}")
+    if picture is not None:
+        plot(record, picture)
+        print(f"-> {picture}")

@@ -1,0 +1,324 @@
+"""A compiled sampler in a file: exported ahead of time, loaded where nothing is compiled.
+
+The file is the ``.pt2`` archive of AOTInductor, one library for each number of rows with the
+weights in it, and a manifest, ``extra/flowturbo.json``: what it was made of, and what it was made
+for. That is compared before anything of the archive is loaded. A library is native code: load only
+files that you would run as a program.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from flowturbo._version import __version__
+from flowturbo.compiled.sampler import compile, prepare
+from flowturbo.compiled.shapes import Inputs, Sampler, Shapes
+from flowturbo.field import Field
+from flowturbo.files import replacing
+from flowturbo.plan import Plan
+from flowturbo.sampler import Refiner
+
+__all__ = ["LoadedSampler", "export", "load_compiled", "read_manifest"]
+
+FORMAT = 1
+_MANIFEST = "extra/flowturbo.json"
+
+
+def export(
+    path: str | Path,
+    model: Field,
+    plan: Plan | str,
+    refiner: Refiner | None = None,
+    *,
+    batch: int | Sequence[int] = 8,
+    dtype: torch.dtype | None = None,
+    guidance: float | None = None,
+    shape: Sequence[int] | None = None,
+    cond: Any = None,
+    device: str | torch.device | None = None,
+    options: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Compile the sampling of a plan ahead of time, for this kind of machine.
+
+    Arguments are those of ``compile``. The condition must be a tensor or None, and the null
+    condition the same for all; it goes into the manifest.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ValueError: as ``compile``, and if the condition cannot go into a file.
+        OSError: if the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".pt2":
+        raise ValueError(f"path={str(path)!r}: a compiled sampler is written as .pt2")
+    function, shapes, null_of = prepare(
+        model,
+        plan,
+        refiner,
+        batch=batch,
+        dtype=dtype,
+        guidance=guidance,
+        shape=shape,
+        cond=cond,
+        device=device,
+    )
+    if not (shapes.cond is None or isinstance(shapes.cond, Tensor)):
+        raise ValueError("cond: only a tensor, or None, can be exported; use flowturbo.compile")
+    null = None if shapes.guidance is None else null_of(shapes.cond)
+    from torch._inductor import aot_compile
+    from torch._inductor.package.package import package_aoti
+
+    manifest = _manifest(function, shapes, null, model)
+    files: dict[str, Any] = {}
+    with torch.no_grad(), warnings.catch_warnings(), replacing(path) as temporary:
+        warnings.simplefilter("ignore", FutureWarning)  # of torch, at itself
+        for size in tqdm(shapes.batch, desc=f"export {function.plan.name}", disable=None):
+            inputs = shapes.example(size, null)
+            program = torch.export.export(function, inputs, strict=False)
+            files[f"rows{size}"] = aot_compile(
+                _module(program), inputs, options={**(options or {}), "aot_inductor.package": True}
+            )
+        package_aoti(str(temporary), files)
+        with zipfile.ZipFile(temporary, "a") as archive:
+            root = archive.namelist()[0].partition("/")[0]
+            archive.writestr(f"{root}/{_MANIFEST}", json.dumps(manifest, indent=1))
+    return manifest
+
+
+def _module(program: Any) -> Any:
+    try:
+        return program.module(check_guards=False)
+    except TypeError:  # before torch 2.9 there were none
+        return program.module()
+
+
+def _manifest(function: Any, shapes: Shapes, null: Any, model: Any) -> dict[str, Any]:
+    row = lambda c: None if c is None else c.tolist()
+    cond = shapes.cond
+    kind = None if cond is None else {"dtype": str(cond.dtype), "shape": list(cond.shape[1:])}
+    refiner = function.refiner
+    return {
+        "format": FORMAT,
+        "flowturbo": __version__,
+        "made_for": _here(shapes.device),
+        "model": {"name": getattr(model, "name", None), "fingerprint": _fingerprint(model)},
+        "refiner": refiner and {
+            "fingerprint": _fingerprint(refiner),
+            "guidance_range": getattr(refiner, "guidance_range", None),
+        },
+        "plan": json.loads(function.plan.to_json()),
+        "dtype": None if function.dtype is None else str(function.dtype),
+        "state": {"shape": list(shapes.shape), "dtype": str(shapes.dtype)},
+        "batch": list(shapes.batch),
+        "cond": kind,
+        "null": row(null),
+        "guidance": shapes.guidance,
+    }  # fmt: skip
+
+
+def _fingerprint(module: Any) -> str | None:
+    return getattr(module, "fingerprint", None)
+
+
+def _here(device: torch.device) -> dict[str, str]:
+    """What a library depends on, of this machine."""
+    if device.type == "cuda":
+        version = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        kind = f"{torch.cuda.get_device_name(device)}, capability {version}"
+    else:
+        kind = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
+    return {
+        "torch": torch.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": device.type,
+        "kind": kind,
+        "instructions": " ".join(_instructions()),
+    }
+
+
+def _instructions() -> list[str]:
+    """What the processor can do; the compiler uses all of it. Empty where that is not told."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    told = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    sets = r"(?:amx|avx|asimd|bmi|f16c|fma|gfni|sse|sve|vaes|vpclmul)\w*"
+    return sorted(w for w in told[1].split() if re.fullmatch(sets, w)) if told else []
+
+
+def _differences(wanted: Mapping[str, str], device: torch.device) -> list[str]:
+    """In what this machine is not the one that an artefact was made for."""
+    here = _here(device)
+    wrong = [
+        f"{k} {wanted[k]}, this is {here[k]}"
+        for k in here
+        if k != "instructions" and here[k] != wanted[k]
+    ]
+    lacking = set(wanted["instructions"].split()) - set(here["instructions"].split())
+    return [*wrong, *([f"instructions {' '.join(sorted(lacking))}, not here"] if lacking else [])]
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """The manifest of an exported sampler; nothing else of the file is read.
+
+    Raises:
+        ValueError: if it is no such file, is damaged, or is of a later version.
+        OSError: if it cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (name,) = [n for n in archive.namelist() if n.endswith(_MANIFEST)]
+            manifest = json.loads(archive.read(name))
+    except (zipfile.BadZipFile, ValueError) as e:
+        raise ValueError(
+            f"{path}: not a sampler that this library exported, or damaged ({e})"
+        ) from e
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(f"{path}: of another version of this library; export it again")
+    return manifest
+
+
+def load_compiled(
+    path: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    fallback: Field | None = None,
+    refiner: Refiner | None = None,
+) -> Sampler:
+    """Load an exported sampler, where it was made for; nothing is compiled.
+
+    Args:
+        path: the ``.pt2``.
+        device: where to run it, of the kind that it was made for; by default the first.
+        fallback: the model. Where the file was not made for, its plan is then run by it,
+            uncompiled, with a warning that tells the reason.
+        refiner: for the same.
+
+    Returns:
+        A function of tensors, like ``flowturbo.compile`` returns.
+
+    Raises:
+        ValueError: with the reason, if the file was made for another torch, system or device and
+            there is no fallback; if it is damaged; if ``fallback`` has other weights.
+        OSError: if it cannot be read.
+    """
+    manifest = read_manifest(path)
+    wanted = manifest["made_for"]
+    try:
+        place = torch.empty(0, device=device or wanted["device"]).device
+        wrong = _differences(wanted, place)
+    except (RuntimeError, AssertionError) as e:
+        wrong = [f"{wanted['device']} ({str(e).splitlines()[0]})"]
+    if not wrong:
+        return LoadedSampler(path, manifest, place)
+    reason = f"{path}: made for {'; '.join(wrong)}"
+    if fallback is None:
+        raise ValueError(
+            f"{reason}; export it here, or pass fallback=model to run the plan uncompiled"
+        )
+    return _fallback(reason, manifest, fallback, refiner)
+
+
+def _fallback(
+    reason: str, manifest: Mapping[str, Any], model: Any, refiner: Refiner | None
+) -> Sampler:
+    for name, given in (("model", model), ("refiner", refiner)):
+        made_for = (manifest[name] or {}).get("fingerprint")
+        if given is not None and made_for and _fingerprint(given) not in (None, made_for):
+            raise ValueError(
+                f"{reason}; and the fallback has other weights, {_fingerprint(given)}, than its "
+                f"{name}, {made_for}"
+            )
+    warnings.warn(f"{reason}; the plan is run uncompiled", stacklevel=3)
+    dtype = manifest["dtype"]
+    return compile(
+        model,
+        _plan(manifest),
+        refiner,
+        batch=manifest["batch"],
+        dtype=dtype and _dtype(dtype),
+        guidance=1.0 if manifest["guidance"] is None else manifest["guidance"],
+        shape=manifest["state"]["shape"],
+        cond=_example(manifest["cond"], "cpu"),
+        scope="none",
+        progress=False,
+    )
+
+
+class LoadedSampler(Sampler):
+    """What ``load_compiled`` returns; threads may share it.
+
+    Attributes:
+        manifest: of the file.
+    """
+
+    def __init__(self, path: str | Path, manifest: dict[str, Any], device: torch.device) -> None:
+        refiner = manifest["refiner"] or {}
+        known = _Refiner() if refiner.get("guidance_range") else None
+        if known:
+            known.guidance_range = refiner["guidance_range"]
+        shapes = Shapes(
+            shape=tuple(manifest["state"]["shape"]),
+            batch=tuple(manifest["batch"]),
+            dtype=_dtype(manifest["state"]["dtype"]),
+            device=device,
+            cond=_example(manifest["cond"], device),
+            guidance=manifest["guidance"],
+        )
+        super().__init__(_plan(manifest), shapes, known)
+        self.manifest = manifest
+        null = manifest["null"]
+        self._null = null if null is None else torch.tensor(null, device=device).to(shapes.cond)
+        self._calls = {size: _library(path, f"rows{size}", device) for size in shapes.batch}
+
+    def null_condition(self, cond: Any) -> Any:
+        """The unconditional condition, of one row."""
+        return self._null
+
+    def _call(self, size: int, inputs: Inputs) -> Tensor:
+        return self._calls[size]([c for c in inputs if isinstance(c, Tensor)])[0]
+
+
+def _library(path: str | Path, name: str, device: torch.device) -> Any:
+    """A list of tensors to a list of them; without the compiler, whose import takes seconds."""
+    loader: Any = torch._C._aoti.AOTIModelPackageLoader  # type: ignore[attr-defined]
+    try:
+        return loader(str(path), name, False, 1, -1 if device.index is None else device.index).run
+    except TypeError:  # earlier versions of torch take two
+        return loader(str(path), name).run
+
+
+class _Refiner:
+    """The range of guidance of the refiner in an artefact."""
+
+    distinct_times = 0
+    guidance_range: tuple[float, float]
+
+
+def _plan(manifest: Mapping[str, Any]) -> Plan:
+    return Plan.from_json(json.dumps(manifest["plan"]))
+
+
+def _dtype(name: str) -> torch.dtype:
+    return getattr(torch, name.removeprefix("torch."))
+
+
+def _example(kind: Mapping[str, Any] | None, device: Any) -> Tensor | None:
+    if kind is None:
+        return None
+    return torch.zeros(1, *kind["shape"], dtype=_dtype(kind["dtype"]), device=device)

@@ -1,0 +1,119 @@
+"""Functions compiled each apart, in three scopes, and never again once that is over.
+
+The scopes are those that the paper compares (Zhao et al. 2024, arXiv 2409.18128, table 5): the
+network alone, or a whole block of the sampler; a plan being static, here also the whole sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowturbo.compiled.function import Function
+from flowturbo.plan import Row
+from flowturbo.sampler import History, Velocities, run, step
+
+__all__ = ["SCOPES", "Compiler", "Recompiled"]
+
+SCOPES = ("plan", "row", "network", "none")
+_BACKEND = "inductor"
+
+
+class Recompiled(RuntimeError):
+    """A compiled sampler would have had to be compiled again, after its warm-up."""
+
+
+class Compiler:
+    """Compiles functions by inductor until it is closed.
+
+    Attributes:
+        graphs: how many were compiled.
+        refused: how many would have been, since it was closed.
+        closed: nothing more is compiled.
+        field: in the scope "network", the field compiled, the same for all numbers of rows.
+    """
+
+    def __init__(self) -> None:
+        self.graphs, self.refused, self.closed = 0, 0, False
+        self.field: Callable[..., Tensor] | None = None
+
+    def __call__(self, fn: Callable[..., Any], name: str) -> Callable[..., Any]:
+        """``fn``, a closure without defaults, to be compiled when it is first called.
+
+        It gets a code object of its own, for there dynamo keeps what it compiled: samplers neither
+        wait for each other's guards nor use up each other's limit.
+        """
+        code = fn.__code__.replace(co_name=name)
+        own = FunctionType(code, fn.__globals__, name, None, fn.__closure__)
+        return torch.compile(own, backend=self._backend, fullgraph=True, dynamic=False)
+
+    def _backend(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        if self.closed:
+            self.refused += 1
+            raise Recompiled
+        from torch._dynamo import lookup_backend
+
+        self.graphs += 1
+        return lookup_backend(_BACKEND)(graph, inputs)  # type: ignore[arg-type]
+
+    def scoped(self, function: Function, scope: str, name: str) -> Callable[..., Tensor]:
+        """``function``, the ``scope`` of it compiled."""
+        if scope == "plan":
+            return self(lambda x, cond, null, scale: function(x, cond, null, scale), name)
+        if scope == "row":
+            return self._by_rows(function, name)
+        if scope == "network":
+            refiner = function.refiner and _Timed(function.refiner, self, f"{name}_refiner")
+            field = function.cast()
+            self.field = self.field or self(lambda x, t, cond: field(x, t, cond), "network")
+            return function.replaced(self.field, refiner)
+        return function
+
+    def _by_rows(self, function: Function, name: str) -> Callable[..., Tensor]:
+        def compiled(row: Row) -> Callable[..., tuple[Tensor, Tensor]]:
+            return self(
+                lambda x, cond, null, scale, velocities: step(
+                    row, function.evaluators(cond, null, scale), x, velocities
+                ),
+                f"{name}_row{row.k}",
+            )
+
+        rows = [compiled(row) for row in function.rows]
+
+        def sample(x: Tensor, cond: Any, null: Any, scale: Tensor | None) -> Tensor:
+            def one(row: Row, _: Any, x: Tensor, velocities: Velocities) -> tuple[Tensor, Tensor]:
+                return rows[row.k](x, cond, null, scale, dict(velocities))
+
+            return run(function.rows, {}, x, step=one)
+
+        return sample
+
+
+class _Timed:
+    """A refiner compiled for the times of each of its rows, which are constants to it."""
+
+    def __init__(self, refiner: Any, compiler: Compiler, name: str) -> None:
+        self.refiner, self.compiler, self.name = refiner, compiler, name
+        self.made: dict[tuple[float, ...], Callable[..., Tensor]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "embed_condition":  # it is computed within what is compiled
+            raise AttributeError(name)
+        return getattr(self.refiner, name)
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Any, history: History, **scale: Any) -> Tensor:
+        times = tuple(s for s, _ in history)
+        if times not in self.made:
+            self.made[times] = self.compiler(_at(self.refiner, times), self.name)
+        return self.made[times](x, t, cond, [v for _, v in history], scale)
+
+
+def _at(refiner: Any, times: tuple[float, ...]) -> Callable[..., Tensor]:
+    def refine(x: Tensor, t: Any, cond: Any, shown: list[Tensor], scale: Mapping[str, Any]) -> Any:
+        return refiner(x, t, cond, list(zip(times, shown, strict=True)), **scale)
+
+    return refine

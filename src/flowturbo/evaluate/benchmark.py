@@ -1,0 +1,266 @@
+"""Samplers measured side by side, on the same weights, noise and machine, in one run."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from flowturbo import noise
+from flowturbo.compiled import CompiledSampler
+from flowturbo.compiled import compile as compile_sampler
+from flowturbo.compiled.backend import SCOPES
+from flowturbo.compiled.memory import peak_bytes
+from flowturbo.evaluate.timing import fit_latency, interleaved, matrix_product, spread
+from flowturbo.field import CountCalls, Guidance
+from flowturbo.plan import Plan
+from flowturbo.sampler import sample
+
+__all__ = ["Method", "Peer", "benchmark"]
+
+_PROBES = ("E2", "E4", "E8", "E2R1", "E2R3")  # uncompiled, for the cost of an evaluation
+
+Peer = Callable[[Any, Tensor, Any, Any, float], Tensor]
+"""``(field, x, cond, null, guidance) -> x1`` with the field unguided."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One way to draw the batch.
+
+    Attributes:
+        name: what to call it.
+        call: draws the batch.
+        eager: the same uncompiled, to count its evaluations and operations.
+        scope: what of it is compiled, or "peer".
+        sampler: the compiled sampler, if it is one of ours.
+    """
+
+    name: str
+    call: Callable[[], Tensor]
+    eager: Callable[[Any], Tensor]
+    scope: str
+    sampler: CompiledSampler | None = None
+
+
+def benchmark(
+    model: Any,
+    plans: Sequence[Plan],
+    refiner: Any = None,
+    *,
+    cond: Any = None,
+    batch: int = 8,
+    guidance: float = 1.0,
+    scopes: Sequence[str] = ("none", "plan"),
+    peers: Mapping[str, Peer] | None = None,
+    missing: Mapping[str, str] | None = None,
+    dtype: torch.dtype | None = None,
+    options: Mapping[str, Any] | None = None,
+    repeats: int = 20,
+    reference: str | None = "RK4:32",
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Measure plans, uncompiled and compiled, and peers.
+
+    Args:
+        model: a field with a ``shape``, as ``flowturbo.load`` gives it.
+        plans: to measure.
+        refiner: for those that need one.
+        cond: the condition of the batch; None for fields that take none.
+        batch: pictures at once.
+        guidance: scale, 1 for off.
+        scopes: of ``flowturbo.compile``; each plan is measured in each.
+        peers: other samplers by name.
+        missing: peers that are not installed, and how to install them; goes into the record.
+        dtype: to run the networks in; None as they are. Peers run in it too.
+        options: of inductor.
+        repeats: turns to measure.
+        reference: a plan to tell the error from; None measures none.
+        seed: of the first noise.
+        progress: show bars, on a terminal.
+
+    Returns:
+        The record, which JSON can hold: "conditions", "methods" (milliseconds of a batch, images a
+        second, time to compile, evaluations by kind, error, operations and their share of the
+        matrix-product peak, peak memory), "parts" (one evaluation of the network, decoding, a
+        matrix product), "latency" (what an evaluation of each kind costs, uncompiled), "missing".
+
+    Raises:
+        ValueError: if an argument is not as said.
+    """
+    unknown = [s for s in scopes if s not in SCOPES]
+    if unknown or not plans or batch < 1:
+        raise ValueError(
+            f"scopes={tuple(scopes)}, plans={len(plans)}, batch={batch}: scopes must be of "
+            f"{', '.join(SCOPES)}, with one plan and one picture at least"
+        )
+    x = noise.draw(range(seed, seed + batch), model.shape, device=_device(model))
+    dtype = dtype or _dtype(model)
+    compiled = partial(
+        compile_sampler,
+        model,
+        batch=batch,
+        dtype=dtype,
+        guidance=guidance,
+        cond=cond,
+        options=options,
+        progress=progress,
+    )
+    ours = partial(_ours, compiled, refiner, x, cond)
+    methods = [ours(plan, scope) for plan in plans for scope in scopes]
+    base = compiled("E1", scope="none")
+    null = None if guidance == 1.0 else base.null_condition(cond)
+    for name, peer in (peers or {}).items():
+        run = partial(_peer, peer, x, cond, null, guidance)
+        methods.append(Method(name=name, call=partial(run, base.field), eager=run, scope="peer"))
+    probes = [ours(Plan.parse(text), "none") for text in _PROBES[: 5 if refiner else 3]]
+    parts: dict[str, Callable[[], Any]] = {"network": partial(_network, base.field, x, cond, null)}
+    if hasattr(model, "decode"):
+        parts["decode"] = partial(model.decode, x)
+    parts["matrix product"], operations = matrix_product(x.device, dtype)
+    every: dict[tuple[str, str], Callable[[], Any]]
+    every = {("method", m.name): m.call for m in methods}
+    every |= {("part", name): call for name, call in parts.items()}
+    every |= {("probe", p.name): p.call for p in probes}
+    with torch.no_grad():
+        exact = None
+        if reference:
+            exact = sample(Plan.parse(reference), model, x, cond, guidance=guidance)
+        taken = interleaved(every, x.device, repeats=repeats, progress=progress)
+        middle = {name: spread(ms) for name, ms in taken.items()}
+        peak = 1000 * operations / middle["part", "matrix product"]["least"]
+        rows = [_row(m, middle["method", m.name], peak, base.field, x, exact) for m in methods]
+    for row in rows:
+        if row["scope"] == "none" and not row["evaluations"]["refiner"]:
+            network = row["evaluations"]["model"] * middle["part", "network"]["median"]
+            row["loop_share"] = 1 - network / row["ms"]["median"]
+    return {
+        "conditions": {
+            **_conditions(model, refiner, x),
+            "guidance": guidance,
+            "dtype": str(dtype),
+            "inductor": dict(options or {}),
+            "repeats": repeats,
+            "seeds": [seed, seed + batch - 1],
+            "reference": reference,
+        },
+        "methods": rows,
+        "parts": {name: middle["part", name] for name in parts},
+        "latency": fit_latency(
+            [p.sampler.plan.nfe for p in probes if p.sampler],
+            [middle["probe", p.name]["median"] for p in probes],
+        ),
+        "matrix_product_flops_per_second": peak,
+        "missing": dict(missing or {}),
+    }
+
+
+def _ours(
+    compiled: Callable[..., CompiledSampler],
+    refiner: Any,
+    x: Tensor,
+    cond: Any,
+    plan: Plan,
+    scope: str,
+) -> Method:
+    sampler = compiled(plan, refiner, scope=scope)
+    plain = sampler if scope == "none" else compiled(plan, refiner, scope="none")
+    return Method(
+        name=f"{plan.name}, " + ("uncompiled" if scope == "none" else f"compiled {scope}"),
+        call=partial(sampler, x, cond),
+        eager=lambda _: plain(x, cond),
+        scope=scope,
+        sampler=sampler,
+    )
+
+
+def _peer(peer: Peer, x: Tensor, cond: Any, null: Any, guidance: float, field: Any) -> Tensor:
+    return peer(field, x, cond, null, guidance)
+
+
+def _network(field: Any, x: Tensor, cond: Any, null: Any) -> Tensor:
+    """One evaluation of both branches, without the arithmetic of guidance."""
+    t = x.new_full((), 0.5)
+    if null is None:
+        return field(x, t, cond)
+    return field(torch.cat([x, x]), t, Guidance(field, 2.0, null=null).embed_condition(cond).both)
+
+
+def _row(
+    method: Method,
+    ms: dict[str, float],
+    peak: float,
+    field: Any,
+    x: Tensor,
+    exact: Tensor | None,
+) -> dict[str, Any]:
+    counted = CountCalls(field)
+    with FlopCounterMode(display=False) as flops, sdpa_kernel(SDPBackend.MATH):
+        method.eager(counted)
+    sampler = method.sampler
+    row: dict[str, Any] = {
+        "name": method.name,
+        "scope": method.scope,
+        "ms": ms,
+        "images_per_second": 1000 * len(x) / ms["median"],
+        "evaluations": sampler.plan.nfe if sampler else {"model": counted.calls, "refiner": 0},
+        "flops": flops.get_total_flops(),
+        "peak_share": 1000 * flops.get_total_flops() / ms["median"] / peak,
+        "peak_bytes": peak_bytes(method.call, x.device),
+    }
+    if exact is not None:
+        each = (method.call() - exact).double().flatten(1).square().mean(1).sqrt()
+        row["error"] = {"rmse": float(each.square().mean().sqrt()), "median": float(each.median())}
+    if sampler and method.scope != "none":
+        row["compile"] = {
+            "seconds": sum(sampler.report["seconds"].values()),
+            "graphs": sampler.graphs,
+            "recompiles": sampler.recompiles,
+            "difference_from_eager": max(sampler.report["difference"].values()),
+        }
+    return row
+
+
+def _conditions(model: Any, refiner: Any, x: Tensor) -> dict[str, Any]:
+    cuda = x.device.type == "cuda"
+    return {
+        "model": getattr(model, "name", type(model).__name__),
+        "fingerprint": getattr(model, "fingerprint", None),
+        "refiner": getattr(refiner, "fingerprint", None),
+        "batch": len(x),
+        "state_dtype": str(x.dtype),
+        "device": torch.cuda.get_device_name(x.device) if cuda else platform.machine(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("flowturbo", "torch", "diffusers", "flow_matching", "torchdiffeq"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _dtype(model: Any) -> torch.dtype:
+    return getattr(model, "dtype", torch.float32)
+
+
+def _device(model: Any) -> torch.device:
+    return getattr(model, "device", torch.device("cpu"))

@@ -1,0 +1,156 @@
+"""Exported samplers: the same pictures in a fresh process without a compiler; what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+
+import flowturbo as ft
+from flowturbo.cli import main
+from flowturbo.compiled.artefact import read_manifest
+from flowturbo.models.checkpoint import save_folder
+from flowturbo.models.sit import SiT, SiTConfig
+from flowturbo.refiner import VelocityRefiner, save_refiner
+
+PLAN = "H1R1"
+FRESH = """
+import sys, torch
+import flowturbo as ft
+fast = ft.load_compiled(sys.argv[1])
+x = torch.load(sys.argv[2], weights_only=True)
+torch.save(fast(x, torch.tensor([0, 1, 1])), sys.argv[3])
+assert "torch._dynamo" not in sys.modules and "torch._inductor" not in sys.modules
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model of one block with its refiner."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    network = SiT(SiTConfig(size=4, channels=1, patch=2, width=16, depth=1, heads=2, classes=2))
+    refiner = VelocityRefiner.from_model(network, (1.0, 4.0))
+    for p in (*network.parameters(), *refiner.parameters()):
+        if p.requires_grad:
+            torch.nn.init.normal_(p, std=0.2)
+    condition = {"kind": "class", "labels": ["0", "1"]}
+    save_folder(folder, network, {"condition": condition, "defaults": {"guidance": 2.0}})
+    save_refiner(folder, refiner, ft.load(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def artefact(folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("artefact") / "tiny.pt2"
+    with pytest.raises(SystemExit) as end:
+        main(["export", "-m", str(folder), "--plan", PLAN, "--batch", "2", "-o", str(path)])
+    assert not end.value.code
+    return path
+
+
+def _loop(folder, x, cond, guidance=2.0):
+    model = ft.load(folder)
+    refiner = ft.load_refiner(folder, model)
+    return ft.sample(PLAN, model, x, cond, guidance=guidance, refiner=refiner)
+
+
+def test_the_same_pictures_in_a_fresh_process_without_a_compiler(artefact, folder, tmp_path):
+    x, cond = torch.randn(3, 1, 4, 4), torch.tensor([0, 1, 1])
+    torch.save(x, tmp_path / "x.pt")
+    command = [sys.executable, "-c", FRESH, artefact, tmp_path / "x.pt", tmp_path / "out.pt"]
+    env = {**os.environ, "CXX": "false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    subprocess.run(list(map(str, command)), env=env, check=True)
+    there = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert torch.equal(there, ft.load_compiled(artefact)(x, cond))
+    torch.testing.assert_close(there, _loop(folder, x, cond), rtol=1e-5, atol=1e-5)
+
+
+def test_it_takes_any_scale_and_negative_but_no_other_shape(artefact, folder):
+    fast, x, cond = ft.load_compiled(artefact), torch.randn(2, 1, 4, 4), torch.tensor([0, 1])
+    torch.testing.assert_close(fast(x, cond, guidance=3.5), _loop(folder, x, cond, 3.5))
+    away = fast(x, cond, guidance=3.5, negative=torch.tensor([1]))
+    assert not torch.equal(away, fast(x, cond, guidance=3.5))
+    with pytest.raises(ValueError, match="this refiner was made for 1 to 4"):
+        fast(x, cond, guidance=5.0)
+    with pytest.raises(ValueError, match=r"compiled for states \(1, 4, 4\), batch \(2,\)"):
+        fast(torch.randn(2, 1, 8, 8), cond)
+
+
+def test_the_manifest_says_what_it_is(artefact, folder):
+    manifest = read_manifest(artefact)
+    model = ft.load(folder)
+    assert manifest["model"]["fingerprint"] == model.fingerprint
+    assert manifest["made_for"]["torch"] == torch.__version__
+    assert (manifest["batch"], manifest["guidance"]) == ([2], 2.0)
+    assert ft.load_compiled(artefact).plan == ft.Plan.parse(PLAN)
+
+
+@pytest.fixture
+def elsewhere(artefact, tmp_path):
+    """The artefact with other contents of its manifest."""
+
+    def changed(**made_for):
+        path = tmp_path / "elsewhere.pt2"
+        with zipfile.ZipFile(artefact) as old, zipfile.ZipFile(path, "w") as new:
+            for name in old.namelist():
+                if name.endswith("flowturbo.json"):
+                    manifest = json.loads(old.read(name))
+                    manifest["made_for"] |= made_for
+                    new.writestr(name, json.dumps(manifest))
+        return path
+
+    return changed
+
+
+def test_where_it_was_not_made_for_it_is_refused_with_the_reason(elsewhere):
+    for key, value in (("torch", "2.0.0"), ("kind", "another chip"), ("system", "Plan 9")):
+        with pytest.raises(ValueError, match=f"made for {key} {value}, this is .*export it here"):
+            ft.load_compiled(elsewhere(**{key: value}))
+    with pytest.raises(ValueError, match=r"made for instructions avx9000, not here"):
+        ft.load_compiled(elsewhere(instructions="avx9000"))
+    with pytest.raises(ValueError, match=r"made for (device )?cuda"):
+        ft.load_compiled(elsewhere(device="cuda"), device="cpu")
+
+
+def test_it_falls_back_only_when_asked(elsewhere, folder):
+    path, model = elsewhere(torch="2.0.0"), ft.load(folder)
+    refiner = ft.load_refiner(folder, model)
+    x, cond = torch.randn(3, 1, 4, 4), torch.tensor([0, 1, 1])
+    with pytest.warns(UserWarning, match=r"made for torch 2.0.0, .*; the plan is run uncompiled"):
+        slow = ft.load_compiled(path, fallback=model, refiner=refiner)
+    torch.testing.assert_close(slow(x, cond), _loop(folder, x, cond))
+    torch.nn.init.ones_(model.network.final_layer.linear.weight)
+    del model.fingerprint
+    with pytest.raises(ValueError, match="the fallback has other weights"):
+        ft.load_compiled(path, fallback=model, refiner=refiner)
+
+
+def test_what_is_no_artefact(tmp_path):
+    (tmp_path / "a.pt2").write_bytes(b"PK not a zip")
+    with pytest.raises(ValueError, match=r"a\.pt2: not a sampler that this library exported"):
+        ft.load_compiled(tmp_path / "a.pt2")
+    with pytest.raises(OSError, match="missing"):
+        ft.load_compiled(tmp_path / "missing.pt2")
+    net = SiT(SiTConfig(size=4, channels=1, patch=2, width=16, depth=1, heads=2, classes=2))
+    with pytest.raises(ValueError, match=r"is written as \.pt2"):
+        ft.export(tmp_path / "a.so", net, "E1")
+    with pytest.raises(ValueError, match="only a tensor"):
+        ft.export(tmp_path / "a.pt2", net, "E1", cond={"ids": torch.zeros(1)})
+
+
+def test_command_line_refuses(tmp_path, capsys):
+    for arguments, message in (
+        (["-o", "a.so"], "written as .pt2"),
+        (["--batch", "0,2"], "--batch '0,2'"),
+        (["--plan", "X9"], "'X9'"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(["export", *arguments])
+        assert end.value.code == 2
+        assert message in capsys.readouterr().err

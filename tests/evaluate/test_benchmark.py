@@ -1,0 +1,133 @@
+"""The benchmark: its arithmetic, the peers against plans, and a run at tiny size."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+import torch
+from fields import mixture
+
+import flowturbo as ft
+from flowturbo.cli import main
+from flowturbo.compiled import backend
+from flowturbo.compiled.memory import peak_bytes
+from flowturbo.evaluate.timing import fit_latency, interleaved, spread
+from flowturbo.field import CountCalls
+from flowturbo.integrations import peers as library
+
+
+def test_calls_take_turns():
+    order = []
+    calls = {name: lambda n=name: order.append(n) for name in "abc"}
+    taken = interleaved(calls, repeats=3, warm_up=1, progress=False)
+    assert [len(ms) for ms in taken.values()] == [3, 3, 3]
+    assert "".join(order) == "cab" + "abc" + "bca" + "cab"
+    slow = interleaved({"sleep": lambda: time.sleep(0.01)}, repeats=2, progress=False)["sleep"]
+    assert min(slow) >= 10
+    with pytest.raises(ValueError, match="repeats=0"):
+        interleaved(calls, repeats=0)
+
+
+def test_spread():
+    assert spread([3.0]) == {"median": 3.0, "low": 3.0, "high": 3.0, "least": 3.0}
+    found = spread([float(i) for i in range(11)])
+    assert found == {"median": 5.0, "low": 1.0, "high": 9.0, "least": 0.0}
+
+
+def test_latency_is_fitted_exactly_where_it_is_linear():
+    counts = [{"model": m, "refiner": r} for m, r in ((2, 0), (4, 0), (8, 0), (2, 2), (2, 6))]
+    found = fit_latency(counts, [3 + 5 * c["model"] + 0.5 * c["refiner"] for c in counts])
+    assert found["worst"] < 1e-9
+    assert [round(found[k], 6) for k in ("fixed", "model", "refiner")] == [3, 5, 0.5]
+    assert fit_latency(counts[:3], [13.0, 23.0, 43.0])["refiner"] is None
+
+
+def test_peak_memory_is_what_is_held_at_once():
+    def call():
+        a = torch.ones(1000)
+        b = a + 1
+        del a
+        return torch.ones(500) + b.sum()
+
+    assert 8000 <= peak_bytes(call) <= 8200
+    assert peak_bytes(lambda: None) == 0
+
+
+def test_the_loop_keeps_nothing_but_its_result():
+    x = torch.randn(64, 2, dtype=torch.float64)
+    few, many = (lambda n=n: ft.sample(f"AB2:{n}", mixture, x) for n in (4, 24))
+    few()
+    assert peak_bytes(many) <= peak_bytes(few)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_peers_solve_what_plans_solve(digits, guided):
+    found, missing = library.peers(4)
+    assert "diffusers" not in missing
+    assert "torchdiffeq" not in missing
+    x, cond = ft.noise.draw([0, 1], digits.shape), digits.condition(["3", "7"])
+    null, scale = (digits.null_condition(cond[:1]), 2.0) if guided else (None, 1.0)
+    same = {"Euler": ft.Plan.parse("E4"), "midpoint": ft.Plan.parse("MID:2")}
+    from diffusers import UniPCMultistepScheduler
+
+    config = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+    same["UniPC"] = ft.Plan.from_scheduler(UniPCMultistepScheduler(**config), 4)
+    compared = 0
+    for name, peer in found.items():
+        counted = CountCalls(digits)
+        out = peer(counted, x, cond, null, scale)
+        assert counted.calls == 4, name
+        for word, plan in same.items():
+            if word in name:
+                loop = ft.sample(plan, digits, x, cond, guidance=scale)
+                torch.testing.assert_close(out, loop, rtol=1e-3, atol=1e-3)
+                compared += 1
+    assert compared >= 5
+
+
+def test_what_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr(library, "find_spec", lambda name: None)
+    found, missing = library.peers(4)
+    assert list(found) == ["plain loop, Euler 4"]
+    assert missing["flow_matching"] == "pip install flow_matching"
+
+
+@pytest.mark.parametrize("arguments", [["--no-peers"], ["--plan", "E2", "--guidance", "1"]])
+def test_command(text_model, tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.setattr(backend, "_BACKEND", "aot_eager")
+    out, picture = tmp_path / "record.json", tmp_path / "plot.png"
+    few = ["--batch", "2", "--repeats", "2", "--reference", "RK4:4", "--device", "cpu"]
+    files = ["-o", str(out), "--plot", str(picture)]
+    with pytest.raises(SystemExit) as end:
+        main(["benchmark", "-m", str(text_model), *few, *files, *arguments])
+    assert not end.value.code
+    record = json.loads(out.read_text())
+    rows = {row["name"]: row for row in record["methods"]}
+    plain, fast = rows["E2, uncompiled"], rows["E2, compiled plan"]
+    assert plain["evaluations"] == fast["evaluations"] == {"model": 2, "refiner": 0}
+    assert plain["flops"] == fast["flops"] > 0
+    assert fast["compile"]["recompiles"] == 0
+    assert fast["compile"]["graphs"] == 1
+    assert plain["error"]["rmse"] == pytest.approx(fast["error"]["rmse"], rel=1e-4)
+    assert 0 < plain["peak_share"] < 1
+    assert {"network", "decode", "matrix product"} == record["parts"].keys()
+    assert record["conditions"]["versions"]["torch"] == torch.__version__
+    assert ("diffusers" in str(rows)) == ("--no-peers" not in arguments)
+    assert picture.stat().st_size > 1000
+    shown = capsys.readouterr().out
+    assert "E2, compiled plan" in shown
+    assert ("not measured: flow_matching" in shown) == bool(record["missing"])
+
+
+def test_bad_input_is_one_line(text_model, capsys):
+    for arguments, message in (
+        (["--scope", "none,all"], "scopes=('none', 'all')"),
+        (["--batch", "0"], "--batch 0"),
+        (["--plan", "H0"], "H0"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(["benchmark", "-m", str(text_model), "--no-peers", *arguments])
+        assert end.value.code == 2
+        assert message in capsys.readouterr().err

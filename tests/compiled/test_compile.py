@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from fields import mixture
+from fields import gaussian, mixture
 from torch import nn
 
 import flowturbo as ft
@@ -158,10 +158,11 @@ def test_every_precision_equals_the_loop_in_it(traced, net, refiners, dtype):
 @pytest.mark.parametrize("scope", ["row", "network", "none"])
 def test_every_scope_equals_the_loop(traced, net, refiners, scope):
     args = {"guidance": 2.0, "refiner": refiners["ours"]}
-    fast = ft.compile(net, "H1P1R1", scope=scope, **args, **{**ONE, "batch": (2, 3)})
+    sizes = {"row": 2, "network": (2, 3), "none": (2, 3)}[scope]
+    fast = ft.compile(net, "H1R1", scope=scope, **args, **{**ONE, "batch": sizes})
     for n in (1, 5):
-        _close(fast(_x(n), COND[:n]), ft.sample("H1P1R1", net, _x(n), COND[:n], **args))
-    expected = {"row": 2 * 5, "network": 2 * (1 + 2), "none": 0}  # two sizes; two rows of refiner
+        _close(fast(_x(n), COND[:n]), ft.sample("H1R1", net, _x(n), COND[:n], **args))
+    expected = {"row": 4, "network": 2 * (1 + 2), "none": 0}  # a field, two rows of the refiner
     assert (fast.graphs, fast.recompiles) == (expected[scope], 0)
 
 
@@ -210,15 +211,16 @@ def test_a_recompile_is_an_error(traced):
     assert torch.equal(fast(_x(2), COND[:2]), wanted)
 
 
-def test_many_samplers_do_not_use_up_one_limit(traced, net):
-    made = [ft.compile(net, "E1", cond=COND[:1], progress=False, batch=b) for b in range(1, 11)]
+def test_many_samplers_do_not_use_up_one_limit(traced):
+    args = {"shape": (2, 8, 8), "progress": False}
+    made = [ft.compile(gaussian, "E1", batch=b, **args) for b in range(1, 11)]
     assert [m.graphs for m in made] == [1] * 10
     for m in made:
-        _close(m(_x(2), COND[:2]), ft.sample("E1", net, _x(2), COND[:2]))
+        _close(m(_x(2)), ft.sample("E1", gaussian, _x(2)))
 
 
 def test_threads_sample_different_plans_through_one_model(traced, net):
-    plans = ["E2", "AB2:3", "H1P1"]
+    plans = ["E2", "AB2:3"]
     shared = ft.compile(net, "E1", scope="network", cond=COND[:1], progress=False, batch=2).field
     fasts = [ft.compile(net, p, cond=COND[:1], progress=False, batch=2) for p in plans]
     jobs = [lambda f=f: f(_x(2), COND[:2]) for f in fasts]

@@ -32,8 +32,9 @@ from rivals import SHIFTS, rivals
 from trial import Trial
 
 import flowturbo as ft
+from flowturbo.field import cut
 from flowturbo.files import replacing
-from flowturbo.fit.reference import cut, solve
+from flowturbo.fit.reference import solve
 from flowturbo.fit.weights import fit_weights
 from flowturbo.path import shifted
 

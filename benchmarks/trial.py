@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 import flowturbo as ft
+from flowturbo.field import cut
 from flowturbo.files import replacing
 from flowturbo.fit.journal import Journal
-from flowturbo.fit.reference import cut, error
+from flowturbo.fit.reference import error
 from flowturbo.fit.tune import summary
 from flowturbo.path import shifted
 from flowturbo.sampler import prepare_refiner

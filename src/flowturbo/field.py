@@ -22,7 +22,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Branches", "Cast", "CountCalls", "Field", "Guidance", "embedded", "map_condition"]
+__all__ = [
+    "Branches",
+    "Cast",
+    "CountCalls",
+    "Field",
+    "Guidance",
+    "cut",
+    "embedded",
+    "map_condition",
+]
 
 
 class Field(Protocol):
@@ -47,6 +56,11 @@ def embedded(field: Any, cond: Any) -> Any:
     """``cond`` as ``field`` embeds it once a sample; itself where it does not."""
     embed = getattr(field, "embed_condition", None)
     return cond if embed is None else embed(cond)
+
+
+def cut(cond: Any, rows: slice) -> Any:
+    """The ``rows`` of a condition, or of scales of guidance; what is no tensor is for all rows."""
+    return map_condition(lambda c: c[rows] if isinstance(c, Tensor) else c, cond)
 
 
 class _Wrapper:

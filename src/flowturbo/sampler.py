@@ -33,6 +33,7 @@ __all__ = [
     "check_refiner",
     "evaluators",
     "moved",
+    "needed_refiner",
     "prepare_refiner",
     "run",
     "sample",
@@ -128,18 +129,28 @@ def sample(
     plan = Plan.parse(plan) if isinstance(plan, str) else plan
     if not (x.is_floating_point() or x.is_complex()):
         raise ValueError(f"x of {x.dtype}: the state must be floating point; pass x.float()")
+    refiner = needed_refiner(plan, refiner)
+    _warn_if_foreign(plan, model, guidance)
+    if isinstance(guidance, Tensor) or guidance != 1.0:
+        model = Guidance(model, guidance, null=negative)
+    refiner = None if refiner is None else prepare_refiner(plan, model, refiner)
+    with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
+        state = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        return run(plan.rows, evaluators(model, refiner, cond), state, callback).to(x.dtype)
+
+
+def needed_refiner(plan: Plan, refiner: Any) -> Any:
+    """``refiner`` if ``plan`` has rows for one, else None.
+
+    Raises:
+        ValueError: if it has, and ``refiner`` is None.
+    """
     if plan.nfe["refiner"] and refiner is None:
         raise ValueError(
             f"plan {plan.name!r} has {plan.nfe['refiner']} refiner evaluations, and refiner=None; "
             "pass refiner=..., or take a plan without R"
         )
-    _warn_if_foreign(plan, model, guidance)
-    if isinstance(guidance, Tensor) or guidance != 1.0:
-        model = Guidance(model, guidance, null=negative)
-    refiner = prepare_refiner(plan, model, refiner) if refiner and plan.nfe["refiner"] else None
-    with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
-        state = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        return run(plan.rows, evaluators(model, refiner, cond), state, callback).to(x.dtype)
+    return refiner if plan.nfe["refiner"] else None
 
 
 def prepare_refiner(plan: Plan, model: Field, refiner: Refiner) -> Refiner:

@@ -15,10 +15,10 @@ from flowturbo.compiled.capture import Captured, Place
 from flowturbo.compiled.function import Function, in_dtype
 from flowturbo.compiled.memory import peak_bytes
 from flowturbo.compiled.shapes import Inputs, Sampler, Shapes, tensors
-from flowturbo.field import Field, Guidance, map_condition
+from flowturbo.field import Field, Guidance, cut
 from flowturbo.models.model import Model
 from flowturbo.plan import Plan
-from flowturbo.sampler import Refiner, check_refiner
+from flowturbo.sampler import Refiner, check_refiner, needed_refiner
 
 __all__ = ["CompiledSampler", "compile", "prepare"]
 
@@ -110,11 +110,7 @@ def prepare(
         raise ValueError(f"batch={batch}: must be numbers of rows, each at least 1")
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype={dtype}: must be a floating point type, or None")
-    if plan.nfe["refiner"] and refiner is None:
-        raise ValueError(
-            f"plan {plan.name!r} has {plan.nfe['refiner']} refiner evaluations, and refiner=None; "
-            "pass refiner=..., or take a plan without R"
-        )
+    refiner = needed_refiner(plan, refiner)
     guide = model if isinstance(model, Guidance) else None
     field: Any = guide.field if guide else model
     if guidance is None:
@@ -135,14 +131,13 @@ def prepare(
         batch=tuple(sorted(set(wanted))),
         dtype=torch.float64 if kept == torch.float64 else torch.float32,
         device=torch.empty(0, device=device).device,  # with its index
-        cond=_rows_of(cond, 1),
+        cond=cut(cond, slice(1)),
         guidance=None if guidance == 1.0 and guide is None else guidance,
     )
     if shapes.guidance is not None:
         guide = guide or Guidance(field, guidance)  # checks
         if cond is None:
             raise ValueError("guidance needs a condition: pass an example as cond, or guidance=1")
-    refiner = refiner if plan.nfe["refiner"] else None
     if refiner is not None:
         check_refiner(plan, refiner, guidance)
     function = Function(
@@ -268,7 +263,3 @@ class CompiledSampler(Sampler):
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _rows_of(cond: Any, n: int) -> Any:
-    return map_condition(lambda c: c[:n] if isinstance(c, Tensor) else c, cond)

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowturbo.field import Field, map_condition
+from flowturbo.field import Field, cut, map_condition
 from flowturbo.plan import Plan
 from flowturbo.sampler import Step, sample
 
-__all__ = ["Reference", "cut", "error", "solve"]
+__all__ = ["Reference", "error", "solve"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,11 +166,6 @@ def _record(
 
 def _other(plan: Plan) -> str:
     return "backward" if plan.times[-1] > plan.times[0] else "forward"
-
-
-def cut(cond: Any, rows: slice) -> Any:
-    """The ``rows`` of a condition, or of scales of guidance; what is no tensor is for all rows."""
-    return map_condition(lambda c: c[rows] if isinstance(c, Tensor) else c, cond)
 
 
 def error(x: Tensor, reference: Tensor) -> Tensor:

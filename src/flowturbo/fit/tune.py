@@ -20,11 +20,11 @@ from torch import Tensor
 
 from flowturbo import noise as noises
 from flowturbo._version import __version__
-from flowturbo.field import Field
+from flowturbo.field import Field, cut
 from flowturbo.fit.cost import affordable, time_evaluations
 from flowturbo.fit.journal import Journal
 from flowturbo.fit.polish import polish, run, score
-from flowturbo.fit.reference import Reference, cut, error, solve
+from flowturbo.fit.reference import Reference, error, solve
 from flowturbo.fit.weights import fit_weights
 from flowturbo.path import shifted
 from flowturbo.plan import Plan

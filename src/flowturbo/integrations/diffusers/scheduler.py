@@ -322,11 +322,11 @@ class FlowTurboScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def shown(self) -> tuple[float, History] | None:
         """If the next row is a refiner's: its time, and (time, velocity) pairs, oldest first."""
-        plan, row = self._running, self._rows.get(self._step_index or 0)
-        if plan is None or row is None or plan.evaluators[row] != "refiner":
+        plan, k = self._running, self._rows.get(self._step_index or 0)
+        if plan is None or k is None or plan.rows[k].evaluator != "refiner":
             return None
-        seen = plan.seen_by(row)
-        return float(plan.told[row]), [(float(plan.told[j]), self._velocities[j]) for j in seen]
+        row = plan.rows[k]
+        return row.told, [(t, self._velocities[j]) for j, t in row.seen]
 
     def scale_noise(
         self, sample: Tensor, timestep: float | Tensor, noise: Tensor | None = None

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from classifiers import Names, Styles, distort, roughen
+from classifiers import Names, distort, roughen
 from data import install
 from drawn import FIRST_SEED, Model, Real, Source, draw, pairs_to_draw, to_images, to_pictures
 from measure import confusion, frechet, memory, share, top
@@ -36,6 +36,7 @@ from names import OTHERS
 from others import other_pictures
 from real import Pictures
 from sheet import save_nearest, save_sheet
+from styles import Styles
 
 from flowturbo import __version__
 from flowturbo.files import check_writable, replacing
@@ -76,19 +77,19 @@ def train_names(real: Pictures, others: Path | None) -> tuple[Names, dict[str, A
     }
 
 
-def train_styles(real: Pictures) -> tuple[Styles, dict[str, Any]]:
+def train_styles(real: Pictures, out: Path) -> tuple[Styles, dict[str, Any]]:
     """The classifier of styles, and how it does on concepts that it was not trained on."""
     rest = sorted(set(range(len(real.about["concepts"]))) - set(real.names))
     order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(0))
     others = [rest[i] for i in order[:OTHER_CONCEPTS].tolist()]
     check = torch.isin(real.concept, torch.tensor([*real.names, *others]))
     pictures = to_pictures(real.images)
-    styles = Styles(pictures[~check], real.style[~check])
+    styles = Styles(pictures[~check], real.style[~check], out)
     said, right = styles(pictures[check]), real.style[check]
     named = torch.isin(real.concept[check], torch.tensor(real.names))
     rough = roughen(pictures[check], torch.Generator().manual_seed(1))
     return styles, {
-        "trained on": f"{int((~check).sum())} real pictures of other concepts, also roughened",
+        "trained on": f"{int((~check).sum())} real pictures of other concepts",
         "checked": share(said == right),
         "checked, the 100 names alone": share((said == right)[named]),
         "checked, roughened": share(styles(rough) == right),
@@ -106,7 +107,7 @@ def judge(real: Pictures, source: Source, out: Path, others: Path | None) -> dic
     }
     made: dict[str, Any] = {"conditions": source.conditions | conditions}
     names, made["classifier of names"] = train_names(real, others)
-    styles, made["classifier of styles"] = train_styles(real)
+    styles, made["classifier of styles"] = train_styles(real, out)
     todo = pairs_to_draw(real.about, real.names, real.trained)
     drawn = {name: draw(source, name, pairs, out) for name, pairs in todo.items()}
     seen = {n: real.see(n, drawn[n]) for n in ("seen", "held out", "total")}

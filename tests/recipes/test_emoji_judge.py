@@ -18,7 +18,10 @@ from flowturbo.models.sit import SiT, SiTConfig
 from flowturbo.models.text import Tokenizer, build_vocabulary
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "emoji"
-MODULES = ("choose", "classifiers", "drawn", "judge", "measure", "names", "others", "real", "sheet")
+MODULES = (
+    "choose", "classifiers", "drawn", "judge", "measure", "names", "others", "real", "sheet",
+    "style", "styles",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +54,23 @@ def test_distorted_pictures_keep_paper_white(recipe):
     assert not torch.equal(out, recipe.classifiers.distort(x, generator(2)))
 
 
-def test_palettes_spread_a_colour_over_the_cells_around_it(recipe):
-    x = torch.ones(1, 3, 4, 4)
-    x[0, :, 0, 0] = torch.tensor([0.0, 3.25 / 15, 0.0])
-    shares = recipe.classifiers.palette(x).square()[0]
-    assert shares[3 * 16] == pytest.approx(0.75, abs=1e-5)
-    assert shares[4 * 16] == pytest.approx(0.25, abs=1e-5)
-    assert shares.sum() == pytest.approx(1, abs=1e-5)
-    assert recipe.classifiers.palette(torch.ones(1, 3, 4, 4)).sum() == 0
+@pytest.fixture
+def few_epochs(recipe, monkeypatch) -> None:
+    monkeypatch.setattr(recipe.styles, "EPOCHS", 40)
+    monkeypatch.setattr(recipe.styles.torch, "compile", lambda network: network)
+
+
+def test_styles_are_told_by_shading_and_kept(recipe, few_epochs, monkeypatch, tmp_path):
+    shape = (160, 3, 8, 8)
+    flat = torch.rand(shape, generator=generator()).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    shade = torch.linspace(0.6, 1, 32)[:, None]
+    pictures = torch.stack([flat, flat * shade], 1).flatten(0, 1)
+    style = torch.arange(320) % 2
+    styles = recipe.styles.Styles(pictures[:240], style[:240], tmp_path)
+    assert (styles(pictures[240:]) == style[240:]).float().mean() > 0.9
+    monkeypatch.setattr(recipe.styles, "_train", None)
+    again = recipe.styles.Styles(pictures[:240], style[:240], tmp_path)
+    assert torch.equal(again(pictures), styles(pictures))
 
 
 def test_nearest_and_memory_know_copies(recipe):
@@ -145,7 +157,7 @@ def quick(recipe, monkeypatch) -> None:
     monkeypatch.setattr(recipe.drawn, "SEEN", 380)
 
 
-def test_real_pictures_are_judged_right(recipe, data, quick, monkeypatch, tmp_path):
+def test_real_pictures_are_judged_right(recipe, data, quick, few_epochs, monkeypatch, tmp_path):
     real = recipe.real.Pictures(data, tmp_path)
     other = lambda *_: (real.images[:400:4], ["set"] * 100, list(range(100)))
     monkeypatch.setattr(recipe.judge, "other_pictures", other)
@@ -184,3 +196,9 @@ def test_a_model_draws_and_goes_on(recipe, data, quick, monkeypatch, tmp_path):
     assert first.shape == (2, 32, 32, 3)
     monkeypatch.setattr(recipe.drawn.ft, "generate", None)
     assert (recipe.drawn.draw(model, "seen", pairs, tmp_path) == first).all()
+
+
+def test_a_caption_loses_its_style_and_nothing_else(recipe):
+    rows = torch.tensor([[5, 6, 9, 0], [5, 7, 9, 0], [6, 9, 0, 0], [9, 0, 0, 0], [0, 0, 0, 0]])
+    plain = recipe.style.without_ending(rows, torch.tensor([[6, 9], [8, 9]]))
+    assert plain.tolist() == [[5, 0, 0, 0], [5, 7, 9, 0], [0] * 4, [9, 0, 0, 0], [0] * 4]

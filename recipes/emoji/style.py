@@ -2,7 +2,7 @@
 
     python recipes/emoji/style.py --data emoji-data --start runs/emoji --out runs/emoji-styled
 
-goes on training for 400 steps towards velocities pushed away from those of the same caption without
+goes on training for 500 steps towards velocities pushed away from those of the same caption without
 its style, by the model as it was: guidance that is learned (arXiv 2502.12154) and costs nothing
 when pictures are drawn. The captions' contents are left to guidance as it is.
 """
@@ -24,10 +24,10 @@ from flowturbo.train import TrainConfig
 from flowturbo.train.loop import FlowMatching, run
 from flowturbo.train.objectives import draw_times, drop_condition
 
-PUSH = 2.5  # times the difference that the style makes
+PUSH = 1.5  # times the difference that the style makes
 TRAINING = TrainConfig(
-    steps=400, batch=128, lr=1e-3, optimizer="muon", warmup=20, tail=1.0, ema=0.99,
-    times="uniform", save_every=100, preview_every=400,
+    steps=500, batch=128, lr=8e-4, optimizer="muon", warmup=20, tail=1.0, ema=0.99,
+    times="uniform", save_every=100, preview_every=500,
 )  # fmt: skip
 
 
@@ -35,9 +35,12 @@ class StyleGuided(FlowMatching):
     """Flow matching of data, pushed by a frozen copy of the network it starts from."""
 
     def __init__(self, start: str, data: EmojiData, out: Path, about: dict[str, Any]) -> None:
+        model = ft.load(start)
+        about = about | {"before": model.card["training"], "push": PUSH}
         super().__init__(architecture(data, **CHOSEN), data, out, TRAINING, about)
-        self.network.load_state_dict(ft.load(start).network.state_dict())
-        teacher = ft.load(start).network.requires_grad_(False)
+        self.network.load_state_dict(model.network.state_dict())
+        self.start = model.fingerprint
+        teacher = model.network.requires_grad_(False)
         self.teacher = torch.compile(teacher) if TRAINING.compile else teacher
         word = {w: i + 1 for i, w in enumerate(data.tokenizer.vocabulary)}
         self.ending = torch.tensor([[word[s], word["style"]] for s in data.styles])
@@ -81,7 +84,7 @@ def main() -> None:
     objective = StyleGuided(options.start, data, options.out, card(data))
     made = {
         "training": asdict(TRAINING),
-        "start": {"fingerprint": ft.load(options.start).fingerprint, "push": PUSH},
+        "start": {"fingerprint": objective.start, "push": PUSH},
     }
     report = lambda step, loss: print(f"step {step:6d}  loss {loss:.4f}", flush=True)
     run(objective, options.out, TRAINING, made, report)

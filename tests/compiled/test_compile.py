@@ -306,7 +306,8 @@ def test_bundled_models_by_inductor(dtype):
     assert bundled()
     for name in bundled():
         model = ft.load(name)
-        plans = [ft.Plan.parse("H1P2"), ft.Plan.parse("AB2:4@1.6"), *model.plans.values()]
+        few = [p for p in model.plans.values() if p.nfe["model"] <= 4]  # long ones take minutes
+        plans = [ft.Plan.parse("H1P2"), *few]
         cond = model.condition((model.names * 4)[:4])
         x = ft.noise.draw(range(4), model.shape)
         for plan in plans:

@@ -128,7 +128,7 @@ def card(data: EmojiData) -> dict[str, Any]:
             "licence": "Apache-2.0 (Noto, FxEmojis), MIT (Fluent)",
         },
         "recipe": "recipes/emoji/train.py",
-        "defaults": {"guidance": 1.5, "plan": "AB2:12@1.6"},
+        "defaults": {"guidance": 2.0, "plan": "AB2:12@1.6"},
     }
 
 

@@ -85,14 +85,17 @@ def test_scores_and_the_features_of_sfid(calls):
     spatial = [pool(x).repeat(1, 4, 1, 1)[:, :7].flatten(1) for x in (a, b)]
     assert found["sfid"] == pytest.approx(frechet_distance(*spatial), rel=1e-4)
     both, alone = calls
-    assert both["fid"] and both["isc"] and both["prc"] and "isc" not in alone
+    assert both["fid"]
+    assert both["isc"]
+    assert both["prc"]
+    assert "isc" not in alone
     assert (both["prc_neighborhood"], both["batch_size"], both["cuda"]) == (3, 5, False)
     assert official_scores(a, b, progress=False) == found  # registered but once
 
 
 def test_refuses(calls):
     a = eight_bits(3, 0)
-    with pytest.raises(ValueError, match="real: .*uint8"):
+    with pytest.raises(ValueError, match=r"real: .*uint8"):
         official_scores(a, a.float())
     with pytest.raises(ValueError, match="pictures: 9 of them"):
         official_scores(a[:9], a)

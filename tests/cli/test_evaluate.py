@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -35,7 +36,8 @@ def test_records_side_by_side(text_model, tmp_path, capsys):
     assert two.read_bytes() == again
 
 
-def test_bad_input_is_one_line(text_model, tmp_path, capsys):
+def test_bad_input_is_one_line(text_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     (tmp_path / "not.json").write_text("{}", encoding="utf-8")
     for arguments, message in (
         (["-n", "3"], "pictures=3: must be at least 10"),
@@ -43,7 +45,7 @@ def test_bad_input_is_one_line(text_model, tmp_path, capsys):
         (["--beside", tmp_path / "not.json"], "not a record of `flowturbo evaluate`"),
         (["--beside", tmp_path / "none.json"], "none.json"),
         (["--prompts", tmp_path / "none.txt"], "none.txt"),
-        (["--fid"], "against"),
+        (["--fid"], "torch_fidelity is missing"),
         (["--plan", "H0"], "H0"),
     ):
         assert _run("-m", text_model, *FEW, *arguments) == 2

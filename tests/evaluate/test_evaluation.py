@@ -127,8 +127,7 @@ def test_an_interrupted_evaluation_goes_on_without_repeats(words, tmp_path, monk
         evaluate(words, "E2", folder=tmp_path / "again", **FEW)
     stop[0] = None
     assert evaluate(words, "E2", folder=tmp_path / "again", **FEW) == whole
-    begun = 1 if calls == 1 else 0  # of the pair that checks the converged sampler
-    assert drawn == once[:calls] + once[calls - begun :]
+    assert drawn == once
     files = sorted(p.name for p in (tmp_path / "whole").iterdir())
     assert len(files) > 8
     assert files == sorted(p.name for p in (tmp_path / "again").iterdir())
@@ -153,9 +152,13 @@ def test_plans_share_what_is_converged(words, tmp_path, monkeypatch):
 
 def test_a_refiner_is_counted_and_kept_apart(words, tmp_path):
     few = FEW | {"features": None, "folder": tmp_path}
-    found = evaluate(words, "H1R1", refiner=Reuse(), **few)
+    refiner = Reuse()
+    with pytest.raises(ValueError, match=r"refiner=Reuse, folder=.*without a fingerprint"):
+        evaluate(words, "H1R1", refiner=refiner, **few)
+    refiner.fingerprint = "of-its-own"
+    found = evaluate(words, "H1R1", refiner=refiner, **few)
     assert found["evaluations"] == {"model": 2, "refiner": 2}
-    assert any("Reuse" in p.name for p in tmp_path.iterdir())
+    assert any("of-its-own" in p.name for p in tmp_path.iterdir())
 
 
 def test_real_pictures_as_images_or_features(words, record, tmp_path):
@@ -186,6 +189,7 @@ def test_official_scores_of_both(words, tmp_path, monkeypatch):
         return {"fid": 1.0}
 
     monkeypatch.setattr(evaluation, "official_scores", official_scores)
+    monkeypatch.setattr(evaluation, "check_installed", lambda: None)
     few = FEW | {"features": None}
     found = evaluate(words, "E2", against=tmp_path / "images.npz", fid=True, **few)
     assert found["official"] == {"plan": {"fid": 1.0}, "converged": {"fid": 1.0}}
@@ -228,7 +232,7 @@ def test_the_function_and_the_package_go_by_one_name():
         ({"batch": 0}, "batch=0: must be at least 1"),
         ({"steps": 7}, "steps=7: must be at least 8"),
         ({"resamples": 1}, "resamples=1: must be at least 2"),
-        ({"fid": True}, "fid=True, against=None: .* pass against="),
+        ({"features": lambda p: p}, r"features=<lambda>: gave \(2, 3, 8, 8\)"),
         ({"features": "inception"}, "features='inception': must be 'effnet'"),
         ({"features": None, "against": "x"}, "features=None, against='x'"),
         ({"against": "nowhere"}, "against: data 'nowhere': no such folder"),
@@ -244,18 +248,21 @@ def test_refuses(words, given, message):
         evaluate(words, **{"plan": "E2"} | FEW | given)
 
 
-def test_refuses_features_that_do_not_fit(words, tmp_path):
+def test_refuses_real_pictures_that_do_not_fit(words, tmp_path, monkeypatch):
     for name, array in (
-        ("wide", np.zeros((9, 3))),
+        ("wide", np.zeros((12, 3))),
         ("flat", np.zeros(9)),
         ("few", np.zeros((2, 12))),
     ):
         np.savez(tmp_path / f"{name}.npz", features=array)
-    for name, message in (("wide", "3 wide"), ("flat", r"\(9,\)"), ("few", "at least 5 rows")):
+    for name, message in (("wide", "3 wide"), ("flat", r"\(9,\)"), ("few", "at least 10 rows")):
         with pytest.raises(ValueError, match=message):
             evaluate(words, "E2", against=tmp_path / f"{name}.npz", **FEW)
     (tmp_path / "broken.npz").write_bytes(b"no")
     with pytest.raises(ValueError, match="cannot be read"):
         evaluate(words, "E2", against=tmp_path / "broken.npz", **FEW)
+    monkeypatch.setattr(evaluation, "check_installed", lambda: None)
+    with pytest.raises(ValueError, match=r"fid=True, against=None: .* pass against="):
+        evaluate(words, "E2", fid=True, **FEW)
     with pytest.raises(ValueError, match="needs pictures"):
         evaluate(words, "E2", against=tmp_path / "wide.npz", fid=True, **FEW)

@@ -26,16 +26,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from flowturbo import noise
 from flowturbo.evaluate.benchmark import conditions
+from flowturbo.evaluate.compare import agreement as agreement_of
+from flowturbo.evaluate.compare import compare
 from flowturbo.evaluate.drawn import Drawn
 from flowturbo.evaluate.features import EffNetFeatures
-from flowturbo.evaluate.fidelity import official_scores
-from flowturbo.evaluate.frechet import frechet_distance, relative_difference
+from flowturbo.evaluate.fidelity import check_installed, official_scores
 from flowturbo.evaluate.real import Real, digest, load_real
-from flowturbo.evaluate.scores import inception_score, mean_interval, precision_recall
 from flowturbo.evaluate.timing import count_operations, interleaved, spread
 from flowturbo.field import cut
 from flowturbo.fit.reference import error, fine
@@ -52,8 +51,8 @@ CHECKED = 16  # pictures on which the converged sampler is compared with a finer
 TIMED = 8  # pictures at once, where time is measured
 
 Features = Callable[[Tensor], Tensor]
-"""Pictures (B, C, H, W) in [0, 1] to features (B, D); it may have a ``name``, and
-``probabilities``, features to those of classes (B, classes)."""
+"""Pictures (B, C, H, W) in [0, 1] to features (B, D). It may have a ``name``, by which a folder
+tells features from others, and ``probabilities``, features to those of classes (B, classes)."""
 
 
 def evaluate(
@@ -125,19 +124,7 @@ def evaluate(
         ImportError: without the extra ``flowturbo[eval]``, or ``flowturbo[fid]`` where asked for.
         OSError: if the disk has no room.
     """
-    for name, value, least in (
-        ("pictures", pictures, 10), ("batch", batch, 1), ("steps", steps, 8),
-        ("agreement", agreement, 0), ("resamples", resamples, 0), ("repeats", repeats, 0),
-    ):  # fmt: skip
-        if value < least:
-            raise ValueError(f"{name}={value}: must be at least {least}")
-    if resamples == 1:
-        raise ValueError("resamples=1: must be at least 2, or 0 for no interval")
-    if fid and against is None:
-        raise ValueError(
-            "fid=True, against=None: FID is a distance to real pictures; pass against=..., a "
-            "folder or an .npz file of them"
-        )
+    _check(pictures, batch, steps, agreement, resamples, repeats)
     if features is None and against is not None and not fid:
         raise ValueError(
             f"features=None, against={str(against)!r}: nothing to compare them by; leave one out"
@@ -150,15 +137,15 @@ def evaluate(
     see = EffNetFeatures(model.device) if features == "effnet" else features
     if isinstance(see, str):
         raise ValueError(f"features={features!r}: must be 'effnet', a function, or None")
+    if fid:
+        check_installed()
+        if against is None:
+            raise ValueError(
+                "fid=True, against=None: FID is a distance to real pictures; pass against=..., a "
+                "folder or an .npz file of them"
+            )
     real = None if against is None else load_real(against, model.shape[1], need_pictures=fid)
-    if prompts is not None and not prompts:
-        raise ValueError("prompts=[]: give one at least, or None to draw them from the card")
-    if prompts is None and model.card.get("condition") and not model.names:
-        raise ValueError(f"prompts=None: the card of model {model.name!r} lists none; pass some")
-    if prompts is None:
-        cond = model.random_condition(pictures, torch.Generator().manual_seed(seed))
-    else:
-        cond = model.condition([prompts[i % len(prompts)] for i in range(pictures)])
+    cond = _condition(model, prompts, pictures, seed)
     options = {
         "model": model.fingerprint,
         "dtype": str(model.dtype),
@@ -168,9 +155,11 @@ def evaluate(
         "guidance": guidance,
         "seed": seed,
         "steps": steps,
-        "features": see and getattr(see, "name", getattr(see, "__name__", type(see).__name__)),
+        "features": None if see is None else _name(see),
     }
-    run = _Run(model, guidance, see, Drawn(folder, options, batch, progress), seed, resamples)
+    run = _Run(model, guidance, see, Drawn(folder, options, batch, progress), seed)
+    if see is not None:
+        run.check_features(real)
     record: dict[str, Any] = {
         "conditions": {
             **options,
@@ -186,22 +175,69 @@ def evaluate(
         "reference": {"evaluations": fine(steps).nfe["model"], **run.check(steps, cond, pictures)},
     }
     converged = run.draw("converged", fine(steps), None, cond, pictures)
-    whose = f"plan-{plan.digest}"
-    if refiner is not None:
-        whose += f"-{getattr(refiner, 'fingerprint', type(refiner).__name__)}"
-    drawn = run.draw(whose, plan, refiner, cond, pictures)
+    drawn = run.draw(_file(plan, refiner, folder), plan, refiner, cond, pictures)
     record["trajectory"] = summary(error(drawn["states"], converged["states"]).numpy())
     if see is not None:
-        record |= run.perceived(drawn["features"], converged["features"], real)
+        both = (drawn["features"], converged["features"])
+        record |= compare(
+            *both,
+            None if real is None else run.real_features(real),
+            probabilities=getattr(see, "probabilities", None),
+            resamples=resamples,
+            progress=progress,
+        )
         gallery = run.gallery(fine(steps), cond, pictures, agreement)
         if gallery is not None:
-            record["agreement"] = _agreement(drawn, converged, *gallery)
+            record["agreement"] = agreement_of(*both, *gallery)
     if fid and real is not None and real.pictures is not None:
         to = partial(official_scores, batch=batch, device=model.device, progress=progress)
-        both = {"plan": drawn, "converged": converged}
-        eight = {k: _eight_bits(model.decode(v["states"])) for k, v in both.items()}
-        record["official"] = {k: to(v, real.pictures) for k, v in eight.items()}
+        record["official"] = {
+            k: to(_eight_bits(model.decode(v["states"])), real.pictures)
+            for k, v in (("plan", drawn), ("converged", converged))
+        }
     return record
+
+
+def _check(
+    pictures: int, batch: int, steps: int, agreement: int, resamples: int, repeats: int
+) -> None:
+    for name, value, least in (
+        ("pictures", pictures, 10), ("batch", batch, 1), ("steps", steps, 8),
+        ("agreement", agreement, 0), ("resamples", resamples, 0), ("repeats", repeats, 0),
+    ):  # fmt: skip
+        if value < least:
+            raise ValueError(f"{name}={value}: must be at least {least}")
+    if resamples == 1:
+        raise ValueError("resamples=1: must be at least 2, or 0 for no interval")
+
+
+def _condition(
+    model: Model, prompts: Sequence[str | int] | None, pictures: int, seed: int
+) -> Tensor | None:
+    if prompts is not None:
+        if not prompts:
+            raise ValueError("prompts=[]: give one at least, or None to draw them from the card")
+        return model.condition([prompts[i % len(prompts)] for i in range(pictures)])
+    if model.card.get("condition") and not model.names:
+        raise ValueError(f"prompts=None: the card of model {model.name!r} lists none; pass some")
+    return model.random_condition(pictures, torch.Generator().manual_seed(seed))
+
+
+def _name(see: Any) -> str:
+    return str(getattr(see, "name", getattr(see, "__name__", type(see).__name__)))
+
+
+def _file(plan: Plan, refiner: Any, folder: Any) -> str:
+    """What the files of a plan are called: not as those of another, nor with another refiner."""
+    if refiner is None:
+        return f"plan-{plan.digest}"
+    mark = getattr(refiner, "fingerprint", None)
+    if folder is not None and mark is None:
+        raise ValueError(
+            f"refiner={type(refiner).__name__}, folder={str(folder)!r}: a refiner without a "
+            "fingerprint cannot be told from others there; give it one, or leave the folder out"
+        )
+    return f"plan-{plan.digest}-{mark}"
 
 
 @dataclass(frozen=True)
@@ -213,7 +249,6 @@ class _Run:
     see: Any
     drawn: Drawn
     seed: int
-    resamples: int
 
     def sample(self, plan: Plan, refiner: Any, cond: Any, first: int, rows: slice) -> Tensor:
         seeds = range(first + rows.start, first + rows.stop)
@@ -239,16 +274,47 @@ class _Run:
         return self.drawn.rows(name, count, make, 4 * int(np.prod(self.model.shape)) + 8192)
 
     def seen(self, x1: Tensor) -> Tensor:
-        return torch.as_tensor(self.see(self.model.decode(x1))).float().cpu()
+        return self.see(self.model.decode(x1)).float().cpu()
+
+    def check_features(self, real: Real | None) -> None:
+        """Refuse now what could not be compared after all is drawn."""
+        x = noise.draw([self.seed, self.seed], self.model.shape, device=self.model.device)
+        rows = self.seen(x)
+        if rows.ndim != 2 or len(rows) != 2:
+            raise ValueError(
+                f"features={_name(self.see)}: gave {tuple(rows.shape)} of 2 pictures; must be "
+                "(2, D)"
+            )
+        if (
+            real is not None
+            and real.features is not None
+            and real.features.shape[1] != rows.shape[1]
+        ):
+            raise ValueError(
+                f"against={real.about['name']!r}: features {real.features.shape[1]} wide, those of "
+                f"{_name(self.see)} are {rows.shape[1]}; make both with one network"
+            )
 
     def cost(self, plan: Plan, refiner: Any, cond: Any, repeats: int) -> dict[str, Any]:
         """Operations of a picture, and milliseconds of ``TIMED``."""
-        call = partial(self.sample, plan, refiner, cond, self.seed)
-        found: dict[str, Any] = {"flops": count_operations(lambda: call(slice(0, 1)))}
+        x0 = noise.draw(
+            range(self.seed, self.seed + TIMED), self.model.shape, device=self.model.device
+        )
+        call = lambda n: sample(
+            plan,
+            self.model,
+            x0[:n],
+            cut(cond, slice(0, n)),
+            guidance=self.guidance,
+            refiner=refiner,
+        )
+        found: dict[str, Any] = {"flops": count_operations(lambda: call(1))}
         if repeats:
-            calls = {"plan": lambda: call(slice(0, TIMED))}
             ms = interleaved(
-                calls, self.model.device, repeats=repeats, progress=self.drawn.progress
+                {"plan": lambda: call(TIMED)},
+                self.model.device,
+                repeats=repeats,
+                progress=self.drawn.progress,
             )
             found["latency"] = {"batch": TIMED, "repeats": repeats, "ms": spread(ms["plan"])}
         return found
@@ -263,67 +329,11 @@ class _Run:
         found = self.drawn.rows("check", 1, make, 8 * CHECKED * int(np.prod(self.model.shape)))
         return {"error": summary(error(found[str(steps)], found[str(2 * steps)]).numpy())}
 
-    def perceived(self, plan: Tensor, converged: Tensor, real: Real | None) -> dict[str, Any]:
-        """All that is measured of features (N, D)."""
-        apart = lambda a, b: (a.double() - b.double()).norm(dim=1).numpy()
-        unrelated = apart(converged, converged.roll(1, 0))
-        record: dict[str, Any] = {
-            "perceptual": {
-                **summary(apart(plan, converged)),
-                "unrelated": float(np.sqrt((unrelated**2).mean())),
-            },
-            "frechet": {"twins": frechet_distance(plan, converged)},
-        }
-        if hasattr(self.see, "probabilities"):
-            both = {"plan": plan, "converged": converged}
-            score = lambda x: inception_score(self.see.probabilities(x))
-            record["score"] = {name: score(x) for name, x in both.items()}
-        if real is None:
-            half = len(plan) // 2
-            plan, converged, target = plan[:half], converged[:half], converged[half:]
-        else:
-            target = real.features if real.features is not None else self.real_features(real)
-        if target.shape[1] != plan.shape[1]:
-            raise ValueError(
-                f"against: features {target.shape[1]} wide, those of the pictures {plan.shape[1]}; "
-                "make both with one network"
-            )
-        record["frechet"] |= self.distances(plan, converged, target)
-        found = {
-            "plan": precision_recall(plan, target),
-            "converged": precision_recall(converged, target),
-        }
-        for part in ("precision", "recall"):
-            record[part] = {
-                k: {"share": v[part], "share_95": v[f"{part}_95"]} for k, v in found.items()
-            }
-        return record
-
-    def distances(self, plan: Tensor, converged: Tensor, target: Tensor) -> dict[str, Any]:
-        """Frechet distances to ``target``, and their relative difference."""
-        pictures = {"pictures": len(plan), "to": len(target)}
-        if not self.resamples:
-            each = {"plan": plan, "converged": converged}
-            return pictures | {k: frechet_distance(x, target) for k, x in each.items()}
-        bar = tqdm(
-            total=self.resamples, desc="bootstrap", disable=None if self.drawn.progress else True
-        )
-        with bar:
-            found = relative_difference(
-                plan, converged, target, resamples=self.resamples, report=bar.update
-            )
-        return pictures | {
-            "plan": found["a"],
-            "converged": found["b"],
-            "relative": found["relative"],
-            "relative_95": found["relative_95"],
-            "resamples": self.resamples,
-        }
-
-    def real_features(self, real: Real) -> Tensor:
+    def real_features(self, real: Real) -> Tensor | None:
         """Features of real pictures, kept like those of drawn ones."""
         pictures = real.pictures
-        assert pictures is not None
+        if real.features is not None or pictures is None:
+            return real.features
         make = lambda rows: {"features": self.see(pictures[rows].float() / 255).float().cpu()}
         return self.drawn.rows(f"real-{real.about['digest']}", len(pictures), make, 8192)[
             "features"
@@ -346,27 +356,6 @@ class _Run:
         rows = torch.from_numpy(first[chosen]).repeat_interleave(GALLERY)
         made = self.draw(f"gallery-{most}", plan, None, cond[rows], len(rows), after=count)
         return place[which.reshape(-1)], made["features"].unflatten(0, (-1, GALLERY)).mean(1)
-
-
-def _agreement(
-    plan: dict[str, Tensor],
-    converged: dict[str, Tensor],
-    place: np.ndarray[Any, Any],
-    prompts: Tensor,
-) -> dict[str, Any]:
-    """How often features are nearest to the mean features (P, D) of their own prompt."""
-    asked = place >= 0
-    hits = {
-        k: (torch.cdist(v["features"][asked], prompts).argmin(1).numpy() == place[asked]) * 1.0
-        for k, v in (("plan", plan), ("converged", converged))
-    }
-    return {
-        "prompts": len(prompts),
-        "pictures": int(asked.sum()),
-        "chance": 1 / len(prompts),
-        **{k: {"share": float(v.mean()), "share_95": mean_interval(v)} for k, v in hits.items()},
-        "difference_95": mean_interval(hits["plan"] - hits["converged"]),
-    }
 
 
 def _eight_bits(pictures: Tensor) -> Tensor:

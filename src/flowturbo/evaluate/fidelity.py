@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["official_scores"]
+__all__ = ["check_installed", "official_scores"]
 
 _SPATIAL = "flowturbo-inception-spatial"
 _KEYS = {
@@ -25,6 +25,16 @@ _KEYS = {
     "precision": "precision",
     "recall": "recall",
 }
+
+
+def check_installed() -> None:
+    """Raise ``ImportError`` now, before pictures are drawn, if torch-fidelity is missing."""
+    try:
+        import torch_fidelity  # noqa: F401
+    except ImportError as e:
+        raise ImportError(
+            f"{e.name} is missing: the official scores need `pip install 'flowturbo[fid]'`"
+        ) from e
 
 
 def official_scores(
@@ -61,13 +71,10 @@ def official_scores(
             )
         if len(given) < 10:
             raise ValueError(f"{name}: {len(given)} of them; at least 10, one for each part")
-    try:
-        import torch_fidelity
-        from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
-    except ImportError as e:
-        raise ImportError(
-            f"{e.name} is missing: the official scores need `pip install 'flowturbo[fid]'`"
-        ) from e
+    check_installed()
+    import torch_fidelity
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+
     if _SPATIAL not in FEATURE_EXTRACTORS_REGISTRY:
         made = _spatial(torch_fidelity.FeatureExtractorInceptionV3)
         torch_fidelity.register_feature_extractor(_SPATIAL, made)

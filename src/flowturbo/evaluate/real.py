@@ -15,6 +15,8 @@ from flowturbo.train.data import load_images
 
 __all__ = ["Real", "digest", "load_real"]
 
+LEAST = 10  # real pictures, to measure anything by
+
 
 @dataclass(frozen=True, kw_only=True)
 class Real:
@@ -38,6 +40,8 @@ def load_real(path: str | Path, size: int, *, need_pictures: bool = False) -> Re
             pictures = load_images(path, size)
         except ValueError as e:
             raise ValueError(f"against: {e}") from e
+        if len(pictures) < LEAST:
+            raise ValueError(f"against={str(path)!r}: {len(pictures)} pictures; at least {LEAST}")
         about = {"name": path.name, "pictures": len(pictures), "digest": digest(pictures)}
         return Real(pictures=pictures, features=None, about=about)
     if need_pictures:
@@ -53,10 +57,10 @@ def _npz_features(path: Path) -> Tensor | None:
             found = file["features"] if "features" in file.files else None
     except Exception as e:
         raise ValueError(f"against={str(path)!r}: cannot be read as .npz ({e})") from e
-    if found is not None and (found.ndim != 2 or found.dtype.kind != "f" or len(found) < 5):
+    if found is not None and (found.ndim != 2 or found.dtype.kind != "f" or len(found) < LEAST):
         raise ValueError(
             f"against={str(path)!r}: 'features' {found.shape} {found.dtype}; must be (M, D) "
-            "floats, at least 5 rows"
+            f"floats, at least {LEAST} rows"
         )
     return None if found is None else torch.from_numpy(found.astype(np.float32))
 

@@ -1,4 +1,4 @@
-"""`train-refiner`, `tune` and `evaluate`, killed at any moment and repeated, end as if not killed."""
+"""`train-refiner`, `tune` and `evaluate`, killed at any moment and repeated, end the same."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """FID and its kin in their official protocol, through torch-fidelity (the extra ``[fid]``).
 
 The network is the Inception of the original FID, converted from TensorFlow; torch-fidelity fetches
-its weights (91 MB) the first time. Precision and recall are those of ADM's evaluation (Dhariwal and
+its weights the first time. Precision and recall are those of ADM's evaluation (Dhariwal and
 Nichol 2021): the 3rd nearest neighbour, in the 2048 features that FID uses. sFID (Nash et al. 2021,
 arXiv 2103.03841), which torch-fidelity does not have, is the Frechet distance of the first 7
 channels, 17 x 17, of the block that TensorFlow calls ``mixed_6`` and torch-fidelity ``Mixed_6d``.

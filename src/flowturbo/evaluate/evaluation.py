@@ -104,19 +104,17 @@ def evaluate(
 
     Returns:
         The record, which JSON can hold; all but "latency" and the machine follow from the
-        arguments. Lists of two are 95 % bootstrap intervals over pictures.
-
-        - "conditions": model and its fingerprint, plan and its digest, refiner, guidance, seeds,
-          dtype, device, versions, features, what was measured against;
-        - "evaluations" by kind, and "flops", floating point operations, of a picture;
-        - "reference": evaluations of the converged sampler, and its own "error" to twice the steps;
-        - "trajectory": root mean square and median over pictures, in units of the state;
-        - "perceptual": the same of distances of features; "unrelated", of other pictures;
-        - "frechet": to "twins", the converged pictures of the same noises, all of them; of the
-          "plan" and of "converged" to the real pictures; their "relative" difference;
-        - "score", "precision", "recall", "agreement": of the "plan" and of "converged";
-        - "official": what ``fid`` asks for, of both;
-        - "latency": milliseconds of 8 pictures, not compiled.
+            arguments. Lists of two are 95 % bootstrap intervals over pictures. "conditions": model
+            and its fingerprint, plan and its digest, refiner, guidance, seeds, dtype, device,
+            versions, features, what was measured against. "evaluations" by kind, and "flops",
+            floating point operations of a picture. "reference": evaluations of the converged
+            sampler, and its own "error" to twice the steps. "trajectory": root mean square and
+            median over pictures, in units of the state. "perceptual": the same of distances of
+            features; "unrelated", of other pictures. "frechet": to "twins", the converged pictures
+            of the same noises, all of them; of the "plan" and of "converged" to the real pictures;
+            their "relative" difference. "score", "precision", "recall", "agreement": of the "plan"
+            and of "converged". "official": what ``fid`` asks for, of both. "latency": milliseconds
+            of 8 pictures, not compiled.
 
     Raises:
         ValueError: if an argument is not as said, the pictures are not finite, or ``folder`` holds

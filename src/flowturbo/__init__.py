@@ -9,6 +9,7 @@ images = ft.generate(model, ["7", "3"], seed=0)
 from flowturbo import noise
 from flowturbo._version import __version__
 from flowturbo.compiled import compile, export, load_compiled
+from flowturbo.evaluate.evaluation import evaluate
 from flowturbo.field import Cast, CountCalls, Guidance
 from flowturbo.fit.tune import tune
 from flowturbo.models.model import Model
@@ -28,6 +29,7 @@ __all__ = [
     "Step",
     "__version__",
     "compile",
+    "evaluate",
     "export",
     "generate",
     "load",

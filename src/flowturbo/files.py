@@ -62,8 +62,8 @@ def printable(text: str) -> str:
     return "".join(c.encode("unicode_escape").decode() if unsafe(c) else c for c in text)
 
 
-def check_room(folder: Path, needed: int) -> None:
-    """Raise ``OSError``, before anything is computed, if trajectories of so many bytes do not fit.
+def check_room(folder: Path, needed: int, what: str = "trajectories") -> None:
+    """Raise ``OSError``, before anything is computed, if so many bytes of ``what`` do not fit.
 
     ``folder`` is made if it is not there.
     """
@@ -71,8 +71,8 @@ def check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(
-            f"the trajectories need {needed / 1e6:.1f} MB in {folder}, and {free / 1e6:.1f} MB are "
-            "free; choose another folder, or fewer trajectories"
+            f"the {what} need {needed / 1e6:.1f} MB in {folder}, and {free / 1e6:.1f} MB are "
+            f"free; choose another folder, or fewer {what}"
         )
 
 

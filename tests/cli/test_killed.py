@@ -1,4 +1,4 @@
-"""`train-refiner` and `tune`, killed at any moment and repeated, end as if they had not been."""
+"""`train-refiner`, `tune` and `evaluate`, killed at any moment and repeated, end the same."""
 
 from __future__ import annotations
 
@@ -83,3 +83,13 @@ def test_killed_and_repeated_is_uninterrupted(tmp_path):
     ]  # fmt: skip
     assert run_twice(tune(one), tune(two)) > 1
     assert (one / "plan.json").read_bytes() == (two / "plan.json").read_bytes()
+
+    few = ["-n", "400", "--no-features", "--repeats", "0", "--plan", "AB2:4", "--batch", "20"]
+    evaluate = lambda out: [
+        "evaluate", *shared, *few, "-o", str(out / "record.json"), "--folder", str(out / "drawn")
+    ]  # fmt: skip
+    assert run_twice(evaluate(one), evaluate(two)) > 1
+    files = [p.relative_to(one) for p in (one / "drawn").glob("*.safetensors")]
+    assert len(files) > 40
+    for name in ("record.json", *files):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name

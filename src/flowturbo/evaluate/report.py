@@ -1,8 +1,8 @@
-"""The record of a benchmark as a table and as a picture."""
+"""The record of a benchmark as a table and as a picture; records of evaluations as a table."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from rich.table import Table
 
 from flowturbo.files import replacing
 
-__all__ = ["plot", "table"]
+__all__ = ["evaluations", "plot", "table"]
 
 _COLOURS = {"none": "tab:blue", "plan": "tab:red", "row": "tab:orange", "network": "tab:green"}
 
@@ -34,6 +34,75 @@ def table(record: Mapping[str, Any]) -> Table:
             f"{row['compile']['seconds']:.1f}" if "compile" in row else "",
         )
     return made
+
+
+_ALIKE = ("fingerprint", "dtype", "pictures", "prompts", "guidance", "seed", "features", "against")
+
+
+def evaluations(records: Sequence[Mapping[str, Any]]) -> Table:
+    """Records of `flowturbo.evaluate` side by side, a line a plan, the smallest error first.
+
+    The last line is the converged sampler's, of the first record.
+
+    Raises:
+        ValueError: if there is none, or they were measured on different pictures.
+    """
+    if not records:
+        raise ValueError("records=[]: a table needs one at least")
+    first = records[0]["conditions"]
+    for c in (r["conditions"] for r in records):
+        for key in _ALIKE:
+            if c[key] != first[key]:
+                raise ValueError(
+                    f"records of {key}={first[key]!r} and {c[key]!r}: one table holds those of the "
+                    "same pictures alone; show them apart"
+                )
+    about = "" if first["against"] is None else f", against {first['against']['name']}"
+    made = Table(
+        *("plan", "evaluations", "GFLOPs", "ms", "error", "median", "perceptual"),
+        *("FD beside converged", "FD", "score", "precision", "recall", "agreement"),
+        title=f"{first['model']}, {first['pictures']} pictures, guidance {first['guidance']:g}, "
+        f"{first['dtype'].removeprefix('torch.')}, seed {first['seed']}{about}",
+    )
+    for column in made.columns[1:]:
+        column.justify = "right"
+    for record in sorted(records, key=lambda r: r["trajectory"]["rmse"]):
+        made.add_row(*_line(record, "plan"))
+    made.add_row(*_line(records[0], "converged"))
+    return made
+
+
+def _line(record: Mapping[str, Any], which: str) -> list[str]:
+    """What ``record`` says of "plan" or of "converged"."""
+    apart = record.get("frechet", {})
+    share = lambda part: f"{100 * record[part][which]['share']:.1f} %" if part in record else ""
+    shown = [
+        f"{apart[which]:.3f}" if apart else "",
+        f"{record['score'][which]['mean']:.2f}" if "score" in record else "",
+        *map(share, ("precision", "recall", "agreement")),
+    ]
+    if which == "converged":
+        return ["converged", f"{record['reference']['evaluations']}", *[""] * 6, *shown]
+    count, far = record["evaluations"], record["trajectory"]
+    relative = ""
+    if "relative" in apart:
+        bounds = _range([100 * x for x in apart["relative_95"]], "+.1f")
+        relative = f"{100 * apart['relative']:+.1f} % [{bounds}]"
+    return [
+        record["conditions"]["plan"],
+        f"{count['model']}" + (f" + {count['refiner']}" if count["refiner"] else ""),
+        f"{record['flops'] / 1e9:.3g}",
+        f"{record['latency']['ms']['median']:.1f}" if "latency" in record else "",
+        f"{far['rmse']:.4f} [{_range(far['rmse_95'], '.4f')}]",
+        f"{far['median']:.4f}",
+        f"{record['perceptual']['median']:.3g}" if "perceptual" in record else "",
+        relative,
+        *shown,
+    ]
+
+
+def _range(bounds: Sequence[float], how: str) -> str:
+    return f"{bounds[0]:{how}}, {bounds[1]:{how}}"
 
 
 def plot(

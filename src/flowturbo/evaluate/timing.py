@@ -13,9 +13,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-__all__ = ["fit_latency", "interleaved", "matrix_product", "spread", "wait"]
+__all__ = ["count_operations", "fit_latency", "interleaved", "matrix_product", "spread", "wait"]
 
 Name = TypeVar("Name")
 
@@ -59,6 +61,13 @@ def spread(ms: Sequence[float]) -> dict[str, float]:
     """Median, first and ninth tenth, and the least."""
     tenths = quantiles(ms, n=10, method="inclusive") if len(ms) > 1 else [ms[0]] * 9
     return {"median": median(ms), "low": tenths[0], "high": tenths[-1], "least": min(ms)}
+
+
+def count_operations(call: Callable[[], Any]) -> int:
+    """Floating point operations of the products of matrices and convolutions in ``call``."""
+    with FlopCounterMode(display=False) as flops, sdpa_kernel(SDPBackend.MATH):
+        call()
+    return int(flops.get_total_flops())
 
 
 def matrix_product(

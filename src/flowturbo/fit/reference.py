@@ -18,7 +18,7 @@ from flowturbo.field import Field, cut, map_condition
 from flowturbo.plan import Plan
 from flowturbo.sampler import Step, sample
 
-__all__ = ["Reference", "error", "solve"]
+__all__ = ["Reference", "error", "fine", "solve"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,10 +127,7 @@ def solve(
         batch: rows solved at a time.
         report: called with (rows done, rows in all).
     """
-    u = np.linspace(0, 1, steps + 1) if direction == "forward" else np.linspace(1, 0, steps + 1)
-    # closer at both ends, where v bends most: a third of the error that even times leave on digits
-    grid = u - 0.3 * np.sin(2 * np.pi * u) / (2 * np.pi)
-    plan = Plan.adams_bashforth(steps + 9, 4, "runge-kutta", times=grid, direction=direction)
+    plan = fine(steps, direction)
     kept = [*range(0, 12, 4), *range(12, len(plan))]  # the evaluations at points of the grid
     parts: list[tuple[Tensor, Tensor]] = []
     for i in range(0, len(noise), batch):
@@ -143,6 +140,14 @@ def solve(
     return Reference(
         times=times, states=states, velocities=velocities, cond=cond, guidance=guidance
     )
+
+
+def fine(steps: int, direction: str = "forward") -> Plan:
+    """The plan that `solve` runs: ``steps`` intervals in ``steps + 9`` evaluations."""
+    u = np.linspace(0, 1, steps + 1) if direction == "forward" else np.linspace(1, 0, steps + 1)
+    # closer at both ends, where v bends most: a third of the error that even times leave on digits
+    grid = u - 0.3 * np.sin(2 * np.pi * u) / (2 * np.pi)
+    return Plan.adams_bashforth(steps + 9, 4, "runge-kutta", times=grid, direction=direction)
 
 
 def _record(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flowturbo.models.text import Tokenizer, build_vocabulary
 
-__all__ = ["ArrayData", "Data", "load_data"]
+__all__ = ["ArrayData", "Data", "load_data", "load_images"]
 
 MOST_LABELS = 1_000_000  # each has a name on the card and a vector in the network
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -101,11 +101,7 @@ def load_data(path: str | Path, size: int, tokenizer: Tokenizer | None = None) -
     path = Path(path)
     if path.suffix == ".npz":
         return _load_npz(path, size)
-    if not path.is_dir():
-        raise ValueError(f"data {str(path)!r}: no such folder, and not an .npz file")
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES)
-    if not files:
-        raise ValueError(f"data {str(path)!r}: no images ({', '.join(sorted(_SUFFIXES))}) in it")
+    files = _files(path)
     images = torch.stack([_read(p, size) for p in files])
     captions = _captions(path, files)
     if captions:
@@ -124,6 +120,27 @@ def load_data(path: str | Path, size: int, tokenizer: Tokenizer | None = None) -
         raise ValueError(f"{stray}: beside folders of labels; move it into one of them")
     index = torch.tensor([labels.index("/".join(p)) for p in parents])
     return ArrayData(images, index, {"kind": "class", "labels": labels})
+
+
+def load_images(path: str | Path, size: int) -> Tensor:
+    """The images alone, as `load_data` reads them, (N, C, size, size) uint8.
+
+    Raises:
+        ValueError: if there is nothing there, or a file does not fit; names the file.
+    """
+    path = Path(path)
+    if path.suffix == ".npz":
+        return _load_npz(path, size).images
+    return torch.stack([_read(p, size) for p in _files(path)])
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        raise ValueError(f"data {str(path)!r}: no such folder, and not an .npz file")
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES)
+    if not files:
+        raise ValueError(f"data {str(path)!r}: no images ({', '.join(sorted(_SUFFIXES))}) in it")
+    return files
 
 
 def _load_npz(path: Path, size: int) -> ArrayData:

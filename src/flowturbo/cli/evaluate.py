@@ -1,0 +1,131 @@
+"""`flowturbo evaluate`: how near a plan's pictures are to those the model means."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from flowturbo.cli.options import (
+    DEFAULT_MODEL,
+    Device,
+    DtypeName,
+    ModelName,
+    PlanName,
+    Seed,
+    read_plan,
+    resolve_device,
+    resolve_dtype,
+)
+from flowturbo.evaluate.evaluation import evaluate
+from flowturbo.evaluate.report import evaluations
+from flowturbo.files import check_writable, replacing
+from flowturbo.models.zoo import load
+from flowturbo.refiner.checkpoint import load_refiner
+
+__all__ = ["run"]
+
+
+def run(
+    model: ModelName = DEFAULT_MODEL,
+    plan: PlanName = None,
+    pictures: Annotated[int, typer.Option("-n", "--number", help="Pictures to draw.")] = 5000,
+    prompts: Annotated[
+        Path | None,
+        typer.Option("--prompts", help="A file, one a line; by default drawn from the card."),
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option("--guidance", "-g", help="Scale of guidance; 1 is off.")
+    ] = None,
+    refiner: Annotated[
+        str | None, typer.Option("--refiner", help="A folder or bundled name with a refiner.")
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--against", help="Real pictures: a folder, or an .npz of images or features."
+        ),
+    ] = None,
+    features: Annotated[
+        bool, typer.Option(help="Compare features; otherwise states and cost alone.")
+    ] = True,
+    fid: Annotated[
+        bool, typer.Option("--fid", help="Official FID, sFID, IS, precision, recall too.")
+    ] = False,
+    agreement: Annotated[
+        int, typer.Option("--agreement", help="Prompts to compare for agreement; 0 for none.")
+    ] = 200,
+    steps: Annotated[int, typer.Option("--steps", help="Of the converged sampler.")] = 64,
+    resamples: Annotated[
+        int, typer.Option("--resamples", help="Of the bootstrap of Frechet distances.")
+    ] = 200,
+    repeats: Annotated[int, typer.Option("--repeats", help="Turns to measure time in.")] = 10,
+    batch: Annotated[int, typer.Option("--batch", help="Pictures drawn at once.")] = 64,
+    folder: Annotated[
+        Path | None, typer.Option("--folder", help="Keeps what is drawn, to go on from.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The record, a .json file.")
+    ] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option("--beside", help="A record to show in the table too; may be repeated."),
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: DtypeName = "float32",
+) -> None:
+    """Measure a plan's pictures beside the converged sampler's of the same noises.
+
+    Example: flowturbo evaluate --model digits --plan AB2:6 -n 500 --folder runs/digits -o ab2.json
+    """
+    if out is not None:
+        if out.suffix.lower() != ".json":
+            raise ValueError(f"-o {out}: a record is written as .json")
+        check_writable(out)
+    table = read_plan(plan)
+    records = [_record(path) for path in beside or []]
+    field = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype))
+    record = evaluate(
+        field,
+        table,
+        pictures=pictures,
+        prompts=None if prompts is None else _lines(prompts),
+        guidance=guidance,
+        refiner=None if refiner is None else load_refiner(refiner, field, device=field.device),
+        against=against,
+        features="effnet" if features else None,
+        fid=fid,
+        agreement=agreement,
+        steps=steps,
+        resamples=resamples,
+        repeats=repeats,
+        batch=batch,
+        seed=seed,
+        folder=folder,
+    )
+    if out is not None:
+        with replacing(out) as temporary:
+            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    Console(width=200).print(evaluations([record, *records]))
+    if out is not None:
+        print(f"-> {out}")
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [x for x in path.read_text(encoding="utf-8").splitlines() if x.strip()]
+    except (OSError, UnicodeDecodeError) as e:
+        raise ValueError(f"--prompts {path}: cannot be read ({e})") from e
+
+
+def _record(path: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        evaluations([record])
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise ValueError(f"--beside {path}: not a record of `flowturbo evaluate` ({e})") from e
+    return record

@@ -1,0 +1,268 @@
+"""`flowturbo.evaluate`: what it measures, that it goes on where it stopped, what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from fields import Reuse
+from PIL import Image
+
+import flowturbo as ft
+from flowturbo.evaluate import evaluation
+from flowturbo.evaluate.evaluation import evaluate
+from flowturbo.evaluate.frechet import frechet_distance
+from flowturbo.evaluate.report import evaluations
+from flowturbo.fit.reference import error, fine
+
+
+def pooled(pictures):
+    return torch.nn.functional.adaptive_avg_pool2d(pictures, 2).flatten(1)
+
+
+pooled.probabilities = lambda features: features.softmax(1)
+FEW = dict(pictures=24, batch=10, steps=8, repeats=0, resamples=10, features=pooled, progress=False)
+
+
+@pytest.fixture(scope="module")
+def words(text_model):
+    return ft.load(text_model)
+
+
+@pytest.fixture(scope="module")
+def record(words):
+    return evaluate(words, "AB2:3", **FEW)
+
+
+def test_trajectories_and_distances_are_those_of_the_pictures(words, record):
+    cond = words.random_condition(24, torch.Generator().manual_seed(0))
+    x0 = ft.noise.draw(range(24), words.shape)
+    ends = [ft.sample(p, words, x0, cond, guidance=2.0) for p in ("AB2:3", fine(8))]
+    each = error(*ends)
+    assert record["trajectory"]["rmse"] == pytest.approx(float(each.square().mean().sqrt()), 1e-4)
+    assert record["trajectory"]["median"] == pytest.approx(float(np.median(each)), 1e-4)
+    low, high = record["trajectory"]["rmse_95"]
+    assert low < record["trajectory"]["rmse"] < high
+    plan, exact = (pooled(words.decode(x)) for x in ends)
+    far = (plan - exact).norm(dim=1)
+    assert record["perceptual"]["median"] == pytest.approx(float(np.median(far)), rel=1e-3)
+    assert record["perceptual"]["rmse"] < record["perceptual"]["unrelated"]
+    assert record["frechet"]["twins"] == pytest.approx(frechet_distance(plan, exact), rel=1e-3)
+    to = frechet_distance(plan[:12], exact[12:])
+    assert record["frechet"]["plan"] == pytest.approx(to, rel=1e-3)
+    assert record["frechet"]["pictures"] == record["frechet"]["to"] == 12
+    assert record["score"]["plan"]["mean"] >= 1
+
+
+def test_the_record_tells_its_conditions(words, record):
+    found = record["conditions"]
+    assert found["fingerprint"] == words.fingerprint
+    assert found["digest"] == ft.Plan.parse("AB2:3").digest
+    assert (found["guidance"], found["seeds"]) == (2.0, [0, 23])
+    assert found["versions"]["torch"] == torch.__version__
+    assert record["evaluations"] == {"model": 3, "refiner": 0}
+    assert record["reference"]["evaluations"] == fine(8).nfe["model"] == 17
+    assert 0 < record["reference"]["error"]["rmse"] < record["trajectory"]["rmse"]
+    network = evaluate(words, "E1", **FEW | {"features": None})
+    assert network["flops"] < record["flops"] <= 3 * network["flops"]  # prompts are embedded once
+    assert set(network) == {"conditions", "evaluations", "flops", "reference", "trajectory"}
+    assert record == json.loads(json.dumps(record))
+
+
+def test_the_converged_sampler_has_no_error(words):
+    found = evaluate(words, fine(8), **FEW)
+    assert found["trajectory"]["rmse"] == found["perceptual"]["rmse"] == 0
+    assert found["frechet"]["relative"] == pytest.approx(0, abs=1e-9)
+    assert found["frechet"]["relative_95"] == pytest.approx([0, 0], abs=1e-9)
+    for part in ("score", "precision", "recall", "agreement"):
+        assert found[part]["plan"] == found[part]["converged"]
+
+
+def test_agreement_is_high_where_prompts_decide(words):
+    """A field that goes to its prompt's own level, but for noise, and one that forgets it."""
+
+    class Levels(torch.nn.Module):
+        forgets = False
+
+        def forward(self, x, t, cond=None):
+            level = torch.linspace(-0.8, 0.8, 20)[cond[:, 0] % 20].reshape(-1, 1, 1, 1)
+            goal = 0 * level if self.forgets else level
+            return 0.999 * (goal - x) / (1 - 0.999 * t)
+
+    model = ft.Model(Levels(), words.card)
+    model.network.shape = words.shape
+    model.network.register_parameter("one", torch.nn.Parameter(torch.zeros(1)))
+    names = ["red apple", "tiger", "octopus", "pizza"]
+    few = FEW | {"prompts": names, "guidance": 1.0}
+    assert len({int(i) % 20 for i in words.condition(names)[:, 0]}) == 4
+    found = evaluate(model, "E4", **few)["agreement"]
+    assert found["plan"]["share"] == found["converged"]["share"] == 1
+    assert (found["prompts"], found["pictures"], found["chance"]) == (4, 24, 0.25)
+    assert evaluate(model, "E4", **few, agreement=2)["agreement"]["pictures"] == 12
+    model.network.forgets = True
+    assert evaluate(model, "E4", **few)["agreement"]["plan"]["share"] < 0.7
+    assert "agreement" not in evaluate(model, "E4", **few, agreement=0)
+
+
+@pytest.mark.parametrize("calls", [2, 4, 7])
+def test_an_interrupted_evaluation_goes_on_without_repeats(words, tmp_path, monkeypatch, calls):
+    drawn, stop = [], [None]
+    sample = evaluation.sample
+
+    def spy(plan, model, x, cond=None, **options):
+        if len(x) > 1:  # one picture alone is drawn to count operations
+            if stop[0] is not None and len(drawn) == stop[0]:
+                raise KeyboardInterrupt
+            drawn.append((plan.name, ft.noise.digest(x)))
+        return sample(plan, model, x, cond, **options)
+
+    monkeypatch.setattr(evaluation, "sample", spy)
+    whole = evaluate(words, "E2", folder=tmp_path / "whole", **FEW)
+    once = list(drawn)
+    drawn.clear()
+    stop[0] = calls
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(words, "E2", folder=tmp_path / "again", **FEW)
+    stop[0] = None
+    assert evaluate(words, "E2", folder=tmp_path / "again", **FEW) == whole
+    assert drawn == once
+    files = sorted(p.name for p in (tmp_path / "whole").iterdir())
+    assert len(files) > 8
+    assert files == sorted(p.name for p in (tmp_path / "again").iterdir())
+    for name in files:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_plans_share_what_is_converged(words, tmp_path, monkeypatch):
+    evaluate(words, "E2", folder=tmp_path, **FEW)
+    names = []
+    sample = evaluation.sample
+    spy = lambda plan, *rest, **options: (names.append(plan.name), sample(plan, *rest, **options))[
+        1
+    ]
+    monkeypatch.setattr(evaluation, "sample", spy)
+    shared = evaluate(words, "AB2:3", folder=tmp_path, **FEW)
+    assert set(names) == {"AB2:3"}
+    assert shared == evaluate(words, "AB2:3", **FEW)
+    with pytest.raises(ValueError, match="seed=0 there, 1 now"):
+        evaluate(words, "E2", folder=tmp_path, seed=1, **FEW)
+
+
+def test_a_refiner_is_counted_and_kept_apart(words, tmp_path):
+    few = FEW | {"features": None, "folder": tmp_path}
+    refiner = Reuse()
+    with pytest.raises(ValueError, match=r"refiner=Reuse, folder=.*without a fingerprint"):
+        evaluate(words, "H1R1", refiner=refiner, **few)
+    refiner.fingerprint = "of-its-own"
+    found = evaluate(words, "H1R1", refiner=refiner, **few)
+    assert found["evaluations"] == {"model": 2, "refiner": 2}
+    assert any("of-its-own" in p.name for p in tmp_path.iterdir())
+
+
+def test_real_pictures_as_images_or_features(words, record, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (15, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "images.npz", images=images)
+    for i, image in enumerate(images):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "folder" / f"{i:02d}.png")
+    real = pooled(torch.from_numpy(images).permute(0, 3, 1, 2) / 255)
+    np.savez(tmp_path / "features.npz", features=real.numpy())
+    paths = [tmp_path / n for n in ("images.npz", "folder", "features.npz")]
+    found = [evaluate(words, "AB2:3", against=p, **FEW) for p in paths]
+    for one in found:
+        assert one["frechet"]["plan"] == pytest.approx(found[0]["frechet"]["plan"], rel=1e-4)
+        assert one["precision"] == found[0]["precision"]
+        assert one["frechet"]["twins"] == record["frechet"]["twins"]
+    assert (found[0]["frechet"]["pictures"], found[0]["frechet"]["to"]) == (24, 15)
+    assert found[0]["conditions"]["against"]["pictures"] == 15
+
+
+def test_official_scores_of_both(words, tmp_path, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (15, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "images.npz", images=images)
+    seen = []
+
+    def official_scores(pictures, real, *, batch, device, progress):
+        seen.append((pictures, real))
+        return {"fid": 1.0}
+
+    monkeypatch.setattr(evaluation, "official_scores", official_scores)
+    monkeypatch.setattr(evaluation, "check_installed", lambda: None)
+    few = FEW | {"features": None}
+    found = evaluate(words, "E2", against=tmp_path / "images.npz", fid=True, **few)
+    assert found["official"] == {"plan": {"fid": 1.0}, "converged": {"fid": 1.0}}
+    assert [(p.shape, p.dtype, len(r)) for p, r in seen] == [((24, 3, 8, 8), torch.uint8, 15)] * 2
+
+
+def test_with_efficientnet_and_time(words):
+    few = FEW | {"features": "effnet", "pictures": 10, "agreement": 2, "resamples": 0}
+    found = evaluate(words, "E1", **few | {"repeats": 2})
+    assert found["conditions"]["features"] == "EfficientNet-Lite0"
+    assert found["latency"]["ms"]["least"] > 0
+    assert found["score"]["plan"]["mean"] >= 1
+    assert "relative" not in found["frechet"]
+    assert set(found["frechet"]) == {"twins", "pictures", "to", "plan", "converged"}
+
+
+def test_table(words, record):
+    other = evaluate(words, "E2", **FEW)
+    made = evaluations([other, record])
+    assert [*made.columns[0].cells][-1] == "converged"
+    assert len(made.rows) == 3
+    assert evaluations([evaluate(words, "E1", **FEW | {"features": None})]).rows
+    with pytest.raises(ValueError, match=r"guidance=2\.0 and 3\.0"):
+        evaluations([record, evaluate(words, "E2", **FEW, guidance=3.0)])
+    with pytest.raises(ValueError, match="one at least"):
+        evaluations([])
+
+
+def test_the_function_and_the_package_go_by_one_name():
+    assert ft.evaluate is evaluate
+    from flowturbo.evaluate.frechet import Moments
+
+    assert Moments().count == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"pictures": 9}, "pictures=9: must be at least 10"),
+        ({"batch": 0}, "batch=0: must be at least 1"),
+        ({"steps": 7}, "steps=7: must be at least 8"),
+        ({"resamples": 1}, "resamples=1: must be at least 2"),
+        ({"features": lambda p: p}, r"features=<lambda>: gave \(2, 3, 8, 8\)"),
+        ({"features": "inception"}, "features='inception': must be 'effnet'"),
+        ({"features": None, "against": "x"}, "features=None, against='x'"),
+        ({"against": "nowhere"}, "against: data 'nowhere': no such folder"),
+        ({"prompts": []}, r"prompts=\[\]: give one"),
+        ({"prompts": ["xyzzy"]}, "xyzzy"),
+        ({"plan": "H1R1"}, "refiner=None"),
+        ({"plan": "Q3"}, "Q3"),
+        ({"guidance": 1e30}, "not finite"),
+    ],
+)
+def test_refuses(words, given, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(words, **{"plan": "E2"} | FEW | given)
+
+
+def test_refuses_real_pictures_that_do_not_fit(words, tmp_path, monkeypatch):
+    for name, array in (
+        ("wide", np.zeros((12, 3))),
+        ("flat", np.zeros(9)),
+        ("few", np.zeros((2, 12))),
+    ):
+        np.savez(tmp_path / f"{name}.npz", features=array)
+    for name, message in (("wide", "3 wide"), ("flat", r"\(9,\)"), ("few", "at least 10 rows")):
+        with pytest.raises(ValueError, match=message):
+            evaluate(words, "E2", against=tmp_path / f"{name}.npz", **FEW)
+    (tmp_path / "broken.npz").write_bytes(b"no")
+    with pytest.raises(ValueError, match="cannot be read"):
+        evaluate(words, "E2", against=tmp_path / "broken.npz", **FEW)
+    monkeypatch.setattr(evaluation, "check_installed", lambda: None)
+    with pytest.raises(ValueError, match=r"fid=True, against=None: .* pass against="):
+        evaluate(words, "E2", fid=True, **FEW)
+    with pytest.raises(ValueError, match="needs pictures"):
+        evaluate(words, "E2", against=tmp_path / "wide.npz", fid=True, **FEW)

@@ -13,7 +13,17 @@ from typing import Any
 import torch
 import typer
 
-from flowturbo.cli import benchmark, convert, export, generate, models, train, train_refiner, tune
+from flowturbo.cli import (
+    analyze,
+    benchmark,
+    convert,
+    export,
+    generate,
+    models,
+    train,
+    train_refiner,
+    tune,
+)
 from flowturbo.files import printable
 
 __all__ = ["app", "main"]
@@ -25,7 +35,17 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (generate, train, train_refiner, tune, benchmark, export, models, convert):
+for command in (
+    generate,
+    train,
+    train_refiner,
+    tune,
+    benchmark,
+    analyze,
+    export,
+    models,
+    convert,
+):
     app.command(name=command.__name__.rpartition(".")[2].replace("_", "-"))(command.run)
 
 

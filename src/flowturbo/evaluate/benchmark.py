@@ -25,7 +25,7 @@ from flowturbo.field import CountCalls, Guidance
 from flowturbo.plan import Plan
 from flowturbo.sampler import sample
 
-__all__ = ["Method", "Peer", "benchmark"]
+__all__ = ["Method", "Peer", "benchmark", "conditions"]
 
 _PROBES = ("E2", "E4", "E8", "E2R1", "E2R3")  # uncompiled, for the cost of an evaluation
 
@@ -146,7 +146,7 @@ def benchmark(
             row["loop_share"] = 1 - network / row["ms"]["median"]
     return {
         "conditions": {
-            **_conditions(model, refiner, x),
+            **conditions(model, refiner, x),
             "guidance": guidance,
             "dtype": str(dtype),
             "inductor": dict(options or {}),
@@ -231,7 +231,8 @@ def _row(
     return row
 
 
-def _conditions(model: Any, refiner: Any, x: Tensor) -> dict[str, Any]:
+def conditions(model: Any, refiner: Any, x: Tensor) -> dict[str, Any]:
+    """What a record says of the model, the refiner, a batch ``x`` of states and the machine."""
     cuda = x.device.type == "cuda"
     return {
         "model": getattr(model, "name", type(model).__name__),

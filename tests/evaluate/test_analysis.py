@@ -97,8 +97,8 @@ def test_arguments_of_curvature():
     ):
         with pytest.raises(ValueError, match=r"kind='score'|steps=1|data to noise"):
             predictions(constant, *bad)
-    with pytest.raises(ValueError, match="gap=5: must be from 1 to 4"):
-        gap_errors(torch.zeros(9, 1, 2), 5)
+    with pytest.raises(ValueError, match="gap=4: must be from 1 to 3"):
+        gap_errors(torch.zeros(9, 1, 2), 4)
 
 
 def test_mean_and_interval():

@@ -7,10 +7,11 @@ differ in their dashes or marks too.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
 from flowturbo.evaluate.analysis import KIND
@@ -20,6 +21,7 @@ __all__ = ["figures", "read_record", "tables"]
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKS = ("o", "s", "^", "D", "v", "P", "X")
+_GIVEN = ("*", "X", "P", "p", "h", "d", "8")
 _FAMILIES = {"H1P": "H1P, the paper's"}
 _PANELS = {
     "velocity": ("velocity", "time t of the linear path\n(0 noise, 1 data)"),
@@ -117,26 +119,21 @@ def _curvature(record: Mapping[str, Any], figure: Any) -> None:
     figure.set_size_inches(7, 6.2)
     axes = figure.subplots(2, 2, sharex="col", sharey="row")
     for column, kind in enumerate(_PANELS):
-        for colour, (name, kinds) in zip(_COLOURS, record["curvature"].items(), strict=False):
-            found = kinds[kind]
-            own = record["models"][name]["prediction"] == kind
+        for i, (name, kinds) in enumerate(record["curvature"].items()):
+            found, own = kinds[kind], record["models"][name]["prediction"] == kind
             for row, what in enumerate(("rate", "change")):
-                middle, half = found[what]["mean"], found[what]["half"]
-                low, high = zip(
-                    *((m - h, m + h) for m, h in zip(middle, half, strict=True)), strict=True
-                )
-                style = {"color": colour, "linestyle": "-" if own else "--", "label": name}
-                axes[row, column].plot(found["times"], middle, **style)
-                axes[row, column].fill_between(
-                    found["times"], low, high, color=colour, alpha=0.25, linewidth=0
-                )
+                middle, half = (np.array(found[what][k]) for k in ("mean", "half"))
+                axis, colour = axes[row, column], _COLOURS[i % 7]
+                label = name if own and row == 0 else None
+                style = {"color": colour, "linestyle": "-" if own else "--", "label": label}
+                axis.plot(found["times"], middle, **style)
+                around = (found["times"], middle - half, middle + half)
+                axis.fill_between(*around, color=colour, alpha=0.25, linewidth=0)
         axes[0, column].set_title(_PANELS[kind][0])
         axes[1, column].set_xlabel(_PANELS[kind][1])
     axes[0, 0].set(yscale="log", ylabel="relative rate of change\n(1 per unit of time)")
-    axes[1, 0].set(ylabel="relative change since t = 0", ylim=(0, None))
-    lines = [axes[0, c].get_lines() for c in range(2)]
-    used = [next(x for x in pair if x.get_linestyle() == "-") for pair in zip(*lines, strict=True)]
-    figure.legend(handles=used, loc="outside upper center", ncols=2, frameon=False)
+    axes[1, 0].set(ylabel="relative change since the start", ylim=(0, None))
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
     _finish(axes.flat, record, figure, "dashed: not how the model is sampled")
 
 
@@ -158,9 +155,8 @@ def _gaps(record: Mapping[str, Any], figure: Any) -> None:
                     label=f"{name}: {words}",
                 )
         ticks = [g["gap"] for g in gaps]
-        axis.set(xscale="log", yscale="log", title=_PANELS[kind][0])
-        axis.set_xticks(ticks, [f"1/{1 / g:.0f}" for g in ticks])
-        axis.minorticks_off()
+        _logarithmic(axis, ticks, [f"1/{1 / g:.0f}" for g in ticks])
+        axis.set_title(_PANELS[kind][0])
         axis.set_xlabel(f"gap between evaluations,\nin {_PANELS[kind][1].splitlines()[0]}")
     axes[0].set_ylabel("relative error of doing without\nthe evaluation")
     handles = axes[0].get_legend_handles_labels()
@@ -171,61 +167,73 @@ def _gaps(record: Mapping[str, Any], figure: Any) -> None:
 def _solvers(record: Mapping[str, Any], figure: Any) -> None:
     figure.set_size_inches(7, 5)
     axis = figure.subplots()
-    families = {r["family"]: [] for r in record["solvers"] if r["family"] != "given"}
-    lines = [(_FAMILIES.get(f, f), [r for r in record["solvers"] if r["family"] == f])
-             for f in families]  # fmt: skip
-    lines += [(f"{r['plan']} ({_count(r['evaluations'])})", [r])
-              for r in record["solvers"] if r["family"] == "given"]  # fmt: skip
-    for i, (name, rows) in enumerate(lines):
-        middle = [r["rmse"] for r in rows]
-        around = [[r["rmse"] - r["rmse_95"][0] for r in rows],
-                  [r["rmse_95"][1] - r["rmse"] for r in rows]]  # fmt: skip
-        axis.errorbar(
-            [r["evaluations"]["model"] for r in rows],
-            middle,
-            around,
-            color=_COLOURS[i % 7],
-            marker=_MARKS[i % 7] if i < len(families) else "*",
-            markersize=6 if i < len(families) else 12,
-            linestyle="-" if i < len(families) else "none",
-            label=name,
-        )
+    families: dict[str, list[Any]] = {}
+    for row in record["solvers"]:
+        families.setdefault(row["family"], []).append(row)
+    given = families.pop("given", [])
+    for i, (family, rows) in enumerate(families.items()):
+        style = {"color": _COLOURS[i % 7], "marker": _MARKS[i % 7]}
+        where = [r["evaluations"]["model"] for r in rows]
+        axis.errorbar(where, **_bars(rows, "rmse"), **style, label=_FAMILIES.get(family, family))
+    for i, row in enumerate(given):
+        style = {"color": "black", "marker": _GIVEN[i % 7], "markersize": 10, "linestyle": "none"}
+        name = f"{row['plan']} ({_count(row['evaluations'])})"
+        axis.errorbar(row["evaluations"]["model"], **_bars([row], "rmse"), **style, label=name)
     ticks = sorted({r["evaluations"]["model"] for r in record["solvers"]})
-    axis.set(xscale="log", yscale="log", xlabel="evaluations of the model")
-    axis.set_ylabel("error to the converged ODE (RMSE, unit of the state)")
-    axis.set_xticks(ticks, [str(t) for t in ticks])
-    axis.minorticks_off()
+    _logarithmic(axis, ticks, [str(t) for t in ticks])
+    axis.set_xlabel("evaluations of the model")
+    axis.set_ylabel("error to the converged ODE\n(RMSE, unit of the state)")
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
     _finish([axis], record, figure)
 
 
 def _rows(record: Mapping[str, Any], figure: Any) -> None:
+    from matplotlib.patches import Patch
+
     count = len(record["rows"])
-    figure.set_size_inches(7, 0.8 + 3.2 * count)
+    figure.set_size_inches(7, 1.2 + 3 * count)
     grid = figure.subplots(count, 2, squeeze=False)
+    lines = {"state": "error of the state then", "carried": "carried exactly to t = 1"}
+    bars = {"model": "#56B4E9", "refiner": "#E69F00"}
     for (left, right), found in zip(grid, record["rows"], strict=True):
         rows = found["rows"]
-        to = [r["to"] for r in rows]
-        for i, (key, words) in enumerate((("state", "of the state then"),
-                                          ("carried", "carried to t = 1"))):  # fmt: skip
+        for i, (key, words) in enumerate(lines.items()):
             style = {"color": _COLOURS[i], "marker": _MARKS[i], "label": words}
-            left.plot(to, [r[key] for r in rows], **style)
+            left.errorbar([r["to"] for r in rows], **_bars(rows, key), **style)
         left.set(title=f"{found['plan']} ({_count(found['evaluations'])})", ylim=(0, None))
-        left.set(xlim=(0, 1.02), xlabel="time t after the row", ylabel="error (RMSE)")
-        left.legend(frameon=False)
-        middle = [r["part"] for r in rows]
-        around = [[r["part"] - r["part_95"][0] for r in rows],
-                  [r["part_95"][1] - r["part"] for r in rows]]  # fmt: skip
-        kinds = [r["evaluator"] for r in rows]
-        colours = ["#E69F00" if k == "refiner" else "#56B4E9" for k in kinds]
-        right.bar(range(len(rows)), middle, yerr=around, color=colours, capsize=3)
+        left.set(xlim=(0, 1.03), xlabel="time t after the row", ylabel="error (RMSE)")
+        parts, colours = _bars(rows, "part"), [bars[r["evaluator"]] for r in rows]
+        right.bar(range(len(rows)), parts["y"], yerr=parts["yerr"], color=colours, capsize=3)
         right.axhline(0, color="black", linewidth=0.8)
         right.set(xlabel="row of the plan", ylabel="part of the final error (RMSE)")
-        right.set(title=f"adds up to {rows[-1]['carried']:.4f}")
-        right.set_xticks(range(len(rows)))
-        if "refiner" in kinds:
-            right.annotate("orange: refiner", (0.98, 0.95), xycoords="axes fraction", ha="right")
+        right.set_title(f"adds up to {rows[-1]['carried']:.3g}")
+        right.set_xticks(range(0, len(rows), -(-len(rows) // 10)))
+    handles = [*grid[0, 0].get_legend_handles_labels()[0]]
+    handles += [Patch(color=c, label=f"evaluates the {k}") for k, c in bars.items()]
+    used = 4 if any(f["evaluations"]["refiner"] for f in record["rows"]) else 2
+    figure.legend(handles=handles[:used], loc="outside upper center", ncols=2, frameon=False)
     _finish(grid.flat, record, figure)
+
+
+def _bars(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
+    """The numbers called ``key``, and how far their intervals reach below and above."""
+    y = [r[key] for r in rows]
+    bounds = [r[f"{key}_95"] for r in rows]
+    reach = [[max(0.0, s * (v - b[i])) for v, b in zip(y, bounds, strict=True)]
+             for i, s in enumerate((1, -1))]  # fmt: skip
+    return {"y": y, "yerr": reach}
+
+
+def _logarithmic(axis: Any, ticks: Sequence[float], words: list[str]) -> None:
+    """Both axes, with ``ticks`` along x and 1, 2 and 5 of each decade along y."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set(xscale="log", yscale="log")
+    axis.set_xticks(ticks, words)
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter("{x:g}")
 
 
 def _finish(axes: Any, record: Mapping[str, Any], figure: Any, note: str = "") -> None:

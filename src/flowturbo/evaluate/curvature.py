@@ -105,9 +105,11 @@ def change(times: Tensor, rates: Tensor) -> Tensor:
 def gap_errors(values: Tensor, gap: int) -> dict[str, Tensor]:
     """The relative error of doing without an evaluation, of each trajectory.
 
+    The last time does not count: samplers have arrived there, and trained predictions are poor.
+
     Args:
         values: (M + 1, N, ...), predictions at equally spaced times.
-        gap: how many of the M intervals lie between a prediction and the next, 1 to M/2.
+        gap: how many of the M intervals lie between a prediction and the next, below M/2.
 
     Returns:
         "reuse": of the prediction one gap before; "extrapolate": of the line through those one and
@@ -117,9 +119,10 @@ def gap_errors(values: Tensor, gap: int) -> dict[str, Tensor]:
     Raises:
         ValueError: if there are no such times.
     """
-    last = len(values) - 1
+    last = len(values) - 2
     if not 1 <= gap <= last // 2:
-        raise ValueError(f"gap={gap}: must be from 1 to {last // 2}, half of {last} intervals")
+        raise ValueError(f"gap={gap}: must be from 1 to {last // 2} with {last + 1} intervals")
+    values = values[:-1]
     now, before, earlier = values[2 * gap :], values[gap:-gap], values[: -2 * gap]
     square = lambda a: a.double().square().transpose(0, 1).flatten(1).sum(1)
     whole = square(now)

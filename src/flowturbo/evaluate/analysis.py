@@ -192,7 +192,7 @@ def _curvature(model: Any, reference: Reference, steps: int, batch: int) -> dict
 
 
 def _told(plan: Plan) -> dict[str, Any]:
-    return {"plan": plan.name, "evaluations": plan.nfe}
+    return {"plan": plan.name, "digest": plan.digest, "evaluations": plan.nfe}
 
 
 def _error(

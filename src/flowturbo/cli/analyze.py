@@ -98,7 +98,7 @@ def _measure(
     names: list[str], plans: list[str] | None, *, device: str, dtype: str, **options: Any
 ) -> dict[str, Any]:
     tables = [read_plan(p) for p in plans] if plans else [None]
-    where = {"device": resolve_device(device), "dtype": resolve_dtype(dtype)}
+    where: dict[str, Any] = {"device": resolve_device(device), "dtype": resolve_dtype(dtype)}
     models = [load(name, **where) for name in names]
     first = models[0]
     chosen = [resolve_plan(first, t) for t in tables]

@@ -27,7 +27,7 @@ _PANELS = {
     "velocity": ("velocity", "time t of the linear path\n(0 noise, 1 data)"),
     "noise": ("noise prediction", "time u of a diffusion model\n(0 noise, 1 data)"),
 }
-_STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+_STYLE: dict[Any, Any] = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
@@ -73,8 +73,8 @@ def tables(record: Mapping[str, Any]) -> list[Table]:
         table = _table(f"Where {found['plan']} loses its error (RMSE)", columns)
         for row in found["rows"]:
             times = (f"{row['time']:.3f}", f"{row['to']:.3f}")
-            errors = (f"{row[k]:.4f}" for k in ("state", "carried", "own", "part"))
-            told = (str(row["row"]), row["evaluator"], *times, *errors, _range(row["part_95"]))
+            each = (f"{row[k]:.4f}" for k in ("state", "carried", "own", "part"))
+            told = (str(row["row"]), row["evaluator"], *times, *each, _range(row["part_95"]))
             table.add_row(*told)
         made.append(table)
     return made
@@ -172,7 +172,7 @@ def _solvers(record: Mapping[str, Any], figure: Any) -> None:
         families.setdefault(row["family"], []).append(row)
     given = families.pop("given", [])
     for i, (family, rows) in enumerate(families.items()):
-        style = {"color": _COLOURS[i % 7], "marker": _MARKS[i % 7]}
+        style: dict[str, Any] = {"color": _COLOURS[i % 7], "marker": _MARKS[i % 7]}
         where = [r["evaluations"]["model"] for r in rows]
         axis.errorbar(where, **_bars(rows, "rmse"), **style, label=_FAMILIES.get(family, family))
     for i, row in enumerate(given):

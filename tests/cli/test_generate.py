@@ -199,7 +199,7 @@ def test_train(tmp_path, capsys):
 def test_version_and_help(capsys):
     assert flowturbo("--version") == 0
     assert capsys.readouterr().out.strip() == f"flowturbo {ft.__version__}"
-    for command in ("generate", "train", "train-refiner", "models", "convert"):
+    for command in ("generate", "train", "train-refiner", "analyze", "models", "convert"):
         assert flowturbo(command, "--help") == 0
         assert f"Example: flowturbo {command}" in capsys.readouterr().out
 

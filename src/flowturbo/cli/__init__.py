@@ -14,6 +14,7 @@ import torch
 import typer
 
 from flowturbo.cli import (
+    analyze,
     benchmark,
     convert,
     evaluate,
@@ -35,7 +36,18 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (generate, train, train_refiner, tune, evaluate, benchmark, export, models, convert):
+for command in (
+    generate,
+    train,
+    train_refiner,
+    tune,
+    evaluate,
+    benchmark,
+    analyze,
+    export,
+    models,
+    convert,
+):
     app.command(name=command.__name__.rpartition(".")[2].replace("_", "-"))(command.run)
 
 

@@ -3,7 +3,8 @@ r"""SiT: a transformer that predicts velocities (Ma et al. 2024, arXiv 2401.0874
 Parameter names, shapes and arithmetic are those of the official class-conditional SiT checkpoints
 (S, B, L, XL), which load by name. Departures are options, off by default: text tokens instead of
 classes, a convolutional stem and head, one modulation shared by all blocks, and predicting the
-clean image, from which the velocity follows as ``(x1 - x) / (1 - t)``.
+clean image, from which the velocity follows as ``(x1 - x) / (1 - t)``, or the noise, as diffusion
+models do (see `flowturbo.models.diffusion`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from flowturbo.models.diffusion import FIRST, from_linear, variance_preserving
 
 __all__ = ["SIZES", "Embedded", "SiT", "SiTConfig"]
 
@@ -47,7 +50,8 @@ class SiTConfig:
         stem_width: channels between the convolutions and the patches.
         modulation: "block", or "shared": one modulation layer for all blocks and a learned offset
             for each (Chen et al. 2023, arXiv 2310.00426, section 2.3).
-        prediction: "velocity", or "data": the network predicts the clean image.
+        prediction: "velocity"; "data": the network predicts the clean image; "noise": it is shown
+            the states and times of a diffusion model, and predicts the noise.
         time_scale: what times are multiplied by before they are embedded; 1 in SiT, 1000 in DiT.
     """
 
@@ -65,7 +69,7 @@ class SiTConfig:
     stem: Literal["patch", "conv"] = "patch"
     stem_width: int = 32
     modulation: Literal["block", "shared"] = "block"
-    prediction: Literal["velocity", "data"] = "velocity"
+    prediction: Literal["velocity", "data", "noise"] = "velocity"
     time_scale: float = 1.0
 
     def __post_init__(self) -> None:
@@ -87,7 +91,7 @@ class SiTConfig:
         for name, allowed in (
             ("stem", ("patch", "conv")),
             ("modulation", ("block", "shared")),
-            ("prediction", ("velocity", "data")),
+            ("prediction", ("velocity", "data", "noise")),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {allowed}")
@@ -326,11 +330,15 @@ class SiT(nn.Module):
         config = self.config
         precise = torch.float64 if x.dtype == torch.float64 else torch.float32
         t = torch.as_tensor(t, dtype=precise, device=x.device).expand(len(x))
-        text, c = self.embed(t, cond)
+        shown, told = x, t
+        if config.prediction == "noise":
+            level = t.clamp(min=FIRST)[:, None, None, None]
+            shown, told = variance_preserving(x, level).to(x.dtype), from_linear(t)
+        text, c = self.embed(told, cond)
         if numbers is not None:
             for embedder, number in zip(self.number_embedders, numbers.unbind(1), strict=True):
                 c = c + embedder(number)
-        h = F.silu(self.stem(x)) if config.stem == "conv" else x
+        h = F.silu(self.stem(shown)) if config.stem == "conv" else shown
         h = self.x_embedder(h) + self.pos_embed
         h = h if text is None else torch.cat([text, h], dim=1)
         m = self.adaLN_modulation(c) if config.modulation == "shared" else c
@@ -344,6 +352,8 @@ class SiT(nn.Module):
         if config.prediction == "data":  # velocities within 5 % of the data are damped
             rest = (1 - t).clamp(min=0.05)[:, None, None, None]
             out = ((out - x) / rest).to(out.dtype)
+        if config.prediction == "noise":
+            out = (x - out) / level
         return out
 
     def embed_condition(self, cond: Tensor | None) -> Any:

@@ -28,7 +28,13 @@ from flowturbo.models.sit import SiT, SiTConfig
 from flowturbo.plan import Plan
 from flowturbo.sampler import sample
 from flowturbo.train.data import Data
-from flowturbo.train.objectives import Times, draw_times, drop_condition, flow_loss
+from flowturbo.train.objectives import (
+    Times,
+    draw_times,
+    drop_condition,
+    flow_loss,
+    noise_loss,
+)
 
 __all__ = ["FlowMatching", "Objective", "Run", "TrainConfig", "run", "train"]
 
@@ -93,7 +99,7 @@ class TrainConfig:
         allowed = {
             "schedule": ("constant", "cosine", "trapezoid"),
             "optimizer": ("adamw", "muon"),
-            "times": ("uniform", "logit-normal"),
+            "times": ("uniform", "logit-normal", "diffusion"),
         }
         for name, values in allowed.items():
             if getattr(self, name) not in values:
@@ -188,7 +194,7 @@ def run(
 
 
 class FlowMatching:
-    """Flow matching of a SiT on data."""
+    """Flow matching of a SiT on data; a SiT that predicts the noise is trained on the noise."""
 
     def __init__(
         self,
@@ -207,7 +213,7 @@ class FlowMatching:
             raise ValueError(f"the network draws {self.network.shape}, the data are {data.shape}")
 
     def loss(self, forward: Any, generator: torch.Generator, device: torch.device) -> Tensor:
-        """The flow-matching loss of a batch with some conditions dropped."""
+        """The loss of a batch with some conditions dropped."""
         config = self.config
         x1, cond = self.data.batch(config.batch, generator)
         x0 = torch.randn(x1.shape, generator=generator)
@@ -215,7 +221,8 @@ class FlowMatching:
         if cond is not None:
             null = self.network.null_condition(cond)
             cond = drop_condition(cond, null, config.dropout, generator).to(device)
-        return flow_loss(forward, x0.to(device), x1.to(device), t.to(device), cond)
+        loss = noise_loss if self.network.config.prediction == "noise" else flow_loss
+        return loss(forward, x0.to(device), x1.to(device), t.to(device), cond)
 
     def export(self, network: Any, training: dict[str, Any]) -> None:
         """Write the model."""

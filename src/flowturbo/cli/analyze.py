@@ -1,0 +1,118 @@
+"""`flowturbo analyze`: how models change along their trajectories, and where samplers err."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from flowturbo.cli.options import (
+    DEFAULT_MODEL,
+    Device,
+    DtypeName,
+    ModelName,
+    Seed,
+    read_plan,
+    resolve_device,
+    resolve_dtype,
+)
+from flowturbo.evaluate.analysis import PARTS, analyze
+from flowturbo.evaluate.analysis_figures import figures, read_record, tables
+from flowturbo.files import check_writable, replacing
+from flowturbo.models.zoo import load
+from flowturbo.tasks.generate import resolve_plan, resolve_refiner
+
+__all__ = ["run"]
+
+
+def run(
+    model: ModelName = DEFAULT_MODEL,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--against", help="Another model to compare with; may be given several times."
+        ),
+    ] = None,
+    plan: Annotated[
+        list[str] | None,
+        typer.Option("--plan", help="May be given several times; by default the card's."),
+    ] = None,
+    part: Annotated[
+        str, typer.Option("--part", help="What to measure, of curvature, solvers and rows.")
+    ] = ",".join(PARTS),
+    nfe: Annotated[str, typer.Option("--nfe", help="Evaluations of the solvers.")] = "4,6,8,12,16",
+    shift: Annotated[float, typer.Option("--shift", help="Of the solvers' time grid.")] = 1.0,
+    guidance: Annotated[
+        float | None, typer.Option("--guidance", "-g", help="Scale of guidance; 1 is off.")
+    ] = None,
+    trajectories: Annotated[int, typer.Option("--trajectories", help="To measure on.")] = 64,
+    steps: Annotated[int, typer.Option("--steps", help="Of the converged solution.")] = 64,
+    batch: Annotated[int, typer.Option("--batch", help="Trajectories at a time.")] = 64,
+    record: Annotated[
+        Path | None, typer.Option("--record", help="Draw this record.json, measure nothing.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="A folder for record.json and the figures.")
+    ] = Path("analysis"),
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: DtypeName = "float32",
+) -> None:
+    """Measure how predictions change along trajectories, and where samplers lose their error.
+
+    Example: flowturbo analyze --model digits --plan AB2:8@1.6 --plan H1P6 -o analysis
+    """
+    path = out / "record.json"
+    check_writable(path)
+    if record is not None:
+        made = read_record(record)
+    else:
+        made = _measure(
+            [model, *(against or [])],
+            plan,
+            device=device,
+            dtype=dtype,
+            guidance=guidance,
+            parts=[p.strip() for p in part.split(",")],
+            nfe=_numbers(nfe),
+            shift=shift,
+            trajectories=trajectories,
+            steps=steps,
+            batch=batch,
+            seed=seed,
+        )
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    for table in tables(made):
+        Console(width=120).print(table)
+    if record is None:
+        print(f"-> {path}")
+    for picture in figures(made, out):
+        print(f"-> {picture}")
+
+
+def _measure(
+    names: list[str], plans: list[str] | None, *, device: str, dtype: str, **options: Any
+) -> dict[str, Any]:
+    tables = [read_plan(p) for p in plans] if plans else [None]
+    where: dict[str, Any] = {"device": resolve_device(device), "dtype": resolve_dtype(dtype)}
+    models = [load(name, **where) for name in names]
+    first = models[0]
+    chosen = [resolve_plan(first, t) for t in tables]
+    found = [resolve_refiner(first, p, None) for p in chosen]
+    if options["guidance"] is None:
+        options["guidance"] = float(first.defaults["guidance"])
+    named = {m.name: m for m in models}
+    if len(named) < len(models):
+        raise ValueError(f"models {', '.join(m.name for m in models)}: names on cards must differ")
+    return analyze(named, chosen, next((r for r in found if r is not None), None), **options)
+
+
+def _numbers(text: str) -> list[int]:
+    parts = [p.strip() for p in text.split(",")]
+    if not all(p.isdecimal() and 0 < int(p) < 1000 for p in parts):
+        raise ValueError(f"--nfe {text!r}: must be numbers of evaluations, each 1 to 999 (4,8)")
+    return [int(p) for p in parts]

@@ -1,0 +1,124 @@
+"""Where along the trajectory a plan loses its error.
+
+Row ``k`` of a plan leaves a state at ``t_{k+1}``. It is compared with the converged trajectory from
+the same noise in two ways: as it stands at that time, and carried to the end by solving the ODE
+exactly from there, ``F_k``. What the row itself does to the result is the difference between two
+such ends, ``F_k - F_{k-1}``: the transported local error of Hairer, Norsett and Wanner (Solving
+Ordinary Differential Equations I, section II.3, "Lady Windermere's fan"). These differences add up
+to the error of the plan, so its part along that error,
+
+    <F_k - F_{k-1}, F_K> / |F_K|,
+
+says how much of the error the row makes, or takes back if it is below 0, and the parts add up to
+the error. Rows of one step, predictor and corrector say, may well cancel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowturbo.fit.reference import Reference, error
+from flowturbo.fit.tune import summary
+from flowturbo.plan import Plan
+from flowturbo.sampler import Step, sample
+
+__all__ = ["profile"]
+
+
+def profile(
+    plan: Plan, field: Any, reference: Reference, refiner: Any = None, *, batch: int = 64
+) -> list[dict[str, Any]]:
+    """The error of ``plan`` after each of its rows.
+
+    It costs as many evaluations as the plan, and for each row those left of the reference's grid.
+
+    Args:
+        plan: from noise to data.
+        field: the field that ``reference`` was solved with, unguided.
+        reference: N trajectories from noise to data, guided by its scale.
+        refiner: for plans that need one.
+        batch: rows sampled at a time.
+
+    Returns:
+        For each row "row", "evaluator", "time", "to" and errors, root mean squares over pixels and
+        trajectories in the unit of the state, each with its 95 % bootstrap interval "..._95":
+        "state", of the state at time "to"; "carried", the same carried to the end exactly; "own",
+        of what the row adds to that; and "part", of the plan's error, which all parts add up to.
+
+    Raises:
+        ValueError: if ``plan`` runs from data to noise, or as `flowturbo.sample` does.
+    """
+    if plan.times[-1] <= plan.times[0]:
+        raise ValueError(f"plan {plan.name!r} runs from data to noise: profile a forward plan")
+    parts = [
+        _errors(plan, field, reference.rows(i, i + batch), refiner)
+        for i in range(0, len(reference), batch)
+    ]
+    state, carried, own, along = (
+        torch.cat(p, dim=1).cpu().numpy() for p in zip(*parts, strict=True)
+    )
+    return [
+        {
+            "row": row.k,
+            "evaluator": row.evaluator,
+            "time": row.time,
+            "to": row.to,
+            **_named("state", state[row.k]),
+            **_named("carried", carried[row.k]),
+            **_named("own", own[row.k]),
+            **_part(along[row.k], carried[-1]),
+        }
+        for row in plan.rows
+    ]
+
+
+def _errors(
+    plan: Plan, field: Any, reference: Reference, refiner: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of each row and trajectory (K, N): three errors, and <F_k - F_{k-1}, F_K> a pixel."""
+    steps: list[Step] = []
+    scale = reference.guidance
+    sample(
+        plan,
+        field,
+        reference.noise,
+        reference.cond,
+        guidance=scale,
+        refiner=refiner,
+        callback=steps.append,
+    )
+    end = reference.states[-1]
+    state = torch.stack([error(s.x, reference.at(s.time)) for s in steps])
+    ends = [_carry(field, s, reference) - end for s in steps[:-1]] + [steps[-1].x - end]
+    off = torch.stack([torch.zeros_like(end), *ends]).double().flatten(2)
+    added, size = off.diff(dim=0), lambda a: a.square().mean(2).sqrt()
+    return state, size(off[1:]), size(added), (added * off[-1]).mean(2)
+
+
+def _carry(field: Any, step: Step, reference: Reference) -> Tensor:
+    """The state of ``step`` solved to the end, on the points of the reference's grid left."""
+    end = float(reference.times[-1])
+    if step.time >= end:
+        return step.x
+    rest = reference.times[reference.times > step.time + 1e-6]
+    grid = np.array([step.time, *rest]) if len(rest) > 3 else np.linspace(step.time, end, 5)
+    solver = Plan.adams_bashforth(len(grid) + 8, 4, "runge-kutta", times=grid)
+    return sample(solver, field, step.x, reference.cond, guidance=reference.guidance)
+
+
+def _named(name: str, errors: np.ndarray[Any, Any]) -> dict[str, Any]:
+    told = summary(errors)
+    return {name: told["rmse"], f"{name}_95": told["rmse_95"]}
+
+
+def _part(along: np.ndarray[Any, Any], final: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """Of the root mean square error, with its bootstrap interval; both (N,)."""
+    rng = np.random.default_rng(0)
+    picks = rng.integers(0, len(final), (1000, len(final)))
+    whole = lambda a, f: a.mean(-1) / np.maximum(np.sqrt((f**2).mean(-1)), 1e-300)
+    bounds = np.quantile(whole(along[picks], final[picks]), (0.025, 0.975))
+    return {"part": float(whole(along, final)), "part_95": [float(b) for b in bounds]}

@@ -2,8 +2,9 @@ r"""Training of a velocity refiner on stored teacher trajectories: no data, no t
 
 The loss is the mean square of the refiner's velocity at the state ``x_k`` of a trajectory minus
 the stored ``v_k``, where the refiner is shown ``v_a`` and ``v_b`` of the same trajectory, with gaps
-from one step to a quarter of the steps between them. A second phase goes on with the states that a
-given plan visits when it runs with the refiner.
+from one step to a quarter of the steps between them. Each row's is divided by its squared change by
+linear extrapolation, and a tenth of the batch's mean of that, so that small gaps count as well. A
+second phase goes on with the states that a given plan visits when it runs with the refiner.
 """
 
 from __future__ import annotations
@@ -278,7 +279,11 @@ class _Prediction:
 
 
 def _loss(forward: Any, b: Batch) -> Tensor:
-    return (forward(b.x, b.t, b.cond, [b.b, b.a], b.guidance) - b.v).square().mean()
+    """Mean squares over rows, each divided by the change that linear extrapolation makes."""
+    off = (forward(b.x, b.t, b.cond, [b.b, b.a], b.guidance) - b.v).square().flatten(1).mean(1)
+    (t_a, v_a), (t_b, v_b) = b.a, b.b
+    change = ((b.t - t_a) / (t_a - t_b)).square() * (v_a - v_b).square().flatten(1).mean(1)
+    return (off / (change + 0.1 * change.mean())).mean()
 
 
 def _new(model: Any, config: RefinerConfig, starts: Starts) -> VelocityRefiner:

@@ -10,10 +10,8 @@ Both are timed in turns in one run, both eager, then both compiled, at batch 1 a
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ import torch
 from trial import versions
 
 import flowturbo as ft
-from flowturbo.files import replacing
+from flowturbo.files import write_json
 from flowturbo.refiner import VelocityRefiner
 
 MUST = {1: 0.10, 8: 0.06}
@@ -113,8 +111,7 @@ def main() -> None:
             verdict = "yes" if found["ratio"] <= must else "NO"
             print(f"{mode}, batch {batch}: {found}; at most {must:g}: {verdict}", flush=True)
     if options.out:
-        with replacing(Path(options.out)) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(options.out, record)
 
 
 if __name__ == "__main__":

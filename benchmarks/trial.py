@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import flowturbo as ft
-from flowturbo.field import cut
+from flowturbo.field import cut, guided
 from flowturbo.files import replacing
 from flowturbo.fit.journal import Journal
 from flowturbo.fit.reference import error
@@ -65,7 +65,7 @@ class Trial:
         fixed = ("model", "fingerprint", "guidance", "noises", "seeds", "reference")
         self.journal = Journal(folder, {k: self.conditions[k] for k in fixed})
         self.folder, self.model, self.noises = Path(folder), model, noises
-        self.guided = model if guidance == 1.0 else ft.Guidance(model, guidance)
+        self.guided = guided(model, guidance)
         self.x0 = ft.noise.draw(range(FIRST, FIRST + noises), model.shape)
         self.cond = None
         if hasattr(model, "random_condition"):

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Names", "distort", "roughen", "turn"]
+__all__ = ["Names", "blurred", "distort", "roughen", "turn"]
 
 
 def turn(x: Tensor, degrees: float, generator: torch.Generator, mode: str = "bilinear") -> Tensor:
@@ -26,6 +26,11 @@ def turn(x: Tensor, degrees: float, generator: torch.Generator, mode: str = "bil
     return 1 - nn.functional.grid_sample(1 - x, grid, mode=mode, align_corners=False)
 
 
+def blurred(x: Tensor) -> Tensor:
+    """The 3 x 3 averages of pictures."""
+    return nn.functional.avg_pool2d(nn.functional.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
+
+
 def distort(x: Tensor, generator: torch.Generator) -> Tensor:
     """Pictures (B, 3, H, W) in [0, 1] turned by 15 degrees, scaled by 15 %, shifted by 8 % at most,
     half of them mirrored, with contrast, brightness and channels changed, blurred and noisy.
@@ -35,18 +40,16 @@ def distort(x: Tensor, generator: torch.Generator) -> Tensor:
     x = turn(torch.where(draw(n, 1, 1, 1) < 0, x.flip(3), x), 15, generator)
     gain = 1 + 0.2 * draw(n, 1, 1, 1) + 0.1 * draw(n, 3, 1, 1)
     x = (x - 1) * gain + 1 + 0.05 * draw(n, 1, 1, 1)
-    blurred = nn.functional.avg_pool2d(nn.functional.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    x = torch.lerp(x, blurred, 0.5 * torch.rand(n, 1, 1, 1, generator=generator))
+    x = torch.lerp(x, blurred(x), 0.5 * torch.rand(n, 1, 1, 1, generator=generator))
     noise = torch.randn(x.shape, generator=generator)
     return (x + 0.03 * torch.rand(n, 1, 1, 1, generator=generator) * noise).clamp(0, 1)
 
 
 def roughen(x: Tensor, generator: torch.Generator) -> Tensor:
     """Pictures a quarter of the way to their 3 x 3 averages, with noise of 3 levels of 255."""
-    blurred = nn.functional.avg_pool2d(nn.functional.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    return (0.75 * x + 0.25 * blurred + torch.randn(x.shape, generator=generator) * 3 / 255).clamp(
-        0, 1
-    )
+    return (
+        0.75 * x + 0.25 * blurred(x) + torch.randn(x.shape, generator=generator) * 3 / 255
+    ).clamp(0, 1)
 
 
 class Names:

@@ -39,7 +39,7 @@ from sheet import save_nearest, save_sheet
 from styles import Styles
 
 from flowturbo import __version__
-from flowturbo.files import check_writable, replacing
+from flowturbo.files import check_writable, write_json
 
 COPIES, OTHER_CONCEPTS = 3, 300
 LOOKS = {"noto": [0], "fluent, flat": [1, 2], "fx": [3]}  # those two are near-copies
@@ -151,8 +151,7 @@ def main() -> None:
     check_writable(options.record)
     made = judge(real, source, options.out, options.others)
     save_nearest(options.images / "emoji-nearest.png", real, source, options.out)
-    with replacing(options.record) as path:
-        path.write_text(json.dumps(made, indent=1) + "\n", "utf-8")
+    write_json(options.record, made)
     print(json.dumps(made, indent=1))
 
 

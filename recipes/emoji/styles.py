@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from classifiers import turn
+from classifiers import blurred, turn
 from torch import Tensor, nn
 
 from flowturbo.files import replacing
@@ -147,7 +147,6 @@ def _uneven(x: Tensor, generator: torch.Generator) -> Tensor:
     n, size = len(x), x.shape[-1]
     draw = lambda *shape: torch.randn(*shape, generator=generator)
     most = lambda value: value * torch.rand(n, 1, 1, 1, generator=generator)
-    blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
     coarse = F.interpolate(draw(n, 3, size // 4, size // 4), size=size, mode="bilinear")
-    x = torch.lerp(x, blurred, most(0.5)) + draw(*x.shape) * most(6 / 255)
+    x = torch.lerp(x, blurred(x), most(0.5)) + draw(*x.shape) * most(6 / 255)
     return (1 - (1 - x - coarse * most(6 / 255)) * (1 + 0.04 * draw(n, 3, 1, 1))).clamp(0, 1)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from data import aliases, canonical, caption, load, weights
 
-from flowturbo.files import replacing
+from flowturbo.files import write_json
 from flowturbo.models.sit import SiTConfig
 from flowturbo.models.text import Tokenizer, build_vocabulary
 from flowturbo.train import TrainConfig, train
@@ -154,7 +154,7 @@ def compare(data: EmojiData, held: EmojiData, seconds: float, record: Path) -> N
             "seconds_a_step": time_steps(data),
             "results": {},
         }  # fmt: skip
-        write(record, made)
+        write_json(record, made)
     for name, changes in ARCHITECTURES.items():
         if name in made["results"]:
             continue
@@ -169,7 +169,7 @@ def compare(data: EmojiData, held: EmojiData, seconds: float, record: Path) -> N
             "error_seen": evaluate(network, data),
             "error_held_out": evaluate(network, held, data.tokenizer),
         }
-        write(record, made)
+        write_json(record, made)
         print(name, made["results"][name], flush=True)
         torch._dynamo.reset()
 
@@ -197,11 +197,6 @@ def time_steps(data: EmojiData) -> dict[str, float]:
                     best[name] = min(best[name], time.perf_counter() - begin)
     torch._dynamo.reset()
     return {n: round(t, 4) for n, t in best.items()}
-
-
-def write(record: Path, made: dict[str, Any]) -> None:
-    with replacing(record) as path:
-        path.write_text(json.dumps(made, indent=1) + "\n")
 
 
 @torch.no_grad()

@@ -30,6 +30,7 @@ __all__ = [
     "Guidance",
     "cut",
     "embedded",
+    "guided",
     "map_condition",
 ]
 
@@ -213,6 +214,12 @@ class Guidance(_Wrapper):
         if isinstance(scale, Tensor) and scale.ndim == 1:
             scale = scale.to(x).reshape(-1, *[1] * (x.ndim - 1))
         return scale
+
+
+def guided(field: Field, scale: float | Tensor, *, null: Any = None) -> Field:
+    """``field`` under ``Guidance``; itself where the scale is the number 1, which needs no null."""
+    off = not isinstance(scale, Tensor) and scale == 1.0
+    return field if off else Guidance(field, scale, null=null)
 
 
 def _cat(a: Any, b: Any) -> Any:

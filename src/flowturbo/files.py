@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["check_room", "check_writable", "claim", "printable", "replacing"]
+__all__ = ["check_room", "check_writable", "claim", "printable", "replacing", "write_json"]
 
 _ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # controls, invisible, half characters, line ends
 _JOINERS = "\u200c\u200d"  # of emoji, and of Persian and Indic scripts
@@ -40,6 +40,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise OSError(f"cannot write {path}: {e.strerror or e}; nothing was left behind") from e
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write ``value`` to ``path`` as JSON, one entry a line; raises as ``replacing``."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def check_writable(path: str | Path) -> None:
@@ -102,8 +108,7 @@ def claim(path: Path, made: dict[str, dict[str, Any]]) -> None:
                 f"{path.parent} holds a run with {'; '.join(differ)}: continue it with the same "
                 "options, or choose another folder"
             )
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    write_json(path, made)
 
 
 def _temporary(path: Path) -> Path:

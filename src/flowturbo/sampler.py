@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from flowturbo.field import Branches, Field, Guidance, embedded
+from flowturbo.field import Branches, Field, Guidance, embedded, guided
 from flowturbo.path import predicted_data
 from flowturbo.plan import Plan, Row
 
@@ -131,8 +131,7 @@ def sample(
         raise ValueError(f"x of {x.dtype}: the state must be floating point; pass x.float()")
     refiner = needed_refiner(plan, refiner)
     _warn_if_foreign(plan, model, guidance)
-    if isinstance(guidance, Tensor) or guidance != 1.0:
-        model = Guidance(model, guidance, null=negative)
+    model = guided(model, guidance, null=negative)
     refiner = None if refiner is None else prepare_refiner(plan, model, refiner)
     with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
         state = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

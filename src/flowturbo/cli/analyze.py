@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +12,9 @@ from flowturbo.cli.options import (
     DEFAULT_MODEL,
     Device,
     DtypeName,
+    GuidanceScale,
     ModelName,
+    PlanNames,
     Seed,
     read_plan,
     resolve_device,
@@ -21,7 +22,7 @@ from flowturbo.cli.options import (
 )
 from flowturbo.evaluate.analysis import PARTS, analyze
 from flowturbo.evaluate.analysis_figures import figures, read_record, tables
-from flowturbo.files import check_writable, replacing
+from flowturbo.files import check_writable, write_json
 from flowturbo.models.zoo import load
 from flowturbo.tasks.generate import resolve_plan, resolve_refiner
 
@@ -36,18 +37,13 @@ def run(
             "--against", help="Another model to compare with; may be given several times."
         ),
     ] = None,
-    plan: Annotated[
-        list[str] | None,
-        typer.Option("--plan", help="May be given several times; by default the card's."),
-    ] = None,
+    plan: PlanNames = None,
     part: Annotated[
         str, typer.Option("--part", help="What to measure, of curvature, solvers and rows.")
     ] = ",".join(PARTS),
     nfe: Annotated[str, typer.Option("--nfe", help="Evaluations of the solvers.")] = "4,6,8,12,16",
     shift: Annotated[float, typer.Option("--shift", help="Of the solvers' time grid.")] = 1.0,
-    guidance: Annotated[
-        float | None, typer.Option("--guidance", "-g", help="Scale of guidance; 1 is off.")
-    ] = None,
+    guidance: GuidanceScale = None,
     trajectories: Annotated[int, typer.Option("--trajectories", help="To measure on.")] = 64,
     steps: Annotated[int, typer.Option("--steps", help="Of the converged solution.")] = 64,
     batch: Annotated[int, typer.Option("--batch", help="Trajectories at a time.")] = 64,
@@ -84,8 +80,7 @@ def run(
             batch=batch,
             seed=seed,
         )
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+        write_json(path, made)
     for table in tables(made):
         Console(width=120).print(table)
     if record is None:

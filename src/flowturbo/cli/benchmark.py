@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,9 @@ from flowturbo.cli.options import (
     DEFAULT_MODEL,
     Device,
     DtypeName,
+    GuidanceScale,
     ModelName,
+    PlanNames,
     Seed,
     read_plan,
     resolve_device,
@@ -21,7 +22,7 @@ from flowturbo.cli.options import (
 )
 from flowturbo.evaluate.benchmark import benchmark
 from flowturbo.evaluate.report import plot, table
-from flowturbo.files import check_writable, replacing
+from flowturbo.files import check_writable, write_json
 from flowturbo.integrations.peers import peers
 from flowturbo.models.zoo import load
 from flowturbo.tasks.generate import resolve_plan, resolve_refiner
@@ -31,17 +32,12 @@ __all__ = ["run"]
 
 def run(
     model: ModelName = DEFAULT_MODEL,
-    plan: Annotated[
-        list[str] | None,
-        typer.Option("--plan", help="May be given several times; by default the card's."),
-    ] = None,
+    plan: PlanNames = None,
     prompts: Annotated[
         list[str] | None, typer.Option("--prompt", help="By default names on the card.")
     ] = None,
     batch: Annotated[int, typer.Option("--batch", help="Pictures at once.")] = 8,
-    guidance: Annotated[
-        float | None, typer.Option("--guidance", "-g", help="Scale of guidance; 1 is off.")
-    ] = None,
+    guidance: GuidanceScale = None,
     scope: Annotated[
         str,
         typer.Option("--scope", help="What is compiled, of none, network, row and plan."),
@@ -98,8 +94,7 @@ def run(
     cost = {k: v for k, v in record["latency"].items() if v is not None and k != "worst"}
     print("an uncompiled batch costs, in ms: " + ", ".join(f"{k} {v:.3g}" for k, v in cost.items()))
     if out is not None:
-        with replacing(out) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(out, record)
         print(f"-> {out}")
     if picture is not None:
         plot(record, picture)

@@ -13,6 +13,7 @@ from flowturbo.cli.options import (
     DEFAULT_MODEL,
     Device,
     DtypeName,
+    GuidanceScale,
     ModelName,
     PlanName,
     Seed,
@@ -22,7 +23,7 @@ from flowturbo.cli.options import (
 )
 from flowturbo.evaluate.evaluation import evaluate
 from flowturbo.evaluate.report import evaluations
-from flowturbo.files import check_writable, replacing
+from flowturbo.files import check_writable, write_json
 from flowturbo.models.zoo import load
 from flowturbo.refiner.checkpoint import load_refiner
 
@@ -37,9 +38,7 @@ def run(
         Path | None,
         typer.Option("--prompts", help="A file, one a line; by default drawn from the card."),
     ] = None,
-    guidance: Annotated[
-        float | None, typer.Option("--guidance", "-g", help="Scale of guidance; 1 is off.")
-    ] = None,
+    guidance: GuidanceScale = None,
     refiner: Annotated[
         str | None, typer.Option("--refiner", help="A folder or bundled name with a refiner.")
     ] = None,
@@ -108,8 +107,7 @@ def run(
         folder=folder,
     )
     if out is not None:
-        with replacing(out) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(out, record)
     Console(width=200).print(evaluations([record, *records]))
     if out is not None:
         print(f"-> {out}")

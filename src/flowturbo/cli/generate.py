@@ -17,6 +17,7 @@ from flowturbo.cli.options import (
     DEFAULT_MODEL,
     Device,
     DtypeName,
+    GuidanceScale,
     ModelName,
     PlanName,
     Seed,
@@ -48,9 +49,7 @@ def run(
     n: Annotated[int, typer.Option("-n", "--number", help="Pictures for each prompt.")] = 1,
     seed: Seed = 0,
     plan: PlanName = None,
-    guidance: Annotated[
-        float | None, typer.Option("--guidance", "-g", help="Scale of guidance; 1 is off.")
-    ] = None,
+    guidance: GuidanceScale = None,
     negative: Annotated[
         str | None, typer.Option("--negative", help="A prompt to guide away from.")
     ] = None,

@@ -14,8 +14,10 @@ __all__ = [
     "DEFAULT_MODEL",
     "Device",
     "DtypeName",
+    "GuidanceScale",
     "ModelName",
     "PlanName",
+    "PlanNames",
     "Seed",
     "read_plan",
     "resolve_batch",
@@ -32,6 +34,13 @@ ModelName = Annotated[
 PlanName = Annotated[
     str | None,
     typer.Option("--plan", help="H1P5R3, AB2:8, AB2:8@1.6, ... or a .json file."),
+]
+PlanNames = Annotated[
+    list[str] | None,
+    typer.Option("--plan", help="May be given several times; by default the card's."),
+]
+GuidanceScale = Annotated[
+    float | None, typer.Option("--guidance", "-g", help="Scale of guidance; 1 is off.")
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the first picture, from 0.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, ...")]

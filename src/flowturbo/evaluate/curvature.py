@@ -32,7 +32,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from flowturbo.field import Field, Guidance
+from flowturbo.field import Field, guided
 from flowturbo.fit.reference import Reference
 from flowturbo.models.diffusion import to_linear
 from flowturbo.path import predicted_noise
@@ -73,11 +73,11 @@ def predictions(
     with torch.no_grad():
         for i in range(0, len(reference), batch):
             part = reference.rows(i, i + batch)
-            guided = _guided(field, part.guidance)
+            told = guided(field, part.guidance)
             rows = []
             for t in (clock if kind == "velocity" else to_linear(clock)).tolist():
                 x = part.at(t)
-                v = guided(x, x.new_full((), t), part.cond)
+                v = told(x, x.new_full((), t), part.cond)
                 rows.append(v if kind == "velocity" else predicted_noise(x, v, t))
             found.append(torch.stack(rows))
     return clock, torch.cat(found, dim=1)
@@ -130,11 +130,6 @@ def gap_errors(values: Tensor, gap: int) -> dict[str, Tensor]:
         "reuse": (square(now - before) / whole).sqrt(),
         "extrapolate": (square(now - 2 * before + earlier) / whole).sqrt(),
     }
-
-
-def _guided(field: Field, scale: float | Tensor) -> Any:
-    off = not isinstance(scale, Tensor) and scale == 1.0
-    return field if off else Guidance(field, scale)
 
 
 def mean(values: Tensor) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowturbo.field import Field, Guidance
+from flowturbo.field import Field, guided
 from flowturbo.fit.reference import Reference, error
 from flowturbo.plan import Plan
 from flowturbo.sampler import Refiner, prepare_refiner, sample
@@ -73,20 +73,18 @@ def polish(
     Returns:
         The plan with the lowest mean error on ``reference``, perhaps ``plan`` itself.
     """
-    guided = field
-    if isinstance(reference.guidance, Tensor) or reference.guidance != 1.0:
-        guided = Guidance(field, reference.guidance)
+    field = guided(field, reference.guidance)
     plain = replace(reference, guidance=1.0)
     best, damping = plan, 1e-4
-    x, calls = _recorded(best, guided, plain, refiner)
+    x, calls = _recorded(best, field, plain, refiner)
     lowest = score(x, plain)
     for i in range(iterations):
         moves = _moves(best, history, move_times)
-        slopes = [_slope(best, m, guided, plain, refiner, x, calls) for m in moves]
+        slopes = [_slope(best, m, field, plain, refiner, x, calls) for m in moves]
         for _ in range(4):
             steps = _solve(slopes, x - plain.states[-1], damping)
             trial = _moved(best, moves, steps)
-            new = None if trial is None else _recorded(trial, guided, plain, refiner)
+            new = None if trial is None else _recorded(trial, field, plain, refiner)
             if trial is not None and new is not None and score(new[0], plain) < lowest:
                 gain = 1 - score(new[0], plain) / lowest
                 best, (x, calls), lowest = trial, new, score(new[0], plain)

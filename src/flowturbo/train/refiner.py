@@ -236,12 +236,11 @@ def held_out_errors(
     for gap in sorted({min(3, drawn.gap), drawn.gap}):
         b = drawn.batch(rows, torch.Generator().manual_seed(0), gap=gap, held_out=True)
         b = b.to(next(refiner.parameters()).device)
-        (t_a, v_a), (t_b, v_b) = b.a, b.b
-        ratio = ((b.t - t_a) / (t_a - t_b)).reshape(-1, *[1] * (v_a.ndim - 1))
+        last = b.a[1]
         guesses = {
             "refiner": refiner.predict(b.x, b.t, b.cond, b.a, b.b, b.guidance),
-            "last velocity": v_a,
-            "linear extrapolation": v_a + ratio * (v_a - v_b),
+            "last velocity": last,
+            "linear extrapolation": last + b.step,
         }
         off = {name: float((guess - b.v).square().mean()) for name, guess in guesses.items()}
         errors[f"mean square, gaps of 1 to {gap} steps"] = off
@@ -280,9 +279,9 @@ class _Prediction:
 
 def _loss(forward: Any, b: Batch) -> Tensor:
     """Mean squares over rows, each divided by the change that linear extrapolation makes."""
-    off = (forward(b.x, b.t, b.cond, [b.b, b.a], b.guidance) - b.v).square().flatten(1).mean(1)
-    (t_a, v_a), (t_b, v_b) = b.a, b.b
-    change = ((b.t - t_a) / (t_a - t_b)).square() * (v_a - v_b).square().flatten(1).mean(1)
+    square = lambda a: a.square().flatten(1).mean(1)
+    off = square(forward(b.x, b.t, b.cond, [b.b, b.a], b.guidance) - b.v)
+    change = square(b.step)
     return (off / (change + 0.1 * change.mean())).mean()
 
 

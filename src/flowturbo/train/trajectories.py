@@ -117,6 +117,13 @@ class Batch:
     guidance: Tensor
     v: Tensor
 
+    @property
+    def step(self) -> Tensor:
+        """What linear extrapolation adds to the last velocity, (B, ...)."""
+        (t_a, v_a), (t_b, v_b) = self.a, self.b
+        ratio = (self.t - t_a) / (t_a - t_b)
+        return ratio.reshape(-1, *[1] * (v_a.ndim - 1)) * (v_a - v_b)
+
     def map(self, fn: Callable[..., Tensor], *others: Batch) -> Batch:
         """``fn`` of the corresponding tensors of this batch and ``others``."""
         every = [

@@ -59,7 +59,7 @@ class RefinerConfig:
         lr: peak learning rate; 5e-4, or 2e-3 of a small network, by default.
         ema: decay of the averaged weights, which are what is exported.
         seed: of everything random.
-        bf16: train under bfloat16 autocast.
+        bf16: draw and train under bfloat16 autocast.
         compile: compile the refiner for training.
         save_every: iterations between checkpoints.
     """
@@ -162,6 +162,7 @@ def train_refiner(
             starts,
             Plan.adams_bashforth(config.steps, shift=config.shift),
             config.trajectories,
+            bf16=config.bf16,
             report=report and partial(report, "trajectories"),
         )
 

@@ -182,6 +182,7 @@ def draw_trajectories(
     *,
     batch: int = 64,
     gap: int = 0,
+    bf16: bool = False,
     report: Callable[[int, int], None] | None = None,
 ) -> Trajectories:
     """Draw ``trajectories`` of ``model`` by ``plan`` into ``folder``, or what of them is missing.
@@ -194,6 +195,7 @@ def draw_trajectories(
         trajectories: how many, at least 2.
         batch: trajectories at once.
         gap: see `Trajectories`; a quarter of the steps by default.
+        bf16: run the model under bfloat16 autocast.
         report: called with (done, all).
 
     Raises:
@@ -216,7 +218,8 @@ def draw_trajectories(
         last = min(first + batch, trajectories)
         x0, cond, scales = starts.rows(first, last)
         record = _Record(starts.guided(model, scales))
-        sample(plan, record, x0, cond)
+        with torch.autocast(x0.device.type, torch.bfloat16, enabled=bf16):
+            sample(plan, record, x0, cond)
         for k, (x, v) in enumerate(record.seen):
             arrays[first:last, k, 0], arrays[first:last, k, 1] = x, v
         if not np.isfinite(arrays[first:last]).all():

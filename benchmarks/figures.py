@@ -81,15 +81,18 @@ def fitting(parts: dict[str, Any], path: Path) -> None:
                 rows = bars([entry for _, entry in some], "rmse")
                 label = None if draw else f"{nfe} evaluations"
                 above.errorbar([n for n, _ in some], **rows, **look, label=label, linestyle="none")
-            logarithmic(above, [int(n) for n in found], list(found))
+            above.set_xscale("log")
+            above.set_xticks([int(n) for n in found], list(found))
+            above.minorticks_off()
         for i, (nfe, found) in enumerate(parts.get("history", {}).items()):
             look = {"color": COLOURS[i % 7], "marker": MARKS[i % 7], "markersize": 6}
             rows = bars(list(found.values()), "rmse")
             below.errorbar([int(h) for h in found], **rows, **look, label=f"{nfe} evaluations")
-            logarithmic(below, [int(h) for h in found], list(found))
+            below.set_xticks([int(h) for h in found], list(found))
         above.set(xlabel="trajectories fitted to; a mark for each draw of them", ylabel=ERROR)
         below.set(xlabel="last velocities that a row may use", ylabel=ERROR)
         for axis in (above, below):
+            axis.set_ylim(0, None)
             axis.grid(alpha=0.3)
             if axis.lines:
                 axis.legend(frameon=False)

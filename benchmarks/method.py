@@ -12,9 +12,9 @@ on the test noises themselves, in their favour, the field halved on a few noises
 
 adds what each part of the method gains, and
 
-    python benchmarks/method.py --table benchmarks/records/method-*.json -o docs/results.md
+    python benchmarks/method.py --table benchmarks/records/method-*.json
 
-compares with what is asked for.
+compares with what is asked for, as the page that `make_results` makes does.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ class Page:
                 record = json.loads(found[name].read_text("utf-8"))
                 in_order = {k: sorted(record.get(k, {}).items(), key=_scale) for k in BY_SCALE}
                 record |= {k: dict(items) for k, items in in_order.items()}
-                yield {**record, "stem": found[name].stem}
+                yield {**record, "name": name}
             else:
                 self.missing(kind, name)
 
@@ -124,7 +124,7 @@ def _scale(item: tuple[str, Any]) -> float:
 
 
 def main_table(page: Page, record: Record) -> None:
-    name = record["model"]
+    name = record["name"]
     if record.get("guidance"):
         about = f"Error against evaluations of {name}, by method and scale of guidance"
         page.add(f"### {name}: error to the converged ODE")
@@ -236,7 +236,7 @@ def distances(found: Record) -> list[str]:
 
 
 def ablations(page: Page, record: Record) -> None:
-    name = record["model"]
+    name = record["name"]
     page.add(f"### {name}: the paper's tables")
     page.add(
         "The paper's numbers are FID-50K of SiT-XL/2 on ImageNet 256 at guidance 1.5 (for text "
@@ -256,7 +256,7 @@ def ablations(page: Page, record: Record) -> None:
 def ablation(what: Ablation, record: Record, part: Record) -> str:
     """One of the paper's tables, ours beside it, and in how much they agree."""
     if what.text and not record["text"]:
-        return f"{record['model']} draws no text; see the other models."
+        return f"{record['name']} draws no text; see the other models."
     rows, verdicts, seen = [], [], part["rows"]
     named = {row.title: row for row in what.rows}
     for row in what.rows:
@@ -316,7 +316,7 @@ def apart(entry: Record, over: Record) -> tuple[float, float, float]:
 
 
 def fitted(page: Page, record: Record) -> None:
-    name = record["model"]
+    name = record["name"]
     for scale, part in record.get("fitting", {}).items():
         page.add(f"### {name}: what fitting needs, guidance {scale}")
         about = "Error against trajectories fitted to, and against the history of a row"
@@ -371,13 +371,13 @@ def analysis(page: Page, record: Record) -> None:
     """The figures of `flowturbo analyze`, named for the page."""
     shown = record["conditions"]
     page.add(
-        f"### {record['stem'].removeprefix('analysis-')}",
+        f"### {record['name']}: trajectories",
         f"Measured by `flowturbo analyze` on {shown['trajectories']} trajectories at guidance "
         f"{shown['guidance']:g}; [what the figures show](analyze.md).",
     )
     for path in analysis_figures.figures(record, page.images):
-        name = f"{record['stem']}-{path.stem}"
-        page.figure(name, f"{path.stem} of {record['stem']}", path.replace)
+        what = f"{path.stem} of {record['name']}"
+        page.figure(f"{record['name']}-{path.stem}", what, path.replace)
 
 
 def asked(page: Page) -> None:

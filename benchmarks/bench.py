@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from method import Fits, check_alike, keep
 from safetensors.torch import load_file
@@ -25,6 +26,7 @@ from trial import Trial
 import flowturbo as ft
 from flowturbo.evaluate.frechet import frechet_distance
 from flowturbo.evaluate.real import load_real
+from flowturbo.files import replacing
 from flowturbo.models.text import Tokenizer
 from flowturbo.refiner.checkpoint import REFINER_WEIGHTS
 from flowturbo.train import TrainConfig, load_data, paper_config, train_paper_refiner
@@ -47,10 +49,10 @@ def parser(about: str | None) -> argparse.ArgumentParser:
     add("--trajectories", type=int, default=64, help="for plans that have to be fitted")
     add("--no-search", action="store_true", help="fit weights at given times only")
     add("--refiner", help="a folder with our refiner")
-    add("--data", help="what the model was trained on, to train the paper's refiner")
+    add("--data", help="what the model was trained on, to train the paper's refiner; resumes")
     add("--iterations", type=int, help="of that training; by default as many as the paper's")
     add("--pictures", type=int, default=0, help="to draw of each plan for FD-EffNet, 0 for none")
-    add("--against", help="real pictures, for FD-EffNet")
+    add("--against", help="real pictures, for FD-EffNet; or the data set of emoji")
     add("--folder", help="for what is computed on the way; runs/results/NAME by default")
     add("--out", "-o", help="the record")
     return made
@@ -156,13 +158,21 @@ class Bench:
             return None
         path = Path(self.options.data)
         if (path / "emoji.json").is_file():
-            sys.path.insert(0, str(EMOJI))
-            from train import EmojiData
-
-            return EmojiData(path, self.model.shape[1])
+            return emoji(path, self.model.shape[1])
         tokenizer = self.model.card.get("condition", {}).get("tokenizer")
         known = Tokenizer.from_json(tokenizer) if tokenizer else None
         return load_data(path, self.model.shape[1], known)
+
+    @cached_property
+    def against(self) -> Path | None:
+        """The real pictures, None if not given; of the data set of `emoji` a file in the folder."""
+        path = self.options.against and Path(self.options.against)
+        if not path or not (path / "emoji.json").is_file():
+            return path or None
+        pictures = emoji(path, self.model.shape[1]).images.permute(0, 2, 3, 1)
+        with replacing(self.folder / "emoji.npz") as temporary:
+            np.savez(temporary, images=pictures.numpy())
+        return self.folder / "emoji.npz"
 
     def evaluated(self, plan: ft.Plan, refiner: Any, guidance: float, found: Any) -> dict[str, Any]:
         """The record of `flowturbo.evaluate`; ``found`` if it is that already."""
@@ -170,7 +180,7 @@ class Bench:
         asked = {
             "digest": plan.digest,
             "pictures": o.pictures,
-            "against": o.against and Path(o.against).name,
+            "against": self.against and self.against.name,
             "refiner": getattr(refiner, "fingerprint", None),
         }
         if found and found["asked"] == asked:
@@ -178,21 +188,29 @@ class Bench:
         folder = self.home(guidance) / "pictures"
         made = ft.evaluate(
             self.model, plan, pictures=o.pictures, guidance=guidance, refiner=refiner,
-            against=o.against, features=FEATURES, repeats=0, folder=folder,
+            against=self.against, features=FEATURES, repeats=0, folder=folder,
         )  # fmt: skip
-        if o.against:
-            made["frechet"]["floor"] = floor(o.against, self.model.shape[1], o.pictures, folder)
+        if self.against:
+            size = self.model.shape[1]
+            made["frechet"]["floor"] = floor(self.against, size, o.pictures, folder)
         return {"asked": asked, **made}
 
 
-def floor(against: str, size: int, pictures: int, folder: Path) -> float | None:
-    """The distance of so many real pictures to the others; None if there are too few of them."""
+def emoji(path: Path, size: int) -> Any:
+    """The data set of `emoji`, read by its recipe."""
+    sys.path.insert(0, str(EMOJI))
+    from train import EmojiData
+
+    return EmojiData(path, size)
+
+
+def floor(against: Path, size: int, pictures: int, folder: Path) -> dict[str, Any]:
+    """The distance of so many real pictures, or half of all if fewer, to the others."""
     real = load_real(against, size)
     features = real.features
     if features is None:
         kept = sorted(folder.glob(f"real-{real.about['digest']}-*.safetensors"))
         features = torch.cat([load_file(path)["features"] for path in kept])
-    if len(features) < 2 * pictures:
-        return None
     rows = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
-    return frechet_distance(features[rows[:pictures]], features[rows[pictures:]])
+    n = min(pictures, len(rows) // 2)
+    return {"pictures": n, "distance": frechet_distance(features[rows[:n]], features[rows[n:]])}

@@ -186,9 +186,9 @@ def trained(record: Record) -> str:
     rows = []
     for name, about in record["refiners"].items():
         t = about["training"]
-        how = ", ".join(f"{k} {t[k]:g}" for k in ("steps", "batch", "lr", "dt") if k in t)
+        how = ", ".join(f"{k} {t[k]:g}" for k in ("step", "batch", "lr", "dt") if k in t)
         rows.append([name, f"{about['parameters']:,}", how, about["fingerprint"]])
-    head = ["refiner, trained as the paper's", "parameters", "training", "weights"]
+    head = ["refiner, trained as the paper's", "parameters", "steps and what else", "weights"]
     return table(head, rows)
 
 
@@ -205,9 +205,9 @@ def frechet(record: Record) -> str:
             f"upper end at most {100 * MOST:g} %", "FD-EffNet", "converged", "to pictures",
             "real to real"]  # fmt: skip
     c = found["conditions"]
-    against = "the second half of the converged pictures" if c["against"] is None else (
-        f"{c['against']['name']}"
-    )  # fmt: skip
+    against = "the second half of the converged pictures"
+    if c["against"] is not None:
+        against = f"the pictures of {c['against']['name']}"
     count = found["frechet"]["pictures"]
     text = (
         f"Frechet distances of EfficientNet-Lite0 features, not FID, of {count} pictures "
@@ -215,7 +215,9 @@ def frechet(record: Record) -> str:
         f"and the converged sampler, to {against}; {c['dtype'].removeprefix('torch.')}. Intervals: "
         "paired bootstrap over pictures."
     )
-    if not any(floors):
+    if any(floors):
+        text += " Real to real: of so many real pictures to the others; fewer are farther."
+    else:
         text += " Without real pictures there is no distance of real ones to real ones."
     return f"{table(head, rows)}\n\n{text}"
 
@@ -225,7 +227,8 @@ def distances(found: Record) -> list[str]:
     f, count = found["frechet"], found["evaluations"]
     low, high = f["relative_95"]
     within = f"{100 * f['relative']:+.1f} % ({100 * low:+.1f} to {100 * high:+.1f})"
-    floor = "" if f.get("floor") is None else f"{f['floor']:.3f}"
+    real = f.get("floor")
+    floor = "" if real is None else f"{real['distance']:.3f} (of {real['pictures']})"
     calls = f"{count['model']}" + (f" + {count['refiner']} R" if count["refiner"] else "")
     name = f"{found['conditions']['plan']} ({calls})"
     verdict = "yes" if high <= MOST else "NO"

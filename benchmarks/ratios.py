@@ -167,7 +167,7 @@ def cells(record: Record) -> str:
         row = [label]
         for n in counts:
             plans = record["cells"][n]["plans"]
-            lowest = min(e["rmse"] for e in plans.values())
+            lowest = min(e["rmse"] for e in plans.values()) if len(plans) > 1 else None
             entry = plans.get(label)
             row.append("" if entry is None else told(entry, bold=entry["rmse"] == lowest))
         rows.append(row)

@@ -247,7 +247,7 @@ def test_the_scripts_go_on_where_they_were(small, monkeypatch, capsys):
     measured = drawn["frechet"]["2"]["4"]
     assert len(measured) == 5
     assert all(len(m["frechet"]["relative_95"]) == 2 for m in measured.values())
-    assert all(m["frechet"]["floor"] > 0 for m in measured.values())
+    assert all(m["frechet"]["floor"]["distance"] > 0 for m in measured.values())
     run(results, monkeypatch, *main, "--sheet")
     assert Image.open(small / "records" / "results-m-g2-4.png").size == (32, 122)
     out = small / "records" / "ablations-m.json"

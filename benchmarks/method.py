@@ -12,9 +12,9 @@ on the test noises themselves, in their favour, the field halved on a few noises
 
 adds what each part of the method gains, and
 
-    python benchmarks/method.py --table benchmarks/records/method-*.json -o docs/results.md
+    python benchmarks/method.py --table benchmarks/records/method-*.json
 
-compares with what is asked for.
+compares with what is asked for, as the page that `make_results` makes does.
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ from rivals import SHIFTS, rivals
 from trial import Trial
 
 import flowturbo as ft
-from flowturbo.field import cut
 from flowturbo.files import replacing
-from flowturbo.fit.reference import solve
+from flowturbo.fit.reference import Reference, solve
 from flowturbo.fit.weights import fit_weights
 from flowturbo.path import shifted
 
@@ -46,16 +45,24 @@ def rms(errors: Any) -> float:
     return float(np.sqrt((errors**2).mean()))
 
 
-def best(trial: Trial, plans: dict[str, ft.Plan]) -> tuple[str, list[list[Any]]]:
+def best(
+    trial: Trial, plans: dict[str, ft.Plan], refiner: Any = None
+) -> tuple[str, list[list[Any]]]:
     """The label of the plan with the lowest error, and [label, noises, error] of every plan."""
     left, seen = list(plans), {}
     for rows, share in (*HALVING, (trial.noises, len(plans))):
         rows = min(rows, trial.noises)
         for label in left:
-            seen[label] = [label, rows, float(f"{rms(trial.errors(plans[label], rows)):.5g}")]
+            error = rms(trial.errors(plans[label], rows, refiner))
+            seen[label] = [label, rows, float(f"{error:.5g}")]
         left.sort(key=lambda label: seen[label][2])
         left = left[: max(2, -(-len(plans) // share))]
     return left[0], list(seen.values())
+
+
+def adams(nfe: int) -> dict[str, dict[str, ft.Plan]]:
+    """Adams-Bashforth 2 and 4 at every shift."""
+    return {f"AB{n}": {f"{s:g}": ft.Plan.parse(f"AB{n}:{nfe}@{s}") for s in SHIFTS} for n in (2, 4)}
 
 
 def cell(trial: Trial, nfe: int, fitted: dict[str, tuple[ft.Plan, Any]]) -> dict[str, Any]:
@@ -64,10 +71,7 @@ def cell(trial: Trial, nfe: int, fitted: dict[str, tuple[ft.Plan, Any]]) -> dict
     if nfe % 2 == 0:
         plans["Heun"] = ft.Plan.heun(nfe // 2)
     found = {label: trial.entry(plan) for label, plan in plans.items()}
-    fields = {
-        f"AB{n}": {f"{s:g}": ft.Plan.parse(f"AB{n}:{nfe}@{s}") for s in SHIFTS} for n in (2, 4)
-    }
-    fields["scheduler"] = rivals(nfe)
+    fields = {**adams(nfe), "scheduler": rivals(nfe)}
     tried = {}
     for name, field in fields.items():
         label, tried[name] = best(trial, field)
@@ -100,20 +104,28 @@ class Fits:
             ).save(path)
         return ft.Plan.load(path)
 
+    def solved(self, n: int, seed: int) -> Reference:
+        """``n`` trajectories to fit on."""
+        first, cond = 1_000_000_000 * (seed + 1), None
+        noise = ft.noise.draw(range(first, first + n), self.model.shape)
+        if hasattr(self.model, "random_condition"):
+            cond = self.model.random_condition(n, torch.Generator().manual_seed(seed))
+        return solve(self.model, noise, cond, guidance=self.guidance)
+
     def at_given_times(self, trial: Trial, nfe: int, shift: float, seed: int = 0) -> ft.Plan:
         """Weights alone, on the grid of ``shift``, from as many trajectories as `tune` fits on."""
 
         def make() -> ft.Plan:
-            n, first = self.options.get("trajectories", 64), 1_000_000_000 * (seed + 1)
-            generator, guidance = torch.Generator().manual_seed(seed), self.guidance
-            noise = ft.noise.draw(range(first, first + n), self.model.shape)
-            cond = None
-            if hasattr(self.model, "random_condition"):
-                cond = self.model.random_condition(n, generator)
-            solved = solve(self.model, noise, cut(cond, slice(n)), guidance=guidance)
+            solved = self.solved(self.options.get("trajectories", 64), seed)
             return fit_weights(self.model, solved, shifted(nfe, shift))[0]
 
         return trial.journal.plan(f"weights {nfe} {shift} {seed}", make)
+
+
+def check_alike(out: Path, found: dict[str, Any], trial: Trial) -> None:
+    """Stop before measurements under two conditions get into one record."""
+    if {**found, "threads": 0} != {**trial.conditions, "threads": 0}:
+        raise SystemExit(f"{out} was measured under {found}: give another --out")
 
 
 def split(trial: Trial, fits: Fits, nfe: int, shift: float, refiners: Any) -> dict[str, Any]:
@@ -153,16 +165,11 @@ def measure(options: argparse.Namespace) -> None:
     record = {"conditions": trial.conditions, "cells": {}, "split": {}}
     if out.is_file():
         found = json.loads(out.read_text())
-        if {**found["conditions"], "threads": 0} != {**trial.conditions, "threads": 0}:
-            raise SystemExit(f"{out} was measured under {found['conditions']}: give another --out")
+        check_alike(out, found["conditions"], trial)
         record |= {key: found[key] for key in ("cells", "split")}
     record["reference"] = trial.reference_error()
     record["roughness"] = trial.roughness()
     print(record["reference"], f"roughness {record['roughness']:.3f}", flush=True)
-
-    def keep() -> None:
-        with replacing(out) as temporary:
-            temporary.write_text(dumps(record), encoding="utf-8")
 
     record["cells"]["12"] = {"plans": {"H1P(n-2)": trial.entry(ft.Plan.parse(PAPER))}}
     for nfe in options.nfe:
@@ -174,8 +181,13 @@ def measure(options: argparse.Namespace) -> None:
             for _, suffix, refiner in refiners[-1:]:
                 fitted["fitted, refiner"] = (fits.plan(nfe, refiner, suffix), refiner)
             record["cells"][str(nfe)] = cell(trial, nfe, fitted)
-        keep()
+        keep(out, record)
     print(f"-> {out}")
+
+
+def keep(out: Path, record: dict[str, Any]) -> None:
+    with replacing(out) as temporary:
+        temporary.write_text(dumps(record), encoding="utf-8")
 
 
 def dumps(record: dict[str, Any]) -> str:

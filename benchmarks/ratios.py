@@ -166,36 +166,43 @@ def cells(record: Record) -> str:
     for label in labels:
         row = [label]
         for n in counts:
-            entry = record["cells"][n]["plans"].get(label)
-            row.append("" if entry is None else told(entry))
+            plans = record["cells"][n]["plans"]
+            lowest = min(e["rmse"] for e in plans.values()) if len(plans) > 1 else None
+            entry = plans.get(label)
+            row.append("" if entry is None else told(entry, bold=entry["rmse"] == lowest))
         rows.append(row)
     return table(["evaluations", *counts], rows)
 
 
-def told(entry: Record) -> str:
+def told(entry: Record, *, bold: bool = False) -> str:
     chosen = f"<br>{entry['chosen']}" if "chosen" in entry else ""
     extra = f"<br>+ {entry['nfe']['refiner']} refiner" if entry["nfe"]["refiner"] else ""
-    low, high = entry["rmse_95"]
+    (low, high), mark = entry["rmse_95"], "**" if bold else ""
     return (
-        f"{entry['rmse']:.4f} ({low:.4f} to {high:.4f})<br>median {entry['median']:.4f}"
-        f"{chosen}{extra}"
+        f"{mark}{entry['rmse']:.4f}{mark} ({low:.4f} to {high:.4f})"
+        f"<br>median {entry['median']:.4f}{chosen}{extra}"
     )
+
+
+def paired(here: Record, before: Record) -> tuple[float, float, float]:
+    """The ratio of the root mean square errors of two plans on one set of noises, and its 95 %."""
+    one, two = (np.array(entry["errors"]) for entry in (here, before))
+    draw = np.random.default_rng(0).integers(0, len(one), (RESAMPLES, len(one)))
+    low, high = np.quantile(rmse(one[draw]) / rmse(two[draw]), (0.025, 0.975))
+    return float(rmse(one) / rmse(two)), float(low), float(high)
 
 
 def gains(record: Record, nfe: str) -> str:
     """What each part gains, the step over the one before with a paired interval."""
-    name, n = record["conditions"]["model"], record["conditions"]["noises"]
-    draw = np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
-    rows, before = [], None
+    name, rows, before = record["conditions"]["model"], [], None
     for part, entry in record["split"][nfe].items():
-        here, over = np.array(entry["errors"]), ""
+        over = ""
         if before is not None:
-            some = rmse(here[draw]) / rmse(before[draw])
-            low, high = np.quantile(some, (0.025, 0.975))
-            over = f"{rmse(here) / rmse(before):.3f} ({between(low, high)})"
+            ratio, low, high = paired(entry, before)
+            over = f"{ratio:.3f} ({between(low, high)})"
         calls = f"{entry['nfe']['model']} + {entry['nfe']['refiner']}"
         rows.append([part, calls, f"{entry['rmse']:.4f}", f"{entry['median']:.4f}", over])
-        before = here
+        before = entry
     head = ["with", "evaluations", "RMSE", "median", "over the line above (95 %)"]
     return f"### What each part gains: {name}, {nfe} evaluations\n\n{table(head, rows)}"
 

@@ -66,6 +66,34 @@ def test_the_loss_is_the_papers(model, data):
     assert len(asked) == 2
 
 
+@pytest.mark.parametrize("largest", [0.03, 0.5])
+def test_dt_is_drawn_up_to_the_largest(model, data, largest):
+    shown = []
+
+    def refiner(x, t, cond, history):
+        shown.append(t - history[0][0])
+        return x
+
+    objective = _Paper(None, model, data, paper_config(batch=2000), None, largest)
+    objective.loss(refiner, torch.Generator().manual_seed(0), torch.device("cpu"))
+    assert shown[0].min() > -1e-6
+    assert shown[0].mean() == pytest.approx(largest / 2, rel=0.1)
+    assert shown[0].max() == pytest.approx(largest, rel=0.02)
+
+
+def test_a_refiner_of_another_shape_is_trained_and_read_back(model, data, tmp_path):
+    config = paper_config(steps=1, batch=2)
+    made = train_paper_refiner(model, data, tmp_path, config, depth=3, width=8, dt=0.25)
+    assert len(made.network.blocks) == 3
+    assert (made.network.config.width, made.network.config.heads) == (8, 1)
+    assert json.loads((tmp_path / "refiner.json").read_text())["training"]["dt"] == 0.25
+    with pytest.raises(ValueError, match=r"dt=0\.25 there, 0\.12 now"):
+        train_paper_refiner(model, data, tmp_path, config, depth=3, width=8)
+    for dt in (0.0, 1.5):
+        with pytest.raises(ValueError, match=f"dt={dt}: must be above 0 and at most 1"):
+            train_paper_refiner(model, data, tmp_path / "new", config, dt=dt)
+
+
 def test_the_recipe_is_the_papers():
     config = paper_config()
     assert (config.steps, config.batch, config.lr, config.dropout) == (30_000, 18, 5e-5, 0.1)

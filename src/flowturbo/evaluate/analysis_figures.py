@@ -17,17 +17,26 @@ from rich.table import Table
 from flowturbo.evaluate.analysis import KIND
 from flowturbo.files import replacing
 
-__all__ = ["figures", "read_record", "tables"]
+__all__ = [
+    "COLOURS",
+    "MARKS",
+    "STYLE",
+    "bars",
+    "figures",
+    "logarithmic",
+    "read_record",
+    "tables",
+]
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKS = ("o", "s", "^", "D", "v", "P", "X")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKS = ("o", "s", "^", "D", "v", "P", "X")
 _GIVEN = ("*", "X", "P", "p", "h", "d", "8")
 _FAMILIES = {"H1P": "H1P, the paper's"}
 _PANELS = {
     "velocity": ("velocity", "time t of the linear path\n(0 noise, 1 data)"),
     "noise": ("noise prediction", "time u of a diffusion model\n(0 noise, 1 data)"),
 }
-_STYLE: dict[Any, Any] = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+STYLE: dict[Any, Any] = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
@@ -105,7 +114,7 @@ def figures(record: Mapping[str, Any], folder: str | Path) -> list[Path]:
     for name, (part, function) in draw.items():
         if not record.get(part):
             continue
-        with rc_context(_STYLE):
+        with rc_context(STYLE):
             figure = Figure(layout="constrained")
             function(record, figure)
             path = Path(folder) / f"{name}.png"
@@ -123,7 +132,7 @@ def _curvature(record: Mapping[str, Any], figure: Any) -> None:
             found, own = kinds[kind], record["models"][name]["prediction"] == kind
             for row, what in enumerate(("rate", "change")):
                 middle, half = (np.array(found[what][k]) for k in ("mean", "half"))
-                axis, colour = axes[row, column], _COLOURS[i % 7]
+                axis, colour = axes[row, column], COLOURS[i % 7]
                 label = name if own and row == 0 else None
                 style = {"color": colour, "linestyle": "-" if own else "--", "label": label}
                 axis.plot(found["times"], middle, **style)
@@ -149,13 +158,13 @@ def _gaps(record: Mapping[str, Any], figure: Any) -> None:
                     [g["gap"] for g in gaps],
                     [g[way]["mean"] for g in gaps],
                     [g[way]["half"] for g in gaps],
-                    color=_COLOURS[i % 7],
-                    marker=_MARKS[i % 7],
+                    color=COLOURS[i % 7],
+                    marker=MARKS[i % 7],
                     linestyle=style,
                     label=f"{name}: {words}",
                 )
         ticks = [g["gap"] for g in gaps]
-        _logarithmic(axis, ticks, [f"1/{1 / g:.0f}" for g in ticks])
+        logarithmic(axis, ticks, [f"1/{1 / g:.0f}" for g in ticks])
         axis.set_title(_PANELS[kind][0])
         axis.set_xlabel(f"gap between evaluations,\nin {_PANELS[kind][1].splitlines()[0]}")
     axes[0].set_ylabel("relative error of doing without\nthe evaluation")
@@ -172,15 +181,15 @@ def _solvers(record: Mapping[str, Any], figure: Any) -> None:
         families.setdefault(row["family"], []).append(row)
     given = families.pop("given", [])
     for i, (family, rows) in enumerate(families.items()):
-        style: dict[str, Any] = {"color": _COLOURS[i % 7], "marker": _MARKS[i % 7]}
+        style: dict[str, Any] = {"color": COLOURS[i % 7], "marker": MARKS[i % 7]}
         where = [r["evaluations"]["model"] for r in rows]
-        axis.errorbar(where, **_bars(rows, "rmse"), **style, label=_FAMILIES.get(family, family))
+        axis.errorbar(where, **bars(rows, "rmse"), **style, label=_FAMILIES.get(family, family))
     for i, row in enumerate(given):
         style = {"color": "black", "marker": _GIVEN[i % 7], "markersize": 10, "linestyle": "none"}
         name = f"{row['plan']} ({_count(row['evaluations'])})"
-        axis.errorbar(row["evaluations"]["model"], **_bars([row], "rmse"), **style, label=name)
+        axis.errorbar(row["evaluations"]["model"], **bars([row], "rmse"), **style, label=name)
     ticks = sorted({r["evaluations"]["model"] for r in record["solvers"]})
-    _logarithmic(axis, ticks, [str(t) for t in ticks])
+    logarithmic(axis, ticks, [str(t) for t in ticks])
     axis.set_xlabel("evaluations of the model")
     axis.set_ylabel("error to the converged ODE\n(RMSE, unit of the state)")
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
@@ -194,28 +203,28 @@ def _rows(record: Mapping[str, Any], figure: Any) -> None:
     figure.set_size_inches(7, 1.2 + 3 * count)
     grid = figure.subplots(count, 2, squeeze=False)
     lines = {"state": "error of the state then", "carried": "carried exactly to t = 1"}
-    bars = {"model": "#56B4E9", "refiner": "#E69F00"}
+    colour = {"model": "#56B4E9", "refiner": "#E69F00"}
     for (left, right), found in zip(grid, record["rows"], strict=True):
         rows = found["rows"]
         for i, (key, words) in enumerate(lines.items()):
-            style = {"color": _COLOURS[i], "marker": _MARKS[i], "label": words}
-            left.errorbar([r["to"] for r in rows], **_bars(rows, key), **style)
+            style = {"color": COLOURS[i], "marker": MARKS[i], "label": words}
+            left.errorbar([r["to"] for r in rows], **bars(rows, key), **style)
         left.set(title=f"{found['plan']} ({_count(found['evaluations'])})", ylim=(0, None))
         left.set(xlim=(0, 1.03), xlabel="time t after the row", ylabel="error (RMSE)")
-        parts, colours = _bars(rows, "part"), [bars[r["evaluator"]] for r in rows]
+        parts, colours = bars(rows, "part"), [colour[r["evaluator"]] for r in rows]
         right.bar(range(len(rows)), parts["y"], yerr=parts["yerr"], color=colours, capsize=3)
         right.axhline(0, color="black", linewidth=0.8)
         right.set(xlabel="row of the plan", ylabel="part of the final error (RMSE)")
         right.set_title(f"adds up to {rows[-1]['carried']:.3g}")
         right.set_xticks(range(0, len(rows), -(-len(rows) // 10)))
     handles = [*grid[0, 0].get_legend_handles_labels()[0]]
-    handles += [Patch(color=c, label=f"evaluates the {k}") for k, c in bars.items()]
+    handles += [Patch(color=c, label=f"evaluates the {k}") for k, c in colour.items()]
     used = 4 if any(f["evaluations"]["refiner"] for f in record["rows"]) else 2
     figure.legend(handles=handles[:used], loc="outside upper center", ncols=2, frameon=False)
     _finish(grid.flat, record, figure)
 
 
-def _bars(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
+def bars(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
     """The numbers called ``key``, and how far their intervals reach below and above."""
     y = [r[key] for r in rows]
     bounds = [r[f"{key}_95"] for r in rows]
@@ -224,7 +233,7 @@ def _bars(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
     return {"y": y, "yerr": reach}
 
 
-def _logarithmic(axis: Any, ticks: Sequence[float], words: list[str]) -> None:
+def logarithmic(axis: Any, ticks: Sequence[float], words: list[str]) -> None:
     """Both axes, with ``ticks`` along x and 1, 2 and 5 of each decade along y."""
     from matplotlib.ticker import LogLocator, NullLocator
 

@@ -28,7 +28,7 @@ def network_of(model: Any) -> SiT:
 
 
 def borrowed(model: Any, config: SiTConfig, block: int, *, images: int, numbers: int) -> SiT:
-    """A SiT of ``config`` (one block) with the embedders, block and modulation of ``model``.
+    """A SiT of ``config`` with the embedders, modulation and one block of ``model``, as its first.
 
     What does not fit in shape starts as in a new network. Images after the first enter with weight
     0, and the last layer is 0, so the network puts out 0.

@@ -50,15 +50,22 @@ class PaperRefiner(nn.Module):
         return fingerprint(self.network)
 
     @classmethod
-    def from_model(cls, model: Any, *, block: int = -1) -> PaperRefiner:
+    def from_model(
+        cls, model: Any, *, block: int = -1, depth: int = 1, width: int | None = None
+    ) -> PaperRefiner:
         """A refiner with the embedders and one block of a SiT, by default the last.
 
-        It starts as the last velocity unchanged.
+        It starts as the last velocity unchanged. Of another ``depth`` or ``width`` it borrows only
+        what fits; heads stay as wide as the model's.
 
         Raises:
-            ValueError: if ``model`` is no SiT or has no such block.
+            ValueError: if ``model`` is no SiT or has no such block, or a SiT cannot be so deep or
+                wide.
         """
-        config = replace(network_of(model).config, depth=1, prediction="velocity")
+        config = network_of(model).config
+        width = config.width if width is None else width
+        heads = max(1, config.heads * width // config.width)
+        config = replace(config, depth=depth, width=width, heads=heads, prediction="velocity")
         return cls(borrowed(model, config, block, images=2, numbers=0))
 
     @classmethod

@@ -30,6 +30,8 @@ from flowturbo.train.objectives import drop_condition
 
 __all__ = ["paper_config", "train_paper_refiner"]
 
+LARGEST = 0.12  # dt of the paper
+
 
 def paper_config(**changes: Any) -> TrainConfig:
     """How the paper trains, but for ``changes``: AdamW at 5e-5, batches of 18, 30,000 steps."""
@@ -45,6 +47,9 @@ def train_paper_refiner(
     config: TrainConfig | None = None,
     *,
     block: int = -1,
+    depth: int = 1,
+    width: int | None = None,
+    dt: float = LARGEST,
     report: Callable[[int, float], None] | None = None,
 ) -> PaperRefiner:
     """Train a `PaperRefiner` for ``model`` on ``data``, resuming what is in ``folder``.
@@ -56,13 +61,19 @@ def train_paper_refiner(
             ``refiner-run``; it may be the model's.
         config: how; `paper_config` by default.
         block: of the SiT to start from, by default the last.
+        depth: blocks of the refiner.
+        width: of the refiner, by default the model's.
+        dt: the largest step between the two times, above 0 and at most 1.
         report: called with (step, loss) at each line of the log.
 
     Raises:
-        ValueError: if the data are not for the model, or ``folder`` holds another run.
+        ValueError: if the data are not for the model, ``folder`` holds another run, or a number is
+            out of range.
         ImportError: if accelerate is missing: ``pip install 'flowturbo[train]'``.
     """
     config = config or paper_config()
+    if not 0 < dt <= 1:
+        raise ValueError(f"dt={dt}: must be above 0 and at most 1; the paper takes {LARGEST}")
     if tuple(data.shape) != tuple(model.shape):
         raise ValueError(f"the model draws {model.shape}, the data are {tuple(data.shape)}")
     if not _same(data.condition, model.card.get("condition")):
@@ -72,9 +83,11 @@ def train_paper_refiner(
         )
     torch.manual_seed(config.seed)
     out = Path(folder)
-    objective = _Paper(PaperRefiner.from_model(model, block=block), model, data, config, out)
+    network = PaperRefiner.from_model(model, block=block, depth=depth, width=width)
+    objective = _Paper(network, model, data, config, out, dt)
+    shape = {"block": block, "depth": depth, "width": width, "dt": dt}
     made = {
-        "refiner": {"kind": "paper", "block": block, "model": model.fingerprint},
+        "refiner": {"kind": "paper", **shape, "model": model.fingerprint},
         "training": asdict(config),
     }
     run(objective, out / "refiner-run", config, made, report)
@@ -83,16 +96,22 @@ def train_paper_refiner(
 
 class _Paper:
     def __init__(
-        self, network: PaperRefiner, model: Model, data: Data, config: TrainConfig, out: Path
+        self,
+        network: PaperRefiner,
+        model: Model,
+        data: Data,
+        config: TrainConfig,
+        out: Path,
+        largest: float = LARGEST,
     ) -> None:
         self.network, self.model, self.data = network, model, data
-        self.config, self.out = config, out
+        self.config, self.out, self.largest = config, out, largest
 
     def loss(self, forward: Any, generator: torch.Generator, device: torch.device) -> Tensor:
         n, home = self.config.batch, self.model.device
         x1, cond = self.data.batch(n, generator)
         x0, u = torch.randn(x1.shape, generator=generator), torch.rand(2, n, generator=generator)
-        dt = 0.12 * (1 - u[0])
+        dt = self.largest * (1 - u[0])
         t = u[1] * (1 - dt)
         kept = cond
         if cond is not None:
@@ -110,7 +129,7 @@ class _Paper:
         return (new - wanted).square().mean()
 
     def export(self, network: Any, training: dict[str, Any]) -> None:
-        network.card = {"training": training}
+        network.card = {"training": {**training, "dt": self.largest}}
         save_refiner(self.out, network, self.model)
 
     def preview(self, network: Any, step: int) -> None:

@@ -1,0 +1,216 @@
+"""A model with its test noises, fitted plans and refiners at scales of guidance, in one folder.
+
+`results.py` and `ablations.py` share the folder, so nothing is computed twice:
+
+    g2/trial      converged ends at guidance 2, and errors of plans on them; as `method.py` keeps it
+    g2/plans      plans fitted at guidance 2; as `method.py` keeps them
+    g2/pictures   pictures drawn at guidance 2, and what the features network saw of them
+    refiners/...  the paper's refiner, and what its ablations train
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from method import Fits, check_alike, keep
+from safetensors.torch import load_file
+from trial import Trial
+
+import flowturbo as ft
+from flowturbo.evaluate.frechet import frechet_distance
+from flowturbo.evaluate.real import load_real
+from flowturbo.files import replacing
+from flowturbo.models.text import Tokenizer
+from flowturbo.refiner.checkpoint import REFINER_WEIGHTS
+from flowturbo.train import TrainConfig, load_data, paper_config, train_paper_refiner
+
+OWN = "ours"  # the name of our refiner among the paper's
+FEATURES: Any = "effnet"  # what `flowturbo.evaluate` sees pictures with
+EMOJI = Path(__file__).resolve().parents[1] / "recipes" / "emoji"
+Scale = float | tuple[float, float]
+
+
+def parser(about: str | None) -> argparse.ArgumentParser:
+    """The options that both scripts have."""
+    made = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = made.add_argument
+    add("--model", required=True, help="a bundled name or a folder")
+    add("--noises", type=int, default=256, help="to test on")
+    add("--reference", default="AB4RK:105@0.5", help="the plan that counts as converged")
+    add("--trajectories", type=int, default=64, help="for plans that have to be fitted")
+    add("--no-search", action="store_true", help="fit weights at given times only")
+    add("--refiner", help="a folder with our refiner")
+    add("--data", help="what the model was trained on, to train the paper's refiner; resumes")
+    add("--iterations", type=int, help="of that training; by default as many as the paper's")
+    add("--pictures", type=int, default=0, help="to draw of each plan for FD-EffNet, 0 for none")
+    add("--against", help="real pictures, for FD-EffNet; or the data set of emoji")
+    add("--folder", help="for what is computed on the way; runs/results/NAME by default")
+    add("--out", "-o", help="the record")
+    return made
+
+
+class Bench:
+    """What the options of `parser` ask for."""
+
+    def __init__(self, options: argparse.Namespace, kind: str) -> None:
+        self.options, self.model = options, ft.load(options.model)
+        self.name = Path(options.model).name
+        self.folder = Path(options.folder or f"runs/results/{self.name}")
+        what = kind.split()[1]
+        self.out = Path(options.out or f"benchmarks/records/{what}-{self.name}.json")
+        own = options.refiner and ft.load_refiner(options.refiner, self.model)
+        self.own = own or None
+        self._trials: dict[float, Trial] = {}
+        self._refiners: dict[str, Any] = {}
+        self.record: dict[str, Any] = {
+            "kind": kind, "model": self.name, "fingerprint": self.model.fingerprint,
+            "text": self.model.card.get("condition", {}).get("kind") == "text", "refiners": {},
+        }  # fmt: skip
+        if self.out.is_file():
+            found = json.loads(self.out.read_text("utf-8"))
+            for key in ("kind", "fingerprint"):
+                if found.get(key) != self.record[key]:
+                    raise SystemExit(
+                        f"--out {self.out}: of {key} {found.get(key)!r}, not {self.record[key]!r}; "
+                        "give another"
+                    )
+            self.record |= found
+
+    def keep(self) -> None:
+        keep(self.out, self.record)
+
+    def home(self, guidance: Scale) -> Path:
+        scales = guidance if isinstance(guidance, tuple) else (guidance,)
+        return self.folder / ("g" + "-".join(f"{s:g}" for s in scales))
+
+    def trial(self, guidance: float) -> Trial:
+        """The test noises at a scale of guidance."""
+        if guidance not in self._trials:
+            o = self.options
+            where = self.home(guidance) / "trial"
+            self._trials[guidance] = Trial(self.model, guidance, o.noises, o.reference, where)
+        return self._trials[guidance]
+
+    def part(self, key: str, guidance: float) -> dict[str, Any]:
+        """What the record says under ``key`` at a scale, with the conditions it holds under."""
+        trial = self.trial(guidance)
+        part = self.record.setdefault(key, {}).setdefault(f"{guidance:g}", {})
+        if part:
+            check_alike(self.out, part["conditions"], trial)
+        else:
+            part |= {"conditions": trial.conditions, "reference": trial.reference_error()}
+            part["roughness"] = trial.roughness()
+        return part
+
+    def fits(self, guidance: Scale) -> Fits:
+        """Plans fitted at a scale, or over a range of them."""
+        given = {"trajectories": self.options.trajectories, "search": not self.options.no_search}
+        return Fits(self.home(guidance) / "plans", self.model, guidance, given)
+
+    def refiner(self, name: str = "paper", **changes: Any) -> Any:
+        """The paper's refiner; None if it is not there and cannot be trained.
+
+        ``changes`` are what its training differs in from the paper's.
+        """
+        if name not in self._refiners:
+            folder = self.folder / "refiners" / name
+            if self.data is not None:
+                print(f"training {folder}, or going on", flush=True)
+                tell = lambda step, loss: print(f"{name}: {step}, loss {loss:.5f}", flush=True)
+                made = train_paper_refiner(
+                    self.model, self.data, folder, self.training, report=tell, **changes
+                )
+            elif (folder / REFINER_WEIGHTS).is_file():
+                made = ft.load_refiner(folder, self.model)
+            else:
+                print(f"no refiner in {folder}, and no --data to train it: left out", flush=True)
+                made = None
+            self._refiners[name] = made
+        made = self._refiners[name]
+        if made is not None:
+            self.record["refiners"][name] = {
+                "fingerprint": made.fingerprint,
+                "parameters": sum(p.numel() for p in made.parameters()),
+                "training": made.card.get("training", {}),
+            }
+        return made
+
+    @property
+    def training(self) -> TrainConfig:
+        """The paper's, for classes or for text."""
+        text = dict(steps=10_000, batch=16, lr=2e-5, clip=0.01) if self.record["text"] else {}
+        given = {"steps": self.options.iterations} if self.options.iterations else {}
+        return paper_config(**{**text, **given})
+
+    @cached_property
+    def data(self) -> Any:
+        """The training data, None if not given."""
+        if not self.options.data:
+            return None
+        path = Path(self.options.data)
+        if (path / "emoji.json").is_file():
+            return emoji(path, self.model.shape[1])
+        tokenizer = self.model.card.get("condition", {}).get("tokenizer")
+        known = Tokenizer.from_json(tokenizer) if tokenizer else None
+        return load_data(path, self.model.shape[1], known)
+
+    @cached_property
+    def against(self) -> Path | None:
+        """The real pictures, None if not given; of the data set of `emoji` a file in the folder."""
+        path = self.options.against and Path(self.options.against)
+        if not path or not (path / "emoji.json").is_file():
+            return path or None
+        pictures = emoji(path, self.model.shape[1]).images.permute(0, 2, 3, 1)
+        with replacing(self.folder / "emoji.npz") as temporary:
+            np.savez(temporary, images=pictures.numpy())
+        return self.folder / "emoji.npz"
+
+    def evaluated(self, plan: ft.Plan, refiner: Any, guidance: float, found: Any) -> dict[str, Any]:
+        """The record of `flowturbo.evaluate`; ``found`` if it is that already."""
+        o, refiner = self.options, refiner if plan.nfe["refiner"] else None
+        asked = {
+            "digest": plan.digest,
+            "pictures": o.pictures,
+            "against": self.against and self.against.name,
+            "refiner": getattr(refiner, "fingerprint", None),
+        }
+        if found and found["asked"] == asked:
+            return found
+        folder = self.home(guidance) / "pictures"
+        made = ft.evaluate(
+            self.model, plan, pictures=o.pictures, guidance=guidance, refiner=refiner,
+            against=self.against, features=FEATURES, repeats=0, folder=folder,
+        )  # fmt: skip
+        if self.against:
+            size = self.model.shape[1]
+            made["frechet"]["floor"] = floor(self.against, size, o.pictures, folder)
+        return {"asked": asked, **made}
+
+
+def emoji(path: Path, size: int) -> Any:
+    """The data set of `emoji`, read by its recipe."""
+    sys.path.insert(0, str(EMOJI))
+    from train import EmojiData
+
+    return EmojiData(path, size)
+
+
+def floor(against: Path, size: int, pictures: int, folder: Path) -> dict[str, Any]:
+    """The distance of so many real pictures, or half of all if fewer, to the others."""
+    real = load_real(against, size)
+    features = real.features
+    if features is None:
+        kept = sorted(folder.glob(f"real-{real.about['digest']}-*.safetensors"))
+        features = torch.cat([load_file(path)["features"] for path in kept])
+    rows = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
+    n = min(pictures, len(rows) // 2)
+    return {"pictures": n, "distance": frechet_distance(features[rows[:n]], features[rows[n:]])}

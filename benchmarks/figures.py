@@ -1,0 +1,116 @@
+"""Figures of the page of results, each from a record alone, the same bytes every time.
+
+Colours are those of Okabe and Ito; lines differ in their marks too. Panels stand below each other,
+as wide as a page or a phone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from PIL import Image
+from ratios import FITTED, REFINED
+from results import PAPER, PAPER_REFINED
+
+from flowturbo.evaluate.analysis_figures import COLOURS, MARKS, STYLE, bars, logarithmic
+from flowturbo.files import replacing
+
+SHOWN = {  # of the main table; the others lie between them
+    "Euler": "Euler",
+    "AB2": "AB2",
+    "DPM-Solver++ 2M": "DPM-Solver++ 2M",
+    "UniPC-2": "UniPC-2",
+    PAPER: "the paper's H1P",
+    PAPER_REFINED: "the paper's, its refiner",
+    FITTED: "fitted",
+    REFINED: "fitted, our refiner",
+}
+LOOKS = ("0.55", *COLOURS[3:6], COLOURS[1], COLOURS[6], COLOURS[2], COLOURS[0])
+MARKED = ("x", *MARKS[:6], "*")
+ERROR = "error to the converged ODE\n(RMSE, unit of the state)"
+
+
+@contextmanager
+def drawn(path: Path, width: float, height: float) -> Iterator[Figure]:
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=160, metadata={"Software": None})
+
+
+def errors(record: dict[str, Any], path: Path) -> None:
+    """Error against evaluations, a panel for each scale of guidance."""
+    parts = record["guidance"]
+    with drawn(path, 6, 1 + 3 * len(parts)) as figure:
+        panels = figure.subplots(len(parts), 1, squeeze=False, sharex=True)[:, 0]
+        for axis, (scale, part) in zip(panels, parts.items(), strict=True):
+            counts = sorted(part["cells"], key=int)
+            for (name, words), colour, mark in zip(SHOWN.items(), LOOKS, MARKED, strict=True):
+                found = [(int(n), part["cells"][n]["plans"].get(name)) for n in counts]
+                rows = [entry for _, entry in found if entry]
+                if rows:
+                    where = [n for n, entry in found if entry]
+                    look = {"color": colour, "marker": mark, "label": words}
+                    axis.errorbar(where, **bars(rows, "rmse"), **look, linewidth=1.2, markersize=7)
+            logarithmic(axis, [int(n) for n in counts], counts)
+            axis.set(title=f"guidance {scale}", ylabel=ERROR)
+            axis.grid(alpha=0.3)
+        panels[-1].set_xlabel("evaluations of the model")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+
+
+def fitting(parts: dict[str, Any], path: Path) -> None:
+    """Error against trajectories fitted to, and against history, at one scale of guidance."""
+    with drawn(path, 6, 7) as figure:
+        above, below = figure.subplots(2, 1)
+        for i, (nfe, found) in enumerate(parts.get("trajectories", {}).items()):
+            look = {"color": COLOURS[i % 7], "marker": MARKS[i % 7], "markersize": 6}
+            middle = [np.exp(np.mean([np.log(e["rmse"]) for e in draws])) for draws in
+                      found.values()]  # fmt: skip
+            above.plot([int(n) for n in found], middle, color=look["color"], linewidth=1.2)
+            for draw in range(max(map(len, found.values()))):
+                some = [(int(n) * 1.06**draw, d[draw]) for n, d in found.items() if draw < len(d)]
+                rows = bars([entry for _, entry in some], "rmse")
+                label = None if draw else f"{nfe} evaluations"
+                above.errorbar([n for n, _ in some], **rows, **look, label=label, linestyle="none")
+            above.set_xscale("log")
+            above.set_xticks([int(n) for n in found], list(found))
+            above.minorticks_off()
+        for i, (nfe, found) in enumerate(parts.get("history", {}).items()):
+            look = {"color": COLOURS[i % 7], "marker": MARKS[i % 7], "markersize": 6}
+            rows = bars(list(found.values()), "rmse")
+            below.errorbar([int(h) for h in found], **rows, **look, label=f"{nfe} evaluations")
+            below.set_xticks([int(h) for h in found], list(found))
+        above.set(xlabel="trajectories fitted to; a mark for each draw of them", ylabel=ERROR)
+        below.set(xlabel="last velocities that a row may use", ylabel=ERROR)
+        for axis in (above, below):
+            axis.set_ylim(0, None)
+            axis.grid(alpha=0.3)
+            if axis.lines:
+                axis.legend(frameon=False)
+
+
+def sheet(about: dict[str, Any], pictures: Path, path: Path) -> None:
+    """The rows of a sheet of pictures with the names of their methods."""
+    image = np.asarray(Image.open(pictures).convert("RGB"))
+    rows, columns = about["rows"], about["prompts"]
+    height, width = image.shape[0] / len(rows), image.shape[1] / len(columns)
+    with drawn(path, 6, 0.5 + 0.56 * len(rows)) as figure:
+        axis = figure.subplots()
+        axis.imshow(image, interpolation="nearest")
+        axis.set_yticks(height * (np.arange(len(rows)) + 0.5), rows)
+        names = [f"{name.split(',')[0]}" for name in columns]
+        turned = 0 if max(map(len, names)) < 3 else 40
+        look = {"rotation": turned, "ha": "right" if turned else "center"}
+        axis.set_xticks(width * (np.arange(len(columns)) + 0.5), names, **look)
+        axis.tick_params(length=0)
+        for side in axis.spines.values():
+            side.set_visible(False)

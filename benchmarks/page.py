@@ -1,0 +1,395 @@
+"""The page of results, from the records and nothing else.
+
+A table whose record is not there is left out, with the command that makes it in its place. Numbers
+stand with their 95 % intervals; ratios are of plans on the same noises, so their intervals come
+from the paired bootstrap.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import figures
+from paper import ABLATIONS, Ablation, Row
+from ratios import (
+    FITTED,
+    REFINED,
+    Asked,
+    Ratio,
+    between,
+    cells,
+    conditions,
+    paired,
+    report,
+    rmse,
+    table,
+    told,
+)
+from results import PAPER, PAPER_REFINED, UNIPC
+
+from flowturbo.evaluate import analysis_figures
+
+MODELS = ("digits", "emoji")
+COMPARED = (
+    (PAPER_REFINED, PAPER),
+    *((FITTED, name) for name in UNIPC),
+    (FITTED, "AB2"),
+    (REFINED, FITTED),
+    (REFINED, PAPER_REFINED),
+)
+MOST = 0.03  # farther from real pictures than the converged sampler, at the upper end
+ALIKE = 0.01  # FIDs of the paper within so much of each other count as equal
+COMMANDS = {
+    "results": "python benchmarks/results.py --model {0} --refiner runs/refiner-{0} --data DATA",
+    "ablations": "python benchmarks/ablations.py --model {0} --refiner runs/refiner-{0} --data "
+    "DATA",
+    "method": "python benchmarks/method.py --model {0} --refiner runs/refiner-{0} --out "
+    "benchmarks/records/method-{0}.json",
+    "analysis": "flowturbo analyze --model {0} -o runs/{0} && cp runs/{0}/record.json "
+    "benchmarks/records/analysis-{0}.json",
+}
+INTRO = """# Results
+
+This page is made by `benchmarks/make_results` from the files in `benchmarks/records` alone.
+
+Unless said otherwise an error is that of the final state to the converged ODE of the same noise: \
+the root mean square over the numbers of a picture, and over pictures (RMSE), in the unit of the \
+state, with the 95 % interval of the bootstrap over pictures. The median stands beside it: a few \
+pictures that end in another place decide the RMSE and are not seen by the median. Where shifts \
+and grids of a solver were tried, the best on the test noises themselves counts, in its favour, \
+and is named. Bold is the lowest of its column, which need not be clear of the next."""
+BY_SCALE = ("guidance", "frechet", "tables", "fitting", "transfer")  # parts of a record
+Record = dict[str, Any]
+
+
+class Page:
+    """The text so far, and where figures go."""
+
+    def __init__(self, records: Path, images: Path) -> None:
+        self.records, self.images = records, images
+        self.parts: list[str] = [INTRO]
+
+    def add(self, *texts: str) -> None:
+        self.parts += [text for text in texts if text]
+
+    def figure(self, name: str, about: str, draw: Callable[[Path], None]) -> None:
+        path = self.images / f"results-{name}.png"
+        draw(path)
+        self.add(f"![{about}](images/{path.name})")
+
+    def each(self, kind: str) -> Iterable[Record]:
+        """The records of a kind, a sentence in the place of those there are not."""
+        found = {p.stem.removeprefix(f"{kind}-"): p for p in self.records.glob(f"{kind}-*.json")}
+        for name in (*MODELS, *sorted(set(found) - set(MODELS))):
+            if name in found:
+                record = json.loads(found[name].read_text("utf-8"))
+                in_order = {k: sorted(record.get(k, {}).items(), key=_scale) for k in BY_SCALE}
+                record |= {k: dict(items) for k, items in in_order.items()}
+                yield {**record, "name": name}
+            else:
+                self.missing(kind, name)
+
+    def missing(self, kind: str, name: str) -> None:
+        command = COMMANDS[kind].format(name)
+        self.add(f"Not measured yet on {name}: `{command}` makes `{kind}-{name}.json`.")
+
+    def text(self) -> str:
+        return "\n\n".join(part.strip("\n") for part in self.parts) + "\n"
+
+
+def build(records: Path, images: Path) -> str:
+    """The page as markdown; its figures are written to ``images``."""
+    page = Page(records, images)
+    page.add("## Plans at equal evaluations")
+    for record in page.each("results"):
+        main_table(page, record)
+    page.add("## The paper's ablations")
+    for record in page.each("ablations"):
+        ablations(page, record)
+    page.add("## How velocities change")
+    for record in page.each("analysis"):
+        analysis(page, record)
+    asked(page)
+    return page.text()
+
+
+def _scale(item: tuple[str, Any]) -> float:
+    return float(item[0])
+
+
+# -- the main table ---------------------------------------------------------------------------
+
+
+def main_table(page: Page, record: Record) -> None:
+    name = record["name"]
+    if record.get("guidance"):
+        about = f"Error against evaluations of {name}, by method and scale of guidance"
+        page.add(f"### {name}: error to the converged ODE")
+        page.figure(f"{name}-errors", about, lambda path: figures.errors(record, path))
+        page.add(
+            "Bars are 95 % intervals. The figure leaves out Heun, AB4 and UniPC-3, which the "
+            "tables have. The paper's plans are on its uniform grid. Calls of refiners come on top "
+            "of the evaluations; the tables tell how many."
+        )
+    for scale, part in record.get("guidance", {}).items():
+        page.add(f"#### {name}, guidance {scale}", cells(part), conditions(part))
+    if record.get("guidance"):
+        page.add(f"### {name}: ratios of errors", compared(record))
+    if record.get("refiners"):
+        page.add(trained(record))
+    page.add(f"### {name}: FD-EffNet beside the converged sampler")
+    if record.get("frechet"):
+        page.add(frechet(record))
+    else:
+        command = f"python benchmarks/results.py --model {name} --refiner runs/refiner-{name}"
+        page.add(
+            f"Not measured yet: `{command} --against DATA --pictures 5000 --nfe 6 --guidance 2` "
+            "adds it."
+        )
+    for file, about in record.get("sheets", {}).items():
+        title = f"{name}: the same noises, guidance {about['guidance']:g}, {about['nfe']} "
+        page.add(f"### {title}evaluations")
+        source = page.records / file
+        if source.is_file():
+            words = "Pictures of the same noises, a row for each method, the converged ODE first"
+            stem = Path(file).stem.removeprefix("results-")
+            draw = lambda path, a=about, s=source: figures.sheet(a, s, path)
+            page.figure(stem, words, draw)
+            page.add(
+                f"Seeds {about['seeds'][0]} to {about['seeds'][1]}, none chosen; "
+                f"prompts: {'; '.join(about['prompts'])}."
+            )
+
+
+def compared(record: Record) -> str:
+    """Paired ratios of methods, by scale of guidance; means over evaluations are geometric."""
+    rows = []
+    for ours, other in COMPARED:
+        for scale, part in record["guidance"].items():
+            counts = tuple(sorted(map(int, part["cells"])))
+            ratio = Ratio([part], Asked(ours, other, counts, 1.0, 1.0), rmse)
+            if ratio.cells:
+                each = (
+                    f"{cell[1]}: {value:.2f} ({between(*ratio.interval(cell))})"
+                    for cell, value in ratio.cells.items()
+                )
+                mean = f"{ratio.mean:.3f} ({between(*ratio.interval())})"
+                rows.append([f"{ours} / {other}", scale, mean, "<br>".join(each)])
+    head = ["ratio of RMSE", "guidance", "geometric mean (95 %)", "by evaluations (95 %)"]
+    return f"{table(head, rows)}\n\nBelow 1 the first has the smaller error."
+
+
+def trained(record: Record) -> str:
+    rows = []
+    for name, about in record["refiners"].items():
+        t = about["training"]
+        how = ", ".join(f"{k} {t[k]:g}" for k in ("step", "batch", "lr", "dt") if k in t)
+        rows.append([name, f"{about['parameters']:,}", how, about["fingerprint"]])
+    head = ["refiner, trained as the paper's", "parameters", "steps and what else", "weights"]
+    return table(head, rows)
+
+
+def frechet(record: Record) -> str:
+    rows, floors = [], []
+    for scale, counts in record["frechet"].items():
+        for nfe, methods in counts.items():
+            chosen = record["guidance"][scale]["cells"][nfe]["plans"]
+            for name, found in methods.items():
+                plan, *rest = distances(found)
+                rows.append([name, scale, chosen[name].get("chosen", plan), *rest])
+                floors.append(found["frechet"].get("floor"))
+    head = ["method", "guidance", "plan", "farther than converged (95 %)",
+            f"upper end at most {100 * MOST:g} %", "FD-EffNet", "converged", "to pictures",
+            "real to real"]  # fmt: skip
+    c = found["conditions"]
+    against = "the second half of the converged pictures"
+    if c["against"] is not None:
+        against = f"the pictures of {c['against']['name']}"
+    count = found["frechet"]["pictures"]
+    text = (
+        f"Frechet distances of EfficientNet-Lite0 features, not FID, of {count} pictures "
+        f"(seeds from {c['seeds'][0]}), the same noises and prompts for every plan "
+        f"and the converged sampler, to {against}; {c['dtype'].removeprefix('torch.')}. Intervals: "
+        "paired bootstrap over pictures."
+    )
+    if any(floors):
+        text += " Real to real: of so many real pictures to the others; fewer are farther."
+    else:
+        text += " Without real pictures there is no distance of real ones to real ones."
+    return f"{table(head, rows)}\n\n{text}"
+
+
+def distances(found: Record) -> list[str]:
+    """What a record of `flowturbo.evaluate` says, from the plan's name on."""
+    f, count = found["frechet"], found["evaluations"]
+    low, high = f["relative_95"]
+    within = f"{100 * f['relative']:+.1f} % ({100 * low:+.1f} to {100 * high:+.1f})"
+    real = f.get("floor")
+    floor = "" if real is None else f"{real['distance']:.3f} (of {real['pictures']})"
+    calls = f"{count['model']}" + (f" + {count['refiner']} R" if count["refiner"] else "")
+    name = f"{found['conditions']['plan']} ({calls})"
+    verdict = "yes" if high <= MOST else "NO"
+    return [name, within, verdict, f"{f['plan']:.3f}", f"{f['converged']:.3f}", f"{f['to']}", floor]
+
+
+# -- ablations --------------------------------------------------------------------------------
+
+
+def ablations(page: Page, record: Record) -> None:
+    name = record["name"]
+    page.add(f"### {name}: the paper's tables")
+    page.add(
+        "The paper's numbers are FID-50K of SiT-XL/2 on ImageNet 256 at guidance 1.5 (for text "
+        "FID-5K of InstaFlow on COCO), ours errors to the converged ODE, which FID does not "
+        'measure. So what is compared is the order: a row "agrees" if both have it on the same '
+        "side of the row it is compared with, ours beyond its 95 % interval."
+    )
+    if record.get("refiners"):
+        page.add(trained(record))
+    for part in record.get("tables", {}).values():
+        for what in ABLATIONS:
+            page.add(f"#### {name}: {what.title.lower()}", ablation(what, record, part))
+        page.add(conditions(part))
+    fitted(page, record)
+
+
+def ablation(what: Ablation, record: Record, part: Record) -> str:
+    """One of the paper's tables, ours beside it, and in how much they agree."""
+    if what.text and not record["text"]:
+        return f"{record['name']} draws no text; see the other models."
+    rows, verdicts, seen = [], [], part["rows"]
+    named = {row.title: row for row in what.rows}
+    for row in what.rows:
+        if row.title not in seen:
+            continue
+        entry, over = seen[row.title], row.over or what.rows[0].title
+        fid = "not given" if row.fid is None else f"{row.fid:g}"
+        calls = f"{entry['nfe']['model']} + {entry['nfe']['refiner']}"
+        line = [row.title, calls, fid, told(entry).replace("<br>", ", ").partition(", +")[0]]
+        beside, found = "", []
+        if over != row.title and over in seen:
+            ratio, low, high = paired(entry, seen[over])
+            beside = f"{ratio:.3f} ({between(low, high)})"
+            found = [verdict(row, named[over], low, high, 1.0)]
+            if "frechet" in entry and "frechet" in seen[over]:
+                found.append(verdict(row, named[over], *apart(entry, seen[over])))
+            verdicts += [v for v in found if v]
+        distance = distances(entry["frechet"])[1] if "frechet" in entry else ""
+        rows.append([*line, distance, beside, *[*found, "", ""][:2]])
+    if not rows:
+        return "Not measured yet."
+    head = ["plan", "evaluations", "the paper's FID", "RMSE (95 %)", "FD-EffNet over converged",
+            "RMSE over that of its row (95 %)", "agrees", "agrees, by FD-EffNet"]  # fmt: skip
+    keep = [i for i in range(len(head)) if i < 4 or any(line[i] for line in rows)]
+    shown = table([head[i] for i in keep], [[line[i] for i in keep] for line in rows])
+    others = {row.over for row in what.rows if row.over} - {what.rows[0].title}
+    text = f"Rows are compared with {what.rows[0].title}"
+    if others:
+        text += f", and later ones with {', '.join(sorted(others))}"
+    if verdicts:
+        text += f". Of {len(verdicts)} comparisons with a known outcome in the paper "
+        text += ", ".join(f"{verdicts.count(v)} {words}" for v, words in VERDICTS.items())
+    return f"{shown}\n\n{text}. {what.says}".strip()
+
+
+VERDICTS = {"yes": "agree", "no": "do not", "undecided": "cannot be told apart here"}
+
+
+def verdict(row: Row, over: Row, low: float, high: float, even: float) -> str:
+    """Whether ours, above or below ``even``, stands to ``over`` as the paper's; "" if unknown."""
+    theirs = 1 if row.worse else None
+    if row.fid is not None and over.fid is not None:
+        change = row.fid / over.fid - 1
+        theirs = 0 if abs(change) < ALIKE else 1 if change > 0 else -1
+    ours = 1 if low > even else -1 if high < even else 0
+    if theirs is None:
+        return ""
+    if ours == theirs:
+        return "yes"
+    return "undecided" if ours == 0 else "no"
+
+
+def apart(entry: Record, over: Record) -> tuple[float, float, float]:
+    """By how much two intervals of FD-EffNet are apart: (low, high) and 0, for `verdict`."""
+    one, two = (e["frechet"]["frechet"]["relative_95"] for e in (entry, over))
+    return one[0] - two[1], one[1] - two[0], 0.0
+
+
+def fitted(page: Page, record: Record) -> None:
+    name = record["name"]
+    for scale, part in record.get("fitting", {}).items():
+        page.add(f"### {name}: what fitting needs, guidance {scale}")
+        about = "Error against trajectories fitted to, and against the history of a row"
+        page.figure(
+            f"{name}-fitting-g{scale}", about, lambda path, p=part: figures.fitting(p, path)
+        )
+        for nfe, found in part.get("trajectories", {}).items():
+            rows = [
+                [n, *(told(e).partition("<br>")[0] for e in draws)] for n, draws in found.items()
+            ]
+            most = max(map(len, found.values()))
+            rows = [row + [""] * (1 + most - len(row)) for row in rows]
+            head = ["trajectories", *(f"RMSE of draw {i + 1} (95 %)" for i in range(most))]
+            page.add(f"Weights at {nfe} evaluations, fitted to draws of trajectories:")
+            page.add(table(head, rows))
+        for nfe, found in part.get("history", {}).items():
+            rows = [[h, told(e).replace("<br>", ", ")] for h, e in found.items()]
+            page.add(f"Weights at {nfe} evaluations, of the last velocities only:")
+            page.add(table(["last velocities", "RMSE (95 %)"], rows))
+        page.add(
+            "Weights alone are fitted here, on one grid, the same for all, with no search.",
+            conditions(part),
+        )
+    if record.get("transfer"):
+        page.add(f"### {name}: fitted plans at other scales of guidance", transferred(record))
+
+
+def transferred(record: Record) -> str:
+    scales, rows = list(record["transfer"]), []
+    counts = dict.fromkeys(n for part in record["transfer"].values() for n in part["plans"])
+    for nfe in counts:
+        parts = {s: record["transfer"][s]["plans"].get(nfe, {}) for s in scales}
+        for name in dict.fromkeys(k for plans in parts.values() for k in plans):
+            row = [nfe, "over the range" if name == "range" else name]
+            for scale, plans in parts.items():
+                text = ""
+                if name in plans:
+                    text = told(plans[name]).partition("<br>")[0]
+                    if name != scale and scale in plans:
+                        ratio, low, high = paired(plans[name], plans[scale])
+                        text += f"<br>{ratio:.2f} ({between(low, high)}) times"
+                row.append(text)
+            rows.append(row)
+    head = ["evaluations", "fitted at", *(f"run at {s}: RMSE (95 %)" for s in scales)]
+    return f"{table(head, rows)}\n\nTimes the error of the plan that was fitted at that scale."
+
+
+# -- the rest ---------------------------------------------------------------------------------
+
+
+def analysis(page: Page, record: Record) -> None:
+    """The figures of `flowturbo analyze`, named for the page."""
+    shown = record["conditions"]
+    page.add(
+        f"### {record['name']}: trajectories",
+        f"Measured by `flowturbo analyze` on {shown['trajectories']} trajectories at guidance "
+        f"{shown['guidance']:g}; [what the figures show](analyze.md).",
+    )
+    for path in analysis_figures.figures(record, page.images):
+        what = f"{path.stem} of {record['name']}"
+        page.figure(f"{record['name']}-{path.stem}", what, path.replace)
+
+
+def asked(page: Page) -> None:
+    """What `method.py` measured against what was asked for."""
+    found = sorted(map(str, page.records.glob("method-*.json")))
+    rough = [path for path in found if "rough" in Path(path).name]
+    if found:
+        page.add(report([path for path in found if path not in rough], rough))
+    else:
+        page.add("## What is asked for")
+        for name in MODELS:
+            page.missing("method", name)

@@ -1,0 +1,161 @@
+"""The main table: error to the converged ODE of plain solvers, the paper's plans and fitted plans.
+
+    python benchmarks/results.py --model digits --refiner runs/refiner --data mnist.npz
+
+measures, at guidance 1, 2 and 4 and 4 to 12 evaluations of the model, on 256 noises that nothing
+else uses: Euler, Heun, Adams-Bashforth, DPM-Solver++ and UniPC, each at its best shift and grid,
+chosen on the test noises in its favour; the paper's plans on the paper's uniform grid, without and
+with the paper's refiner, which is trained on ``--data``; and fitted plans, without and with ours.
+
+    python benchmarks/results.py --model digits --refiner runs/refiner --against mnist.npz \\
+        --pictures 5000 --nfe 6 --guidance 2
+
+adds FD-EffNet of 5,000 pictures of some of these plans beside the converged sampler's, and
+
+    python benchmarks/results.py --model digits --refiner runs/refiner --sheet --nfe 6 --guidance 2
+
+a sheet of pictures of the same noises. All go on where they were stopped and write one record,
+from which `make_results` makes the page.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from bench import Bench, parser
+from method import adams, best
+from ratios import FITTED, REFINED
+from rivals import rivals
+from trial import Trial
+
+import flowturbo as ft
+from flowturbo.images import save_png, sheet, to_pil
+
+KIND = "flowturbo results 1"
+GUIDANCE, NFE = (1.0, 2.0, 4.0), (4, 5, 6, 8, 10, 12)
+PAPER, PAPER_REFINED = "H1P(n-2)", "the paper's, its refiner"
+UNIPC = ("UniPC-2", "UniPC-3")
+SCHEDULERS = {
+    "Euler": "FlowMatchEuler",
+    "Heun": "FlowMatchHeun",
+    "DPM-Solver++ 2M": "DPM-Solver++ 2M",
+    **{name: name for name in UNIPC},
+}
+SHEET = 8  # pictures in a row
+Family = tuple[dict[str, ft.Plan], Any]
+
+
+def families(bench: Bench, nfe: int) -> dict[str, Family]:
+    """Plans by label, and their refiner, of everything that is not fitted."""
+    tried = rivals(nfe)
+    found: dict[str, Family] = {
+        name: ({k: p for k, p in tried.items() if k.startswith(f"{whose}, ")}, None)
+        for name, whose in SCHEDULERS.items()
+    }
+    found |= {name: (plans, None) for name, plans in adams(nfe).items()}
+    plain = f"H1P{nfe - 2}"
+    found[PAPER] = ({plain: ft.Plan.parse(plain)}, None)
+    refiner = bench.refiner()
+    if refiner is not None:
+        texts = [f"H{h}P{nfe - 2 * h}R{r}" for h in (1, 2) for r in (1, 2, 3) if nfe > 2 * h]
+        found[PAPER_REFINED] = ({t: ft.Plan.parse(t) for t in texts}, refiner)
+    return found
+
+
+def fitted(bench: Bench, guidance: float, nfe: int) -> dict[str, tuple[ft.Plan, Any]]:
+    """Plans of `flowturbo.tune`, without and with our refiner."""
+    fits = bench.fits(guidance)
+    found = {FITTED: (fits.plan(nfe), None)}
+    if bench.own is not None:
+        found[REFINED] = (fits.plan(nfe, bench.own, "-refiner"), bench.own)
+    return found
+
+
+def cell(bench: Bench, trial: Trial, guidance: float, nfe: int) -> dict[str, Any]:
+    """Everything at ``nfe`` evaluations of the model."""
+    found, tried = {}, {}
+    for name, (plans, refiner) in families(bench, nfe).items():
+        label, tried[name] = best(trial, plans, refiner)
+        found[name] = trial.entry(plans[label], refiner, chosen=label)
+    for name, (plan, refiner) in fitted(bench, guidance, nfe).items():
+        found[name] = trial.entry(plan, refiner, info=dict(plan.info))
+    for name, entry in found.items():
+        print(f"guidance {guidance:g}, {nfe}: {name}: {entry['rmse']}", flush=True)
+    return {"plans": found, "tried": tried}
+
+
+def plans_of(bench: Bench, guidance: float, nfe: int) -> dict[str, tuple[ft.Plan, Any]]:
+    """Every method's plan in the main table and its refiner, as the record says it was chosen."""
+    try:
+        entries = bench.record["guidance"][f"{guidance:g}"]["cells"][str(nfe)]["plans"]
+    except KeyError:
+        raise SystemExit(
+            f"{bench.out}: holds no guidance {guidance:g} at {nfe} evaluations; measure the main "
+            "table first, without --pictures and --sheet"
+        ) from None
+    every = families(bench, nfe)
+    found = {
+        name: (every[name][0][entry["chosen"]], every[name][1])
+        for name, entry in entries.items()
+        if name in every
+    }
+    return {**found, **fitted(bench, guidance, nfe)}
+
+
+def pictures(bench: Bench, guidance: float, nfe: int) -> None:
+    """FD-EffNet of the paper's plans, the better UniPC and the fitted plans."""
+    plans = plans_of(bench, guidance, nfe)
+    entries = bench.record["guidance"][f"{guidance:g}"]["cells"][str(nfe)]["plans"]
+    unipc = min(UNIPC, key=lambda name: entries[name]["rmse"])
+    here = bench.record.setdefault("frechet", {}).setdefault(f"{guidance:g}", {})
+    here = here.setdefault(str(nfe), {})
+    for name in (FITTED, REFINED, PAPER, PAPER_REFINED, unipc):
+        if name in plans:
+            here[name] = bench.evaluated(*plans[name], guidance, here.get(name))
+            print(f"{name}: {here[name]['frechet']}", flush=True)
+            bench.keep()
+
+
+def pictured(bench: Bench, guidance: float, nfe: int) -> None:
+    """A sheet of pictures beside the record: a row a method, the same noises in each."""
+    model, rows = bench.model, {"converged": (ft.Plan.parse(bench.options.reference), None)}
+    rows |= plans_of(bench, guidance, nfe)
+    names = model.names[:: max(1, len(model.names) // SHEET)][:SHEET]
+    styles = model.styles
+    prompts = [model.styled(n, styles[i % len(styles)]) if styles else n
+               for i, n in enumerate(names)]  # fmt: skip
+    cond, x0 = model.condition(prompts), ft.noise.draw(range(len(prompts)), model.shape)
+    drawn = [
+        ft.sample(plan, model, x0, cond, guidance=guidance, refiner=refiner)
+        for plan, refiner in rows.values()
+    ]
+    path = bench.out.with_name(f"{bench.out.stem}-g{guidance:g}-{nfe}.png")
+    images = to_pil(model.decode(torch.cat(drawn)))
+    save_png(sheet(images, len(prompts)), path, {})
+    bench.record.setdefault("sheets", {})[path.name] = {
+        "guidance": guidance, "nfe": nfe, "rows": list(rows), "prompts": prompts,
+        "seeds": [0, len(prompts) - 1],
+    }  # fmt: skip
+
+
+def main() -> None:
+    made = parser(__doc__)
+    made.add_argument("--nfe", type=int, nargs="+", default=NFE, help="evaluations of the model")
+    made.add_argument("--guidance", type=float, nargs="+", default=GUIDANCE, help="scales")
+    made.add_argument("--sheet", action="store_true", help="draw a sheet of pictures, instead")
+    bench = Bench(options := made.parse_args(), KIND)
+    for guidance in options.guidance:
+        for nfe in options.nfe:
+            if options.pictures or options.sheet:
+                (pictures if options.pictures else pictured)(bench, guidance, nfe)
+            else:
+                part = bench.part("guidance", guidance)
+                cells = part.setdefault("cells", {})
+                cells[str(nfe)] = cell(bench, bench.trial(guidance), guidance, nfe)
+            bench.keep()
+    print(f"-> {bench.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -239,6 +239,9 @@ def test_image_to_image_starts_at_its_noise_level(name, counted, monkeypatch):
         kept = made[-1][0]
         if kept.ndim == 3:
             result, kept = unpack(result, (4, 4)), unpack(kept, (4, 4))
+        for k, (clean, noise, state) in enumerate(made[1:], 1):  # beside each state of the run
+            level = pipe.scheduler.sigmas[start(name, 5) + k]
+            assert torch.allclose(state, level * noise + (1 - level) * clean, atol=1e-5)
         half = kept.shape[-1] // 2
         assert torch.equal(result[..., half:], kept[..., half:])
         assert not torch.equal(result[..., :half], kept[..., :half])
@@ -265,13 +268,16 @@ def small():
 def test_threads_with_copies_of_the_scheduler_share_an_enabled_pipeline():
     cell, pipe = own_sd3()
     enable(pipe, plan=REFINED, refiner=small(), guidance=3.0)
-    barrier, results = threading.Barrier(8), {}
+    barrier, results = threading.Barrier(8, timeout=60), {}
+
+    def in_step(pipe, i, t, kept):
+        barrier.wait()  # all have stepped, and none has called the network again
+        return kept
 
     def request(i):
         mine = copy.copy(pipe)
         mine.scheduler = copy.copy(pipe.scheduler)
-        barrier.wait()
-        results[i] = cell.call(mine, len(REFINED), seed=i)
+        results[i] = cell.call(mine, len(REFINED), seed=i, callback_on_step_end=in_step)
 
     threads = [threading.Thread(target=request, args=(i,)) for i in range(8)]
     for thread in threads:
@@ -336,8 +342,20 @@ def test_a_network_compiled_whole(first):
         assert torch.allclose(cell.call(pipe, 2), original, atol=1e-5)
         enable(pipe, plan=REFINED, refiner=Probe())
     assert torch.allclose(cell.call(pipe, len(REFINED)), expected, atol=1e-5)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert torch.allclose(cell.call(pipe, len(REFINED)), expected, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs > 0
     disable(pipe)
     assert torch.allclose(cell.call(pipe, 2), original, atol=1e-5)
+
+
+def test_disable_leaves_no_trace():
+    _, pipe = own_sd3()
+    before = dict(vars(pipe)), dict(vars(pipe.transformer))
+    enable(pipe, plan=REFINED, refiner=Probe())
+    assert before != (dict(vars(pipe)), dict(vars(pipe.transformer)))
+    disable(pipe)
+    assert before == (dict(vars(pipe)), dict(vars(pipe.transformer)))
 
 
 def test_a_pipeline_saved_and_loaded_draws_the_same(tmp_path):

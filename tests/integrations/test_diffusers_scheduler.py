@@ -320,10 +320,11 @@ def test_shape_and_dtype_stay(dtype, shape):
 def test_arithmetic_is_in_float32():
     exact = ready(num_inference_steps=4)
     rough = ready(num_inference_steps=4)
-    x, u = torch.randn(2, 1, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
-    t = exact.timesteps[0]
-    expected = exact.step(u.float(), t, x.float()).prev_sample
-    assert torch.equal(rough.step(u, t, x).prev_sample, expected.bfloat16())
+    generator = torch.Generator().manual_seed(0)
+    for t in exact.timesteps:
+        x, u = torch.randn(2, 1, 64, generator=generator).bfloat16()
+        expected = exact.step(u.float(), t, x.float()).prev_sample
+        assert torch.equal(rough.step(u, t, x).prev_sample, expected.bfloat16())
 
 
 def test_tuple_is_the_output():
@@ -418,16 +419,16 @@ def test_it_keeps_copies_of_velocities():
 
 
 def test_a_copy_in_the_middle_of_a_run_goes_its_own_way():
-    scheduler = ready(num_inference_steps=4)
+    scheduler, alone = ready(num_inference_steps=4), ready(num_inference_steps=4)
+    expected = loop(alone, noise())
     t = scheduler.timesteps
-    x = scheduler.step(noise(), t[0], noise()).prev_sample
+    x = scheduler.step(-mixture(noise(), 0.0), t[0], noise()).prev_sample
     other = copy.copy(scheduler)
-    other.step(5 * x, t[1], x)
-    a = scheduler.step(x, t[1], x).prev_sample
-    fresh = ready(num_inference_steps=4)
-    fresh.step(noise(), t[0], noise())
-    assert torch.equal(a, fresh.step(x, t[1], x).prev_sample)
-    assert other.step_index == scheduler.step_index == 2
+    for k in range(1, 4):
+        x = scheduler.step(-mixture(x, 1 - t[k].double() / 1000), t[k], x).prev_sample
+        other.step(5 * x, t[k], x)
+    assert torch.equal(x, expected)
+    assert other.step_index == scheduler.step_index == 4
 
 
 def test_threads_with_copies_do_not_disturb_one_another():

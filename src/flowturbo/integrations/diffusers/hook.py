@@ -85,6 +85,8 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
         out = self._like(state, sign * scheduler.answer, module)
         return (out,) if kwargs.get("return_dict") is False else NetworkOutput(sample=out)
 
+    # else it would be compiled again for each number of velocities it is shown
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _predict(self, state: Any, t: float, history: History, arguments: Any) -> Tensor:
         """The velocity, in our sign, packed as the scheduler has it."""
         like = history[-1][1]

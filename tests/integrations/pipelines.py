@@ -68,13 +68,21 @@ CELLS = {
     "Qwen-Image img2img": Cell(
         "QwenImageImg2ImgPipeline", "qwen", guided="true_cfg_scale", image=True
     ),
+    "Qwen-Image inpaint": Cell(
+        "QwenImageInpaintPipeline", "qwen", guided="true_cfg_scale", image=True, mask=True
+    ),
     "Z-Image": Cell("ZImagePipeline", "z_image"),
     "Z-Image img2img": Cell("ZImageImg2ImgPipeline", "z_image", image=True),
+    "Z-Image inpaint": Cell("ZImageInpaintPipeline", "z_image", image=True, mask=True),
     "Sana": Cell(
         "SanaPipeline", "sana", size=32, dynamic=False, arguments={"use_resolution_binning": False}
     ),
     "AuraFlow": Cell("AuraFlowPipeline", "aura_flow", dynamic=False),
     "U-Net": Cell("StableDiffusionPipeline", "unet", dynamic=False),
+    "U-Net img2img": Cell("StableDiffusionImg2ImgPipeline", "unet", dynamic=False, image=True),
+    "U-Net inpaint": Cell(
+        "StableDiffusionInpaintPipeline", "unet", dynamic=False, image=True, mask=True
+    ),
 }
 
 
@@ -179,8 +187,9 @@ def sd3() -> dict[str, Any]:
 
 
 @cache
-def flux() -> dict[str, Any]:
+def flux(distilled: bool = False) -> dict[str, Any]:
     transformer = diffusers.FluxTransformer2DModel(
+        guidance_embeds=distilled,
         in_channels=16,
         num_layers=1,
         num_single_layers=1,

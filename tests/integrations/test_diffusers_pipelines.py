@@ -45,7 +45,7 @@ def quiet():
 
 def flow_scheduler(name, **config):
     """What such a pipeline comes with; but U-Nets come with a diffusion's, which will not do."""
-    if name == "U-Net":
+    if CELLS[name].parts == "unet":
         return FlowTurboScheduler(sign=1, shift=2.0)
     return EULER(shift=3.0, **config)
 
@@ -75,8 +75,9 @@ def branches(name):
     return 2 if name.split(" i")[0] in TWICE else 1
 
 
-def start(name, steps):
-    return int(steps - min(steps * 0.6, steps)) if CELLS[name].image else 0
+def start(name, steps, strength=0.6):
+    kept = steps * strength if CELLS[name].image else steps
+    return int(steps - (int(kept) if CELLS[name].parts == "unet" else kept))
 
 
 class Probe:
@@ -107,7 +108,7 @@ def test_scheduler_runs_in_every_pipeline(name, dynamic, counted):
     assert pipe.scheduler.step_index == STEPS
 
 
-@pytest.mark.parametrize("name", [name for name in CELLS if name != "U-Net"])
+@pytest.mark.parametrize("name", [name for name, cell in CELLS.items() if cell.parts != "unet"])
 def test_as_euler_it_does_what_flow_match_euler_does(name):
     cell = CELLS[name]
     given = {"sigmas": np.linspace(1, 1 / STEPS, STEPS).tolist()}
@@ -133,10 +134,10 @@ def test_velocity_unet_is_sampled_as_the_library_does():
     assert torch.allclose(cell.call(pipe, 4, latents=x0), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", CELLS)
-def test_refiner_answers_at_its_rows_in_every_pipeline(name, counted):
+@pytest.mark.parametrize(("name", "dynamic"), MATRIX)
+def test_refiner_answers_at_its_rows_in_every_pipeline(name, dynamic, counted):
     cell, probe = CELLS[name], Probe()
-    before = flow_scheduler(name)
+    before = flow_scheduler(name, **({"use_dynamic_shifting": True} if dynamic else {}))
     pipe = cell.build(before)
     calls = counted(pipe)
     original = cell.call(pipe, 2)
@@ -150,8 +151,9 @@ def test_refiner_answers_at_its_rows_in_every_pipeline(name, counted):
         states.append(kept["latents"])
         return kept
 
-    cell.call(pipe, len(REFINED), callback_on_step_end=keep)
-    first = start(name, len(REFINED))
+    strength = {"strength": 0.67} if cell.image else {}
+    cell.call(pipe, len(REFINED), callback_on_step_end=keep, **strength)
+    first = start(name, len(REFINED), 0.67)
     plan = REFINED.restrict(REFINED.times[first])
     assert len(calls) == plan.nfe["model"] * branches(name)
     assert len(probe.seen) == plan.nfe["refiner"] > 0
@@ -223,20 +225,23 @@ def test_image_to_image_starts_at_its_noise_level(name, counted, monkeypatch):
 
     monkeypatch.setattr(FlowTurboScheduler, "scale_noise", spy)
     cell = CELLS[name]
-    pipe = cell.build(FlowTurboScheduler(shift=3.0))
+    pipe = cell.build(FlowTurboScheduler(shift=3.0, sign=1 if cell.parts == "unet" else -1))
     calls = counted(pipe)
     result = cell.call(pipe, 5)  # strength .6 of 5 steps: the last 3
     sigma = 3 * 0.6 / (1 + 2 * 0.6)
     sample, noise, state = made[0]
     assert torch.allclose(state, sigma * noise + (1 - sigma) * sample, atol=1e-5)
     told = calls[0].flatten()[0].item()
-    told = 1 - told if FAMILIES[type(pipe.transformer).__name__].negated else told
+    told = 1 - told if FAMILIES[type(network(pipe)).__name__].negated else told
     assert told == pytest.approx(sigma * (1000 if told > 1 else 1), rel=1e-4)
     assert len(calls) == 3 * branches(name)
     if cell.mask:
         kept = made[-1][0]
         if kept.ndim == 3:
             result, kept = unpack(result, (4, 4)), unpack(kept, (4, 4))
+        for k, (clean, noise, state) in enumerate(made[1:], 1):  # beside each state of the run
+            level = pipe.scheduler.sigmas[start(name, 5) + k]
+            assert torch.allclose(state, level * noise + (1 - level) * clean, atol=1e-5)
         half = kept.shape[-1] // 2
         assert torch.equal(result[..., half:], kept[..., half:])
         assert not torch.equal(result[..., :half], kept[..., :half])
@@ -263,13 +268,16 @@ def small():
 def test_threads_with_copies_of_the_scheduler_share_an_enabled_pipeline():
     cell, pipe = own_sd3()
     enable(pipe, plan=REFINED, refiner=small(), guidance=3.0)
-    barrier, results = threading.Barrier(8), {}
+    barrier, results = threading.Barrier(8, timeout=60), {}
+
+    def in_step(pipe, i, t, kept):
+        barrier.wait()  # all have stepped, and none has called the network again
+        return kept
 
     def request(i):
         mine = copy.copy(pipe)
         mine.scheduler = copy.copy(pipe.scheduler)
-        barrier.wait()
-        results[i] = cell.call(mine, len(REFINED), seed=i)
+        results[i] = cell.call(mine, len(REFINED), seed=i, callback_on_step_end=in_step)
 
     threads = [threading.Thread(target=request, args=(i,)) for i in range(8)]
     for thread in threads:
@@ -282,6 +290,7 @@ def test_threads_with_copies_of_the_scheduler_share_an_enabled_pipeline():
 
 @pytest.mark.parametrize("first", [True, False], ids=["enabled, offloaded", "offloaded, enabled"])
 def test_cpu_offload(first):
+    """From the CPU to the CPU: accelerate's hooks come and go as with an accelerator."""
     cell, pipe = own_sd3()
     original = cell.call(pipe, 2)
     expected, calls = {}, []
@@ -304,15 +313,101 @@ def test_cpu_offload(first):
     assert torch.equal(cell.call(pipe, 2), original)
 
 
-def test_compiled_blocks():
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_compiled_blocks(backend):
     cell, pipe = own_sd3()
     enable(pipe, plan=REFINED, refiner=small(), guidance=3.0)
     expected = cell.call(pipe, len(REFINED))
     torch._dynamo.reset()
-    pipe.transformer.compile_repeated_blocks(backend="eager", fullgraph=True)
+    pipe.transformer.compile_repeated_blocks(backend=backend, fullgraph=True)
     assert torch.allclose(cell.call(pipe, len(REFINED)), expected, atol=1e-5)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert torch.allclose(cell.call(pipe, len(REFINED)), expected, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs > 0
     disable(pipe)
     assert not getattr(pipe.transformer, "_repeated_blocks", None)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["enabled, compiled", "compiled, enabled"])
+def test_a_network_compiled_whole(first):
+    cell, pipe = own_sd3()
+    original = cell.call(pipe, 2)
+    enable(pipe, plan=REFINED, refiner=Probe())
+    expected = cell.call(pipe, len(REFINED))
+    torch._dynamo.reset()
+    if not first:
+        disable(pipe)
+    pipe.transformer.compile(backend="eager")
+    if not first:
+        assert torch.allclose(cell.call(pipe, 2), original, atol=1e-5)
+        enable(pipe, plan=REFINED, refiner=Probe())
+    assert torch.allclose(cell.call(pipe, len(REFINED)), expected, atol=1e-5)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert torch.allclose(cell.call(pipe, len(REFINED)), expected, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs > 0
+    disable(pipe)
+    assert torch.allclose(cell.call(pipe, 2), original, atol=1e-5)
+
+
+def test_disable_leaves_no_trace():
+    _, pipe = own_sd3()
+    before = dict(vars(pipe)), dict(vars(pipe.transformer))
+    enable(pipe, plan=REFINED, refiner=Probe())
+    assert before != (dict(vars(pipe)), dict(vars(pipe.transformer)))
+    disable(pipe)
+    assert before == (dict(vars(pipe)), dict(vars(pipe.transformer)))
+
+
+def test_a_pipeline_saved_and_loaded_draws_the_same(tmp_path):
+    cell, pipe = own_sd3()
+    enable(pipe, plan="UNIPC2:4@3")
+    expected = cell.call(pipe, 4)
+    pipe.save_pretrained(tmp_path)
+    text = {name: None for name, part in pipe.components.items() if part is None}
+    loaded = diffusers.DiffusionPipeline.from_pretrained(tmp_path, **text)
+    loaded.set_progress_bar_config(disable=True)
+    assert isinstance(loaded.scheduler, FlowTurboScheduler)
+    assert torch.equal(cell.call(loaded, 4), expected)
+
+
+def test_distilled_guidance_of_flux_is_the_networks_own():
+    cell = CELLS["Flux"]
+    pipe = diffusers.FluxPipeline(scheduler=EULER(shift=3.0), **pipelines.flux(distilled=True))
+    pipe.set_progress_bar_config(disable=True)
+    probe = Probe()
+    enable(pipe, plan=REFINED, refiner=probe)
+    drawn = [
+        cell.call(pipe, len(REFINED), guidance_scale=w, true_cfg_scale=1.0) for w in (1.0, 8.0)
+    ]
+    assert (drawn[0] - drawn[1]).abs().max() > 1e-3
+    assert len(probe.seen) == 2 * REFINED.nfe["refiner"]
+    disable(pipe)
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"), [("SD3", 3.0), ("Lumina2", 3.0), ("Z-Image", 2.0), ("U-Net", 3.0)]
+)
+def test_a_call_with_another_guidance_is_told(name, scale, recwarn):
+    cell = CELLS[name]
+    pipe = cell.build(flow_scheduler(name))
+    told = []
+
+    class Told:
+        guidance_range = (1.0, 9.0)
+
+        def __call__(self, x, t, cond, history, guidance):
+            told.append(guidance)
+            return history[-1][1]
+
+    enable(pipe, plan=REFINED, refiner=Told(), guidance=3.0)
+    try:
+        cell.call(pipe, len(REFINED), guidance_scale=scale)
+        assert not [w for w in recwarn if "guidance" in str(w.message)]
+        with pytest.warns(UserWarning, match=r"guidance_scale=5.*guidance=3.*enable"):
+            cell.call(pipe, len(REFINED), guidance_scale=5.0)
+    finally:
+        disable(pipe)
+    assert told == 4 * [3.0]
 
 
 def test_blocks_that_repeat_are_named_right():
@@ -401,6 +496,9 @@ def test_refusals_leave_the_pipeline_alone():
         ({"plan": "H1P0R1", "refiner": small(), "guidance": 3.0}, "distinct times|H1P0R1"),
         ({"plan": REFINED, "refiner": PaperRefiner(None)}, "single branches"),
         ({"plan": "nonsense"}, "NONSENSE"),
+        ({"plan": "AB2:4", "guidance": 3.0}, "there is none; leave it out"),
+        ({"plan": REFINED, "refiner": "small"}, "refiner='small': must be callable"),
+        ({"plan": "AB2:4", "family": "SD3"}, "family='SD3': must be a Family"),
     ]
     for given, message in cases:
         with pytest.raises(ValueError, match=message):
@@ -413,6 +511,49 @@ def test_refusals_leave_the_pipeline_alone():
         enable(pipe)
     with pytest.raises(ValueError, match=r"num_inference_steps=8.*4 evaluations"):
         cell.call(pipe, 8)
+
+
+@pytest.mark.parametrize("pipe", [object(), None, torch.nn.Linear(1, 1)], ids=str)
+def test_what_is_no_pipeline_is_refused(pipe):
+    with pytest.raises(ValueError, match="must be a diffusers pipeline"):
+        enable(pipe, plan="AB2:4")
+
+
+def test_two_pipelines_of_one_network_are_not_both_enabled():
+    cell, pipe = own_sd3()
+    other = CELLS["SD3 img2img"].build(EULER())
+    other.transformer = pipe.transformer
+    probe = Probe()
+    enable(pipe, plan=REFINED, refiner=probe)
+    with pytest.raises(ValueError, match=r"has a refiner already.*disable that one first"):
+        enable(other, plan=REFINED, refiner=Probe())
+    cell.call(pipe, len(REFINED))
+    assert len(probe.seen) == REFINED.nfe["refiner"]
+
+
+def test_a_network_changed_after_enable_is_refused():
+    cell, pipe = own_sd3()
+    enable(pipe, plan=REFINED, refiner=Probe())
+    pipe.transformer = own_sd3()[1].transformer
+    with pytest.raises(ValueError, match=r"the network answered.*enable\(pipe, ...\) again"):
+        cell.call(pipe, len(REFINED))
+
+
+def test_several_pictures_in_one_are_no_states_of_a_refiner():
+    v, x = torch.zeros(1, 4, 8, 8), torch.zeros(1, 48, 16)
+    for name, message, call in (
+        ("Qwen-Image", "48 tokens.*4 x 4", {"hidden_states": x, "img_shapes": [[(1, 4, 4)] * 3]}),
+        ("Z-Image", "with pictures to go by", {"x": [[v[0].unsqueeze(1)]]}),
+    ):
+        pipe = CELLS[name].build(EULER())
+        enable(pipe, plan=REFINED, refiner=Probe())
+        pipe.scheduler.set_timesteps(len(REFINED))
+        state = call.get("hidden_states", v)
+        for t in pipe.scheduler.timesteps[:2]:
+            state = pipe.scheduler.step(torch.ones_like(state), t, state).prev_sample
+        with pytest.raises(ValueError, match=message):
+            pipe.transformer(**call)
+        disable(pipe)
 
 
 def test_a_plan_with_a_refiner_needs_enable():

@@ -1,6 +1,7 @@
 """The scheduler runs plans as the library does, on the grids that pipelines ask for."""
 
 import copy
+import inspect
 import json
 import threading
 from pathlib import Path
@@ -152,11 +153,15 @@ def test_a_given_plan_wins_over_the_grid():
     [
         ({}, "one number of steps"),
         ({"num_inference_steps": 0}, "at least 1"),
+        ({"num_inference_steps": 4.5}, "=4.5: must be a whole number"),
+        ({"num_inference_steps": "4"}, "='4': must be a whole number"),
         ({"num_inference_steps": 4, "sigmas": LEVELS}, "one number of steps"),
         ({"sigmas": [0.5, 1.0]}, "descend"),
         ({"sigmas": [1.0, 0.5, 0.0]}, "the 0 at the end"),
         ({"sigmas": [1.0, float("nan")]}, "finite"),
         ({"sigmas": []}, "at least one"),
+        ({"sigmas": 0.5}, "sigmas=0.5: must be a row"),
+        ({"sigmas": ["1", "half"]}, "must be a row of finite numbers"),
         ({"timesteps": [1500.0, 200.0]}, "descend"),
     ],
 )
@@ -165,9 +170,12 @@ def test_bad_grids_are_refused(given, message):
         FlowTurboScheduler().set_timesteps(**given)
 
 
-def test_dynamic_shifting_needs_mu():
-    with pytest.raises(ValueError, match="pass mu"):
-        FlowTurboScheduler(use_dynamic_shifting=True).set_timesteps(4)
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+@pytest.mark.parametrize("mu", [None, float("nan"), "0.5", -1000.0])
+def test_dynamic_shifting_needs_mu(kind, mu):
+    scheduler = FlowTurboScheduler(use_dynamic_shifting=True, time_shift_type=kind)
+    with pytest.raises(ValueError, match=r"pass mu|mu=.*must be one finite number"):
+        scheduler.set_timesteps(4, mu=mu)
 
 
 # -- configuration --------------------------------------------------------------------------------
@@ -183,18 +191,38 @@ def test_from_config_and_back():
     assert FlowTurboScheduler.from_config(sana.config).config.shift == 3.0
 
 
-@pytest.mark.parametrize(
-    ("scheduler", "message"),
-    [
-        (lambda: diffusers.DDIMScheduler(), "a diffusion, not a flow"),
-        (lambda: EULER(use_karras_sigmas=True), "use_karras_sigmas"),
-        (lambda: EULER(stochastic_sampling=True), "draw no noise"),
-        (lambda: EULER(invert_sigmas=True), "the other way"),
-    ],
-)
-def test_other_configurations_are_refused(scheduler, message):
-    with pytest.raises(ValueError, match=message):
-        FlowTurboScheduler.from_config(scheduler().config)
+REFUSED = {
+    "use_karras_sigmas": "sigmas=...",
+    "use_exponential_sigmas": "sigmas=...",
+    "use_beta_sigmas": "sigmas=...",
+    "stochastic_sampling": "draw no noise",
+    "invert_sigmas": "the other way",
+}
+
+
+@pytest.mark.parametrize(("option", "reason"), REFUSED.items())
+def test_what_it_does_not_do_is_refused(option, reason):
+    config = dict(EULER().config) | {option: True}
+    with pytest.raises(ValueError, match=rf"{option}=True: .*{reason}.*{option}=False\)"):
+        FlowTurboScheduler.from_config(config)
+    with pytest.raises(ValueError, match=option):
+        FlowTurboScheduler.from_config(EULER().config, **{option: True})
+    assert FlowTurboScheduler.from_config(config, **{option: False}).config.shift == 1
+
+
+def test_every_option_of_flow_match_euler_is_taken_or_refused():
+    theirs = set(inspect.signature(EULER).parameters)
+    ours = set(inspect.signature(FlowTurboScheduler).parameters)
+    assert len(theirs) > 10
+    assert theirs - ours == set(REFUSED)
+
+
+def test_schedulers_of_diffusions_are_refused():
+    with pytest.raises(ValueError, match="a diffusion, not a flow"):
+        FlowTurboScheduler.from_config(diffusers.DDIMScheduler().config)
+    lcm = diffusers.FlowMatchLCMScheduler(scale_factors=[1.0, 2.0])
+    with pytest.raises(ValueError, match=r"scale_factors.*grow"):
+        FlowTurboScheduler.from_config(lcm.config)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +231,10 @@ def test_other_configurations_are_refused(scheduler, message):
         {"solver": "RK4"},
         {"sign": 0},
         {"time_shift_type": "square"},
+        {"num_train_timesteps": 0},
+        {"shift": 0.0},
+        {"shift": "3"},
+        {"shift_terminal": 1.0},
         {"plan": 3},
         {"plan": Plan.euler(4, direction="backward")},
     ],
@@ -211,6 +243,36 @@ def test_other_configurations_are_refused(scheduler, message):
 def test_bad_configurations_are_refused(config):
     with pytest.raises(ValueError, match=f"{next(iter(config))}"):
         FlowTurboScheduler(**config)
+
+
+EVERY_OPTION = {
+    "num_train_timesteps": 500,
+    "shift": 2.5,
+    "use_dynamic_shifting": True,
+    "base_shift": 0.4,
+    "max_shift": 1.3,
+    "base_image_seq_len": 128,
+    "max_image_seq_len": 2048,
+    "shift_terminal": 0.05,
+    "time_shift_type": "linear",
+    "solver": "UNIPC3",
+    "plan": "AB2:4@2",
+    "sign": 1,
+}
+
+
+def test_every_option_survives_a_configuration_and_a_file(tmp_path):
+    defaults = inspect.signature(FlowTurboScheduler).parameters
+    assert list(EVERY_OPTION) == list(defaults)
+    assert all(value != defaults[key].default for key, value in EVERY_OPTION.items())
+    before = FlowTurboScheduler(**EVERY_OPTION)
+    before.save_pretrained(tmp_path)
+    for after in (
+        FlowTurboScheduler.from_config(before.config),
+        FlowTurboScheduler.from_pretrained(tmp_path),
+        FlowTurboScheduler.from_config(EULER.from_config(before.config).config),
+    ):
+        assert {key: after.config[key] for key in EVERY_OPTION} == EVERY_OPTION
 
 
 @pytest.mark.parametrize("plan", [None, "AB2:4@2", Plan.parse("H1P5")], ids=str)
@@ -258,10 +320,11 @@ def test_shape_and_dtype_stay(dtype, shape):
 def test_arithmetic_is_in_float32():
     exact = ready(num_inference_steps=4)
     rough = ready(num_inference_steps=4)
-    x, u = torch.randn(2, 1, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
-    t = exact.timesteps[0]
-    expected = exact.step(u.float(), t, x.float()).prev_sample
-    assert torch.equal(rough.step(u, t, x).prev_sample, expected.bfloat16())
+    generator = torch.Generator().manual_seed(0)
+    for t in exact.timesteps:
+        x, u = torch.randn(2, 1, 64, generator=generator).bfloat16()
+        expected = exact.step(u.float(), t, x.float()).prev_sample
+        assert torch.equal(rough.step(u, t, x).prev_sample, expected.bfloat16())
 
 
 def test_tuple_is_the_output():
@@ -273,7 +336,9 @@ def test_tuple_is_the_output():
     assert torch.equal(one[0], two[0])
 
 
-@pytest.mark.parametrize("timestep", [3, torch.tensor(3), torch.tensor(3, dtype=torch.int32)])
+@pytest.mark.parametrize(
+    "timestep", [3, np.int64(1000), torch.tensor(3), torch.tensor(3, dtype=torch.int32)]
+)
 def test_whole_timesteps_are_refused(timestep):
     scheduler = ready(num_inference_steps=3)
     with pytest.raises(ValueError, match="whole numbers"):
@@ -294,6 +359,11 @@ def test_steps_without_or_beyond_a_run_are_refused():
     scheduler.set_timesteps(2)
     with pytest.raises(ValueError, match="none of the timesteps"):
         scheduler.step(noise(), 123.0, noise())
+    for timestep in (None, "500", torch.tensor([1000.0, 500.0])):
+        with pytest.raises(ValueError, match=r"timestep=.*one finite number"):
+            scheduler.step(noise(), timestep, noise())
+    with pytest.raises(ValueError, match=r"\(16, 1\): must be that of sample, \(16, 2\)"):
+        scheduler.step(noise()[:, :1], 500.0, noise())
     scheduler.step(noise(), 500.0, noise())
     assert scheduler.step_index == 2
     scheduler = ready(FlowTurboScheduler(plan="H2"), num_inference_steps=4)
@@ -349,16 +419,16 @@ def test_it_keeps_copies_of_velocities():
 
 
 def test_a_copy_in_the_middle_of_a_run_goes_its_own_way():
-    scheduler = ready(num_inference_steps=4)
+    scheduler, alone = ready(num_inference_steps=4), ready(num_inference_steps=4)
+    expected = loop(alone, noise())
     t = scheduler.timesteps
-    x = scheduler.step(noise(), t[0], noise()).prev_sample
+    x = scheduler.step(-mixture(noise(), 0.0), t[0], noise()).prev_sample
     other = copy.copy(scheduler)
-    other.step(5 * x, t[1], x)
-    a = scheduler.step(x, t[1], x).prev_sample
-    fresh = ready(num_inference_steps=4)
-    fresh.step(noise(), t[0], noise())
-    assert torch.equal(a, fresh.step(x, t[1], x).prev_sample)
-    assert other.step_index == scheduler.step_index == 2
+    for k in range(1, 4):
+        x = scheduler.step(-mixture(x, 1 - t[k].double() / 1000), t[k], x).prev_sample
+        other.step(5 * x, t[k], x)
+    assert torch.equal(x, expected)
+    assert other.step_index == scheduler.step_index == 4
 
 
 def test_threads_with_copies_do_not_disturb_one_another():

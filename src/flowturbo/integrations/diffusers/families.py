@@ -31,6 +31,8 @@ class Family:
         listed: whether states go in and out as lists of (C, 1, H, W).
         sides: if states are packed 2x2 to tokens (B, h*w, 4*C): a function that reads ``(h, w)``
             from the network's arguments by name and the number of tokens.
+        scale: what its pipelines call guidance_scale and keep as that, as the ``w`` of
+            ``u + w*(c - u)``; None if they keep another, or none.
         blocks: classes of the blocks that repeat, for ``compile_repeated_blocks`` where diffusers
             does not know them.
     """
@@ -40,6 +42,7 @@ class Family:
     negated: bool = False
     listed: bool = False
     sides: Callable[[Mapping[str, Any], int], tuple[int, int]] | None = None
+    scale: Callable[[float], float] | None = None
     blocks: tuple[str, ...] = ()
 
 
@@ -71,18 +74,25 @@ def _qwen(arguments: Mapping[str, Any], tokens: int) -> tuple[int, int]:
     return int(shape[-2]), int(shape[-1])
 
 
+def _plain(scale: float) -> float:
+    return max(scale, 1.0)
+
+
 FAMILIES = {
-    "SD3Transformer2DModel": Family(name="SD3", blocks=("JointTransformerBlock",)),
+    "SD3Transformer2DModel": Family(name="SD3", scale=_plain, blocks=("JointTransformerBlock",)),
     "FluxTransformer2DModel": Family(name="FLUX.1", sides=_flux),
     "Lumina2Transformer2DModel": Family(
-        name="Lumina2", negated=True, blocks=("Lumina2TransformerBlock",)
+        name="Lumina2", negated=True, scale=_plain, blocks=("Lumina2TransformerBlock",)
     ),
-    "SanaTransformer2DModel": Family(name="Sana", blocks=("SanaTransformerBlock",)),
+    "SanaTransformer2DModel": Family(name="Sana", scale=_plain, blocks=("SanaTransformerBlock",)),
     "QwenImageTransformer2DModel": Family(name="Qwen-Image", sides=_qwen),
-    "ZImageTransformer2DModel": Family(name="Z-Image", state="x", negated=True, listed=True),
+    "ZImageTransformer2DModel": Family(
+        name="Z-Image", state="x", negated=True, listed=True, scale=lambda s: 1 + max(s, 0.0)
+    ),
     "AuraFlowTransformer2DModel": Family(
         name="AuraFlow",
+        scale=_plain,
         blocks=("AuraFlowJointTransformerBlock", "AuraFlowSingleTransformerBlock"),
     ),
-    "UNet2DConditionModel": Family(name="velocity U-Net", state="sample"),
+    "UNet2DConditionModel": Family(name="velocity U-Net", state="sample", scale=_plain),
 }

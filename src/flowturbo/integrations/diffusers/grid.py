@@ -17,7 +17,7 @@ import numpy as np
 
 from flowturbo.path import Times
 
-__all__ = ["noise_levels", "numbers"]
+__all__ = ["noise_levels", "number", "numbers"]
 
 
 def numbers(name: str, values: Any) -> Times:
@@ -26,26 +26,44 @@ def numbers(name: str, values: Any) -> Times:
     Raises:
         ValueError: if it is not.
     """
-    given = values.tolist() if hasattr(values, "tolist") else list(values)
-    array = np.asarray(given, dtype=np.float64)
+    given = values.tolist() if hasattr(values, "tolist") else values
+    try:
+        array = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError):
+        array = np.empty(0)
     if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
         raise ValueError(f"{name}={given}: must be a row of finite numbers, at least one")
     return array
+
+
+def number(name: str, value: Any, low: float = -np.inf, high: float = np.inf) -> float:
+    """``value`` as a float between ``low`` and ``high``, neither included.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    try:
+        given = float("nan" if isinstance(value, str) else value)
+    except (TypeError, ValueError, RuntimeError):  # the last, of a tensor that holds several
+        given = np.nan
+    if not low < given < high:
+        limits = "" if np.isinf(low) else f" above {low:g}"
+        limits += "" if np.isinf(high) else f" and below {high:g}"
+        raise ValueError(f"{name}={value!r}: must be one finite number{limits}")
+    return given
 
 
 def noise_levels(sigmas: Times, factor: float, terminal: float | None) -> Times:
     """``sigmas`` (n,) shifted by ``factor`` and, with ``terminal``, stretched to end there.
 
     Raises:
-        ValueError: unless they descend within (0, 1] and ``factor`` is above 0.
+        ValueError: unless they descend within (0, 1].
     """
     if sigmas.max() > 1 or sigmas.min() <= 0 or not (np.diff(sigmas) < 0).all():
         raise ValueError(
             f"sigmas={sigmas.tolist()}: must descend within (0, 1], no two equal; the 0 at the end "
             "is added"
         )
-    if not (np.isfinite(factor) and factor > 0):
-        raise ValueError(f"a shift by {factor}: must be a finite number above 0 (1 = none)")
     shifted = factor * sigmas / (1 + (factor - 1) * sigmas)
     rest = 1 - shifted
     if terminal and rest[-1] > 0:  # a single level of 1 stays

@@ -9,6 +9,8 @@ that was last at work in this thread.
 from __future__ import annotations
 
 import threading
+import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,11 +31,13 @@ class Link:
     """Between a hook and the copies of a scheduler.
 
     Attributes:
+        pipe: a weak reference to the pipeline that was enabled.
         installed: whether the hook is on its network.
         here: what differs between threads: ``scheduler``, at work in this one, and ``sides``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = weakref.ref(pipe)
         self.installed = True
         self.here = _Here()
 
@@ -54,11 +58,15 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
         module: the network of the refiner, to move it to the state's device; None if it has none.
         family: how the network is called.
         link: to the scheduler.
+        scale: of guidance, that the refiner is told; None if it is told none.
     """
 
-    def __init__(self, refiner: Refiner, module: Any, family: Family, link: Link) -> None:
+    def __init__(
+        self, refiner: Refiner, module: Any, family: Family, link: Link, scale: float | None
+    ) -> None:
         super().__init__()
         self.refiner, self.module, self.family, self.link = refiner, module, family, link
+        self.scale = scale
         self.first = False  # whether there was no registry of hooks before
 
     @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
@@ -71,14 +79,22 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
         state = args[0] if args else kwargs[self.family.state]
         if scheduler.answer is None:  # else another branch of guidance was here before
             t, history = shown
+            self._warn_of_scale(scheduler)
             scheduler.answer = self._predict(state, t, history, kwargs)
         sign = scheduler.config.sign * (-1 if self.family.negated else 1)
         out = self._like(state, sign * scheduler.answer, module)
         return (out,) if kwargs.get("return_dict") is False else NetworkOutput(sample=out)
 
+    # else it would be compiled again for each number of velocities it is shown
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _predict(self, state: Any, t: float, history: History, arguments: Any) -> Tensor:
         """The velocity, in our sign, packed as the scheduler has it."""
         like = history[-1][1]
+        if self.family.listed and not isinstance(state[0], Tensor):
+            raise ValueError(
+                f"{self.family.name} with pictures to go by: the refiner does not know them; take "
+                "a plan without refiner evaluations"
+            )
         x = torch.stack(list(state)).squeeze(2) if self.family.listed else state
         # more images are branches of guidance, more channels or tokens a mask or other pictures
         x = x[tuple(slice(n) for n in like.shape)].to(like.dtype)
@@ -91,11 +107,31 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
         unpacked = [(time, unpack(v, sides)) for time, v in history]
         return pack(self.refiner(unpack(x, sides), t, None, unpacked)).to(like.dtype)
 
+    def _warn_of_scale(self, scheduler: Any) -> None:
+        """Say so if the pipeline guides by another scale, where that can be seen."""
+        pipe, scale = self.link.pipe(), self.family.scale
+        if self.scale is None or scale is None or getattr(pipe, "scheduler", None) is not scheduler:
+            return
+        asked = getattr(pipe, "guidance_scale", None)
+        if asked is not None and abs(scale(asked) - self.scale) > 1e-3:
+            warnings.warn(
+                f"the pipeline is called with guidance_scale={asked:g}, and the refiner is told "
+                f"guidance={self.scale:g}: its answers are for another scale; disable(pipe), then "
+                f"enable(pipe, ..., guidance={scale(asked):g})",
+                stacklevel=2,
+            )
+
     def _sides(self, arguments: Any, tokens: int) -> tuple[int, int]:
         key = arguments.get("img_ids")
         if key is None or self.link.here.sides[0] is not key:
             assert self.family.sides is not None
-            self.link.here.sides = (key, self.family.sides(arguments, tokens))
+            h, w = self.family.sides(arguments, tokens)
+            if h * w != tokens:
+                raise ValueError(
+                    f"{tokens} tokens of {self.family.name}: a refiner sees one picture, here of "
+                    f"{h} x {w} tokens; take a plan without refiner evaluations"
+                )
+            self.link.here.sides = (key, (h, w))
         return self.link.here.sides[1]
 
     def _like(self, state: Any, v: Tensor, network: Any) -> Any:
@@ -108,8 +144,18 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
 
 
 def install(network: nn.Module, hook: RefinerHook) -> None:
-    """Put ``hook`` on ``network``."""
-    hook.first = "_diffusers_hook" not in vars(network)
+    """Put ``hook`` on ``network``.
+
+    Raises:
+        ValueError: if there is one already.
+    """
+    registry = vars(network).get("_diffusers_hook")
+    if registry is not None and registry.get_hook(NAME) is not None:
+        raise ValueError(
+            f"the {type(network).__name__} has a refiner already, enabled on another pipeline that "
+            "shares it; disable that one first"
+        )
+    hook.first = registry is None
     with _beneath_offloading(network):
         HookRegistry.check_if_exists_or_initialize(network).register_hook(hook, NAME)
 

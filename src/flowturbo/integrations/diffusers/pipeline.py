@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,17 +52,23 @@ def enable(
         refiner: for the plan's refiner evaluations. It works on guided velocities of unpacked
             latents (B, C, H, W), and is shown no condition.
         guidance: the scale the refiner is told, where it was made for several: the ``w`` of
-            ``u + w*(c - u)``, 1 for off. What the pipeline is called with is not looked at.
+            ``u + w*(c - u)``, 1 for off. It does not follow what the pipeline is called with; where
+            that can be seen and differs, a warning says so.
         family: of the network, if it is in no entry.
 
     Raises:
         ValueError: if the pipeline is enabled already, its network's family is not known, its
-            scheduler is not one of a flow, or plan and refiner do not fit one another.
+            scheduler is not one of a flow, plan and refiner do not fit one another, or an argument
+            is not as said above.
     """
+    if not isinstance(getattr(getattr(pipe, "scheduler", None), "config", None), Mapping):
+        raise ValueError(f"pipe={type(pipe).__name__}: must be a diffusers pipeline, scheduler set")
     if STATE in vars(pipe):
         raise ValueError("pipe is enabled already; disable(pipe) first")
     network = _network(pipe)
-    family = family or FAMILIES.get(type(network).__name__)
+    family = FAMILIES.get(type(network).__name__) if family is None else family
+    if not isinstance(family, Family | None):
+        raise ValueError(f"family={family!r}: must be a Family; Family(name={family!r}, ...)")
     if family is None:
         known = ", ".join(f"{entry.name} ({name})" for name, entry in FAMILIES.items())
         raise ValueError(
@@ -73,9 +80,10 @@ def enable(
     scheduler = FlowTurboScheduler.from_config(config)
     prepared = _prepare(plan_of(scheduler.config.plan), refiner, guidance)
     if prepared is not None:
-        scheduler.link = Link()
+        scheduler.link = Link(pipe)
         module = refiner if isinstance(refiner, nn.Module) else None
-        install(network, RefinerHook(prepared, module, family, scheduler.link))
+        scale = guidance if hasattr(refiner, "guidance_range") else None
+        install(network, RefinerHook(prepared, module, family, scheduler.link, scale))
     blocks = bool(family.blocks) and not getattr(network, "_repeated_blocks", None)
     if blocks:
         network._repeated_blocks = list(family.blocks)
@@ -138,8 +146,15 @@ def _network(pipe: Any) -> Any:
 def _prepare(plan: Plan | None, refiner: Any, guidance: float | None) -> Refiner | None:
     """The refiner as the hook calls it, checked against the plan."""
     wanted = plan.nfe["refiner"] if plan is not None else 0
+    if refiner is None and guidance is not None:
+        raise ValueError(
+            f"guidance={guidance} is what a refiner is told, and there is none; leave it out, and "
+            "pass guidance_scale=... to the pipeline's call"
+        )
     if refiner is None and not wanted:
         return None
+    if refiner is not None and not callable(refiner):
+        raise ValueError(f"refiner={refiner!r}: must be callable, (x, t, cond, history) -> v")
     if refiner is None or plan is None or not wanted:
         raise ValueError(
             f"refiner={type(refiner).__name__ if refiner is not None else None}, and plan "

@@ -13,6 +13,7 @@ of its own, and requests that have a copy each can share all the rest of a pipel
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from flowturbo.integrations.diffusers._shim import ConfigMixin, SchedulerMixin, SchedulerOutput
-from flowturbo.integrations.diffusers.grid import noise_levels, numbers
+from flowturbo.integrations.diffusers.grid import noise_levels, number, numbers
 from flowturbo.integrations.diffusers.tables import check_given, on_grid, plan_of, rows_from
 from flowturbo.path import predicted_data
 from flowturbo.plan import Plan
@@ -30,11 +31,12 @@ from flowturbo.sampler import History, moved
 __all__ = ["FlowTurboScheduler"]
 
 REFUSED = {  # what other flow schedulers can be set to and this one is not
-    "use_karras_sigmas": "pass sigmas=... to the pipeline instead",
-    "use_exponential_sigmas": "pass sigmas=... to the pipeline instead",
-    "use_beta_sigmas": "pass sigmas=... to the pipeline instead",
-    "stochastic_sampling": "plans draw no noise; set it to False",
+    "use_karras_sigmas": "other spacings are for the pipeline's call to give, as sigmas=...",
+    "use_exponential_sigmas": "other spacings are for the pipeline's call to give, as sigmas=...",
+    "use_beta_sigmas": "other spacings are for the pipeline's call to give, as sigmas=...",
+    "stochastic_sampling": "plans draw no noise",
     "invert_sigmas": "time that runs the other way is not supported",
+    "scale_factors": "states that grow on the way are not supported",
 }
 
 
@@ -89,6 +91,10 @@ class FlowTurboScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             )
         if sign not in (-1, 1):
             raise ValueError(f"sign={sign}: must be -1 or 1")
+        number("num_train_timesteps", num_train_timesteps, 0)
+        number("shift", shift, 0)
+        if shift_terminal:
+            number("shift_terminal", shift_terminal, 0, 1)
         on_grid(solver, np.linspace(0.0, 1.0, 9))
         self._given = plan_of(plan)
         self.register_to_config(
@@ -129,9 +135,13 @@ class FlowTurboScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                     "flow; if the network is a flow all the same, take FlowTurboScheduler(), with "
                     "sign=1 if it predicts data minus noise"
                 )
-            for key, instead in REFUSED.items():
-                if kwargs.get(key, config.get(key)):
-                    raise ValueError(f"{name} with {key}=True: {instead}")
+            for key, reason in REFUSED.items():
+                value = kwargs.get(key, config.get(key))
+                if value:
+                    raise ValueError(
+                        f"{name} with {key}={value}: {reason}; to do without, "
+                        f"from_config(config, {key}=False)"
+                    )
             if "shift" not in config and "flow_shift" in config:
                 kwargs.setdefault("shift", config["flow_shift"])
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
@@ -167,12 +177,10 @@ class FlowTurboScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         }
         counts = {name: len(values) for name, values in given.items()}
         if num_inference_steps is not None:
-            counts["num_inference_steps"] = num_inference_steps
+            counts["num_inference_steps"] = _whole(num_inference_steps)
         if len(set(counts.values())) != 1:
             raise ValueError(f"set_timesteps got {counts or 'nothing'}: needs one number of steps")
         count = next(iter(counts.values()))
-        if count < 1:
-            raise ValueError(f"num_inference_steps={count}: must be at least 1")
         if self._given is None:
             plan = self._of_pipeline(count, given, mu)
         else:
@@ -197,7 +205,9 @@ class FlowTurboScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             if config.use_dynamic_shifting:
                 if mu is None:
                     raise ValueError("use_dynamic_shifting=True: the shift needs mu; pass mu=...")
-                factor = float(np.exp(mu)) if config.time_shift_type == "exponential" else mu
+                exponential = config.time_shift_type == "exponential"
+                factor = number("mu", mu, -700, 700) if exponential else number("mu", mu, 0)
+                factor = float(np.exp(factor)) if exponential else factor
             sigmas = given.get("sigmas", np.linspace(1, 1 / count, count))
             levels = noise_levels(sigmas, factor, config.shift_terminal)
         return on_grid(config.solver, np.append(1 - levels, 1.0), told)
@@ -256,11 +266,11 @@ class FlowTurboScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             own, other = (t.untyped_storage().data_ptr() for t in (self.timesteps, timestep))
             if own == other:  # as loops over them have it: no wait for the device
                 return int(timestep.storage_offset())
-            timestep = timestep.to(self.timesteps)
-        found = (self.timesteps == timestep).nonzero().flatten().tolist()
+        asked = number("timestep", timestep)
+        found = (self.timesteps == asked).nonzero().flatten().tolist()
         if len(found) != 1:
             raise ValueError(
-                f"timestep={float(timestep)}: {len(found) or 'none'} of the timesteps "
+                f"timestep={asked}: {len(found) or 'none'} of the timesteps "
                 f"{self.timesteps.tolist()}; pass one of scheduler.timesteps, or call "
                 "set_begin_index before"
             )
@@ -289,10 +299,16 @@ class FlowTurboScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             afterwards in ``self.predicted``.
 
         Raises:
-            ValueError: if ``timestep`` is whole numbers (an index), or the plan is at its end.
+            ValueError: if ``timestep`` is whole numbers (an index), the plan is at its end, the
+                shapes differ, or the network answered where the refiner should have.
         """
+        if model_output.shape != sample.shape:
+            raise ValueError(
+                f"model_output of shape {tuple(model_output.shape)}: must be that of sample, "
+                f"{tuple(sample.shape)}"
+            )
         floating = timestep.is_floating_point() if isinstance(timestep, Tensor) else True
-        if not floating or isinstance(timestep, int):
+        if not floating or isinstance(timestep, (int, np.integer)):
             raise ValueError(
                 f"timestep={timestep}: whole numbers are not supported, they look like an index; "
                 "pass one of scheduler.timesteps"
@@ -306,6 +322,11 @@ class FlowTurboScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         assert running is not None
         if k >= len(whole):
             raise ValueError(f"all {k} steps are done; call set_timesteps for another run")
+        if self.answer is None and self.shown() is not None:
+            raise ValueError(
+                f"timestep {k} of plan {whole.name!r} is the refiner's, and the network answered: "
+                "it is not the one that was enabled; disable(pipe), then enable(pipe, ...) again"
+            )
         x = sample.to(torch.promote_types(sample.dtype, torch.float32))
         # a copy in any case: compiled networks reuse the memory of their outputs
         v = model_output.to(x.dtype) * self.config.sign
@@ -363,3 +384,9 @@ class FlowTurboScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
+
+
+def _whole(steps: Any) -> int:
+    if not hasattr(steps, "__index__") or (count := operator.index(steps)) < 1:
+        raise ValueError(f"num_inference_steps={steps!r}: must be a whole number, at least 1")
+    return count

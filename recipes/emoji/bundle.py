@@ -1,6 +1,6 @@
 """Puts a trained `emoji` into the package, with what `judge.py` measured on its card.
 
-python recipes/emoji/bundle.py --run runs/emoji --record benchmarks/records/emoji-judged.json
+python recipes/emoji/bundle.py --run runs/emoji-styled --record benchmarks/records/emoji-judged.json
 """
 
 import argparse
@@ -16,7 +16,7 @@ PARTS = ("seen", "held out")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--run", default="runs/emoji", help="the folder that train.py left")
+    parser.add_argument("--run", default="runs/emoji-styled", help="the folder that style.py left")
     parser.add_argument("--record", type=Path, required=True, help="what judge.py wrote of it")
     parser.add_argument("--out", default=ROOT / "src/flowturbo/models/bundled/emoji")
     options = parser.parse_args()

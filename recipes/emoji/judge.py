@@ -2,7 +2,7 @@
 
     pip install -e '.[eval]' resvg-py
     python recipes/emoji/data.py --out emoji-data
-    python recipes/emoji/judge.py --data emoji-data --model runs/emoji --out runs/judged \\
+    python recipes/emoji/judge.py --data emoji-data --model runs/emoji-styled --out runs/judged \\
         --record benchmarks/records/emoji-judged.json --images docs/images
 
 needs `npm` (or `--others`, a `node_modules` that has the packages of `names.OTHERS`). What is drawn

@@ -317,6 +317,10 @@ def test_bundled_models_by_inductor(dtype):
             guidance = model.defaults["guidance"]
             less = refiner and ft.load_refiner(name, model, dtype=dtype)
             loop = ft.sample(plan, low, x, cond, guidance=guidance, refiner=less)
-            away = (fast(x, cond) - loop).square().mean().sqrt()
-            assert away <= (1e-4 if dtype == torch.float32 else 0.05), (name, plan.name, away)
+            pictures, away = fast(x, cond), lambda a, b: (a - b).square().mean().sqrt()
+            if dtype == torch.float32:
+                assert away(pictures, loop) <= 1e-4, (name, plan.name)
+            else:  # rounding moves both: no farther from float32 than the loop is
+                true = ft.sample(plan, model, x, cond, guidance=guidance, refiner=refiner)
+                assert away(pictures, true) <= 1.25 * away(loop, true) <= 0.15, (name, plan.name)
             assert (fast.graphs, fast.recompiles) == (1, 0)

@@ -37,6 +37,6 @@ def test_only_a_style_at_the_end_is_taken_from_captions(style: Any) -> None:
 
 def test_velocities_are_pushed_by_what_the_style_makes_but_not_at_the_ends(style: Any) -> None:
     teacher = lambda x, t, cond: x * 0 + cond.float().reshape(-1, 1, 1, 1)
-    x, t = torch.zeros(4, 1, 2, 2), torch.tensor([0.0, 2 / 3, 2 / 3, 1.0])
+    x, t = torch.zeros(4, 1, 2, 2), torch.tensor([0.0, 0.75, 0.75, 1.0])
     pushed = style.push(teacher, x, t, torch.tensor([3, 3, 2, 3]), torch.tensor([2, 2, 2, 2]))
     torch.testing.assert_close(pushed[:, 0, 0, 0], torch.tensor([0.0, style.PUSH, 0.0, 0.0]))

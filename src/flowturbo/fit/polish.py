@@ -6,9 +6,9 @@ reference; only the last one counts. Here all free numbers ``p`` of the table mo
     p <- p - (J^T D J + damping * diag)^-1 J^T D r,     r_i = x_K(p) - x_ref,  J = dr/dp,
 
 with ``J`` by finite differences, so the field need not be differentiable, and rows weighted by
-``D_ii = 1 / |r_i|``: the mean of the rows' errors falls, not only the few largest (iteratively
-reweighted least squares; damping as in Levenberg-Marquardt). An evaluation before the number that
-moves is replayed, not computed again.
+``D_ii = |r_i|^(q - 2)``: the mean of ``|r_i|^q`` falls, for ``q = 1`` not only the few largest
+errors (iteratively reweighted least squares; damping as in Levenberg-Marquardt). An evaluation
+before the number that moves is replayed, not computed again.
 """
 
 from __future__ import annotations
@@ -41,9 +41,12 @@ def run(plan: Plan, field: Field, reference: Reference, refiner: Refiner | None 
     )
 
 
-def score(x: Tensor, reference: Reference) -> float:
-    """What the search lowers: the mean of the rows' errors, the root mean square over pixels."""
-    return float(error(x, reference.states[-1]).mean())
+def score(x: Tensor, reference: Reference, power: float = 1.0) -> float:
+    """What the search lowers: the power mean of the rows' errors (root mean squares over pixels).
+
+    The mean itself at ``power`` 1, the root mean square at 2.
+    """
+    return float((error(x, reference.states[-1]) ** power).mean() ** (1 / power))
 
 
 def polish(
@@ -55,6 +58,7 @@ def polish(
     iterations: int = 4,
     history: int = 4,
     move_times: bool = True,
+    power: float = 1.0,
     report: Callable[[int, float], None] | None = None,
 ) -> Plan:
     """Lower the final error of ``plan`` on ``reference``.
@@ -68,26 +72,28 @@ def polish(
             the N rows.
         history: how many of the last velocities of a row may change weight.
         move_times: also move the times told to the evaluators, but for the first.
+        power: of the mean of errors to lower, 1 (robust) to 2 (the root mean square).
         report: called with (iteration, score) after each.
 
     Returns:
-        The plan with the lowest mean error on ``reference``, perhaps ``plan`` itself.
+        The plan with the lowest mean on ``reference``, perhaps ``plan`` itself.
     """
     field = guided(field, reference.guidance)
     plain = replace(reference, guidance=1.0)
     best, damping = plan, 1e-4
     x, calls = _recorded(best, field, plain, refiner)
-    lowest = score(x, plain)
+    lowest = score(x, plain, power)
     for i in range(iterations):
         moves = _moves(best, history, move_times)
         slopes = [_slope(best, m, field, plain, refiner, x, calls) for m in moves]
         for _ in range(4):
-            steps = _solve(slopes, x - plain.states[-1], damping)
+            steps = _solve(slopes, x - plain.states[-1], damping, power)
             trial = _moved(best, moves, steps)
             new = None if trial is None else _recorded(trial, field, plain, refiner)
-            if trial is not None and new is not None and score(new[0], plain) < lowest:
-                gain = 1 - score(new[0], plain) / lowest
-                best, (x, calls), lowest = trial, new, score(new[0], plain)
+            reached = lowest if new is None else score(new[0], plain, power)
+            if trial is not None and new is not None and reached < lowest:
+                gain = 1 - reached / lowest
+                best, (x, calls), lowest = trial, new, reached
                 damping /= 10
                 break
             damping *= 10
@@ -184,10 +190,12 @@ def _slope(
     return (_recorded(changed, field, reference, refiner, before)[0] - x) / step
 
 
-def _solve(slopes: list[Tensor], residual: Tensor, damping: float) -> np.ndarray[Any, Any]:
-    """The damped Gauss-Newton step, rows weighted by the inverse of their error."""
+def _solve(
+    slopes: list[Tensor], residual: Tensor, damping: float, power: float
+) -> np.ndarray[Any, Any]:
+    """The damped Gauss-Newton step, rows weighted by a power of their error."""
     norms = residual.double().flatten(1).square().mean(1).sqrt()
-    row = (1 / norms.clamp(min=0.1 * float(norms.median()))).sqrt()
+    row = norms.clamp(min=0.1 * float(norms.median())) ** (power / 2 - 1)
     shape = [-1, *[1] * (residual.ndim - 1)]
     flat = lambda a: (a.double() * row.reshape(shape)).flatten()
     jacobian = torch.stack([flat(s) for s in slopes])

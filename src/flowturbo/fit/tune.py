@@ -345,9 +345,7 @@ class _Study:
         both = Reference.join([self.fit, self.choose])
         return self.journal.plan(
             f"finish {best.digest} {self.whose(best)}",
-            lambda: polish(
-                best, self.field, both, refiner=self.refiner, iterations=2, power=POWER
-            ),
+            lambda: polish(best, self.field, both, refiner=self.refiner, iterations=2, power=POWER),
         )
 
     def placed(self, gaps: tuple[int, ...]) -> tuple[int, ...]:

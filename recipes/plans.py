@@ -22,16 +22,16 @@ from flowturbo.models.checkpoint import CARD
 from flowturbo.models.zoo import find
 from flowturbo.refiner.checkpoint import REFINER_CARD, REFINER_WEIGHTS
 
-PLANS = {"fast": 4, "balanced": 6, "best": 10}  # evaluations of the model
-GUIDANCE = (1.0, 4.0)  # that the refiner serves; plans are fitted at the model's own
-TRAJECTORIES = 3072  # of the refiner
+PLANS = {"balanced": 6, "fast": 4, "best": 10}  # evaluations of the model
+GUIDANCE = (1.0, 3.0)  # that the refiner serves; plans are fitted at the model's own
+TRAJECTORIES = 2048  # of the refiner
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="a bundled name, or a folder")
     parser.add_argument("--run", required=True, help="keeps what is computed")
-    parser.add_argument("--minutes", type=float, default=10.5, help="of training the refiner")
+    parser.add_argument("--minutes", type=float, default=8.0, help="of training the refiner")
     parser.add_argument("--trajectories", type=int, default=64, help="to fit on")
     options = parser.parse_args()
     model, run = ft.load(options.model), Path(options.run)
@@ -44,7 +44,7 @@ def main() -> None:
 
     refiner = ft.train_refiner(
         model, guidance=GUIDANCE, trajectories=TRAJECTORIES, minutes=options.minutes,
-        folder=run / "refiner", plan="MMRMRMRM", bf16=True, compile=True, report=tell,
+        folder=run / "refiner", plan="MMRMRMRMRM", bf16=True, compile=True, report=tell,
     )  # fmt: skip
     torch._dynamo.reset()
     for name, nfe in PLANS.items():

@@ -162,7 +162,7 @@ def test_searches_share_what_they_have_in_common(tmp_path):
     ft.tune(field, nfe=3, **options)
     alone = ft.CountCalls(mixture)
     ft.tune(alone, nfe=3, noise=noises(64))
-    assert field.calls < 0.3 * alone.calls  # the last polish and the test part
+    assert field.calls < 0.35 * alone.calls  # the polish of the winner and the test part
     plan = ft.tune(field, nfe=4, **options)
     assert plan == ft.tune(mixture, nfe=4, noise=noises(64))
 

@@ -28,6 +28,8 @@ from flowturbo.sampler import Refiner, prepare_refiner, sample
 
 __all__ = ["polish", "run", "score"]
 
+LEAST_GAIN = 0.01  # of a step, for another with the slopes of the last
+
 
 def run(plan: Plan, field: Field, reference: Reference, refiner: Refiner | None = None) -> Tensor:
     """The final states of ``plan`` on the noises of ``reference``, (N, ...)."""
@@ -80,28 +82,27 @@ def polish(
     """
     field = guided(field, reference.guidance)
     plain = replace(reference, guidance=1.0)
-    best, damping = plan, 1e-4
+    best, moves, damping = plan, _moves(plan, history, move_times), 1e-4
     x, calls = _recorded(best, field, plain, refiner)
     lowest = score(x, plain, power)
     for i in range(iterations):
-        moves = _moves(best, history, move_times)
+        before, tries = lowest, 4
         slopes = [_slope(best, m, field, plain, refiner, x, calls) for m in moves]
-        for _ in range(4):
+        while tries:
             steps = _solve(slopes, x - plain.states[-1], damping, power)
             trial = _moved(best, moves, steps)
             new = None if trial is None else _recorded(trial, field, plain, refiner)
             reached = lowest if new is None else score(new[0], plain, power)
             if trial is not None and new is not None and reached < lowest:
-                gain = 1 - reached / lowest
+                tries = int(reached < (1 - LEAST_GAIN) * lowest)  # the slopes may serve once more
                 best, (x, calls), lowest = trial, new, reached
                 damping /= 10
-                break
-            damping *= 10
-        else:
-            break
+            else:
+                tries -= 1
+                damping *= 10
         if report:
             report(i, lowest)
-        if gain < 0.1:  # what is left fits the trajectories more than the field
+        if lowest > 0.9 * before:  # what is left fits the trajectories more than the field
             break
     return best
 

@@ -36,7 +36,7 @@ __all__ = ["tune"]
 STEPS = 48  # of the reference grid
 SHIFTS = (1.0, 1.3, 1.6, 2.0, 2.5, 3.2)
 NEAR = 1.6  # where the search over them begins
-POWER = 1.5  # of the last polish: a mean of errors between the robust 1 and the square told
+POWER = 1.5  # of the polish: a mean of errors between the robust 1 and the square told
 LEAST = 32  # trajectories without which nothing is fitted
 FIRST_ROWS = 16  # of the choosing part, to sort plain solvers on
 Report = Callable[[str], None]
@@ -294,13 +294,7 @@ class _Study:
             return self.at_shift(evaluators, NEAR)
         self.near, best = self.around(partial(self.at_shift, evaluators), self.near)
         self.say(f"{best.name}: fitted weights, error {self.scored(best):.4f}")
-        refiner = self.refiner if "refiner" in evaluators else None
-        polished = self.journal.plan(
-            f"polish {best.digest} {self.whose(best)}",
-            lambda: polish(best, self.field, self.fit, refiner=refiner),
-        )
-        self.say(f"{best.name}: times and weights moved, error {self.scored(polished):.4f}")
-        return min((best, polished), key=self.scored)
+        return best
 
     def at_shift(self, evaluators: Sequence[str], shift: float) -> Plan:
         """Weights fitted on the grid of a shift; ``info["fit"]`` is the error on the first part."""
@@ -341,12 +335,22 @@ class _Study:
         return best
 
     def finished(self, best: Plan) -> Plan:
-        """``best`` polished on the fitting and the choosing part: nothing is left to choose."""
-        both = Reference.join([self.fit, self.choose])
-        return self.journal.plan(
-            f"finish {best.digest} {self.whose(best)}",
-            lambda: polish(best, self.field, both, refiner=self.refiner, iterations=2, power=POWER),
+        """``best`` polished on the fitting part and, if the choosing part agrees, on both."""
+        moved = self.polished(best, "fit", self.fit, 2)
+        if self.scored(moved) >= self.scored(best):
+            self.notes.append(
+                "times and weights were not moved: no gain on the choosing trajectories"
+            )
+            return best
+        self.say(f"{best.name}: times and weights moved, error {self.scored(moved):.4f}")
+        return self.polished(moved, "fit and choose", Reference.join([self.fit, self.choose]), 1)
+
+    def polished(self, plan: Plan, name: str, part: Reference, iterations: int) -> Plan:
+        """``plan`` polished on one of the parts."""
+        polished = lambda: polish(
+            plan, self.field, part, refiner=self.refiner, iterations=iterations, power=POWER
         )
+        return self.journal.plan(f"polish {plan.digest} {self.whose(plan)} {name}", polished)
 
     def placed(self, gaps: tuple[int, ...]) -> tuple[int, ...]:
         """Where refiners go, from ``gaps`` on, by the error that weights can be fitted to."""

@@ -260,7 +260,7 @@ class Run:
             network, device=self.accelerator.device, multi_avg_fn=_ema(config.ema)
         )
         self.average = average
-        groups = _optimizers(network, config)
+        groups = optimizers(network, config)
         self.network, *self.optimizers = self.accelerator.prepare(network, *groups)
         self.accelerator.register_for_checkpointing(average)
         self.forward = torch.compile(self.network) if config.compile else self.network
@@ -375,15 +375,19 @@ def _ema(decay: float) -> Callable[[Any, Any, Any], None]:
     return update
 
 
-def _optimizers(network: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+def optimizers(network: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Those of ``config.optimizer`` for the parameters of ``network``."""
     named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
-    matrices = [p for n, p in named if n.startswith("blocks.") and p.ndim == 2]
-    rest = [p for n, p in named if not (n.startswith("blocks.") and p.ndim == 2)]
+    chosen = [config.optimizer == "muon" and "blocks." in n and p.ndim == 2 for n, p in named]
+    matrices = [p for (_, p), c in zip(named, chosen, strict=True) if c]
+    rest = [p for (_, p), c in zip(named, chosen, strict=True) if not c]
     decay = config.weight_decay
-    if config.optimizer == "adamw":
-        every = [p for _, p in named]
-        return [torch.optim.AdamW(every, config.lr, (0.9, 0.99), weight_decay=decay)]
-    if not hasattr(torch.optim, "Muon"):
-        raise ValueError(f"optimizer='muon' needs torch 2.9 or later, this is {torch.__version__}")
-    muon = torch.optim.Muon(matrices, config.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-    return [torch.optim.AdamW(rest, config.lr, (0.9, 0.99), weight_decay=decay), muon]
+    found = [torch.optim.AdamW(rest, config.lr, (0.9, 0.99), weight_decay=decay)]
+    if matrices:
+        if not hasattr(torch.optim, "Muon"):
+            raise ValueError(
+                f"optimizer='muon' needs torch 2.9 or later: this is {torch.__version__}"
+            )
+        alike = {"weight_decay": decay, "adjust_lr_fn": "match_rms_adamw"}
+        found.append(torch.optim.Muon(matrices, config.lr, **alike))
+    return found

@@ -30,7 +30,7 @@ from flowturbo.plan import Plan
 from flowturbo.refiner.checkpoint import load_refiner, save_refiner
 from flowturbo.refiner.velocity import VelocityRefiner
 from flowturbo.sampler import sample
-from flowturbo.train.loop import TrainConfig, run
+from flowturbo.train.loop import TrainConfig, optimizers, run
 from flowturbo.train.own_states import collect, mixed_plan, rollout_error
 from flowturbo.train.trajectories import Batch, Starts, Trajectories, draw_trajectories
 
@@ -56,7 +56,8 @@ class RefinerConfig:
         block: which of the SiT to borrow, by default the last.
         width: of the network; the model's, or 40 of a small one, by default.
         batch: velocities a step.
-        lr: peak learning rate; 5e-4, or 2e-3 of a small network, by default.
+        optimizer: see `TrainConfig`; "muon", where torch has it, by default.
+        lr: peak learning rate; 2e-3, or 5e-4 of AdamW on a block, by default.
         ema: decay of the averaged weights, which are what is exported.
         seed: of everything random.
         bf16: draw and train under bfloat16 autocast.
@@ -74,6 +75,7 @@ class RefinerConfig:
     block: int = -1
     width: int | None = None
     batch: int = 64
+    optimizer: Literal["adamw", "muon"] | None = None
     lr: float | None = None
     ema: float = 0.999
     seed: int = 0
@@ -93,9 +95,12 @@ class RefinerConfig:
     def training(self, iterations: int) -> TrainConfig:
         """The same for the training loop."""
         names = ("batch", "ema", "seed", "bf16", "compile", "save_every")
+        optimizer = self.optimizer or ("muon" if hasattr(torch.optim, "Muon") else "adamw")
+        slow = (self.kind, optimizer) == ("velocity", "adamw")
         return TrainConfig(
             steps=iterations,
-            lr=self.lr or {"velocity": 5e-4, "conv": 2e-3}[self.kind],
+            optimizer=optimizer,
+            lr=self.lr or (5e-4 if slow else 2e-3),
             warmup=min(100, 1 + iterations // 10),
             schedule="cosine",
             preview_every=0,
@@ -309,6 +314,7 @@ def _iterations(
     if path.is_file():
         return int(json.loads(path.read_text())["training"]["steps"])
     trial = copy.deepcopy(refiner)
+    steps = optimizers(trial, config.training(1))
     x, cond, w = starts.rows(0, config.batch)
     t = torch.full_like(w, 0.3)
     b = Batch(x, 2 * t, cond, (t, x), (t / 2, x), w, x)
@@ -318,6 +324,8 @@ def _iterations(
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bf16):
             loss = _loss(trial, b)
         loss.backward()  # type: ignore[no-untyped-call]
+        for optimizer in steps:
+            optimizer.step()
         loss.item()  # waits for the device
     return max(1, round(60 * config.minutes / (time.perf_counter() - start) * 3))
 

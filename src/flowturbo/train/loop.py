@@ -382,12 +382,14 @@ def optimizers(network: nn.Module, config: TrainConfig) -> list[torch.optim.Opti
     matrices = [p for (_, p), c in zip(named, chosen, strict=True) if c]
     rest = [p for (_, p), c in zip(named, chosen, strict=True) if not c]
     decay = config.weight_decay
-    found = [torch.optim.AdamW(rest, config.lr, (0.9, 0.99), weight_decay=decay)]
+    found: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(rest, config.lr, (0.9, 0.99), weight_decay=decay)
+    ]
     if matrices:
         if not hasattr(torch.optim, "Muon"):
             raise ValueError(
                 f"optimizer='muon' needs torch 2.9 or later: this is {torch.__version__}"
             )
-        alike = {"weight_decay": decay, "adjust_lr_fn": "match_rms_adamw"}
-        found.append(torch.optim.Muon(matrices, config.lr, **alike))
+        alike = "match_rms_adamw"
+        found.append(torch.optim.Muon(matrices, config.lr, weight_decay=decay, adjust_lr_fn=alike))
     return found

@@ -68,7 +68,7 @@ class Model:
         self, folder: str, about: dict[str, Any], plan: str | None, guidance: float | None
     ) -> None:
         self.model, self.about = ft.load(folder), about
-        self.plan = resolve_plan(self.model, plan)
+        self.plan = resolve_plan(self.model, plan, guidance)
         self.guidance = float(self.model.defaults["guidance"] if guidance is None else guidance)
         self.conditions = {
             "model": self.model.name,

@@ -37,6 +37,7 @@ __all__ = [
     "prepare_refiner",
     "run",
     "sample",
+    "serves",
     "step",
 ]
 
@@ -204,14 +205,19 @@ def _warn_if_foreign(plan: Plan, model: Field, guidance: float | Tensor) -> None
             f"{here}: its error here is not known; fit one with flowturbo.tune",
             stacklevel=3,
         )
-    if "guidance" in plan.info and not isinstance(guidance, Tensor):
+    if not isinstance(guidance, Tensor) and not serves(plan, guidance):
         low, high = plan.info["guidance"]
-        if guidance < 0.75 * low or guidance > 1.25 * high:
-            warnings.warn(
-                f"plan {plan.name!r} was fitted at guidance {low:g} to {high:g}, not {guidance:g}: "
-                "its error here is not known; fit one with flowturbo.tune",
-                stacklevel=3,
-            )
+        warnings.warn(
+            f"plan {plan.name!r} was fitted at guidance {low:g} to {high:g}, not {guidance:g}: "
+            "its error here is not known; fit one with flowturbo.tune",
+            stacklevel=3,
+        )
+
+
+def serves(plan: Plan, guidance: float) -> bool:
+    """Whether ``guidance`` is within a quarter of the range ``plan`` was fitted to, if it was."""
+    low, high = plan.info.get("guidance", (guidance, guidance))
+    return bool(0.75 * low <= guidance <= 1.25 * high)
 
 
 class _Scaled:

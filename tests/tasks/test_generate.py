@@ -10,6 +10,7 @@ from PIL import Image
 import flowturbo as ft
 from flowturbo.models.checkpoint import save_folder
 from flowturbo.refiner import PaperRefiner, save_refiner
+from flowturbo.tasks.generate import PLAIN, resolve_plan
 
 
 def test_pictures_are_pil_images_of_the_models_size(digits):
@@ -89,3 +90,16 @@ def test_plans_and_refiner_that_came_with_a_model_are_used_by_name(tiny, tmp_pat
     assert named.tobytes() == said.tobytes()
     with pytest.raises(ValueError, match="'SLOW'"):
         ft.generate(model, ["a"], plan="slow")
+
+
+def test_a_default_fitted_at_another_guidance_gives_way_to_a_plain_solver(tiny, tmp_path):
+    usual = {"plan": "fast", "guidance": 2.0}
+    card = {"condition": {"kind": "class", "labels": list("abcde")}, "defaults": usual}
+    save_folder(tmp_path, tiny, card)
+    model = ft.load(tmp_path)
+    fitted = ft.Plan.parse("AB2:4").with_info({"guidance": [2.0, 2.0]})
+    (tmp_path / "plans").mkdir()
+    fitted.save(tmp_path / "plans" / "fast.json")
+    assert resolve_plan(model, None) == resolve_plan(model, None, 2.5) == fitted
+    assert resolve_plan(model, None, 4.0) == ft.Plan.parse(PLAIN)
+    assert resolve_plan(model, "fast", 4.0) == fitted

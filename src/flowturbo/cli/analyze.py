@@ -96,7 +96,7 @@ def _measure(
     where: dict[str, Any] = {"device": resolve_device(device), "dtype": resolve_dtype(dtype)}
     models = [load(name, **where) for name in names]
     first = models[0]
-    chosen = [resolve_plan(first, t) for t in tables]
+    chosen = [resolve_plan(first, t, options["guidance"]) for t in tables]
     found = [resolve_refiner(first, p, None) for p in chosen]
     if options["guidance"] is None:
         options["guidance"] = float(first.defaults["guidance"])

@@ -70,7 +70,7 @@ def run(
         if path is not None:
             check_writable(path)
     field = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype))
-    plans = [resolve_plan(field, t) for t in tables]
+    plans = [resolve_plan(field, t, guidance) for t in tables]
     refiners = [resolve_refiner(field, p, None) for p in plans]
     rows = ((prompts or field.names or [""]) * batch)[:batch]
     found, missing = peers(plans[0].nfe["model"]) if with_peers else ({}, {})

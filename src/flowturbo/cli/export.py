@@ -47,7 +47,7 @@ def run(
         raise ValueError(f"-o {out}: a compiled sampler is written as .pt2")
     check_writable(out)
     network = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype))
-    table = resolve_plan(network, table)
+    table = resolve_plan(network, table, guidance)
     refiner = resolve_refiner(network, table, None)
     manifest = export(
         out, network, table, refiner, batch=sizes, dtype=network.dtype, guidance=guidance

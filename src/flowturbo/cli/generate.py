@@ -93,7 +93,7 @@ def run(
     drawn = network.shape[1] * network.shape[2] * scale**2 * (len(wanted) if as_sheet else 1)
     if drawn > MOST_PIXELS:
         raise ValueError(f"{len(wanted)} pictures at --scale {scale}: over {MOST_PIXELS} pixels")
-    table = resolve_plan(network, table)
+    table = resolve_plan(network, table, guidance)
     batches = -(-len(wanted) // batch)
     start = time.perf_counter()
     with tqdm(

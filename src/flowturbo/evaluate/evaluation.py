@@ -127,7 +127,7 @@ def evaluate(
         raise ValueError(
             f"features=None, against={str(against)!r}: nothing to compare them by; leave one out"
         )
-    plan = resolve_plan(model, plan)
+    plan = resolve_plan(model, plan, guidance)
     refiner = needed_refiner(plan, resolve_refiner(model, plan, refiner))
     guidance = float(model.defaults["guidance"] if guidance is None else guidance)
     if refiner is not None:

@@ -11,9 +11,11 @@ from flowturbo.images import to_pil
 from flowturbo.models.model import Model
 from flowturbo.plan import Plan
 from flowturbo.refiner.checkpoint import REFINER_WEIGHTS, load_refiner
-from flowturbo.sampler import Callback, Refiner, sample
+from flowturbo.sampler import Callback, Refiner, sample, serves
 
 __all__ = ["generate"]
+
+PLAIN = "AB2:12@1.6"  # for any scale of guidance
 
 
 def generate(
@@ -37,7 +39,8 @@ def generate(
     Args:
         model: from `flowturbo.load`.
         prompts: labels or prompts, one a picture; "" is unconditional.
-        plan: a plan, its notation, or the name of one of ``model.plans``; by default the card's.
+        plan: a plan, its notation, or the name of one of ``model.plans``; by default the card's,
+            or `PLAIN` where that was fitted at another guidance.
         guidance: scale of classifier-free guidance, 1 is off; by default the card's.
         negative: a prompt to guide away from; by default the unconditional one.
         style: one of ``model.styles``, for all prompts.
@@ -55,7 +58,7 @@ def generate(
     """
     if batch < 1:
         raise ValueError(f"batch={batch}: must be at least 1")
-    plan = resolve_plan(model, plan)
+    plan = resolve_plan(model, plan, guidance)
     refiner = resolve_refiner(model, plan, refiner)
     guidance = float(model.defaults["guidance"] if guidance is None else guidance)
     if style is not None:
@@ -86,9 +89,15 @@ def generate(
     return images
 
 
-def resolve_plan(model: Model, plan: Plan | str | None) -> Plan:
-    """``plan`` itself, the model's of that name, its notation parsed, or the card's default."""
-    plan = str(model.defaults["plan"]) if plan is None else plan
+def resolve_plan(model: Model, plan: Plan | str | None, guidance: float | None = None) -> Plan:
+    """``plan`` itself, the model's of that name, its notation parsed, or the card's default.
+
+    In place of a default that was fitted at another ``guidance`` stands `PLAIN`.
+    """
+    if plan is None:
+        usual = resolve_plan(model, str(model.defaults["plan"]))
+        served = guidance is None or serves(usual, guidance)
+        return usual if served else Plan.parse(PLAIN)
     if isinstance(plan, str):
         return model.plans[plan] if plan in model.plans else Plan.parse(plan)
     return plan

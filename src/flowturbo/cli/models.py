@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,9 +15,11 @@ from rich.text import Text
 
 from flowturbo.files import printable
 from flowturbo.models.checkpoint import WEIGHTS, read_card
+from flowturbo.models.model import plans_of
 from flowturbo.models.prompts import names_of
 from flowturbo.models.text import Tokenizer, short, words
 from flowturbo.models.zoo import bundled, find
+from flowturbo.plan import Plan
 
 __all__ = ["run"]
 
@@ -53,7 +56,7 @@ def run(
         size = (find(n) / WEIGHTS).stat().st_size / 1e6
         title = f"{card.get('name', n)}: {card.get('description', '')} ({size:.1f} MB)"
         console.print(Text(printable(title)), soft_wrap=True)
-        console.print(_card(card))
+        console.print(_card(card, find(n)))
         for line in _how(n, card.get("condition", {})):
             print(printable(line))  # whole, to be copied
 
@@ -76,8 +79,8 @@ def _overview() -> Table:
     return table
 
 
-def _card(card: dict[str, Any]) -> Table:
-    """The card in two columns; of a text model what it draws, not its vocabulary."""
+def _card(card: dict[str, Any], home: Path) -> Table:
+    """The card in two columns, and its plans; of a text model what it draws, not its vocabulary."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     rows = {k: _short(v) for k, v in card.items() if k not in ("name", "description", "format")}
@@ -85,9 +88,22 @@ def _card(card: dict[str, Any]) -> Table:
     if condition.get("kind") == "text":
         del rows["condition"]
         rows = {**_prompts(condition), **rows}
+    rows |= {f"plan {n}": _plan(p) for n, p in plans_of(home).items()}
     for key, value in rows.items():
         table.add_row(Text(printable(key)), Text(printable(value)))
     return table
+
+
+def _plan(plan: Plan) -> str:
+    """Its evaluations, and its error next to that of the best plain solver."""
+    count = f"{plan.nfe['model']} evaluations"
+    if plan.nfe["refiner"]:
+        count += f", {plan.nfe['refiner']} of the refiner"
+    if "error" not in plan.info:
+        return count
+    own, plain = plan.info["error"], plan.info["plain"]
+    tell = lambda e: f"{e['rmse']:.3f}, median {e['median']:.3f}"
+    return f"{count}; error {tell(own)} ({plain['name']}: {tell(plain)})"
 
 
 def _prompts(condition: dict[str, Any]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from flowturbo.models.prompts import check_words, names_of, said_style, styled
 from flowturbo.models.text import Tokenizer, short
 from flowturbo.plan import Plan
 
-__all__ = ["Model", "fingerprint"]
+__all__ = ["Model", "fingerprint", "plans_of"]
 
 
 class Model(nn.Module):
@@ -61,8 +61,7 @@ class Model(nn.Module):
     @cached_property
     def plans(self) -> dict[str, Plan]:
         """The plans fitted to it that came with it, by name."""
-        files = sorted((self.folder / "plans").glob("*.json")) if self.folder else []
-        return {p.stem: Plan.load(p) for p in files}
+        return plans_of(self.folder) if self.folder else {}
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -204,3 +203,8 @@ def fingerprint(network: nn.Module) -> str:
 def _some(names: Sequence[str], most: int = 12) -> str:
     more = f", ... ({len(names)} in all)" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def plans_of(folder: Path) -> dict[str, Plan]:
+    """The plans in a model's folder, by name."""
+    return {p.stem: Plan.load(p) for p in sorted((folder / "plans").glob("*.json"))}

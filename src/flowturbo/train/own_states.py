@@ -58,13 +58,15 @@ def collect(
     rows: range,
     *,
     batch: int = 64,
+    bf16: bool = False,
 ) -> OwnStates:
     """What ``refiner`` is asked as ``plan`` runs from ``rows`` of ``starts``, with the answers."""
     batches: list[Batch] = []
     for first in range(rows.start, rows.stop, batch):
         x0, cond, scales = starts.rows(first, min(first + batch, rows.stop))
         asked = _Asked(refiner, starts.guided(model, scales), scales)
-        sample(plan, starts.guided(model, scales), x0, cond, refiner=asked)
+        with torch.autocast(x0.device.type, torch.bfloat16, enabled=bf16):
+            sample(plan, starts.guided(model, scales), x0, cond, refiner=asked)
         batches += asked.batches
     return OwnStates(batches)
 

@@ -200,7 +200,7 @@ def _own_states(
 ) -> None:
     """A quarter of the iterations more, half of each batch on the plan's own states."""
     starts, used = drawn.starts, len(drawn.arrays)
-    fresh = range(used, used + max(16, used // 4))
+    fresh = range(used, used + max(16, used // 2))
     check = range(fresh.stop, fresh.stop + max(16, used // 16))
     reference = Plan.parse(CONVERGED)
     config = replace(config, steps=max(1, config.steps // 4), lr=config.lr / 4)
@@ -209,7 +209,8 @@ def _own_states(
     teacher = starts.guided(model, scales)
     exact = sample(reference, teacher, x0, cond)
     error = lambda r: rollout_error(r, plan, teacher, x0, cond, exact)
-    sources: list[_Source] = [drawn, collect(refiner, model, plan, starts, fresh)]
+    states = collect(refiner, model, plan, starts, fresh, bf16=config.bf16)
+    sources: list[_Source] = [drawn, states]
     before = error(refiner)
     objective = _Prediction(copy.deepcopy(refiner), sources, config.batch)
     tuned: Any = run(objective, out / "own-states", config, made, report)

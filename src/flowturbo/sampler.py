@@ -216,7 +216,9 @@ def _warn_if_foreign(plan: Plan, model: Field, guidance: float | Tensor) -> None
 
 def serves(plan: Plan, guidance: float) -> bool:
     """Whether ``guidance`` is within a quarter of the range ``plan`` was fitted to, if it was."""
-    low, high = plan.info.get("guidance", (guidance, guidance))
+    if "guidance" not in plan.info:
+        return True
+    low, high = plan.info["guidance"]
     return bool(0.75 * low <= guidance <= 1.25 * high)
 
 

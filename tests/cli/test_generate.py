@@ -90,7 +90,7 @@ BAD = {
     "no pictures": (["7", "-n", "0"], "-n 0: must be at least 1"),
     "not a number": (["7", "-n", "x"], "Invalid value for '-n'"),
     "no such block": (["7", "--plan", "H1Q5"], "'Q5'"),
-    "refiner missing": (["7", "--plan", "H1P5R3"], "refiner=None"),
+    "refiner too early": (["7", "--plan", "E1R1"], "velocities at 1 distinct times"),
     "no such plan file": (["7", "--plan", "no.json"], "no such file"),
     "negative seed": (["7", "--seed", "-1"], "seed=-1"),
     "device": (["7", "--device", "warp"], "device='warp'"),
@@ -141,6 +141,15 @@ main(sys.argv[1:])
 @pytest.fixture
 def copy(tmp_path) -> Path:
     return Path(shutil.copytree(zoo.find("digits"), tmp_path / "model"))
+
+
+def test_a_model_without_the_refiner_that_a_plan_needs(copy, capsys, tmp_path):
+    for file in copy.glob("refiner.*"):
+        file.unlink()
+    out = tmp_path / "a.png"
+    line = refused(capsys, "generate", "7", "-m", copy, "--plan", "H1P5R3", "-o", out)
+    assert "refiner=None" in line
+    assert not out.exists()
 
 
 def test_nan_weights(copy, capsys, tmp_path):

@@ -247,7 +247,7 @@ def test_a_record_of_one_part(tmp_path):
         (["--nfe", "4,x"], "--nfe '4,x'"),
         (["-m", "digits", "--part", "curve"], "parts=('curve',)"),
         (["-m", "digits", "--against", "digits"], "names on cards must differ"),
-        (["-m", "digits", "--plan", "H1R1"], "refiner=None"),
+        (["-m", "digits", "--plan", "E1R1"], "velocities at 1 distinct times, and it needs 2"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import time
 from pathlib import Path
 
 import torch
@@ -24,14 +25,15 @@ from flowturbo.refiner.checkpoint import REFINER_CARD, REFINER_WEIGHTS
 
 PLANS = {"balanced": 6, "fast": 4, "best": 10}  # evaluations of the model
 GUIDANCE = (1.0, 3.0)  # that the refiner serves; plans are fitted at the model's own
-TRAJECTORIES = 2048  # of the refiner
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="a bundled name, or a folder")
     parser.add_argument("--run", required=True, help="keeps what is computed")
+    parser.add_argument("--refiner-only", action="store_true", help="fit no plans, copy nothing")
     parser.add_argument("--minutes", type=float, default=8.0, help="of training the refiner")
+    parser.add_argument("--drawn", type=int, default=4096, help="trajectories of the refiner")
     parser.add_argument("--trajectories", type=int, default=64, help="to fit on")
     options = parser.parse_args()
     model, run = ft.load(options.model), Path(options.run)
@@ -42,19 +44,25 @@ def main() -> None:
             last[0] = 20 * done // total
             print(f"{stage} {done}/{total}", flush=True)
 
+    start = time.perf_counter()
     refiner = ft.train_refiner(
-        model, guidance=GUIDANCE, trajectories=TRAJECTORIES, minutes=options.minutes,
+        model, guidance=GUIDANCE, trajectories=options.drawn, minutes=options.minutes,
         folder=run / "refiner", plan="MMRMRMRMRM", bf16=True, compile=True, report=tell,
     )  # fmt: skip
     torch._dynamo.reset()
+    print(f"refiner: {time.perf_counter() - start:.0f} s", flush=True)
+    if options.refiner_only:
+        return
     for name, nfe in PLANS.items():
+        start = time.perf_counter()
         plan = ft.tune(
             model, nfe=nfe, refiner=refiner, trajectories=options.trajectories, folder=run / "fit",
             report=lambda line: print(line, flush=True),
         )  # fmt: skip
         (run / "plans").mkdir(exist_ok=True)
         plan.save(run / "plans" / f"{name}.json")
-        print(name, repr(plan), json.dumps(plan.info["error"]), flush=True)
+        seconds = f"{time.perf_counter() - start:.0f} s"
+        print(name, repr(plan), json.dumps(plan.info["error"]), seconds, flush=True)
     for file in (REFINER_CARD, REFINER_WEIGHTS):
         shutil.copy(run / "refiner" / file, home / file)
     shutil.copytree(run / "plans", home / "plans", dirs_exist_ok=True)

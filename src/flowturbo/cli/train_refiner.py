@@ -34,8 +34,8 @@ def run(
     prompts: Annotated[
         Path | None, _option("prompts", "A file of prompts, one a line, for a text model.")
     ] = None,
-    trajectories: Annotated[int, _option("trajectories", "To draw.")] = 1152,
-    steps: Annotated[int, _option("steps", "Evaluations of the model on each.")] = 24,
+    trajectories: Annotated[int, _option("trajectories", "To draw.")] = 2048,
+    steps: Annotated[int, _option("steps", "Evaluations of the model on each.")] = 16,
     minutes: Annotated[float, _option("minutes", "Of training, about.")] = 10.0,
     iterations: Annotated[
         int | None, _option("iterations", "Of training, instead; of the paper 30000.")

@@ -39,6 +39,7 @@ NEAR = 1.6  # where the search over them begins
 POWER = 1.5  # of the polish: a mean of errors between the robust 1 and the square told
 LEAST = 32  # trajectories without which nothing is fitted
 FIRST_ROWS = 16  # of the choosing part, to sort plain solvers on
+PLACE_ROWS = 32  # of the fitting part, to place refiners by
 Report = Callable[[str], None]
 
 
@@ -296,8 +297,12 @@ class _Study:
         self.say(f"{best.name}: fitted weights, error {self.scored(best):.4f}")
         return best
 
-    def at_shift(self, evaluators: Sequence[str], shift: float) -> Plan:
-        """Weights fitted on the grid of a shift; ``info["fit"]`` is the error on the first part."""
+    def at_shift(self, evaluators: Sequence[str], shift: float, rows: int | None = None) -> Plan:
+        """Weights fitted on the grid of a shift, on the first part or its first rows.
+
+        ``info["fit"]`` is the error there.
+        """
+        part = self.fit.rows(0, min(rows or len(self.fit), len(self.fit)))
         times = shifted(len(evaluators), shift)
         if self.direction == "backward":
             times = times[::-1].copy()
@@ -307,13 +312,12 @@ class _Study:
 
         def make() -> Plan:
             plan, end = fit_weights(
-                self.field, self.fit, times, evaluators, refiner=refiner, name=name
+                self.field, part, times, evaluators, refiner=refiner, name=name
             )
-            return plan.with_info({"fit": score(end, self.fit)})
+            return plan.with_info({"fit": score(end, part)})
 
-        return self.journal.plan(
-            f"weights {pattern} {shift} {refiner and getattr(refiner, 'fingerprint', None)}", make
-        )
+        whose = refiner and getattr(refiner, "fingerprint", None)
+        return self.journal.plan(f"weights {pattern} {shift} {len(part)} {whose}", make)
 
     def refined(self, best: Plan, search: bool) -> Plan:
         """``best``, or a plan with refiners between the evaluations that beats it clearly."""
@@ -355,7 +359,7 @@ class _Study:
     def placed(self, gaps: tuple[int, ...]) -> tuple[int, ...]:
         """Where refiners go, from ``gaps`` on, by the error that weights can be fitted to."""
         shift, _ = self.around(partial(self.at_shift, _pattern(gaps)), self.near)
-        fit_to = lambda g: float(self.at_shift(_pattern(g), shift).info["fit"])
+        fit_to = lambda g: float(self.at_shift(_pattern(g), shift, PLACE_ROWS).info["fit"])
         while True:
             better = min((gaps, *_neighbours(gaps, self.most)), key=fit_to)
             if fit_to(better) > 0.97 * fit_to(gaps):

@@ -51,6 +51,7 @@ class RefinerConfig:
         trajectories: how many to draw; with ``noise``, a row each.
         steps: evaluations of the model on each, at least 3.
         shift: of their grid.
+        jitter: how far its times are moved at random, in steps, below 0.5.
         minutes: of training, about, once the trajectories are drawn.
         iterations: of training, instead of ``minutes``.
         block: which of the SiT to borrow, by default the last.
@@ -67,9 +68,10 @@ class RefinerConfig:
 
     kind: Literal["velocity", "conv"] = "velocity"
     guidance: float | tuple[float, float] = (1.0, 4.0)
-    trajectories: int = 1152
-    steps: int = 24
+    trajectories: int = 2048
+    steps: int = 16
     shift: float = 1.6
+    jitter: float = 0.3
     minutes: float = 10.0
     iterations: int | None = None
     block: int = -1
@@ -165,8 +167,10 @@ def train_refiner(
             model,
             out / RUN,
             starts,
-            Plan.adams_bashforth(config.steps, shift=config.shift),
+            config.steps,
             config.trajectories,
+            shift=config.shift,
+            jitter=config.jitter,
             bf16=config.bf16,
             report=report and partial(report, "trajectories"),
         )

@@ -1,8 +1,9 @@
 """Teacher trajectories on disk: what a refiner is trained on, with no data and no teacher calls.
 
-A fine plan of one evaluation a step carries noise to data under guidance, and at each evaluation
-the state and the guided velocity are kept in half precision, in one memory-mapped ``.npy``. Drawing
-goes on after a kill where its index says.
+Two-step Adams-Bashforth carries noise to data under guidance, and at each evaluation the state and
+the guided velocity are kept in half precision, in one memory-mapped ``.npy``. Each batch has a grid
+of its own, moved at random, so that a refiner sees every time and gaps of every size. Drawing goes
+on after a kill where its index says.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from flowturbo import noise
 from flowturbo.field import Field, Guidance, map_condition
 from flowturbo.files import check_room, replacing
 from flowturbo.models.model import Model
+from flowturbo.path import Times
 from flowturbo.plan import Plan
 from flowturbo.sampler import sample
 
@@ -139,7 +141,7 @@ class Batch:
 
 
 class Trajectories:
-    """States and velocities (N, K, 2, *shape) at times (K,).
+    """States and velocities (N, K, 2, *shape) at times (N, K).
 
     Triples ``b < a < k`` of evaluations are drawn with gaps of 1 to ``gap`` steps between them. The
     last sixteenth of the trajectories is held out.
@@ -157,12 +159,12 @@ class Trajectories:
         gap, border = gap or self.gap, len(self.arrays) - self.held_out
         first, last = (border, len(self.arrays)) if held_out else (0, border)
         row = torch.randint(first, last, (n,), generator=generator)
-        k = torch.randint(2, len(self.times), (n,), generator=generator)
+        k = torch.randint(2, self.times.shape[1], (n,), generator=generator)
         u = torch.rand(2, n, generator=generator)
         a = k - 1 - (u[0] * (k - 1).clamp(max=gap)).long()
         b = a - 1 - (u[1] * a.clamp(max=gap)).long()
         (x, v), (_, v_a), (_, v_b) = (self._read(row, j) for j in (k, a, b))
-        t, t_a, t_b = (self.times[j].to(x.device) for j in (k, a, b))
+        t, t_a, t_b = (self.times[row, j].to(x.device) for j in (k, a, b))
         row = row.to(x.device)
         cond = None if self.cond is None else map_condition(lambda c: c[row], self.cond)
         return Batch(x, t, cond, (t_a, v_a), (t_b, v_b), self.scales[row], v)
@@ -177,22 +179,26 @@ def draw_trajectories(
     model: Field,
     folder: Path,
     starts: Starts,
-    plan: Plan,
+    steps: int,
     trajectories: int,
     *,
+    shift: float = 1.0,
+    jitter: float = 0.0,
     batch: int = 64,
     gap: int = 0,
     bf16: bool = False,
     report: Callable[[int, int], None] | None = None,
 ) -> Trajectories:
-    """Draw ``trajectories`` of ``model`` by ``plan`` into ``folder``, or what of them is missing.
+    """Draw ``trajectories`` of ``model`` into ``folder``, or what of them is missing.
 
     Args:
         model: the teacher.
         folder: gets ``trajectories.npy`` and ``trajectories.json``, the index.
         starts: where they start.
-        plan: one evaluation a step, at least 3.
+        steps: evaluations on each, at least 3.
         trajectories: how many, at least 2.
+        shift: of the grid.
+        jitter: how far each inner time of a batch's grid may move, in steps, below 0.5.
         batch: trajectories at once.
         gap: see `Trajectories`; a quarter of the steps by default.
         bf16: run the model under bfloat16 autocast.
@@ -200,26 +206,31 @@ def draw_trajectories(
 
     Raises:
         OSError: if they do not fit on the disk; nothing is drawn then.
-        ValueError: if ``plan`` or ``trajectories`` does not do, or a velocity is not finite in half
-            precision.
+        ValueError: if ``steps``, ``jitter`` or ``trajectories`` does not do, or a velocity is not
+            finite in half precision.
     """
-    times = torch.from_numpy(plan.told.copy()).float()
-    if len(set(plan.told)) < len(plan) or len(plan) < 3 or plan.nfe["refiner"]:
-        raise ValueError(f"plan {plan.name!r}: needs 3 or more evaluations, at distinct times")
+    if steps < 3:
+        raise ValueError(f"steps={steps}: must be 3 or more, two to predict the third from")
+    if not 0 <= jitter < 0.5:
+        raise ValueError(f"jitter={jitter}: must be in [0, 0.5), for times to stay in order")
     if trajectories < 2:
         raise ValueError(f"trajectories={trajectories}: must be at least 2, one is held out")
     path, index = folder / "trajectories.npy", folder / "trajectories.json"
-    shape = (trajectories, len(plan), 2, *starts.shape)
+    shape = (trajectories, steps, 2, *starts.shape)
     done = json.loads(index.read_text())["done"] if index.is_file() and path.is_file() else 0
     if done == 0:
         _reserve(path, shape)
     arrays = np.lib.format.open_memmap(path, mode="r+")
-    for first in range(done, trajectories, batch):
+    firsts = range(0, trajectories, batch)
+    grids = [_grid(steps, shift, jitter, starts.seed, first) for first in firsts]
+    for first, grid in zip(firsts, grids, strict=True):
+        if first < done:
+            continue
         last = min(first + batch, trajectories)
         x0, cond, scales = starts.rows(first, last)
         record = _Record(starts.guided(model, scales))
         with torch.autocast(x0.device.type, torch.bfloat16, enabled=bf16):
-            sample(plan, record, x0, cond)
+            sample(Plan.adams_bashforth(steps, times=grid), record, x0, cond)
         for k, (x, v) in enumerate(record.seen):
             arrays[first:last, k, 0], arrays[first:last, k, 1] = x, v
         if not np.isfinite(arrays[first:last]).all():
@@ -232,7 +243,17 @@ def draw_trajectories(
             temporary.write_text(json.dumps({"done": last}))
         if report:
             report(last, trajectories)
-    return Trajectories(arrays, times, starts, gap or max(1, len(plan) // 4))
+    times = torch.tensor(np.repeat(grids, batch, axis=0)[:trajectories, :-1], dtype=torch.float32)
+    return Trajectories(arrays, times, starts, gap or max(1, steps // 4))
+
+
+def _grid(steps: int, shift: float, jitter: float, seed: int, first: int) -> Times:
+    """The times (steps + 1,) of the batch that begins with trajectory ``first``."""
+    moved = np.arange(steps + 1, dtype=np.float64)
+    rng = np.random.default_rng((seed, first))
+    moved[1:-1] += rng.uniform(-jitter, jitter, steps - 1)
+    even = moved / steps
+    return even / (shift - (shift - 1) * even)
 
 
 class _Record:

@@ -18,6 +18,7 @@ import flowturbo as ft
 from flowturbo.field import CountCalls
 from flowturbo.models.model import Model
 from flowturbo.models.sit import SiT, SiTConfig
+from flowturbo.path import shifted
 from flowturbo.train import mixed_plan
 from flowturbo.train.trajectories import Starts, draw_trajectories
 
@@ -157,6 +158,24 @@ def test_trajectories_are_the_guided_models(tmp_path):
     assert np.array_equal(again.arrays, drawn.arrays)
 
 
+def test_each_batch_of_trajectories_has_times_of_its_own(tmp_path):
+    starts = Starts.of(gaussian, 1.0, 0, ft.noise.draw(range(6), (3,)), None)
+    drawn = draw_trajectories(gaussian, tmp_path, starts, 8, 6, shift=1.6, jitter=0.3, batch=4)
+    assert drawn.times.shape == (6, 8)
+    assert torch.equal(drawn.times[0], drawn.times[3])
+    assert not torch.equal(drawn.times[0], drawn.times[4])
+    assert drawn.times[:, 0].eq(0).all()
+    assert (drawn.times.diff() > 0).all()
+    even = torch.from_numpy(shifted(8, 1.6)[:-1]).float()
+    assert 0 < (drawn.times - even).abs().max() < 0.3 / 8 * 1.6
+    for row in (0, 5):  # what is kept was asked at those times
+        x, v = (torch.from_numpy(drawn.arrays[row, :, i]).float() for i in (0, 1))
+        told = torch.stack([gaussian(s, t) for s, t in zip(x, drawn.times[row], strict=True)])
+        torch.testing.assert_close(v, told, rtol=0.01, atol=0.01)
+    again = draw_trajectories(gaussian, tmp_path, starts, 8, 6, shift=1.6, jitter=0.3, batch=4)
+    assert torch.equal(again.times, drawn.times)
+
+
 def test_training_calls_no_teacher_and_no_data():
     teacher = CountCalls(gaussian)
     noise, calls = ft.noise.draw(range(70), (3,)), []
@@ -219,6 +238,7 @@ def test_a_disk_too_small_is_refused_before_drawing(tmp_path, monkeypatch):
         (dict(guidance=(4, 1)), "lowest, highest"),
         (dict(trajectories=1), "at least 2"),
         (dict(steps=2), "3 or more"),
+        (dict(jitter=0.5), "jitter=0.5"),
         (dict(plan="RM"), "begin with MM"),
         (dict(lr=-1), "lr=-1"),
         (dict(seed=-1), "seed=-1"),

@@ -75,6 +75,19 @@ def test_killed_in_each_stage_and_resumed_equals_uninterrupted(tmp_path):
         assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
 
 
+def test_a_finished_run_is_not_done_again(tmp_path):
+    teacher, noise = CountCalls(gaussian), ft.noise.draw(range(20), (3,))
+    options = dict(kind="conv", guidance=1.0, noise=noise, folder=tmp_path, plan="MMR")
+    first = ft.train_refiner(teacher, **options, iterations=2, batch=4, steps=4)
+    calls = teacher.calls
+    again = ft.train_refiner(teacher, **options, iterations=2, batch=4, steps=4)
+    assert teacher.calls == calls
+    assert again.card == first.card
+    assert again.fingerprint == first.fingerprint
+    with pytest.raises(ValueError, match="own-states holds a run with plan"):
+        ft.train_refiner(teacher, **{**options, "plan": "MMRM"}, iterations=2, batch=4, steps=4)
+
+
 TINY = dict(iterations=2, batch=4, steps=4, trajectories=3, width=8)
 
 

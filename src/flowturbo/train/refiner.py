@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from flowturbo.field import Field, map_condition
-from flowturbo.files import claim
+from flowturbo.files import claim, write_json
 from flowturbo.models.model import Model
 from flowturbo.plan import Plan
 from flowturbo.refiner.checkpoint import load_refiner, save_refiner
@@ -209,6 +209,10 @@ def _own_states(
     reference = Plan.parse(CONVERGED)
     config = replace(config, steps=max(1, config.steps // 4), lr=config.lr / 4)
     made = {"training": asdict(config), "own states": {"plan": json.loads(plan.to_json())}}
+    finished = out / "own-states" / "finished.json"
+    claim(out / "own-states" / "config.json", made)
+    if finished.is_file():
+        return
     x0, cond, scales = starts.rows(check.start, check.stop)
     teacher = starts.guided(model, scales)
     exact = sample(reference, teacher, x0, cond)
@@ -231,6 +235,7 @@ def _own_states(
         }
     }
     write(tuned if kept else refiner, asdict(config), measured=measured)
+    write_json(finished, measured)
 
 
 @torch.no_grad()

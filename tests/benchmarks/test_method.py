@@ -71,3 +71,26 @@ def test_a_whole_run_goes_on_and_makes_a_table(tmp_path, tiny):
     assert len(found["split"]["4"]) == 5
     table = ratios.report([str(out)], [str(out)])
     assert "| fitted / scheduler | 4, 5, 6, 8, 10 | 0.8 (0.5) |" in table
+
+
+@pytest.mark.slow
+def test_samplers_at_equal_error_on_the_clock(tmp_path, tiny):
+    from flowturbo.models.checkpoint import save_folder
+
+    save_folder(tmp_path / "m", tiny, {"condition": {"kind": "class", "labels": list("abcde")}})
+    out, script = tmp_path / "r.json", str(ROOT / "benchmarks" / "speed.py")
+    command = [sys.executable, script, "--model", str(tmp_path / "m"), "--plan", "AB2:5@1.6"]
+    command += ["--guidance", "2", "--noises", "8", "--reference", "AB4RK:41@0.5", "--batch", "2"]
+    command += ["--repeats", "1", "--scopes", "none", "--folder", str(tmp_path), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    for kind, name in (("Euler", "FlowMatchEuler"), ("second order", "")):
+        at = found["equal"][kind]
+        assert at["rmse"] <= found["plan"]["rmse"]
+        assert at["chosen"].startswith(name)
+        assert found["faster"][kind]["none"] > 0
+    methods = found["timed"]["methods"]
+    counts = [m["evaluations"]["model"] for m in methods[:3]]
+    assert counts[0] == 5
+    assert counts[1:] == [found["equal"][k]["evaluations"] for k in ("Euler", "second order")]

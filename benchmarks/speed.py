@@ -1,0 +1,138 @@
+"""A plan against the schedulers of diffusers at equal error, on the clock.
+
+    python benchmarks/speed.py --model digits --out benchmarks/records/speed-digits.json
+
+Of FlowMatchEuler and of the best scheduler of second order, the fewest evaluations are found at
+which the error to the converged ODE (RMSE of noises that nothing else uses) is not above the
+plan's. A rival runs at every shift of two grids, the best chosen on these noises, in its favour.
+Then the samplers are timed in turns, in one run: as tables, uncompiled and with the network
+compiled, the same for all, and by diffusers' own loops. It goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from method import best, keep, rms
+from rivals import rivals
+from trial import Trial
+
+import flowturbo as ft
+from flowturbo.evaluate.benchmark import benchmark
+from flowturbo.integrations.peers import peers
+from flowturbo.tasks.generate import resolve_plan, resolve_refiner
+
+EULER = "FlowMatchEuler"
+SECOND = ("UniPC-2", "DPM-Solver++ 2M", "DEIS-2", "FlowMatchHeun")
+LOOPS = {"UniPC-2": "UniPC", "DPM-Solver++ 2M": "DPM-Solver++", EULER: EULER}  # as peers name them
+
+
+def found(trial: Trial, names: tuple[str, ...], nfe: int) -> tuple[float, str, ft.Plan]:
+    """(RMSE, label, plan) of the best of the schedulers ``names`` at ``nfe`` evaluations."""
+    plans = {k: p for k, p in rivals(nfe).items() if k.startswith(tuple(f"{n}," for n in names))}
+    label, _ = best(trial, plans)
+    return rms(trial.errors(plans[label])), label, plans[label]
+
+
+def equal(trial: Trial, names: tuple[str, ...], error: float, least: int, most: int) -> Any:
+    """(evaluations, RMSE, label, plan) of the fewest that reach ``error``; None above ``most``."""
+    low, high, reached = least - 1, least, None
+    while high <= most:  # twice as many until it is reached, then between
+        at = found(trial, names, high)
+        print(f"{names[0]}, {high}: {at[1]}, {at[0]:.4f} for {error:.4f}", flush=True)
+        if at[0] <= error:
+            reached = (high, *at)
+            break
+        low, high = high, 2 * high
+    while reached and reached[0] - low > 1:
+        middle = (low + reached[0]) // 2
+        at = found(trial, names, middle)
+        print(f"{names[0]}, {middle}: {at[1]}, {at[0]:.4f} for {error:.4f}", flush=True)
+        if at[0] <= error:
+            reached = (middle, *at)
+        else:
+            low = middle
+    return reached
+
+
+def loops(reached: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Diffusers' own loops of the schedulers found, for so many evaluations, and what is missing.
+
+    Their grids do not bear on the time and are those of `peers`.
+    """
+    made, missing = {}, {}
+    for nfe, _, label, _ in reached.values():
+        of, missing = peers(nfe)
+        name = f"diffusers, {LOOPS.get(label.partition(',')[0], '')} {nfe}"
+        made |= {name: of[name]} if name in of else {}
+    return made, missing
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", default="digits", help="a bundled name or a folder")
+    add("--plan", help="by default the model's own")
+    add("--guidance", type=float, help="by default the model's own")
+    add("--noises", type=int, default=256, help="to tell errors from")
+    add("--reference", default="AB4RK:105@0.5", help="the plan that counts as converged")
+    add("--batch", type=int, default=8)
+    add("--repeats", type=int, default=20)
+    add("--scopes", default="none,network", help="what is compiled, of each sampler")
+    add("--most", type=int, default=96, help="evaluations, to stop looking")
+    add("--folder", help="for what is computed on the way; runs/speed/NAME by default")
+    add("--out", "-o", required=True, help="the record")
+    options = parser.parse_args()
+    model = ft.load(options.model)
+    guidance = model.defaults["guidance"] if options.guidance is None else options.guidance
+    plan = resolve_plan(model, options.plan, guidance)
+    refiner = resolve_refiner(model, plan, None)
+    folder = Path(options.folder or f"runs/speed/{Path(options.model).name}")
+    trial = Trial(model, guidance, options.noises, options.reference, folder)
+    error = rms(trial.errors(plan, refiner=refiner))
+    look = partial(equal, trial, error=error, least=plan.nfe["model"], most=options.most)
+    each = {"Euler": look((EULER,)), "second order": look(SECOND)}
+    reached = {kind: at for kind, at in each.items() if at}
+    others, missing = loops(reached)
+    names = ((model.names or [""]) * options.batch)[: options.batch]
+    timed = benchmark(
+        model,
+        [plan.with_info({}), *(at[3] for at in reached.values())],
+        refiner,
+        cond=model.condition(names) if model.card.get("condition") else None,
+        batch=options.batch,
+        guidance=guidance,
+        scopes=options.scopes.split(","),
+        peers=others,
+        missing=missing,
+        repeats=options.repeats,
+        reference=None,
+    )
+    ms = [row["ms"]["median"] for row in timed["methods"]]
+    scopes = options.scopes.split(",")
+    record = {
+        "kind": "speed",
+        "conditions": trial.conditions,
+        "plan": trial.entry(plan, refiner),
+        "equal": {
+            kind: at and {"evaluations": at[0], "rmse": float(f"{at[1]:.5g}"), "chosen": at[2]}
+            for kind, at in each.items()
+        },
+        "faster": {
+            kind: {s: ms[(1 + i) * len(scopes) + j] / ms[j] for j, s in enumerate(scopes)}
+            for i, kind in enumerate(reached)
+        },
+        "timed": timed,
+    }
+    keep(Path(options.out), record)
+    print({"equal": record["equal"], "faster": record["faster"]})
+    print(f"-> {options.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -90,9 +90,10 @@ def main() -> None:
     plan = resolve_plan(model, options.plan)
     refiner = resolve_refiner(model, plan, None)
     names = ((model.names or [""]) * options.batch)[: options.batch]
+    control = ft.Plan.parse(f"AB2:{max(2, plan.nfe['model'] - 1)}@1.6")
     record = benchmark(
         model,
-        [plan],
+        [plan, control],
         refiner,
         cond=model.condition(names),
         batch=options.batch,
@@ -100,7 +101,8 @@ def main() -> None:
         scopes=options.scopes.split(","),
         repeats=options.repeats,
     )
-    ms = {row["scope"]: row["ms"]["median"] for row in record["methods"]}
+    measured = record["methods"][: len(options.scopes.split(","))]  # of the plan, not the control
+    ms = {row["scope"]: row["ms"]["median"] for row in measured}
     record["faster_than"] = {f"{a} than {b}": ms[b] / ms[a] for a in ms for b in ms if a != b}
     record["loop_share"] = [r["loop_share"] for r in record["methods"] if "loop_share" in r]
     if options.cold:

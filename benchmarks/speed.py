@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from method import best, keep, rms
+from method import adams, best, keep, rms
 from rivals import rivals
 from trial import Trial
 
@@ -98,11 +98,13 @@ def main() -> None:
     look = partial(equal, trial, error=error, least=plan.nfe["model"], most=options.most)
     each = {"Euler": look((EULER,)), "second order": look(SECOND)}
     reached = {kind: at for kind, at in each.items() if at}
+    label, _ = best(trial, (plain := adams(plan.nfe["model"])["AB2"]))
+    control = plain[label]
     others, missing = loops(reached)
     names = ((model.names or [""]) * options.batch)[: options.batch]
     timed = benchmark(
         model,
-        [plan.with_info({}), *(at[3] for at in reached.values())],
+        [plan.with_info({}), *(at[3] for at in reached.values()), control],
         refiner,
         cond=model.condition(names) if model.card.get("condition") else None,
         batch=options.batch,
@@ -119,6 +121,7 @@ def main() -> None:
         "kind": "speed",
         "conditions": trial.conditions,
         "plan": trial.entry(plan, refiner),
+        "control": trial.entry(control),
         "equal": {
             kind: at and {"evaluations": at[0], "rmse": float(f"{at[1]:.5g}"), "chosen": at[2]}
             for kind, at in each.items()

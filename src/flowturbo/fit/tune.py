@@ -311,9 +311,7 @@ class _Study:
         name = f"fitted {pattern}" if refiner else f"fitted {self.nfe}"
 
         def make() -> Plan:
-            plan, end = fit_weights(
-                self.field, part, times, evaluators, refiner=refiner, name=name
-            )
+            plan, end = fit_weights(self.field, part, times, evaluators, refiner=refiner, name=name)
             return plan.with_info({"fit": score(end, part)})
 
         whose = refiner and getattr(refiner, "fingerprint", None)

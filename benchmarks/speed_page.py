@@ -1,0 +1,156 @@
+"""The page of speeds, from the records and nothing else.
+
+Times are medians with the first and last tenth of the turns of one run; what is compared was timed
+in that run, in turns.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ratios import table
+
+KINDS = {
+    "speed": "python benchmarks/speed.py --model {0} --out benchmarks/records/speed-{0}.json",
+    "compile": "python benchmarks/compile.py --model {0} --out benchmarks/records/compile-{0}.json",
+    "refiner-cost": "python benchmarks/refiner_cost.py --model {0} --out "
+    "benchmarks/records/refiner-cost-{0}.json",
+}
+TITLES = {
+    "speed": "At equal error",
+    "compile": "What is compiled",
+    "refiner-cost": "What a refiner costs",
+}
+MODELS = ("digits", "emoji")
+INTRO = """# Speed
+
+This page is made by `benchmarks/make_results` from the files in `benchmarks/records` alone. \
+Milliseconds are medians over turns, with their first and last tenth; what stands in one table was \
+timed in one run, in turns, on the machine named under it. The plain solver with fewer evaluations \
+is in every table: whatever does not beat it is not worth its trouble."""
+Record = dict[str, Any]
+
+
+def build(records: Path) -> str:
+    """The page as markdown."""
+    parts = [INTRO]
+    for kind, title in TITLES.items():
+        found = {p.stem.removeprefix(f"{kind}-"): p for p in records.glob(f"{kind}-*.json")}
+        parts.append(f"## {title}")
+        for name in (*MODELS, *sorted(set(found) - set(MODELS))):
+            if name in found:
+                record = json.loads(found[name].read_text("utf-8"))
+                parts += [f"### {name}", *SHOWN[kind](record)]
+            else:
+                file = f"{kind}-{name}.json"
+                parts.append(
+                    f"Not measured yet on {name}: `{KINDS[kind].format(name)}` makes `{file}`."
+                )
+    return "\n\n".join(parts) + "\n"
+
+
+def taken(ms: dict[str, float]) -> str:
+    return f"{ms['median']:.1f} ({ms['low']:.1f} to {ms['high']:.1f})"
+
+
+def calls(count: dict[str, int]) -> str:
+    return f"{count['model']}" + (f" + {count['refiner']} R" if count["refiner"] else "")
+
+
+def machine(c: Record) -> str:
+    """Under what a record of `flowturbo.evaluate.benchmark` was measured."""
+    versions = ", ".join(f"{k} {v}" for k, v in c["versions"].items())
+    return (
+        f"Batches of {c['batch']}, guidance {c['guidance']:g}, {c['dtype'].removeprefix('torch.')}; "
+        f"{c['device']} ({c['cpu']}), {c['threads']} threads of {c['cores']} cores, {c['system']}; "
+        f"{c['repeats']} turns; weights {c['fingerprint']}; {versions}."
+    )
+
+
+def methods(timed: Record) -> str:
+    rows = []
+    for m in timed["methods"]:
+        compiled = m.get("compile", {})
+        error = m.get("error", {}).get("rmse")
+        rows.append(
+            [
+                m["name"], calls(m["evaluations"]), taken(m["ms"]), f"{m['images_per_second']:.1f}",
+                "" if error is None else f"{error:.4f}", f"{100 * m['peak_share']:.0f} %",
+                f"{compiled['seconds']:.0f}" if compiled else "",
+                f"{compiled['recompiles']}" if compiled else "",
+                f"{compiled['difference_from_eager']:.1e}" if compiled else "",
+            ]
+        )  # fmt: skip
+    head = ["sampler", "evaluations", "ms a batch", "images/s", "RMSE on these noises",
+            "of the matrix-product peak", "s to compile", "recompiles",
+            "from uncompiled"]  # fmt: skip
+    keep = [i for i in range(len(head)) if any(row[i] for row in rows)]
+    return table([head[i] for i in keep], [[row[i] for i in keep] for row in rows])
+
+
+def speed(record: Record) -> list[str]:
+    c, rows = record["conditions"], []
+    for name in ("plan", "control"):
+        entry = record[name]
+        error = f"{entry['rmse']:.4f} ({entry['rmse_95'][0]:.4f} to {entry['rmse_95'][1]:.4f})"
+        rows.append([entry["plan"], calls(entry["nfe"]), error, ""])
+    for kind, at in record["equal"].items():
+        if at is None:
+            rows.append([kind, "not reached", "", ""])
+            continue
+        faster = ", ".join(f"{s} {r:.2f}" for s, r in record["faster"][kind].items())
+        rows.append([at["chosen"], f"{at['evaluations']}", f"{at['rmse']:.4f}", faster])
+    head = ["sampler", "evaluations", "RMSE (95 %)", "times the milliseconds of the plan, by scope"]
+    text = (
+        f"Errors to {c['reference']} of {c['noises']} noises that nothing else uses, guidance "
+        f"{c['guidance']:g}. Schedulers stand at the fewest evaluations that reach the error of "
+        "the plan, at their best shift and grid on these very noises; below the plan, the plain "
+        "solver with its evaluations of the model. Scopes: what is compiled, of every sampler."
+    )
+    return [
+        table(head, rows),
+        text,
+        methods(record["timed"]),
+        machine(record["timed"]["conditions"]),
+    ]
+
+
+def compiled(record: Record) -> list[str]:
+    parts = [methods(record)]
+    faster = [f"{k} {v:.2f} times" for k, v in record["faster_than"].items() if v > 1]
+    if faster:
+        parts.append(f"Faster: {'; '.join(faster)}.")
+    if record["loop_share"]:
+        share = ", ".join(f"{100 * s:.1f} %" for s in record["loop_share"])
+        parts.append(f"Of an uncompiled sample, {share} is not the network.")
+    if "cold_start" in record:
+        cold = record["cold_start"]
+        parts.append(
+            f"From a cold start to the first picture an exported file is "
+            f"{cold['sooner']['process']:.1f} times sooner than compiling "
+            f"({cold['sooner']['without_import']:.1f} times without the import of the library); "
+            f"the pictures differ by {cold['largest_difference']:.1e}."
+        )
+    return [*parts, machine(record["conditions"])]
+
+
+def refiner_cost(record: Record) -> list[str]:
+    c, rows = record["conditions"], []
+    for name, found in record["results"].items():
+        low, high = found["ratio_95"]
+        model, refiner = found["milliseconds"]
+        share = f"{100 * found['ratio']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+        rows.append([name, f"{model:.2f}", f"{refiner:.2f}", share])
+    head = ["", "ms of a guided evaluation", "ms of a refiner call", "share (95 %)"]
+    size = c["parameters"]
+    return [
+        table(head, rows),
+        f"Refiner {c['refiner']} of {size['refiner']:,} parameters, model {c['fingerprint']} of "
+        f"{size['model']:,}; guidance {c['guidance']:g}, {c['dtype']}, {c['device']}, "
+        f"{c['threads']} threads. What an evaluation less saves is the whole first column.",
+    ]
+
+
+SHOWN = {"speed": speed, "compile": compiled, "refiner-cost": refiner_cost}

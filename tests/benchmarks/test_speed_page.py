@@ -1,0 +1,65 @@
+"""The page of speeds: it says what the records say, and names the command for those there are not."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import flowturbo as ft
+from flowturbo.evaluate.benchmark import benchmark
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import speed_page  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def timed():
+    """A real record of a small field."""
+
+    def field(x, t, cond=None):
+        return -x * (1 - t)
+
+    field.shape = (1, 4, 4)
+    plans = [ft.Plan.parse(p) for p in ("AB2:4", "E9", "AB2:3")]
+    return benchmark(field, plans, batch=2, scopes=["none"], repeats=2, progress=False)
+
+
+def entry(name: str, rmse: float) -> dict:
+    bounds = [rmse / 2, 2 * rmse]
+    return {"plan": name, "nfe": {"model": 4, "refiner": 2}, "rmse": rmse, "rmse_95": bounds}
+
+
+def test_the_page_says_what_the_records_say(tmp_path, timed):
+    speed = {
+        "conditions": {"reference": "AB4RK:105@0.5", "noises": 16, "guidance": 2.0},
+        "plan": entry("fitted MMRMRM", 0.0312), "control": entry("AB2:4@1.6", 0.0444),
+        "equal": {
+            "Euler": {"evaluations": 9, "rmse": 0.0299, "chosen": "FlowMatchEuler, linspace, 1"},
+            "second order": None,
+        },
+        "faster": {"Euler": {"none": 2.25}},
+        "timed": timed,
+    }  # fmt: skip
+    cold = {"sooner": {"process": 5.5, "without_import": 7.25}, "largest_difference": 1e-6}
+    compiled = {**timed, "faster_than": {"plan than none": 1.5, "none than plan": 0.67}}
+    compiled |= {"loop_share": [0.021], "cold_start": cold}
+    (tmp_path / "speed-digits.json").write_text(json.dumps(speed))
+    (tmp_path / "compile-digits.json").write_text(json.dumps(compiled))
+    text = speed_page.build(tmp_path)
+    line = lambda start: next(x for x in text.splitlines() if x.startswith(start))
+    assert line("| fitted MMRMRM ") == "| fitted MMRMRM | 4 + 2 R | 0.0312 (0.0156 to 0.0624) |  |"
+    assert line("| FlowMatchEuler") == "| FlowMatchEuler, linspace, 1 | 9 | 0.0299 | none 2.25 |"
+    assert line("| second order") == "| second order | not reached |  |  |"
+    ms = timed["methods"][1]["ms"]
+    assert f"{ms['median']:.1f} ({ms['low']:.1f} to {ms['high']:.1f})" in line("| E9, uncompiled")
+    assert "Faster: plan than none 1.50 times." in text
+    assert "Of an uncompiled sample, 2.1 % is not the network." in text
+    assert "5.5 times sooner than compiling (7.2 times without" in text
+    for missing in ("speed-emoji", "compile-emoji", "refiner-cost-digits", "refiner-cost-emoji"):
+        assert f"makes `{missing}.json`" in text
+    for lines in text.split("\n\n"):
+        if lines.startswith("|"):
+            assert len({row.count("|") for row in lines.splitlines()}) == 1

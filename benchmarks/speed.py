@@ -98,8 +98,8 @@ def main() -> None:
     look = partial(equal, trial, error=error, least=plan.nfe["model"], most=options.most)
     each = {"Euler": look((EULER,)), "second order": look(SECOND)}
     reached = {kind: at for kind, at in each.items() if at}
-    label, _ = best(trial, (plain := adams(plan.nfe["model"])["AB2"]))
-    control = plain[label]
+    plain = adams(plan.nfe["model"])["AB2"]
+    control = plain[best(trial, plain)[0]]
     others, missing = loops(reached)
     names = ((model.names or [""]) * options.batch)[: options.batch]
     timed = benchmark(

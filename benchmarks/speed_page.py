@@ -62,8 +62,9 @@ def calls(count: dict[str, int]) -> str:
 def machine(c: Record) -> str:
     """Under what a record of `flowturbo.evaluate.benchmark` was measured."""
     versions = ", ".join(f"{k} {v}" for k, v in c["versions"].items())
+    dtype = c["dtype"].removeprefix("torch.")
     return (
-        f"Batches of {c['batch']}, guidance {c['guidance']:g}, {c['dtype'].removeprefix('torch.')}; "
+        f"Batches of {c['batch']}, guidance {c['guidance']:g}, {dtype}; "
         f"{c['device']} ({c['cpu']}), {c['threads']} threads of {c['cores']} cores, {c['system']}; "
         f"{c['repeats']} turns; weights {c['fingerprint']}; {versions}."
     )

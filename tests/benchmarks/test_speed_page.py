@@ -1,4 +1,4 @@
-"""The page of speeds: it says what the records say, and names the command for those there are not."""
+"""The page of speeds: what it says of records, and of those there are not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import flowturbo as ft
 from flowturbo.evaluate.benchmark import benchmark
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-import speed_page  # noqa: E402
+import speed_page
 
 
 @pytest.fixture(scope="module")

@@ -119,8 +119,8 @@ def sample(
         The state at ``plan.times[-1]``, of the shape and dtype of ``x``.
 
     Warns:
-        UserWarning: once, if a fitted plan is used with other weights than it was fitted to, or
-            more than a quarter outside its range of guidance.
+        UserWarning: once, if a fitted plan is used with other weights than it was fitted to, of the
+            model or of the refiner, or more than a quarter outside its range of guidance.
 
     Raises:
         ValueError: if the plan needs a refiner and there is none, or the refiner needs another plan
@@ -131,7 +131,7 @@ def sample(
     if not (x.is_floating_point() or x.is_complex()):
         raise ValueError(f"x of {x.dtype}: the state must be floating point; pass x.float()")
     refiner = needed_refiner(plan, refiner)
-    _warn_if_foreign(plan, model, guidance)
+    _warn_if_foreign(plan, model, refiner, guidance)
     model = guided(model, guidance, null=negative)
     refiner = None if refiner is None else prepare_refiner(plan, model, refiner)
     with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
@@ -194,17 +194,21 @@ def bind_refiner(model: Field, refiner: Any) -> Refiner:
     return refiner
 
 
-def _warn_if_foreign(plan: Plan, model: Field, guidance: float | Tensor) -> None:
+def _warn_if_foreign(
+    plan: Plan, model: Field, refiner: Refiner | None, guidance: float | Tensor
+) -> None:
     """Say once that a fitted plan is used where it was not fitted."""
-    made_for, here = plan.info.get("fingerprint"), None
-    if made_for:
-        here = getattr(model, "fingerprint", None)
-    if here and here != made_for:
-        warnings.warn(
-            f"plan {plan.name!r} was fitted to weights {made_for} ({plan.info.get('model')}), not "
-            f"{here}: its error here is not known; fit one with flowturbo.tune",
-            stacklevel=3,
-        )
+    for what, used in (("fingerprint", model), ("refiner", refiner)):
+        made_for, here = plan.info.get(what), None
+        if made_for:
+            here = getattr(used, "fingerprint", None)
+        if here and here != made_for:
+            whose = "a refiner of weights" if what == "refiner" else "weights"
+            warnings.warn(
+                f"plan {plan.name!r} was fitted to {whose} {made_for} ({plan.info.get('model')}), "
+                f"not {here}: its error here is not known; fit one with flowturbo.tune",
+                stacklevel=3,
+            )
     if not isinstance(guidance, Tensor) and not serves(plan, guidance):
         low, high = plan.info["guidance"]
         warnings.warn(

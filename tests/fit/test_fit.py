@@ -219,6 +219,16 @@ def test_a_fitted_plan_used_elsewhere_warns_with_the_reason(reference):
     field.fingerprint = "b"
     with pytest.warns(UserWarning, match="fitted to weights a .*, not b"):
         ft.sample(plan, field, noises(4), cond)
+    refined = ft.Plan.parse("E2R1").with_info({"refiner": "a"})
+    oracle = Oracle()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ft.sample(refined, mixture, noises(4), refiner=oracle)
+        oracle.fingerprint = "a"
+        ft.sample(refined, mixture, noises(4), refiner=oracle)
+    oracle.fingerprint = "b"
+    with pytest.warns(UserWarning, match="fitted to a refiner of weights a .*, not b"):
+        ft.sample(refined, mixture, noises(4), refiner=oracle)
 
 
 class Oracle:
@@ -244,6 +254,7 @@ def test_refiners_are_placed_between_evaluations_where_they_help():
     assert plan.nfe["refiner"] >= 2
     assert plan.evaluators[:2] == ("model", "model")
     assert plan.evaluators[-1] == "model"
+    assert plan.info["refiner"] is None  # it has no fingerprint
     assert plan.info["error"]["rmse"] < 0.5 * bare.info["error"]["rmse"]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import flowturbo as ft
 from flowturbo.models.checkpoint import CARD, WEIGHTS, convert, load_folder, save_folder
+from flowturbo.models.model import Model
 from flowturbo.models.sit import SiT
 
 CONDITION = {"kind": "class", "labels": ["a", "b", "c", "d", "e"]}
@@ -33,6 +36,28 @@ def test_round_trip_in_half_precision(tiny, folder):
     assert model.shape == (2, 8, 8)
     assert not any(p.requires_grad for p in model.parameters())
     assert load_file(folder / WEIGHTS)["pos_embed"].dtype == torch.float16
+
+
+def test_fingerprint_is_computed_again_only_for_other_weights(tiny, monkeypatch):
+    digests, sha256 = [], hashlib.sha256
+    monkeypatch.setattr(hashlib, "sha256", lambda: digests.append(1) or sha256())
+    model = Model(copy.deepcopy(tiny), {})
+    first = model.fingerprint
+    assert model.fingerprint == first
+    assert len(digests) == 1
+    bias = model.network.final_layer.linear.bias
+    kept = bias.detach().clone()
+    with torch.no_grad():
+        bias.add_(1.0)
+    second = model.fingerprint
+    with torch.no_grad():
+        bias.copy_(kept)
+    assert first == model.fingerprint != second
+    model.network.final_layer.linear.bias = torch.nn.Parameter(kept + 1)
+    assert model.fingerprint == second
+    with torch.inference_mode():
+        model.network.final_layer.linear.bias = torch.nn.Parameter(kept.clone())
+    assert model.fingerprint == model.fingerprint == first
 
 
 def test_fingerprint_follows_the_weights_not_the_precision(folder, tiny):

@@ -39,6 +39,7 @@ NEAR = 1.6  # where the search over them begins
 POWER = 1.5  # of the polish: a mean of errors between the robust 1 and the square told
 LEAST = 32  # trajectories without which nothing is fitted
 FIRST_ROWS = 16  # of the choosing part, to sort plain solvers on
+LONG = 8  # evaluations: of longer plans the polish moves two weights of a row, not four
 PLACE_ROWS = 32  # of the fitting part, to place refiners by
 Report = Callable[[str], None]
 
@@ -239,6 +240,7 @@ class _Study:
             "made_by": f"flowturbo {__version__} tune",
             "model": getattr(self.field, "name", None),
             "fingerprint": getattr(self.field, "fingerprint", None),
+            "refiner": self.whose(best),
             "guidance": list(guidance) if isinstance(guidance, tuple) else [guidance, guidance],
             "trajectories": {
                 "fit": len(self.fit), "choose": len(self.choose), "test": len(self.test)
@@ -348,9 +350,15 @@ class _Study:
         return self.polished(moved, "fit and choose", Reference.join([self.fit, self.choose]), 1)
 
     def polished(self, plan: Plan, name: str, part: Reference, iterations: int) -> Plan:
-        """``plan`` polished on one of the parts."""
+        """``plan`` polished on one of the parts; of long plans fewer weights move, to save time."""
         polished = lambda: polish(
-            plan, self.field, part, refiner=self.refiner, iterations=iterations, power=POWER
+            plan,
+            self.field,
+            part,
+            refiner=self.refiner,
+            iterations=iterations,
+            history=4 if len(plan) <= LONG else 2,
+            power=POWER,
         )
         return self.journal.plan(f"polish {plan.digest} {self.whose(plan)} {name}", polished)
 

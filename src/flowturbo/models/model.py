@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from flowturbo.models.text import Tokenizer, short
 from flowturbo.plan import Plan
 
 __all__ = ["Model", "fingerprint", "plans_of"]
+
+_DIGESTS: WeakKeyDictionary[nn.Module, tuple[Any, list[Any], str]] = WeakKeyDictionary()
 
 
 class Model(nn.Module):
@@ -170,7 +173,7 @@ class Model(nn.Module):
         """The tokenizer on the card of a text model."""
         return Tokenizer.from_json(self.card["condition"]["tokenizer"])
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits of the weights in half precision, whatever the device."""
         return fingerprint(self.network)
@@ -192,12 +195,26 @@ class Model(nn.Module):
 
 
 def fingerprint(network: nn.Module) -> str:
-    """16 hexadecimal digits of the weights in half precision, whatever the device."""
+    """16 hexadecimal digits of the weights in half precision, whatever the device.
+
+    They are computed again only where a weight was replaced or changed in place (but not through
+    its ``.data``, which leaves no trace).
+    """
+    weights = sorted(network.state_dict(keep_vars=True).items())
+    state = None
+    if not any(p.is_inference() for _, p in weights):  # those count no changes
+        state = [(name, p.data_ptr(), p.dtype, p._version) for name, p in weights]
+    known, whose, found = _DIGESTS.get(network, (None, [], ""))
+    same = state is not None and known == state  # but an address may be another's by now
+    if same and all(of() is p for of, (_, p) in zip(whose, weights, strict=True)):
+        return found
     digest = hashlib.sha256()
-    for name, p in sorted(network.state_dict().items()):
+    for name, p in weights:
         digest.update(name.encode())
         digest.update(p.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    found = digest.hexdigest()[:16]
+    _DIGESTS[network] = (state, [ref(p) for _, p in weights], found)
+    return found
 
 
 def _some(names: Sequence[str], most: int = 12) -> str:

@@ -19,6 +19,7 @@ import torch
 from trial import versions
 
 import flowturbo as ft
+from flowturbo.field import embedded
 from flowturbo.files import write_json
 from flowturbo.refiner import VelocityRefiner
 
@@ -31,9 +32,10 @@ def calls(model: Any, refiner: Any, batch: int, guidance: float) -> list[Callabl
     x, a, b = (torch.randn(batch, *model.shape, generator=generator) for _ in range(3))
     cond = model.random_condition(batch, generator)
     t, guided = torch.tensor(0.5), ft.Guidance(model, guidance)
+    shown, seen = embedded(guided, cond), embedded(refiner, cond)  # once a sample, as in the loop
     return [
-        lambda: guided(x, t, cond),
-        lambda: refiner(x, t, cond, [(0.2, b), (0.4, a)], guidance=guidance),
+        lambda: guided(x, t, shown),
+        lambda: refiner(x, t, seen, [(0.2, b), (0.4, a)], guidance=guidance),
     ]
 
 

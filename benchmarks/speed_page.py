@@ -29,7 +29,7 @@ INTRO = """# Speed
 This page is made by `benchmarks/make_results` from the files in `benchmarks/records` alone. \
 Milliseconds are medians over turns, with their first and last tenth; what stands in one table was \
 timed in one run, in turns, on the machine named under it. The plain solver with fewer evaluations \
-is in every table: whatever does not beat it is not worth its trouble."""
+is in every table of samplers: whatever does not beat it is not worth its trouble."""
 Record = dict[str, Any]
 
 

@@ -69,7 +69,7 @@ def test_refused(digits):
     with pytest.raises(ValueError, match="batch=0"):
         ft.generate(digits, ["1"], batch=0)
     with pytest.raises(ValueError, match="refiner"):
-        ft.generate(digits, ["1"], plan="H1R1")
+        ft.generate(digits, ["1"], plan="E1R1")
     with pytest.raises(ValueError, match="not finite"):
         ft.generate(digits, ["1"], plan="E2", guidance=1e30)
     assert ft.generate(digits, []) == []

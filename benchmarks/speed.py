@@ -34,7 +34,9 @@ def found(trial: Trial, names: tuple[str, ...], nfe: int) -> tuple[float, str, f
     """(RMSE, label, plan) of the best of the schedulers ``names`` at ``nfe`` evaluations."""
     plans = {k: p for k, p in rivals(nfe).items() if k.startswith(tuple(f"{n}," for n in names))}
     label, _ = best(trial, plans)
-    return rms(trial.errors(plans[label])), label, plans[label]
+    error = rms(trial.errors(plans[label]))
+    print(f"{names[0]}, {nfe}: {label}, {error:.4f}", flush=True)
+    return error, label, plans[label]
 
 
 def equal(trial: Trial, names: tuple[str, ...], error: float, least: int, most: int) -> Any:
@@ -42,7 +44,6 @@ def equal(trial: Trial, names: tuple[str, ...], error: float, least: int, most: 
     low, high, reached = least - 1, least, None
     while high <= most:  # twice as many until it is reached, then between
         at = found(trial, names, high)
-        print(f"{names[0]}, {high}: {at[1]}, {at[0]:.4f} for {error:.4f}", flush=True)
         if at[0] <= error:
             reached = (high, *at)
             break
@@ -50,7 +51,6 @@ def equal(trial: Trial, names: tuple[str, ...], error: float, least: int, most: 
     while reached and reached[0] - low > 1:
         middle = (low + reached[0]) // 2
         at = found(trial, names, middle)
-        print(f"{names[0]}, {middle}: {at[1]}, {at[0]:.4f} for {error:.4f}", flush=True)
         if at[0] <= error:
             reached = (middle, *at)
         else:

@@ -22,6 +22,7 @@ __all__ = [
     "interpolate",
     "predicted_data",
     "predicted_noise",
+    "shift_times",
     "shifted",
     "uniform",
     "velocity",
@@ -64,6 +65,14 @@ def uniform(steps: int, start: float = 0.0, end: float = 1.0) -> Times:
     return shifted(steps, 1.0, start, end)
 
 
+def shift_times(t: Times, shift: float) -> Times:
+    """The times ``t`` in [0, 1], shifted as by ``shifted``; its ``ValueError`` for a bad shift."""
+    if not (np.isfinite(shift) and shift > 0):
+        raise ValueError(f"shift={shift}: must be a finite number above 0 (1 = uniform)")
+    with np.errstate(invalid="ignore", divide="ignore"):  # of extreme shifts, refused in grids
+        return t / (1 + (shift - 1) * (1 - t))  # told of t, not of the noise level; exact for 1
+
+
 def shifted(steps: int, shift: float, start: float = 0.0, end: float = 1.0) -> Times:
     """A grid with its noise levels ``s = 1 - t`` shifted: ``s' = shift*s / (1 + (shift-1)*s)``.
 
@@ -83,11 +92,7 @@ def shifted(steps: int, shift: float, start: float = 0.0, end: float = 1.0) -> T
     """
     if steps < 1:
         raise ValueError(f"steps={steps}: a grid needs at least 1 step")
-    if not (np.isfinite(shift) and shift > 0):
-        raise ValueError(f"shift={shift}: must be a finite number above 0 (1 = uniform)")
-    grid = np.linspace(0.0, 1.0, steps + 1)
-    with np.errstate(invalid="ignore", divide="ignore"):  # of extreme shifts, refused below
-        grid = grid / (1 + (shift - 1) * (1 - grid))  # the same, told of t; exact for shift=1
+    grid = shift_times(np.linspace(0.0, 1.0, steps + 1), shift)
     grid = start + (end - start) * grid if end >= start else end + (start - end) * grid[::-1]
     grid[0], grid[-1] = start, end
     if start != end and not np.abs(np.diff(grid)).min() >= NEAREST * abs(end - start):

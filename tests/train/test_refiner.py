@@ -252,6 +252,7 @@ def test_a_disk_too_small_is_refused_before_drawing(tmp_path, monkeypatch):
         (dict(trajectories=1), "at least 2"),
         (dict(steps=2), "3 or more"),
         (dict(jitter=0.5), "jitter=0.5"),
+        (dict(shift=0), "shift=0"),
         (dict(plan="RM"), "begin with MM"),
         (dict(lr=-1), "lr=-1"),
         (dict(seed=-1), "seed=-1"),

@@ -23,7 +23,7 @@ from flowturbo import noise
 from flowturbo.field import Field, Guidance, map_condition
 from flowturbo.files import check_room, replacing
 from flowturbo.models.model import Model
-from flowturbo.path import Times
+from flowturbo.path import Times, shift_times
 from flowturbo.plan import Plan
 from flowturbo.sampler import sample
 
@@ -252,8 +252,7 @@ def _grid(steps: int, shift: float, jitter: float, seed: int, first: int) -> Tim
     moved = np.arange(steps + 1, dtype=np.float64)
     rng = np.random.default_rng((seed, first))
     moved[1:-1] += rng.uniform(-jitter, jitter, steps - 1)
-    even = moved / steps
-    return even / (shift - (shift - 1) * even)
+    return shift_times(moved / steps, shift)
 
 
 class _Record:

@@ -38,7 +38,7 @@ from flowturbo.fit.weights import fit_weights
 from flowturbo.path import shifted
 
 PAPER = "H1P10"  # the paper's plan of 12 evaluations, whatever the others take
-HALVING = ((8, 4), (32, 40))  # on so many noises, one in so many of all stays, at least two
+HALVING = ((8, 8), (32, 45))  # on so many noises, one in so many of all stays, at least two
 
 
 def rms(errors: Any) -> float:

@@ -23,7 +23,7 @@ from flowturbo.fit.tune import summary
 from flowturbo.path import shifted
 from flowturbo.sampler import prepare_refiner
 
-FIRST = 500_000_000  # seeds from here on are for these noises and used by nothing else
+FIRST = 600_000_000  # seeds from here on are for these noises and used by nothing else
 BATCH = 64
 
 

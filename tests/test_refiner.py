@@ -16,6 +16,7 @@ from flowturbo.models.checkpoint import save_folder
 from flowturbo.models.sit import SiT, SiTConfig
 from flowturbo.refiner import PaperRefiner, SmallNetwork, VelocityRefiner, save_refiner
 from flowturbo.refiner.checkpoint import REFINER_CARD, REFINER_WEIGHTS
+from flowturbo.train.own_states import mixed_plan
 
 CLASSES = dict(size=8, channels=2, patch=2, width=32, depth=2, heads=2, classes=5)
 TEXT = {**CLASSES, "classes": 0, "vocabulary": 11, "text_length": 3}
@@ -118,6 +119,31 @@ def test_a_batch_at_many_times_equals_its_rows():
         rows = [(float(s[i]), v[1][i : i + 1]) for s, v in ((t_b, b), (t_a, a))]
         one = refiner(x[i : i + 1], float(t[i]), cond[i : i + 1], rows, float(w[i]))
         torch.testing.assert_close(out[i : i + 1], one, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "unconditional"])
+@pytest.mark.parametrize("scale", [2.0, torch.tensor([1.0, 2.0, 4.0])], ids=["one", "each"])
+def test_rows_embedded_at_once_give_the_velocities_of_single_calls(kind, scale):
+    config = SiTConfig(**KINDS.get(kind, {**CLASSES, "classes": 0}))
+    refiner = _random(VelocityRefiner.from_model(_random(SiT(config)), (1, 4)))
+    plan = mixed_plan("MMRRMMR", shift=2)
+    cond = None if kind == "unconditional" else _cond(config)
+    rows = [row for row in plan.rows if row.evaluator == "refiner"]
+    seen = refiner.embed_rows(rows, cond, scale)
+    assert sorted(seen) == [2, 3, 6]
+    for row in rows:
+        x, history = torch.randn(3, 2, 8, 8), _history([t for _, t in row.seen])
+        one = refiner(x, row.told, cond, history, scale)
+        torch.testing.assert_close(refiner(x, row.told, seen[row.k], history, scale), one)
+
+
+def test_the_loop_embeds_the_rows_of_a_refiner_once():
+    refiner = _random(VelocityRefiner.from_model(_random(SiT(SiTConfig(**CLASSES))), (1, 4)))
+    calls = []
+    refiner.network.t_embedder.register_forward_hook(lambda *a: calls.append(len(a[2])))
+    plan, x = mixed_plan("MMRMRMR"), torch.randn(3, 2, 8, 8)
+    ft.sample(plan, lambda x, t, c: -x, x, torch.arange(3), refiner=refiner)
+    assert calls == [9]
 
 
 def test_everything_shown_to_a_refiner_matters():

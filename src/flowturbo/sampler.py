@@ -56,7 +56,9 @@ class Refiner(Protocol):
       (and costs two); by default it is called once, on guided velocities;
     - ``guidance_range``: (lowest, highest) scale it was made for; such a refiner is told the scale
       as ``guidance=...``;
-    - ``embed_condition``: as a field may have it.
+    - ``embed_condition``: as a field may have it;
+    - ``embed_rows(rows, cond)``: likewise, for the rows of a plan that are the refiner's, by their
+      ``k``; with the scale as ``guidance=...`` too, if it is told one.
     """
 
     def __call__(self, x: Tensor, t: Any, cond: Any, history: History) -> Tensor:
@@ -136,7 +138,8 @@ def sample(
     refiner = None if refiner is None else prepare_refiner(plan, model, refiner)
     with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
         state = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        return run(plan.rows, evaluators(model, refiner, cond), state, callback).to(x.dtype)
+        evaluate = evaluators(model, refiner, cond, plan.rows)
+        return run(plan.rows, evaluate, state, callback).to(x.dtype)
 
 
 def needed_refiner(plan: Plan, refiner: Any) -> Any:
@@ -232,8 +235,8 @@ class _Scaled:
     def __init__(self, refiner: Any, scale: float | Tensor) -> None:
         self.refiner, self.scale = refiner, scale
 
-    def embed_condition(self, cond: Any) -> Any:
-        return embedded(self.refiner, cond)
+    def embed_rows(self, rows: Sequence[Row], cond: Any) -> dict[int, Any]:
+        return _embedded_rows(self.refiner, rows, cond, guidance=self.scale)
 
     def __call__(self, x: Tensor, t: Any, cond: Any, history: History) -> Tensor:
         return self.refiner(x, t, cond, history, guidance=self.scale)
@@ -259,22 +262,32 @@ class _Guided:
         return self.guidance.over(branches, x, t, shown)
 
 
-def evaluators(model: Field, refiner: Refiner | None, cond: Any) -> dict[str, Evaluate]:
-    """What the rows of a plan call, (row, x, velocities) -> v; the condition is embedded once.
+def evaluators(
+    model: Field, refiner: Refiner | None, cond: Any, rows: Sequence[Row]
+) -> dict[str, Evaluate]:
+    """What ``rows`` of a plan call, (row, x, velocities) -> v; the condition is embedded once.
 
     ``model`` may be a ``Guidance``; ``refiner`` is as ``prepare_refiner`` makes it.
     """
     shown = embedded(model, cond)
     made = {"model": lambda row, x, _: _like(model(x, _told(model, row, x), shown), x, "model")}
     if refiner is not None:
-        seen = embedded(refiner, cond)
+        seen = _embedded_rows(refiner, [r for r in rows if r.evaluator == "refiner"], cond)
 
         def refine(row: Row, x: Tensor, velocities: Velocities) -> Tensor:
             history = [(t, velocities[j]) for j, t in row.seen]
-            return _like(refiner(x, _told(refiner, row, x), seen, history), x, "refiner")
+            return _like(refiner(x, _told(refiner, row, x), seen[row.k], history), x, "refiner")
 
         made["refiner"] = refine
     return made
+
+
+def _embedded_rows(refiner: Any, rows: Sequence[Row], cond: Any, **scale: Any) -> dict[int, Any]:
+    """What ``refiner`` is shown in place of ``cond`` at each of its ``rows``."""
+    if hasattr(refiner, "embed_rows"):
+        found: dict[int, Any] = refiner.embed_rows(rows, cond, **scale)
+        return found
+    return dict.fromkeys((row.k for row in rows), embedded(refiner, cond))
 
 
 def step(

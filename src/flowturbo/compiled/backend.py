@@ -77,7 +77,7 @@ class Compiler:
         def compiled(row: Row) -> Callable[..., tuple[Tensor, Tensor]]:
             return self(
                 lambda x, cond, null, scale, velocities: step(
-                    row, function.evaluators(cond, null, scale), x, velocities
+                    row, function.evaluators(cond, null, scale, [row]), x, velocities
                 ),
                 f"{name}_row{row.k}",
             )
@@ -101,7 +101,7 @@ class _Timed:
         self.made: dict[tuple[float, ...], Callable[..., Tensor]] = {}
 
     def __getattr__(self, name: str) -> Any:
-        if name == "embed_condition":  # it is computed within what is compiled
+        if name in ("embed_condition", "embed_rows"):  # it is computed within what is compiled
             raise AttributeError(name)
         return getattr(self.refiner, name)
 

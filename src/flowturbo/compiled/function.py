@@ -10,13 +10,14 @@ None. The plan is constant, so nothing in it depends on data: no branch, no look
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flowturbo.field import Cast, Field, Guidance
-from flowturbo.plan import Plan
+from flowturbo.plan import Plan, Row
 from flowturbo.sampler import Evaluate, Refiner, bind_refiner, evaluators, run
 
 __all__ = ["Function", "in_dtype"]
@@ -57,19 +58,21 @@ class Function(nn.Module):
         """The field on states in the precision of the sampler's."""
         return self.field if self.dtype is None else Cast(self.field, self.dtype)
 
-    def evaluators(self, cond: Any, null: Any, scale: Tensor | None) -> dict[str, Evaluate]:
-        """What its rows call."""
+    def evaluators(
+        self, cond: Any, null: Any, scale: Tensor | None, rows: Sequence[Row]
+    ) -> dict[str, Evaluate]:
+        """What ``rows`` call."""
         model = self.cast()
         if scale is not None:
             model = Guidance(
                 model, scale, null=null, interval=self.interval, channels=self.channels
             )
         refiner = None if self.refiner is None else bind_refiner(model, self.refiner)
-        return evaluators(model, refiner, cond)
+        return evaluators(model, refiner, cond, rows)
 
     def forward(self, x: Tensor, cond: Any, null: Any, scale: Tensor | None) -> Tensor:
         """The state at the end of the plan."""
-        return run(self.rows, self.evaluators(cond, null, scale), x)
+        return run(self.rows, self.evaluators(cond, null, scale, self.rows), x)
 
 
 def in_dtype(module: Any, dtype: torch.dtype | None) -> Any:

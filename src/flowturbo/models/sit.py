@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from flowturbo.models.diffusion import FIRST, from_linear, variance_preserving
 
-__all__ = ["SIZES", "Embedded", "SiT", "SiTConfig"]
+__all__ = ["SIZES", "Embedded", "Modulated", "SiT", "SiTConfig"]
 
 SIZES = {  # width, depth, heads
     "S": (384, 12, 6),
@@ -224,9 +224,13 @@ class Block(nn.Module):
         else:
             self.offset = nn.Parameter(torch.zeros(6 * c.width))
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """``x`` (B, N, width); ``c`` (B, width), or (B, 6*width) where modulation is shared."""
-        m = self.adaLN_modulation(c) if hasattr(self, "adaLN_modulation") else c + self.offset
+    def modulate(self, c: Tensor) -> Tensor:
+        """(B, 6*width) from ``c``, (B, width), or (B, 6*width) where modulation is shared."""
+        own = hasattr(self, "adaLN_modulation")
+        return self.adaLN_modulation(c) if own else c + self.offset
+
+    def forward(self, x: Tensor, m: Tensor) -> Tensor:
+        """``x`` (B, N, width), modulated by ``m``."""
         shift1, scale1, gate1, shift2, scale2, gate2 = m.chunk(6, dim=1)
         x = x + gate1[:, None] * self.attn(_modulate(self.norm1(x), shift1, scale1))
         return x + gate2[:, None] * self.mlp(_modulate(self.norm2(x), shift2, scale2))
@@ -241,8 +245,8 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(width, out)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
+    def forward(self, x: Tensor, m: Tensor) -> Tensor:
+        shift, scale = m.chunk(2, dim=1)
         return self.linear(_modulate(self.norm_final(x), shift, scale))
 
 
@@ -273,12 +277,28 @@ class Embedded:
     vector: Tensor
 
 
+@dataclass(frozen=True)
+class Modulated:
+    """All a `SiT` derives from time, condition and numbers: that of one evaluation but its images.
+
+    Attributes:
+        text: (B, L, width) or None.
+        blocks: (B, 6*width) of each block.
+        final: (B, 2*width) of the last layer.
+    """
+
+    text: Tensor | None
+    blocks: tuple[Tensor, ...]
+    final: Tensor
+
+
 class SiT(nn.Module):
     """A velocity field ``(x, t, cond) -> v``.
 
     ``x`` is (B, channels, size, size); ``t`` a scalar or (B,) in [0, 1]; ``cond`` class indices
     (B,), token ids (B, text_length), either as ``embed_condition`` puts it, or None for the
-    unconditional velocity; ``v`` is like ``x``.
+    unconditional velocity; ``v`` is like ``x``. What ``modulate`` makes of a time, a condition and
+    numbers may be passed in place of the condition; it has all of them.
 
     A refiner is shown more: ``images`` of ``channels`` each, concatenated in ``x`` with the state
     first, and further ``numbers`` (B, n), embedded like the time.
@@ -323,7 +343,7 @@ class SiT(nn.Module):
         self,
         x: Tensor,
         t: float | Tensor,
-        cond: Tensor | Embedded | None = None,
+        cond: Tensor | Embedded | Modulated | None = None,
         numbers: Tensor | None = None,
     ) -> Tensor:
         """The velocity at ``x``, ``t`` under ``cond``."""
@@ -334,18 +354,14 @@ class SiT(nn.Module):
         if config.prediction == "noise":
             level = t.clamp(min=FIRST)[:, None, None, None]
             shown, told = variance_preserving(x, level).to(x.dtype), from_linear(t)
-        text, c = self.embed(told, cond)
-        if numbers is not None:
-            for embedder, number in zip(self.number_embedders, numbers.unbind(1), strict=True):
-                c = c + embedder(number)
+        m = cond if isinstance(cond, Modulated) else self.modulate(told, cond, numbers)
         h = F.silu(self.stem(shown)) if config.stem == "conv" else shown
         h = self.x_embedder(h) + self.pos_embed
-        h = h if text is None else torch.cat([text, h], dim=1)
-        m = self.adaLN_modulation(c) if config.modulation == "shared" else c
-        for block in self.blocks:
-            h = block(h, m)
+        h = h if m.text is None else torch.cat([m.text, h], dim=1)
+        for block, modulation in zip(self.blocks, m.blocks, strict=True):
+            h = block(h, modulation)
         h = h[:, -self.pos_embed.shape[1] :]
-        out = self.unpatchify(self.final_layer(h, c))
+        out = self.unpatchify(self.final_layer(h, m.final))
         if config.stem == "conv":
             out = self.head(F.silu(out))
         out = out[:, : config.channels]
@@ -374,6 +390,17 @@ class SiT(nn.Module):
             cond = torch.zeros(len(t), config.text_length, dtype=torch.long, device=t.device)
         shown = cond if isinstance(cond, Embedded) else self.embed_condition(cond)
         return (shown.text, c + shown.vector) if isinstance(shown, Embedded) else (None, c)
+
+    def modulate(self, t: Tensor, cond: Any, numbers: Tensor | None = None) -> Modulated:
+        """What the layers are told at times (B,), but for the images."""
+        text, c = self.embed(t, cond)
+        if numbers is not None:
+            for embedder, number in zip(self.number_embedders, numbers.unbind(1), strict=True):
+                c = c + embedder(number)
+        shared = self.adaLN_modulation(c) if self.config.modulation == "shared" else c
+        each: Any = self.blocks
+        blocks = tuple(block.modulate(shared) for block in each)
+        return Modulated(text, blocks, self.final_layer.adaLN_modulation(c))
 
     def unpatchify(self, h: Tensor) -> Tensor:
         """Patches (B, N, p*p*C) to images (B, C, H, W)."""

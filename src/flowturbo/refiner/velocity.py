@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from flowturbo.field import embedded
 from flowturbo.models.model import fingerprint
-from flowturbo.models.sit import SiT
+from flowturbo.models.sit import Embedded, Modulated, SiT
+from flowturbo.plan import Row
 from flowturbo.refiner.borrow import borrowed, network_of
 from flowturbo.refiner.small import SmallNetwork
 from flowturbo.sampler import History
@@ -108,6 +109,30 @@ class VelocityRefiner(nn.Module):
         """What of ``cond`` need be computed but once a sample, to pass in its place."""
         return embedded(self.network, cond)
 
+    def embed_rows(
+        self, rows: Sequence[Row], cond: Any, guidance: float | Tensor = 1.0
+    ) -> dict[int, Any]:
+        """What the refiner is to be shown at ``rows`` of a plan in place of ``cond``, by their k.
+
+        It holds all that takes no state to compute, for all rows computed as one batch.
+        """
+        shown, network = self.embed_condition(cond), self.network
+        if not rows or not isinstance(network, SiT):
+            return dict.fromkeys((row.k for row in rows), shown)
+        text, vector = (shown.text, shown.vector) if isinstance(shown, Embedded) else (None, None)
+        sizes = [len(c) for c in (vector, guidance) if isinstance(c, Tensor) and c.ndim]
+        images = network.pos_embed.new_empty(max(sizes, default=1), dtype=_precise(network))
+        told, numbers = [], []
+        for row in rows:
+            (t_a, _), (t_b, _) = _last_two([(t, j) for j, t in row.seen])
+            told.append(_rows(row.told, images))
+            numbers.append(_numbers(row.told - t_a, t_a - t_b, guidance, images))
+        if vector is not None:
+            shown = Embedded(None, vector.repeat(len(rows), 1))
+        made = network.modulate(torch.cat(told), shown, torch.cat(numbers))
+        parts = zip(*(m.split(len(images)) for m in (*made.blocks, made.final)), strict=True)
+        return {r.k: Modulated(text, p[:-1], p[-1]) for r, p in zip(rows, parts, strict=True)}
+
     def forward(
         self, x: Tensor, t: Any, cond: Any, history: History, guidance: float | Tensor = 1.0
     ) -> Tensor:
@@ -118,11 +143,7 @@ class VelocityRefiner(nn.Module):
         Raises:
             ValueError: if ``history`` has fewer than two distinct times.
         """
-        for b in history[-2::-1]:
-            a = history[-1]
-            if isinstance(a[0], Tensor) or a[0] != b[0]:  # times of rows are taken as they come
-                return self.predict(x, t, cond, a, b, guidance)
-        raise ValueError("history: the refiner needs velocities at 2 distinct times, and has fewer")
+        return self.predict(x, t, cond, *_last_two(history), guidance)
 
     def predict(
         self,
@@ -138,15 +159,40 @@ class VelocityRefiner(nn.Module):
         Times and ``guidance`` are scalars or one per image (B,).
         """
         (t_a, v_a), (t_b, v_b) = a, b
-        t, t_a, t_b, w = (_rows(value, x) for value in (t, t_a, t_b, guidance))
         gap, before = t - t_a, t_a - t_b
-        numbers = torch.stack([_SCALE * gap, _SCALE * before, w], dim=1)
-        shape = (-1, *[1] * (x.ndim - 1))
-        step = (gap / before).reshape(shape).to(x.dtype) * (v_a - v_b)
+        step = _over(gap / before, x) * (v_a - v_b)
         shown = torch.cat([x, v_a, step], dim=1)
-        dtype = next(self.network.parameters()).dtype
+        numbers, dtype = None, next(self.network.parameters()).dtype
+        if not isinstance(cond, Modulated):
+            t, numbers = _rows(t, x), _numbers(gap, before, guidance, x)
         correction = self.network(shown.to(dtype), t, cond, numbers).to(x.dtype)
-        return v_a + step + (8 * gap).reshape(shape).to(x.dtype) * correction
+        return v_a + step + _over(8 * gap, x) * correction
+
+
+def _last_two(history: Sequence[tuple[Any, Any]]) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    """The latest (time, ...) of ``history``, and the latest at another time."""
+    for b in history[-2::-1]:
+        a = history[-1]
+        if isinstance(a[0], Tensor) or a[0] != b[0]:  # times of rows are taken as they come
+            return a, b
+    raise ValueError("history: the refiner needs velocities at 2 distinct times, and has fewer")
+
+
+def _numbers(gap: Any, before: Any, guidance: Any, x: Tensor) -> Tensor:
+    """What the network is told besides the time, (B, 3)."""
+    return torch.stack([_rows(n, x) for n in (_SCALE * gap, _SCALE * before, guidance)], dim=1)
+
+
+def _over(value: Any, x: Tensor) -> Any:
+    """A number, or one for each image, to multiply images of the shape of ``x`` with."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.reshape(-1, *[1] * (x.ndim - 1)).to(x.device, x.dtype)
+
+
+def _precise(network: nn.Module) -> torch.dtype:
+    double = next(network.parameters()).dtype == torch.float64
+    return torch.float64 if double else torch.float32
 
 
 def _rows(value: Any, x: Tensor) -> Tensor:

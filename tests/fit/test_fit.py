@@ -247,23 +247,38 @@ class Noise(Oracle):
         return torch.sin(1e4 * x)
 
 
-def test_refiners_are_placed_between_evaluations_where_they_help():
+class Fading(Oracle):
+    """A refiner that is of no use near the end."""
+
+    def __call__(self, x, t, cond, history):
+        return mixture(x, t) if t < 0.75 else torch.sin(1e4 * x)
+
+
+def test_refiners_are_placed_where_they_help():
     plan = ft.tune(mixture, nfe=4, refiner=Oracle(), noise=noises(256))
     bare = ft.tune(mixture, nfe=4, noise=noises(256))
     assert plan.nfe["model"] == 4
     assert plan.nfe["refiner"] >= 2
     assert plan.evaluators[:2] == ("model", "model")
-    assert plan.evaluators[-1] == "model"
+    assert plan.evaluators[-1] == "refiner"  # as good as the model, and one more
     assert plan.info["refiner"] is None  # it has no fingerprint
     assert plan.info["error"]["rmse"] < 0.5 * bare.info["error"]["rmse"]
+    fading = ft.tune(mixture, nfe=4, refiner=Fading(), noise=noises(256))
+    assert fading.nfe["refiner"] > 0
+    assert fading.evaluators[-1] == "model"
+    assert fading.info["error"]["rmse"] < bare.info["error"]["rmse"]
 
 
 def test_a_refiner_that_does_not_help_is_left_out_and_that_is_said():
     plan = ft.tune(mixture, nfe=4, refiner=Noise(), noise=noises(256))
     assert plan.nfe == {"model": 4, "refiner": 0}
     assert "the refiner was left out" in plan.info["notes"][0]
-    two = ft.tune(mixture, nfe=2, refiner=Oracle(), noise=noises(64))
-    assert "left out" in two.info["notes"][0]
+
+
+def test_after_two_evaluations_a_refiner_may_end_the_plan():
+    plan = ft.tune(mixture, nfe=2, refiner=Oracle(), noise=noises(256))
+    assert plan.evaluators == ("model", "model", *["refiner"] * plan.nfe["refiner"])
+    assert plan.nfe["refiner"] > 0
 
 
 def test_a_budget_buys_evaluations_of_the_model_and_refiners():

@@ -320,16 +320,17 @@ class _Study:
         return self.journal.plan(f"weights {pattern} {shift} {len(part)} {whose}", make)
 
     def refined(self, best: Plan, search: bool) -> Plan:
-        """``best``, or a plan with refiners between the evaluations that beats it clearly."""
-        gaps = (0, *[1] * (self.nfe - 2))  # refiners after the first, second, ... evaluation
-        if self.most is not None and sum(gaps) > self.most:
-            gaps = (*[0] * (self.nfe - 1 - self.most), *[1] * self.most)
-        if not any(gaps):
-            self.notes.append("a refiner needs two evaluations before it and one after: left out")
-            return best
-        if search:
-            gaps = self.placed(gaps)
-        winner = self.fitted(_pattern(gaps), search)
+        """``best``, or a plan with refiners after its evaluations that beats it clearly."""
+        found: list[Plan] = []
+        for last in (0, 1):  # refiners after the last evaluation: some end worse than the model
+            gaps = (0, *[1] * (self.nfe - 2), last)  # ... after the first, second, ... evaluation
+            if self.most is not None and sum(gaps) > self.most:
+                ones = self.most - last
+                gaps = (*[0] * (self.nfe - 1 - ones), *[1] * ones, last)
+            if any(gaps):
+                gaps = self.placed(gaps) if search else gaps
+                found.append(self.fitted(_pattern(gaps), search))
+        winner = min(found, key=self.scored)
         if self.scored(winner) < 0.95 * self.scored(best):
             return winner
         self.notes.append(
@@ -375,9 +376,8 @@ class _Study:
 
 
 def _pattern(gaps: Sequence[int]) -> list[str]:
-    """The evaluators, with so many refiners after each evaluation of the model but the last."""
-    row = [e for n in gaps for e in ("model", *["refiner"] * n)]
-    return [*row, "model"]
+    """The evaluators, with so many refiners after each evaluation of the model."""
+    return [e for n in gaps for e in ("model", *["refiner"] * n)]
 
 
 def _neighbours(gaps: Sequence[int], most: int | None) -> list[tuple[int, ...]]:

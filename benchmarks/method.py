@@ -149,7 +149,8 @@ def load_refiners(folder: str | None, model: Any) -> list[tuple[str, str, Any]]:
         first = ft.load_refiner(Path(folder) / "refiner-run", model)
         found.append(("the refiner, first phase", "-first", first))
     if folder:
-        found.append(("the refiner, on its own states", "-refiner", ft.load_refiner(folder, model)))
+        name = "the refiner, on its own states" if found else "the refiner"
+        found.append((name, "-refiner", ft.load_refiner(folder, model)))
     return found
 
 

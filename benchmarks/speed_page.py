@@ -150,7 +150,9 @@ def refiner_cost(record: Record) -> list[str]:
         table(head, rows),
         f"Refiner {c['refiner']} of {size['refiner']:,} parameters, model {c['fingerprint']} of "
         f"{size['model']:,}; guidance {c['guidance']:g}, {c['dtype']}, {c['device']}, "
-        f"{c['threads']} threads. What an evaluation less saves is the whole first column.",
+        f"{c['threads']} threads. A call is its part of those of {c['plan']}, with what is "
+        "computed for all of them at once. What an evaluation less saves is the whole first "
+        "column.",
     ]
 
 

@@ -67,7 +67,7 @@ def tune(
         nfe: evaluations of the model, at least 2.
         budget_ms: instead of ``nfe``, milliseconds that the evaluations of a batch of 8 may take on
             this machine; they are timed first, and refiners may take the place of the model.
-        refiner: considered between the model's evaluations; left out where it does not help.
+        refiner: considered after the model's evaluations; left out where it does not help.
         guidance: scale, or (lowest, highest) of a range the plan is to serve; by default the one on
             the model's card, and 1 for other fields.
         trajectories: to fit on; twice as many each to choose on and to tell errors from (as many

@@ -14,7 +14,7 @@ adds what each part of the method gains, and
 
     python benchmarks/method.py --table benchmarks/records/method-*.json
 
-compares with what is asked for, as the page that `make_results` makes does.
+compares with the targets, as the page that `make_results` makes does.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ def main() -> None:
     add("--split", action="store_true", help="what each part gains, instead")
     add("--folder", help="for what is computed on the way; runs/method/NAME by default")
     add("--out", "-o", help="the record, or the table")
-    add("--table", nargs="+", metavar="RECORD", help="compare records with what is asked for")
+    add("--table", nargs="+", metavar="RECORD", help="compare records with the targets")
     add("--rough", nargs="+", metavar="RECORD", default=[], help="records of rough fields")
     options = parser.parse_args()
     if options.table or options.rough:

@@ -384,12 +384,12 @@ def analysis(page: Page, record: Record) -> None:
 
 
 def asked(page: Page) -> None:
-    """What `method.py` measured against what was asked for."""
+    """What `method.py` measured against its targets."""
     found = sorted(map(str, page.records.glob("method-*.json")))
     rough = [path for path in found if "rough" in Path(path).name]
     if found:
         page.add(report([path for path in found if path not in rough], rough))
     else:
-        page.add("## What is asked for")
+        page.add("## Fitted plans against others")
         for name in MODELS:
             page.missing("method", name)

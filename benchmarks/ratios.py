@@ -93,11 +93,11 @@ def errors(record: Record, nfe: int, label: str) -> Any:
 
 
 def report(paths: list[str], rough: list[str]) -> str:
-    """Markdown: what is asked for, what was measured, what each part gains, and how."""
+    """Markdown: targets, what was measured, what each part gains, and how."""
     records, others = ([json.loads(Path(p).read_text()) for p in some] for some in (paths, rough))
     parts = []
     if records:
-        parts += ["## What is asked for", requirements(records)]
+        parts += ["## Fitted plans against others", requirements(records)]
     if others:
         parts += ["## Rough in time", roughness(others)]
     for record in [*records, *others]:
@@ -132,7 +132,7 @@ def requirements(records: list[Record]) -> str:
         each = ", ".join(f"{name} {nfe}: {r:.2f}" for (name, nfe), r in ratio.cells.items())
         mean = f"**{ratio.mean:.3f}** ({between(*ratio.interval())})"
         rows.append([asked.title(), at, limits, mean, f"{middle.mean:.3f}", verdict, each])
-    head = ["ratio", "evaluations", "must (aim)", "of RMSE (95 %)", "of medians", "met", "each"]
+    head = ["ratio", "evaluations", "target (aim)", "of RMSE (95 %)", "of medians", "met", "each"]
     note = (
         "Geometric means over models and evaluations of the model; 95 % intervals by paired "
         "bootstrap over noises. The rival's best shift and grid are chosen on the test noises."

@@ -39,6 +39,7 @@ __all__ = [
     "sample",
     "serves",
     "step",
+    "warn_if_foreign",
 ]
 
 History = Sequence[tuple[float, Tensor]]
@@ -133,7 +134,7 @@ def sample(
     if not (x.is_floating_point() or x.is_complex()):
         raise ValueError(f"x of {x.dtype}: the state must be floating point; pass x.float()")
     refiner = needed_refiner(plan, refiner)
-    _warn_if_foreign(plan, model, refiner, guidance)
+    warn_if_foreign(plan, model, refiner, guidance)
     model = guided(model, guidance, null=negative)
     refiner = None if refiner is None else prepare_refiner(plan, model, refiner)
     with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
@@ -197,7 +198,7 @@ def bind_refiner(model: Field, refiner: Any) -> Refiner:
     return refiner
 
 
-def _warn_if_foreign(
+def warn_if_foreign(
     plan: Plan, model: Field, refiner: Refiner | None, guidance: float | Tensor
 ) -> None:
     """Say once that a fitted plan is used where it was not fitted."""

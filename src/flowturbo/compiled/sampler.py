@@ -18,7 +18,7 @@ from flowturbo.compiled.shapes import Inputs, Sampler, Shapes, tensors
 from flowturbo.field import Field, Guidance, cut
 from flowturbo.models.model import Model
 from flowturbo.plan import Plan
-from flowturbo.sampler import Refiner, check_refiner, needed_refiner
+from flowturbo.sampler import Refiner, check_refiner, needed_refiner, warn_if_foreign
 
 __all__ = ["CompiledSampler", "compile", "prepare"]
 
@@ -140,6 +140,7 @@ def prepare(
             raise ValueError("guidance needs a condition: pass an example as cond, or guidance=1")
     if refiner is not None:
         check_refiner(plan, refiner, guidance)
+    warn_if_foreign(plan, field, refiner, guidance)
     function = Function(
         plan,
         in_dtype(field, dtype),

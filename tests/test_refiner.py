@@ -121,6 +121,15 @@ def test_a_batch_at_many_times_equals_its_rows():
         torch.testing.assert_close(out[i : i + 1], one, rtol=1e-4, atol=1e-5)
 
 
+def test_a_time_in_half_precision_is_subtracted_in_full():
+    refiner = _random(VelocityRefiner.from_model(_random(SiT(SiTConfig(**CLASSES))), (1, 4)))
+    x, history, cond = torch.randn(3, 2, 8, 8), _history((0.1, 0.3)), torch.arange(3)
+    half = torch.tensor(0.5, dtype=torch.bfloat16)
+    torch.testing.assert_close(
+        refiner(x, half, cond, history), refiner(x, 0.5, cond, history), rtol=1e-5, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize("kind", [*KINDS, "unconditional"])
 @pytest.mark.parametrize("scale", [2.0, torch.tensor([1.0, 2.0, 4.0])], ids=["one", "each"])
 def test_rows_embedded_at_once_give_the_velocities_of_single_calls(kind, scale):

@@ -159,6 +159,7 @@ class VelocityRefiner(nn.Module):
         Times and ``guidance`` are scalars or one per image (B,).
         """
         (t_a, v_a), (t_b, v_b) = a, b
+        t, t_a, t_b = (_exact(s) for s in (t, t_a, t_b))
         gap, before = t - t_a, t_a - t_b
         step = _over(gap / before, x) * (v_a - v_b)
         shown = torch.cat([x, v_a, step], dim=1)
@@ -176,6 +177,13 @@ def _last_two(history: Sequence[tuple[Any, Any]]) -> tuple[tuple[Any, Any], tupl
         if isinstance(a[0], Tensor) or a[0] != b[0]:  # times of rows are taken as they come
             return a, b
     raise ValueError("history: the refiner needs velocities at 2 distinct times, and has fewer")
+
+
+def _exact(time: Any) -> Any:
+    """A time to subtract others from: in half precision gaps would be off by a percent."""
+    if not isinstance(time, Tensor):
+        return time
+    return time.to(torch.promote_types(time.dtype, torch.float32))
 
 
 def _numbers(gap: Any, before: Any, guidance: Any, x: Tensor) -> Tensor:

@@ -323,10 +323,9 @@ class _Study:
         """``best``, or a plan with refiners after its evaluations that beats it clearly."""
         found: list[Plan] = []
         for last in (0, 1):  # refiners after the last evaluation: some end worse than the model
-            gaps = (0, *[1] * (self.nfe - 2), last)  # ... after the first, second, ... evaluation
-            if self.most is not None and sum(gaps) > self.most:
-                ones = self.most - last
-                gaps = (*[0] * (self.nfe - 1 - ones), *[1] * ones, last)
+            most = self.nfe if self.most is None else self.most
+            ones = min(self.nfe - 2, most - last)
+            gaps = (*[0] * (self.nfe - 1 - ones), *[1] * ones, last)  # after each evaluation
             if any(gaps):
                 gaps = self.placed(gaps) if search else gaps
                 found.append(self.fitted(_pattern(gaps), search))

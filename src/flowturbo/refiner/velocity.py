@@ -121,7 +121,7 @@ class VelocityRefiner(nn.Module):
             return dict.fromkeys((row.k for row in rows), shown)
         text, vector = (shown.text, shown.vector) if isinstance(shown, Embedded) else (None, None)
         sizes = [len(c) for c in (vector, guidance) if isinstance(c, Tensor) and c.ndim]
-        images = network.pos_embed.new_empty(max(sizes, default=1), dtype=_precise(network))
+        images = network.pos_embed.new_empty(max(sizes, default=1))
         told, numbers = [], []
         for row in rows:
             (t_a, _), (t_b, _) = _last_two([(t, j) for j, t in row.seen])
@@ -159,15 +159,16 @@ class VelocityRefiner(nn.Module):
         Times and ``guidance`` are scalars or one per image (B,).
         """
         (t_a, v_a), (t_b, v_b) = a, b
-        t, t_a, t_b = (_exact(s) for s in (t, t_a, t_b))
+        t, t_a, t_b = (_rows(time, x) for time in (t, t_a, t_b))
         gap, before = t - t_a, t_a - t_b
-        step = _over(gap / before, x) * (v_a - v_b)
+        shape = (-1, *[1] * (x.ndim - 1))
+        step = (gap / before).reshape(shape).to(x.dtype) * (v_a - v_b)
         shown = torch.cat([x, v_a, step], dim=1)
-        numbers, dtype = None, next(self.network.parameters()).dtype
-        if not isinstance(cond, Modulated):
-            t, numbers = _rows(t, x), _numbers(gap, before, guidance, x)
+        known = isinstance(cond, Modulated)
+        numbers = None if known else _numbers(gap, before, guidance, x)
+        dtype = next(self.network.parameters()).dtype
         correction = self.network(shown.to(dtype), t, cond, numbers).to(x.dtype)
-        return v_a + step + _over(8 * gap, x) * correction
+        return v_a + step + (8 * gap).reshape(shape).to(x.dtype) * correction
 
 
 def _last_two(history: Sequence[tuple[Any, Any]]) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
@@ -179,28 +180,9 @@ def _last_two(history: Sequence[tuple[Any, Any]]) -> tuple[tuple[Any, Any], tupl
     raise ValueError("history: the refiner needs velocities at 2 distinct times, and has fewer")
 
 
-def _exact(time: Any) -> Any:
-    """A time to subtract others from: in half precision gaps would be off by a percent."""
-    if not isinstance(time, Tensor):
-        return time
-    return time.to(torch.promote_types(time.dtype, torch.float32))
-
-
 def _numbers(gap: Any, before: Any, guidance: Any, x: Tensor) -> Tensor:
     """What the network is told besides the time, (B, 3)."""
     return torch.stack([_rows(n, x) for n in (_SCALE * gap, _SCALE * before, guidance)], dim=1)
-
-
-def _over(value: Any, x: Tensor) -> Any:
-    """A number, or one for each image, to multiply images of the shape of ``x`` with."""
-    if not isinstance(value, Tensor):
-        return value
-    return value.reshape(-1, *[1] * (x.ndim - 1)).to(x.device, x.dtype)
-
-
-def _precise(network: nn.Module) -> torch.dtype:
-    double = next(network.parameters()).dtype == torch.float64
-    return torch.float64 if double else torch.float32
 
 
 def _rows(value: Any, x: Tensor) -> Tensor:

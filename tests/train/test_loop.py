@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import flowturbo as ft
 from flowturbo.models.sit import SiTConfig
-from flowturbo.train import ArrayData, TrainConfig, load_data, train
+from flowturbo.train import ArrayData, TrainConfig, load_data, loop, train
 from flowturbo.train.objectives import draw_times, drop_condition, flow_loss
 
 SCRIPT = """
@@ -323,3 +323,12 @@ def test_a_run_killed_while_it_exports_is_exported_when_resumed(tmp_path, monkey
             train(network, data, tmp_path, config)
     train(network, data, tmp_path, config)
     assert ft.load(tmp_path).card["training"]["step"] == 2
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_bfloat16_only_where_the_cpu_computes_in_it(monkeypatch, there):
+    monkeypatch.setattr(loop, "has_bf16", lambda: there)
+    for asked in (True, False):
+        with loop.autocast(torch.device("cpu"), asked):
+            product = torch.eye(2) @ torch.eye(2)
+        assert product.dtype == (torch.bfloat16 if there and asked else torch.float32)

@@ -13,7 +13,7 @@ before the number that moves is replayed, not computed again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,8 +23,17 @@ from torch import Tensor
 
 from flowturbo.field import Field, guided
 from flowturbo.fit.reference import Reference, error
-from flowturbo.plan import Plan
-from flowturbo.sampler import Refiner, prepare_refiner, sample
+from flowturbo.plan import Plan, Row
+from flowturbo.sampler import (
+    Refiner,
+    Velocities,
+    evaluators,
+    moved,
+    needed_refiner,
+    prepare_refiner,
+    sample,
+)
+from flowturbo.sampler import run as run_rows
 
 __all__ = ["polish", "run", "score"]
 
@@ -107,41 +116,28 @@ def polish(
     return best
 
 
-class _Replay:
-    """A field whose first calls return what they returned before; records the rest."""
-
-    def __init__(self, field: Any, before: list[Tensor]) -> None:
-        self.field, self.before = field, before
-        self.calls: list[Tensor] = []
-
-    def __call__(self, *arguments: Any) -> Tensor:
-        i = len(self.calls)
-        v: Tensor = self.before[i] if i < len(self.before) else self.field(*arguments)
-        self.calls.append(v)
-        return v
-
-
 def _recorded(
     plan: Plan,
     field: Field,
     reference: Reference,
     refiner: Refiner | None,
-    before: list[Tensor] | None = None,
+    before: Sequence[Tensor] = (),
 ) -> tuple[Tensor, list[Tensor]]:
     """The final states, and the velocities of all evaluations, the first of them replayed."""
-    model_rows = [k for k, e in enumerate(plan.evaluators) if e == "model"]
-    other_rows = [k for k, e in enumerate(plan.evaluators) if e == "refiner"]
-    before = before or []
-    split = lambda rows: [before[k] for k in rows if k < len(before)]
-    model: Any = _Replay(field, split(model_rows))
-    refine: Any = None
-    if refiner and other_rows:
-        refine = _Replay(prepare_refiner(plan, field, refiner), split(other_rows))
-    x = run(plan, model, reference, refine)
-    calls: dict[int, Tensor] = dict(zip(model_rows, model.calls, strict=True))
-    if refine:
-        calls |= dict(zip(other_rows, refine.calls, strict=True))
-    return x, [calls[k] for k in range(len(plan))]
+    refiner = needed_refiner(plan, refiner)
+    if refiner is not None:
+        refiner = prepare_refiner(plan, field, refiner)
+    calls: list[Tensor] = []
+
+    def step(row: Row, evaluate: Any, x: Tensor, velocities: Velocities) -> tuple[Tensor, Tensor]:
+        known = row.k < len(before)
+        v = before[row.k] if known else evaluate[row.evaluator](row, x, velocities)
+        calls.append(v)
+        return moved(row, x, v, velocities), v
+
+    with torch.no_grad():
+        evaluate = evaluators(field, refiner, reference.cond, plan.rows)
+        return run_rows(plan.rows, evaluate, reference.noise, step=step), calls
 
 
 Move = tuple[int, int | None]  # row and column of a weight, or row and None for its time

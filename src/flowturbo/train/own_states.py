@@ -18,6 +18,7 @@ from flowturbo.field import Field
 from flowturbo.plan import Plan
 from flowturbo.refiner.velocity import VelocityRefiner
 from flowturbo.sampler import History, sample
+from flowturbo.train.loop import autocast
 from flowturbo.train.trajectories import Batch, Starts
 
 __all__ = ["OwnStates", "collect", "mixed_plan", "rollout_error"]
@@ -65,7 +66,7 @@ def collect(
     for first in range(rows.start, rows.stop, batch):
         x0, cond, scales = starts.rows(first, min(first + batch, rows.stop))
         asked = _Asked(refiner, starts.guided(model, scales), scales)
-        with torch.autocast(x0.device.type, torch.bfloat16, enabled=bf16):
+        with autocast(x0.device, bf16):
             sample(plan, starts.guided(model, scales), x0, cond, refiner=asked)
         batches += asked.batches
     return OwnStates(batches)

@@ -30,7 +30,7 @@ from flowturbo.plan import Plan
 from flowturbo.refiner.checkpoint import load_refiner, save_refiner
 from flowturbo.refiner.velocity import VelocityRefiner
 from flowturbo.sampler import sample
-from flowturbo.train.loop import TrainConfig, optimizers, run
+from flowturbo.train.loop import TrainConfig, autocast, optimizers, run
 from flowturbo.train.own_states import collect, mixed_plan, rollout_error
 from flowturbo.train.trajectories import Batch, Starts, Trajectories, draw_trajectories
 
@@ -331,7 +331,7 @@ def _iterations(
     for i in range(4):
         if i == 1:
             start = time.perf_counter()
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bf16):
+        with autocast(x.device, config.bf16):
             loss = _loss(trial, b)
         loss.backward()  # type: ignore[no-untyped-call]
         for optimizer in steps:

@@ -26,6 +26,7 @@ from flowturbo.models.model import Model
 from flowturbo.path import Times, shift_times
 from flowturbo.plan import Plan
 from flowturbo.sampler import sample
+from flowturbo.train.loop import autocast
 
 __all__ = ["Batch", "Starts", "Trajectories", "draw_trajectories"]
 
@@ -229,7 +230,7 @@ def draw_trajectories(
         last = min(first + batch, trajectories)
         x0, cond, scales = starts.rows(first, last)
         record = _Record(starts.guided(model, scales))
-        with torch.autocast(x0.device.type, torch.bfloat16, enabled=bf16):
+        with autocast(x0.device, bf16):
             sample(Plan.adams_bashforth(steps, times=grid), record, x0, cond)
         for k, (x, v) in enumerate(record.seen):
             arrays[first:last, k, 0], arrays[first:last, k, 1] = x, v

@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="the folder that data.py made")
     parser.add_argument("--model", required=True, help="what flowturbo.load takes; real; rough")
     parser.add_argument("--out", type=Path, required=True, help="keeps what is drawn")
-    parser.add_argument("--plan", help="notation or name of a plan; else the model's own")
+    parser.add_argument("--plan", default="AB2:12@1.6", help="notation or name of a plan")
     parser.add_argument("--guidance", type=float, help="else the model's own")
     parser.add_argument("--others", type=Path, help="a node_modules that has the other sets")
     parser.add_argument("--record", type=Path, default=Path("emoji-judged.json"))

@@ -22,6 +22,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from flowturbo.train.loop import autocast
+
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from digit_reader import DigitReader, load_reader, to_input
 
@@ -53,7 +55,7 @@ def augment(x: Tensor) -> Tensor:
 
 
 def train(x: Tensor, y: Tensor, *, epochs: int, batch: int, seed: int) -> DigitReader:
-    """Cross-entropy with AdamW and a one-cycle rate, in bfloat16."""
+    """Cross-entropy with AdamW and a one-cycle rate, in bfloat16 where the CPU computes in it."""
     torch.manual_seed(seed)
     net = DigitReader().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.02)
@@ -65,7 +67,7 @@ def train(x: Tensor, y: Tensor, *, epochs: int, batch: int, seed: int) -> DigitR
         total = 0.0
         for rows in torch.randperm(len(x))[: steps * batch].split(batch):
             images = augment(to_input(x[rows]))
-            with torch.autocast("cpu", torch.bfloat16):
+            with autocast(images.device, bf16=True):
                 logits = net(images)
             loss = nn.functional.cross_entropy(logits.float(), y[rows])
             optimizer.zero_grad()

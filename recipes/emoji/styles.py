@@ -21,6 +21,7 @@ from classifiers import blurred, turn
 from torch import Tensor, nn
 
 from flowturbo.files import replacing
+from flowturbo.train.loop import autocast
 
 __all__ = ["EPOCHS", "Styles"]
 
@@ -117,7 +118,7 @@ def _train(network: Network, pictures: Tensor, styles: Tensor) -> None:
         losses = []
         for rows in torch.randperm(len(pictures), generator=generator)[: n * batch].split(batch):
             x = _vary(pictures[rows], generator).contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16):
+            with autocast(x.device, bf16=True):
                 logits = forward(x)
             loss = F.cross_entropy(logits, styles[rows], label_smoothing=0.05)
             optimizer.zero_grad()

@@ -156,14 +156,14 @@ def train(
 
 def autocast(device: torch.device, bf16: bool) -> torch.autocast:
     """Autocast to bfloat16, if so; not on a CPU without instructions for it, 100 times slower."""
-    if device.type == "cpu" and bf16:
-        bf16 = torch.backends.mkldnn.is_available() and has_bf16()
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+    enabled = bf16 and (device.type != "cpu" or has_bf16())
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 def has_bf16() -> bool:
     """Whether the CPU computes in bfloat16."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    there = torch.backends.mkldnn.is_available()
+    return there and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class Objective(Protocol):

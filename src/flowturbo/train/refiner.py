@@ -61,7 +61,7 @@ class RefinerConfig:
         lr: peak learning rate; 2e-3, or 5e-4 of AdamW on a block, by default.
         ema: decay of the averaged weights, which are what is exported.
         seed: of everything random.
-        bf16: draw and train under bfloat16 autocast.
+        bf16: draw and train under bfloat16 autocast, where the device computes in it.
         compile: compile the refiner for training.
         save_every: iterations between checkpoints.
     """

@@ -73,7 +73,7 @@ def fitting(bench: Bench, what: str, guidance: float, nfe: int) -> None:
     journal = Journal(home, whose)
     fits = bench.fits(guidance)
     some = lambda rows: fits.solved(rows.stop - rows.start, seed=rows.start + 1)
-    solved = journal.reference(some, count, 130 * trial.x0[0].nbytes)
+    solved = journal.reference(some, count, 130 * trial.x0[0].nbytes, trial.x0.device)
 
     def entry(rows: slice, history: int) -> dict[str, Any]:
         make = lambda: fit_weights(

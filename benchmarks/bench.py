@@ -44,6 +44,7 @@ def parser(about: str | None) -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("--model", required=True, help="a bundled name or a folder")
+    add("--device", default="cpu", help="where to compute")
     add("--noises", type=int, default=256, help="to test on")
     add("--reference", default="AB4RK:105@0.5", help="the plan that counts as converged")
     add("--trajectories", type=int, default=64, help="for plans that have to be fitted")
@@ -62,12 +63,14 @@ class Bench:
     """What the options of `parser` ask for."""
 
     def __init__(self, options: argparse.Namespace, kind: str) -> None:
-        self.options, self.model = options, ft.load(options.model)
+        self.options, self.model = options, ft.load(options.model, device=options.device)
         self.name = Path(options.model).name
         self.folder = Path(options.folder or f"runs/results/{self.name}")
         what = kind.split()[1]
         self.out = Path(options.out or f"benchmarks/records/{what}-{self.name}.json")
-        own = options.refiner and ft.load_refiner(options.refiner, self.model)
+        own = options.refiner and ft.load_refiner(
+            options.refiner, self.model, device=options.device
+        )
         self.own = own or None
         self._trials: dict[float, Trial] = {}
         self._refiners: dict[str, Any] = {}
@@ -130,7 +133,7 @@ class Bench:
                     self.model, self.data, folder, self.training, report=tell, **changes
                 )
             elif (folder / REFINER_WEIGHTS).is_file():
-                made = ft.load_refiner(folder, self.model)
+                made = ft.load_refiner(folder, self.model, device=self.options.device)
             else:
                 print(f"no refiner in {folder}, and no --data to train it: left out", flush=True)
                 made = None

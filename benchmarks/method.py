@@ -107,7 +107,8 @@ class Fits:
     def solved(self, n: int, seed: int) -> Reference:
         """``n`` trajectories to fit on."""
         first, cond = 1_000_000_000 * (seed + 1), None
-        noise = ft.noise.draw(range(first, first + n), self.model.shape)
+        shape, device = self.model.shape, self.model.device
+        noise = ft.noise.draw(range(first, first + n), shape, device=device)
         if hasattr(self.model, "random_condition"):
             cond = self.model.random_condition(n, torch.Generator().manual_seed(seed))
         return solve(self.model, noise, cond, guidance=self.guidance)
@@ -146,16 +147,16 @@ def load_refiners(folder: str | None, model: Any) -> list[tuple[str, str, Any]]:
     """(what it is, suffix of its plans, refiner): of the first phase, if kept, and the last."""
     found = []
     if folder and (Path(folder) / "refiner-run" / "refiner.json").is_file():
-        first = ft.load_refiner(Path(folder) / "refiner-run", model)
+        first = ft.load_refiner(Path(folder) / "refiner-run", model, device=model.device)
         found.append(("the refiner, first phase", "-first", first))
     if folder:
         name = "the refiner, on its own states" if found else "the refiner"
-        found.append((name, "-refiner", ft.load_refiner(folder, model)))
+        found.append((name, "-refiner", ft.load_refiner(folder, model, device=model.device)))
     return found
 
 
 def measure(options: argparse.Namespace) -> None:
-    model = ft.load(options.model)
+    model = ft.load(options.model, device=options.device)
     name = Path(options.model).name
     work = Path(options.folder or f"runs/method/{name}")
     out = Path(options.out or f"benchmarks/records/method-{name}.json")
@@ -214,6 +215,7 @@ def main() -> None:
     add = parser.add_argument
     add("--model", help="a bundled name or a folder")
     add("--nfe", type=int, nargs="+", default=[4, 5, 6, 8, 10], help="evaluations of the model")
+    add("--device", default="cpu", help="where to compute")
     add("--guidance", type=float, default=2.0)
     add("--noises", type=int, default=256, help="to test on")
     add("--reference", default="AB4RK:105@0.5", help="the plan that counts as converged")

@@ -58,7 +58,7 @@ class Trial:
             "seeds": f"{FIRST} to {FIRST + noises - 1}",
             "reference": reference,
             "dtype": "float32",
-            "device": "cpu",
+            "device": _device(model),
             "threads": torch.get_num_threads(),
             "versions": versions(),
         }
@@ -66,7 +66,7 @@ class Trial:
         self.journal = Journal(folder, {k: self.conditions[k] for k in fixed})
         self.folder, self.model, self.noises = Path(folder), model, noises
         self.guided = guided(model, guidance)
-        self.x0 = ft.noise.draw(range(FIRST, FIRST + noises), model.shape)
+        self.x0 = ft.noise.draw(range(FIRST, FIRST + noises), model.shape, device=model.device)
         self.cond = None
         if hasattr(model, "random_condition"):
             self.cond = model.random_condition(noises, torch.Generator().manual_seed(FIRST))
@@ -77,15 +77,15 @@ class Trial:
         plan, ends = ft.Plan.parse(reference), []
         for i in range(0, self.noises, BATCH):
             path, rows = self.folder / f"exact-{i:04d}.pt", slice(i, min(i + BATCH, self.noises))
+            x, cond = self.x0[rows], cut(self.cond, rows)
             if not path.is_file():
-                x, cond = self.x0[rows], cut(self.cond, rows)
                 with torch.no_grad():
                     first = self.guided(x, 0.0, cond)
                 end = ft.sample(plan, _Known(self.guided, x, first), x, cond)
                 with replacing(path) as temporary:
                     torch.save({"end": end, "first": first}, temporary)
                 print(f"{rows.stop} of {self.noises} solved", flush=True)
-            ends.append(torch.load(path, weights_only=True))
+            ends.append(torch.load(path, map_location=x.device, weights_only=True))
         return torch.cat([e["end"] for e in ends]), torch.cat([e["first"] for e in ends])
 
     def errors(self, plan: ft.Plan, rows: int | None = None, refiner: Any = None) -> Any:
@@ -139,6 +139,11 @@ class Trial:
             return float((after - before).norm() / before.norm())
 
         return self.journal.number("roughness", measure)
+
+
+def _device(model: Any) -> str:
+    cuda = model.device.type == "cuda"
+    return torch.cuda.get_device_name(model.device) if cuda else str(model.device)
 
 
 def _short(value: Any) -> Any:

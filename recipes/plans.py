@@ -35,8 +35,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.0, help="of training the refiner")
     parser.add_argument("--drawn", type=int, default=4096, help="trajectories of the refiner")
     parser.add_argument("--trajectories", type=int, default=64, help="to fit on")
+    parser.add_argument("--device", default="cpu", help="where to compute")
     options = parser.parse_args()
-    model, run = ft.load(options.model), Path(options.run)
+    model, run = ft.load(options.model, device=options.device), Path(options.run)
     home, last = find(options.model), [-1]
 
     def tell(stage: str, done: int, total: int) -> None:

@@ -38,7 +38,7 @@ class Check:
         torch.backends.cudnn.allow_tf32 = False
         self.cuda = device == "cuda"
         small = dict(size=8, channels=4, patch=2, width=64, depth=2, heads=2, classes=10)
-        config = SiTConfig.named(name, classes=1000) if self.cuda else SiTConfig(**small)
+        config = SiTConfig(**small) if name == "small" else SiTConfig.named(name, classes=1000)
         network = SiT(config)
         for p in network.parameters():
             if p.requires_grad:
@@ -200,11 +200,12 @@ def relative(got: torch.Tensor, wanted: torch.Tensor) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--size", default="B/2", help="of the SiT, random weights")
+    parser.add_argument("--size", help="of the SiT, random weights: small, B/2, XL/2, ...")
     parser.add_argument("--only", default="", help="checks whose name holds this")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
-    check, record = Check(options.device, options.size), {}
+    size = options.size or ("B/2" if options.device == "cuda" else "small")
+    check, record = Check(options.device, size), {}
     names: list[str] = [n for n in vars(Check) if n not in ("compile", "loop") and n[0] != "_"]
     for name in (n for n in names if options.only in n):
         call: Callable = getattr(check, name)

@@ -66,9 +66,16 @@ class Journal:
                 f.write(json.dumps([key, value]) + "\n")
 
     def reference(
-        self, make: Callable[[slice], Reference], rows: int, size: int, batch: int = 64
+        self,
+        make: Callable[[slice], Reference],
+        rows: int,
+        size: int,
+        device: str | torch.device = "cpu",
+        batch: int = 64,
     ) -> Reference:
         """``rows`` trajectories of ``size`` bytes each, made and kept ``batch`` at a time.
+
+        Those that are kept are put on ``device``.
 
         Raises:
             OSError: before anything is computed, if the disk has no room for them.
@@ -81,7 +88,8 @@ class Journal:
             some = slice(i, min(i + batch, rows))
             path = None if self.folder is None else self.folder / f"reference-{i:06d}.pt"
             if path is not None and path.is_file():
-                parts.append(Reference(**torch.load(path, weights_only=True)))
+                kept = torch.load(path, map_location=device, weights_only=True)
+                parts.append(Reference(**kept))
                 continue
             part = make(some)
             if path is not None:

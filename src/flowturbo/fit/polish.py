@@ -198,4 +198,4 @@ def _solve(
     jacobian = torch.stack([flat(s) for s in slopes])
     gram = jacobian @ jacobian.T
     gram = gram + damping * torch.diag(gram.diagonal().clamp(min=1e-12))
-    return torch.linalg.solve(gram, -(jacobian @ flat(residual))).numpy()  # type: ignore[no-any-return]
+    return torch.linalg.solve(gram, -(jacobian @ flat(residual))).cpu().numpy()  # type: ignore[no-any-return]

@@ -41,7 +41,7 @@ class Reference:
 
     def __post_init__(self) -> None:
         if isinstance(self.times, Tensor):  # as loaded from a file
-            object.__setattr__(self, "times", self.times.numpy())
+            object.__setattr__(self, "times", self.times.cpu().numpy())
 
     def __len__(self) -> int:
         return self.states.shape[1]

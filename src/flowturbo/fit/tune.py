@@ -125,6 +125,7 @@ def tune(
         ),
         len(x0),
         2 * (STEPS + 1) * x0[0].nbytes,
+        x0.device,
     )
     reference = reference if direction == "forward" else reference.reversed()
     if len(x0) < LEAST:  # nothing is fitted: all but the test part is there to choose on
@@ -177,7 +178,7 @@ def _draw(
         if not low <= high:
             raise ValueError(f"guidance={guidance}: must be (lowest, highest)")
         if low < high:
-            scale = low + (high - low) * torch.rand(n, generator=generator)
+            scale = low + (high - low) * torch.rand(n, generator=generator).to(noise.device)
     return noise, cond, scale, cuts
 
 

@@ -52,6 +52,7 @@ def parser(about: str | None) -> argparse.ArgumentParser:
     add("--refiner", help="a folder with our refiner")
     add("--data", help="what the model was trained on, to train the paper's refiner; resumes")
     add("--iterations", type=int, help="of that training; by default as many as the paper's")
+    add("--bf16", action="store_true", help="train it in bfloat16, where the machine computes in it")
     add("--pictures", type=int, default=0, help="to draw of each plan for FD-EffNet, 0 for none")
     add("--against", help="real pictures, for FD-EffNet; or the data set of emoji")
     add("--folder", help="for what is computed on the way; runs/results/NAME by default")
@@ -152,7 +153,7 @@ class Bench:
         """The paper's, for classes or for text."""
         text = dict(steps=10_000, batch=16, lr=2e-5, clip=0.01) if self.record["text"] else {}
         given = {"steps": self.options.iterations} if self.options.iterations else {}
-        return paper_config(**{**text, **given})
+        return paper_config(**{**text, **given, "bf16": self.options.bf16})
 
     @cached_property
     def data(self) -> Any:

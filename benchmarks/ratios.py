@@ -210,9 +210,10 @@ def gains(record: Record, nfe: str) -> str:
 def conditions(record: Record) -> str:
     c, r = record["conditions"], record["reference"]
     versions = ", ".join(f"{k} {v}" for k, v in c["versions"].items())
+    where = f"{c['threads']} threads" if c["device"] == "cpu" else f"on an {c['device']}"
     return (
         f"Weights {c['fingerprint']}, guidance {c['guidance']:g}, {c['noises']} noises of seeds "
-        f"{c['seeds']} used for nothing else, {c['dtype']}, {c['threads']} threads, {versions}. "
+        f"{c['seeds']} used for nothing else, {c['dtype']}, {where}, {versions}. "
         f"Converged: {c['reference']}, {r['rmse']:.1e} from {r['against']} on {r['noises']} "
         "noises. The error of a picture is the root mean square over the numbers of its state, "
         "RMSE that over pictures, with 95 % bootstrap intervals. Over the last 2 % of time the "

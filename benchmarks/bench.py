@@ -52,7 +52,7 @@ def parser(about: str | None) -> argparse.ArgumentParser:
     add("--refiner", help="a folder with our refiner")
     add("--data", help="what the model was trained on, to train the paper's refiner; resumes")
     add("--iterations", type=int, help="of that training; by default as many as the paper's")
-    add("--bf16", action="store_true", help="train it in bfloat16, where the machine computes in it")
+    add("--bf16", action="store_true", help="train it in bfloat16")
     add("--pictures", type=int, default=0, help="to draw of each plan for FD-EffNet, 0 for none")
     add("--against", help="real pictures, for FD-EffNet; or the data set of emoji")
     add("--folder", help="for what is computed on the way; runs/results/NAME by default")

@@ -33,8 +33,8 @@ from ratios import paired  # noqa: E402
 MAKE = ROOT / "benchmarks" / "make_results"
 CONDITIONS = {
     "model": "made", "fingerprint": "0123456789abcdef", "guidance": 2.0, "noises": 12,
-    "seeds": "0 to 11", "reference": "AB4RK:41@0.5", "dtype": "float32", "threads": 1,
-    "versions": {"torch": "2"},
+    "seeds": "0 to 11", "reference": "AB4RK:41@0.5", "dtype": "float32", "device": "cpu",
+    "threads": 1, "versions": {"torch": "2"},
 }  # fmt: skip
 CHECKED = {"rmse": 1e-5, "against": "AB4RK:73@0.5", "noises": 12}
 PART = {"conditions": CONDITIONS, "reference": CHECKED, "roughness": 0.1}

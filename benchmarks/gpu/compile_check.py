@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import tempfile
 import traceback
@@ -22,7 +21,7 @@ import torch
 import flowturbo as ft
 from flowturbo.compiled.backend import Recompiled
 from flowturbo.compiled.memory import peak_bytes
-from flowturbo.evaluate.benchmark import benchmark
+from flowturbo.evaluate.benchmark import benchmark, conditions
 from flowturbo.models.sit import SiT, SiTConfig
 from flowturbo.refiner import PaperRefiner, VelocityRefiner
 
@@ -198,17 +197,6 @@ def relative(got: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((got - wanted).abs().max() / wanted.abs().max())
 
 
-def conditions(device: str, size: str) -> dict:
-    cuda = device == "cuda"
-    versions = {"flowturbo": ft.__version__, "python": platform.python_version()}
-    return {
-        "device": torch.cuda.get_device_name() if cuda else device,
-        "size": size,
-        "command": " ".join(["python", *sys.argv]),
-        "versions": {**versions, "torch": torch.__version__},
-    }
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
@@ -228,7 +216,9 @@ def main() -> int:
             record[name] = {"ok": False, "error": f"{type(e).__name__}: {e}"}
         print("ok    " if record[name]["ok"] else "FAILED", name, flush=True)
     if options.out:
-        found = {"conditions": conditions(options.device, size), "checks": record}
+        command = " ".join(["python", *sys.argv])
+        about = {"size": size, "command": command, **conditions(check.net, None, check.x)}
+        found = {"conditions": about, "checks": record}
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0 if record and all(r["ok"] for r in record.values()) else 1
 

@@ -69,9 +69,7 @@ class Bench:
         self.folder = Path(options.folder or f"runs/results/{self.name}")
         what = kind.split()[1]
         self.out = Path(options.out or f"benchmarks/records/{what}-{self.name}.json")
-        own = options.refiner and ft.load_refiner(
-            options.refiner, self.model, device=options.device
-        )
+        own = options.refiner and ft.load_refiner(options.refiner, self.model)
         self.own = own or None
         self._trials: dict[float, Trial] = {}
         self._refiners: dict[str, Any] = {}
@@ -134,7 +132,7 @@ class Bench:
                     self.model, self.data, folder, self.training, report=tell, **changes
                 )
             elif (folder / REFINER_WEIGHTS).is_file():
-                made = ft.load_refiner(folder, self.model, device=self.options.device)
+                made = ft.load_refiner(folder, self.model)
             else:
                 print(f"no refiner in {folder}, and no --data to train it: left out", flush=True)
                 made = None

@@ -147,11 +147,11 @@ def load_refiners(folder: str | None, model: Any) -> list[tuple[str, str, Any]]:
     """(what it is, suffix of its plans, refiner): of the first phase, if kept, and the last."""
     found = []
     if folder and (Path(folder) / "refiner-run" / "refiner.json").is_file():
-        first = ft.load_refiner(Path(folder) / "refiner-run", model, device=model.device)
+        first = ft.load_refiner(Path(folder) / "refiner-run", model)
         found.append(("the refiner, first phase", "-first", first))
     if folder:
         name = "the refiner, on its own states" if found else "the refiner"
-        found.append((name, "-refiner", ft.load_refiner(folder, model, device=model.device)))
+        found.append((name, "-refiner", ft.load_refiner(folder, model)))
     return found
 
 

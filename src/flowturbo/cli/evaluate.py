@@ -94,7 +94,7 @@ def run(
         pictures=pictures,
         prompts=None if prompts is None else _lines(prompts),
         guidance=guidance,
-        refiner=None if refiner is None else load_refiner(refiner, field, device=field.device),
+        refiner=None if refiner is None else load_refiner(refiner, field),
         against=against,
         features="effnet" if features else None,
         fid=fid,

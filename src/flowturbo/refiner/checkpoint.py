@@ -59,7 +59,7 @@ def load_refiner(
     name: str | Path,
     model: Any = None,
     *,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> PaperRefiner | VelocityRefiner:
     """The refiner of a model, for inference.
@@ -67,7 +67,7 @@ def load_refiner(
     Args:
         name: as for ``load``: a bundled name, a folder, or "hf:owner/repo".
         model: if given, the refiner must have been made for it.
-        device: where to put it.
+        device: where to put it; by default where ``model`` is, else on the CPU.
         dtype: of the weights.
 
     Raises:
@@ -89,6 +89,8 @@ def load_refiner(
     except (KeyError, TypeError) as e:
         raise ValueError(f"{folder / REFINER_CARD}: not the card of a refiner ({e})") from e
     fill(refiner.network, tensors, str(folder / REFINER_WEIGHTS), dtype)
+    if device is None:
+        device = model.device if isinstance(model, Model) else "cpu"
     return refiner.to(device).eval().requires_grad_(False)
 
 

@@ -109,4 +109,4 @@ def resolve_refiner(model: Model, plan: Plan, refiner: Refiner | None) -> Refine
         return refiner
     if not (model.folder / REFINER_WEIGHTS).is_file():
         return None
-    return load_refiner(model.folder, model, device=model.device)
+    return load_refiner(model.folder, model)

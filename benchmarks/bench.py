@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from method import Fits, check_alike, keep
 from safetensors.torch import load_file
-from trial import Trial
+from trial import BATCH, Trial
 
 import flowturbo as ft
 from flowturbo.evaluate.frechet import frechet_distance
@@ -52,7 +52,7 @@ def parser(about: str | None) -> argparse.ArgumentParser:
     add("--refiner", help="a folder with our refiner")
     add("--data", help="what the model was trained on, to train the paper's refiner; resumes")
     add("--iterations", type=int, help="of that training; by default as many as the paper's")
-    add("--bf16", action="store_true", help="train it in bfloat16")
+    add("--bf16", action="store_true", help="train it, and draw pictures, in bfloat16")
     add("--pictures", type=int, default=0, help="to draw of each plan for FD-EffNet, 0 for none")
     add("--against", help="real pictures, for FD-EffNet; or the data set of emoji")
     add("--folder", help="for what is computed on the way; runs/results/NAME by default")
@@ -176,6 +176,12 @@ class Bench:
             np.savez(temporary, images=pictures.numpy())
         return self.folder / "emoji.npz"
 
+    @cached_property
+    def drawing(self) -> Any:
+        """The model that draws pictures."""
+        o = self.options
+        return in_bfloat16(o.model, o.device) if o.bf16 else self.model
+
     def evaluated(self, plan: ft.Plan, refiner: Any, guidance: float, found: Any) -> dict[str, Any]:
         """The record of `flowturbo.evaluate`; ``found`` if it is that already."""
         o, refiner = self.options, refiner if plan.nfe["refiner"] else None
@@ -189,13 +195,28 @@ class Bench:
             return found
         folder = self.home(guidance) / "pictures"
         made = ft.evaluate(
-            self.model, plan, pictures=o.pictures, guidance=guidance, refiner=refiner,
+            self.drawing, plan, pictures=o.pictures, guidance=guidance, refiner=refiner,
             against=self.against, features=FEATURES, repeats=0, folder=folder,
         )  # fmt: skip
         if self.against:
             size = self.model.shape[1]
             made["frechet"]["floor"] = floor(self.against, size, o.pictures, folder)
         return {"asked": asked, **made}
+
+
+def in_bfloat16(name: str, device: str = "cpu") -> Any:
+    """A model to draw many pictures with: in bfloat16, whole batches of `ft.evaluate` compiled."""
+    model = ft.load(name, device=device, dtype=torch.bfloat16)
+    plain = model.network.forward
+    compiled = torch.compile(plain, dynamic=False)
+
+    def forward(x: torch.Tensor, t: Any, *rest: Any) -> torch.Tensor:
+        if len(x) not in (BATCH, 2 * BATCH):
+            return plain(x, t, *rest)
+        return compiled(x, torch.as_tensor(t, dtype=torch.float32, device=x.device), *rest)
+
+    model.network.forward = forward
+    return model
 
 
 def emoji(path: Path, size: int) -> Any:

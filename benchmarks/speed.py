@@ -5,6 +5,7 @@
 Of FlowMatchEuler and of the best scheduler of second order, the fewest evaluations are found at
 which the error to the converged ODE (RMSE of noises that nothing else uses) is not above the
 plan's. A rival runs at every shift of two grids, the best chosen on these noises, in its favour.
+With ``--pictures`` the same is done for FD-EffNet to ``--against``; these are drawn in bfloat16.
 Then the samplers are timed in turns, in one run: as tables, uncompiled and with the network
 compiled, the same for all, and by diffusers' own loops. It goes on where it was stopped.
 """
@@ -12,10 +13,13 @@ compiled, the same for all, and by diffusers' own loops. It goes on where it was
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import partial
+from math import ceil, log
 from pathlib import Path
 from typing import Any
 
+from bench import in_bfloat16
 from method import adams, best, keep, rms
 from rivals import rivals
 from trial import Trial
@@ -27,6 +31,9 @@ from flowturbo.tasks.generate import resolve_plan, resolve_refiner
 
 EULER = "FlowMatchEuler"
 SECOND = ("UniPC-2", "DPM-Solver++ 2M", "DEIS-2", "FlowMatchHeun")
+KINDS = {"Euler": (EULER,), "second order": SECOND}
+Measure = Callable[[int], tuple[float, str, ft.Plan]]
+Distance = Callable[..., float]
 LOOPS = {"UniPC-2": "UniPC", "DPM-Solver++ 2M": "DPM-Solver++", EULER: EULER}  # as peers name them
 
 
@@ -39,22 +46,41 @@ def found(trial: Trial, names: tuple[str, ...], nfe: int) -> tuple[float, str, f
     return error, label, plans[label]
 
 
-def equal(trial: Trial, names: tuple[str, ...], error: float, least: int, most: int) -> Any:
-    """(evaluations, RMSE, label, plan) of the fewest that reach ``error``; None above ``most``."""
-    low, high, reached = least - 1, least, None
-    while high <= most:  # twice as many until it is reached, then between
-        at = found(trial, names, high)
-        if at[0] <= error:
+def frechet(
+    trial: Trial, distance: Distance, names: tuple[str, ...], nfe: int
+) -> tuple[float, str, ft.Plan]:
+    """(FD, label, plan) of that best one."""
+    _, label, plan = found(trial, names, nfe)
+    value = distance(plan)
+    print(f"{names[0]}, {nfe}: {label}, FD {value:.4f}", flush=True)
+    return value, label, plan
+
+
+def equal(measure: Measure, target: float, least: int, most: int) -> Any:
+    """(evaluations, value, label, plan) of the fewest where ``measure`` is at most ``target``.
+
+    None if ``most`` are too few. It is looked for as if the measure fell in proportion to a power.
+    """
+    low, high = least - 1, least
+    value, reached = float("inf"), None
+    while reached is None:  # farther, as a first order would need
+        if high > most:
+            return None
+        at = measure(high)
+        if at[0] <= target:
             reached = (high, *at)
-            break
-        low, high = high, 2 * high
-    while reached and reached[0] - low > 1:
-        middle = (low + reached[0]) // 2
-        at = found(trial, names, middle)
-        if at[0] <= error:
+        else:
+            low, value = high, at[0]
+            high = ceil(high * min(max(value / target, 1.25), 4))
+    while reached[0] - low > 1:
+        slope = log(value / target) / max(log(value / reached[1]), 1e-9)
+        middle = ceil(low * (reached[0] / low) ** slope)
+        middle = min(max(middle, low + 1), reached[0] - 1)
+        at = measure(middle)
+        if at[0] <= target:
             reached = (middle, *at)
         else:
-            low = middle
+            low, value = middle, at[0]
     return reached
 
 
@@ -71,6 +97,17 @@ def loops(reached: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     return made, missing
 
 
+def fd(
+    model: Any, guidance: float, options: Any, folder: Path, plan: ft.Plan, refiner: Any = None
+) -> float:
+    """FD-EffNet of a plan's pictures to real ones."""
+    made = ft.evaluate(
+        model, plan, pictures=options.pictures, guidance=guidance, refiner=refiner,
+        against=options.against, agreement=0, resamples=0, repeats=0, folder=folder / "pictures",
+    )  # fmt: skip
+    return float(made["frechet"]["plan"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -85,6 +122,8 @@ def main() -> None:
     add("--repeats", type=int, default=20)
     add("--scopes", default="none,network", help="what is compiled, of each sampler")
     add("--most", type=int, default=96, help="evaluations, to stop looking")
+    add("--pictures", type=int, default=0, help="to draw of each plan for FD-EffNet, 0 for none")
+    add("--against", help="real pictures, for FD-EffNet")
     add("--folder", help="for what is computed on the way; runs/speed/NAME by default")
     add("--out", "-o", required=True, help="the record")
     options = parser.parse_args()
@@ -95,8 +134,16 @@ def main() -> None:
     folder = Path(options.folder or f"runs/speed/{Path(options.model).name}")
     trial = Trial(model, guidance, options.noises, options.reference, folder)
     error = rms(trial.errors(plan, refiner=refiner))
-    look = partial(equal, trial, error=error, least=plan.nfe["model"], most=options.most)
-    each = {"Euler": look((EULER,)), "second order": look(SECOND)}
+    look = partial(equal, least=plan.nfe["model"], most=options.most)
+    each = {kind: look(partial(found, trial, names), error) for kind, names in KINDS.items()}
+    seen: dict[str, Any] = {}
+    if options.pictures:
+        distance = partial(fd, in_bfloat16(options.model), guidance, options, folder)
+        target = distance(plan, refiner)
+        seen = {"pictures": options.pictures, "against": Path(options.against).name, "fd": target}
+        print(f"the plan: FD {target:.4f}", flush=True)
+        for kind, names in KINDS.items():
+            each[f"{kind}, FD"] = look(partial(frechet, trial, distance, names), target)
     reached = {kind: at for kind, at in each.items() if at}
     plain = adams(plan.nfe["model"])["AB2"]
     control = plain[best(trial, plain)[0]]
@@ -123,9 +170,10 @@ def main() -> None:
         "plan": trial.entry(plan, refiner),
         "control": trial.entry(control),
         "equal": {
-            kind: at and {"evaluations": at[0], "rmse": float(f"{at[1]:.5g}"), "chosen": at[2]}
+            kind: at and {"evaluations": at[0], "value": float(f"{at[1]:.5g}"), "chosen": at[2]}
             for kind, at in each.items()
         },
+        "frechet": seen,
         "faster": {
             kind: {s: ms[(1 + i) * len(scopes) + j] / ms[j] for j, s in enumerate(scopes)}
             for i, kind in enumerate(reached)

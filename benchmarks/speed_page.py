@@ -92,24 +92,32 @@ def methods(timed: Record) -> str:
 
 
 def speed(record: Record) -> list[str]:
-    c, rows = record["conditions"], []
+    c, rows, seen = record["conditions"], [], record.get("frechet")
     for name in ("plan", "control"):
         entry = record[name]
         error = f"{entry['rmse']:.4f} ({entry['rmse_95'][0]:.4f} to {entry['rmse_95'][1]:.4f})"
-        rows.append([entry["plan"], calls(entry["nfe"]), error, ""])
+        fd = f"{seen['fd']:.3f}" if seen and name == "plan" else ""
+        rows.append([entry["plan"], calls(entry["nfe"]), error, fd, ""])
     for kind, at in record["equal"].items():
         if at is None:
-            rows.append([kind, "not reached", "", ""])
+            rows.append([kind, "not reached", "", "", ""])
             continue
         faster = ", ".join(f"{s} {r:.2f}" for s, r in record["faster"][kind].items())
-        rows.append([at["chosen"], f"{at['evaluations']}", f"{at['rmse']:.4f}", faster])
-    head = ["sampler", "evaluations", "RMSE (95 %)", "times the milliseconds of the plan, by scope"]
+        value = ["", f"{at['value']:.3f}"] if kind.endswith("FD") else [f"{at['value']:.4f}", ""]
+        rows.append([at["chosen"], f"{at['evaluations']}", *value, faster])
+    head = ["sampler", "evaluations", "RMSE (95 %)", "FD-EffNet",
+            "times the milliseconds of the plan, by scope"]  # fmt: skip
     text = (
         f"Errors to {c['reference']} of {c['noises']} noises that nothing else uses, guidance "
         f"{c['guidance']:g}. Schedulers stand at the fewest evaluations that reach the error of "
         "the plan, at their best shift and grid on these very noises; below the plan, the plain "
         "solver with its evaluations of the model. Scopes: what is compiled, of every sampler."
     )
+    if seen:
+        text += (
+            f" FD-EffNet: of {seen['pictures']} pictures to those of {seen['against']}, drawn in "
+            "bfloat16, one noise and prompt for all."
+        )
     return [
         table(head, rows),
         text,

@@ -344,7 +344,8 @@ def test_round_trip_in_half_precision(tiny, tmp_path, kind):
     assert loaded.card["model"] == {"name": model.name, "fingerprint": model.fingerprint}
     assert loaded.card["measured"] == {"held-out": 0.5}
     assert not any(p.requires_grad for p in loaded.parameters())
-    half = ft.load_refiner(tmp_path, dtype=torch.bfloat16)
+    half = ft.load_refiner(tmp_path, ft.load(tmp_path, dtype=torch.bfloat16), dtype=torch.bfloat16)
+    assert half.fingerprint == loaded.fingerprint
     torch.testing.assert_close(
         half(x, 0.4, cond, history), loaded(x, 0.4, cond, history), rtol=0.1, atol=0.1
     )

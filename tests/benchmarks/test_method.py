@@ -87,10 +87,23 @@ def test_samplers_at_equal_error_on_the_clock(tmp_path, tiny):
     found = json.loads(out.read_text())
     for kind, name in (("Euler", "FlowMatchEuler"), ("second order", "")):
         at = found["equal"][kind]
-        assert at["rmse"] <= found["plan"]["rmse"]
+        assert at["value"] <= found["plan"]["rmse"]
         assert at["chosen"].startswith(name)
         assert found["faster"][kind]["none"] > 0
     methods = found["timed"]["methods"]
     counts = [m["evaluations"]["model"] for m in methods[:3]]
     assert counts[0] == 5
     assert counts[1:] == [found["equal"][k]["evaluations"] for k in ("Euler", "second order")]
+
+
+@pytest.mark.parametrize(("order", "target"), [(1, 0.06), (1, 0.21), (2, 0.0007), (0.5, 0.1)])
+def test_the_fewest_evaluations_are_found(order, target):
+    import speed
+
+    value = lambda n: n**-order
+    asked = []
+    measure = lambda n: (asked.append(n) or value(n), f"at {n}", None)
+    fewest = next(n for n in range(4, 1000) if value(n) <= target)
+    assert speed.equal(measure, target, 4, 1000)[:3] == (fewest, value(fewest), f"at {fewest}")
+    assert len(asked) == len(set(asked)) < 12
+    assert speed.equal(measure, target, 4, 3 + (fewest == 3)) is None

@@ -102,6 +102,12 @@ def test_inductor_equals_the_loop_for_any_number_of_rows_and_scale(fast, net, re
     assert fast.report["peak_bytes"][2] > 2 * x[0].nbytes
 
 
+def test_options_of_inductor_go_before_ours():
+    ours = backend.inductor_options(None)
+    assert backend.inductor_options({"freezing": True}) == {**ours, "freezing": True}
+    assert backend.inductor_options(dict.fromkeys(ours, "theirs")) == dict.fromkeys(ours, "theirs")
+
+
 def test_results_are_never_overwritten(fast):
     first = fast(_x(2), COND[:2])
     kept = first.clone()

@@ -63,6 +63,10 @@ def test_fingerprint_is_computed_again_only_for_other_weights(tiny, monkeypatch)
 def test_fingerprint_follows_the_weights_not_the_precision(folder, tiny):
     first = ft.load(folder)
     assert ft.load(folder, dtype=torch.float16).fingerprint == first.fingerprint
+    rounded = ft.load(folder, dtype=torch.bfloat16)
+    assert rounded.fingerprint == first.fingerprint
+    rounded.network.blocks[0].mlp.fc1.bias.add_(0.5)
+    assert rounded.fingerprint != first.fingerprint
     tiny.blocks[0].mlp.fc1.bias.add_(0.5)
     save_folder(folder, tiny, {})
     assert ft.load(folder).fingerprint != first.fingerprint

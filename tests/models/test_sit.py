@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flowturbo.models.sit import SIZES, SiT, SiTConfig
+from flowturbo.models.sit import SIZES, Attention, SiT, SiTConfig
 
 OFFICIAL = {  # names and shapes in the official class-conditional checkpoints
     "pos_embed": "1 N D",
@@ -197,3 +197,13 @@ def test_configuration_survives_a_dict_and_checks_itself():
     ):
         with pytest.raises(ValueError, match=next(iter(bad))):
             SiTConfig(**bad)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_attention_below_single_precision_is_that_in_it(dtype):
+    attention = Attention(32, 4)
+    x = torch.randn(3, 10, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted, got = attention(x), attention.to(dtype)(x.to(dtype)).float()
+    away = float((got - wanted).abs().max() / wanted.abs().max())
+    assert away < 8 * torch.finfo(dtype).eps

@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flowturbo._version import __version__
+from flowturbo.compiled.backend import inductor_options
 from flowturbo.compiled.sampler import compile, prepare
 from flowturbo.compiled.shapes import Inputs, Sampler, Shapes
 from flowturbo.field import Field
@@ -90,7 +91,9 @@ def export(
             inputs = shapes.example(size, null)
             program = torch.export.export(function, inputs, strict=False)
             files[f"rows{size}"] = aot_compile(
-                _module(program), inputs, options={**(options or {}), "aot_inductor.package": True}
+                _module(program),
+                inputs,
+                options={**inductor_options(options), "aot_inductor.package": True},
             )
         package_aoti(str(temporary), files)
         with zipfile.ZipFile(temporary, "a") as archive:

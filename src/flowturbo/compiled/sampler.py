@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from flowturbo.compiled.backend import SCOPES, Compiler, Recompiled
+from flowturbo.compiled.backend import SCOPES, Compiler, Recompiled, inductor_options
 from flowturbo.compiled.capture import Captured, Place
 from flowturbo.compiled.function import Function, in_dtype
 from flowturbo.compiled.memory import peak_bytes
@@ -191,7 +191,7 @@ class CompiledSampler(Sampler):
         self.report: dict[str, Any] = {"scope": scope, "capture": capture}
         self.report |= {"seconds": {}, "difference": {}, "largest": {}, "peak_bytes": {}}
         limit = torch._dynamo.config.patch(recompile_limit=4 * len(shapes.batch) + 8)
-        with config.patch(dict(options)), limit:
+        with config.patch(inductor_options(options)), limit:
             sizes = tqdm(
                 shapes.batch[::-1],  # the largest first: the others fit into its memory
                 desc=f"compile {self.plan.name} ({scope})",

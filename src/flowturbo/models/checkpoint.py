@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flowturbo.files import replacing
-from flowturbo.models.model import Model
+from flowturbo.models.model import Model, rounded
 from flowturbo.models.sit import SiT, SiTConfig
 
 __all__ = [
@@ -227,8 +227,7 @@ def fill(network: nn.Module, tensors: dict[str, Tensor], where: str, dtype: torc
                 f"{tuple(p.shape)}; check the config on the card"
             )
     _check_finite(tensors, where)
-    tensors = {k: p.to(dtype) for k, p in tensors.items()}
-    network.load_state_dict(tensors, assign=True)
+    network.load_state_dict(rounded(tensors, dtype), assign=True)
 
 
 def _check_finite(tensors: dict[str, Tensor], where: str) -> None:

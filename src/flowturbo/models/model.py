@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +18,10 @@ from flowturbo.models.prompts import check_words, names_of, said_style, styled
 from flowturbo.models.text import Tokenizer, short
 from flowturbo.plan import Plan
 
-__all__ = ["Model", "fingerprint", "plans_of"]
+__all__ = ["Model", "fingerprint", "plans_of", "rounded"]
 
 _DIGESTS: WeakKeyDictionary[nn.Module, tuple[Any, list[Any], str]] = WeakKeyDictionary()
+_ROUNDED: dict[str, str] = {}  # fingerprints of weights as rounded at loading: those before
 
 
 class Model(nn.Module):
@@ -175,7 +176,7 @@ class Model(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of the weights in half precision, whatever the device."""
+        """16 hexadecimal digits of the weights as they were read, whatever device and precision."""
         return fingerprint(self.network)
 
     def _label(self, label: str | int) -> int:
@@ -197,6 +198,8 @@ class Model(nn.Module):
 def fingerprint(network: nn.Module) -> str:
     """16 hexadecimal digits of the weights in half precision, whatever the device.
 
+    Weights that were rounded to less at loading keep the fingerprint of those read.
+
     They are computed again only where a weight was replaced or changed in place (but not through
     its ``.data``, which leaves no trace).
     """
@@ -208,13 +211,26 @@ def fingerprint(network: nn.Module) -> str:
     same = state is not None and known == state  # but an address may be another's by now
     if same and all(of() is p for of, (_, p) in zip(whose, weights, strict=True)):
         return found
-    digest = hashlib.sha256()
-    for name, p in weights:
-        digest.update(name.encode())
-        digest.update(p.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
-    found = digest.hexdigest()[:16]
+    digest = _digest(dict(weights))
+    found = _ROUNDED.get(digest, digest)
     _DIGESTS[network] = (state, [ref(p) for _, p in weights], found)
     return found
+
+
+def rounded(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights in ``dtype``; a network of them keeps the fingerprint of ``tensors``."""
+    made = {name: p.to(dtype) for name, p in tensors.items()}
+    if dtype not in (torch.float16, torch.float32, torch.float64):
+        _ROUNDED[_digest(made)] = _digest(tensors)
+    return made
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, p in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(p.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _some(names: Sequence[str], most: int = 12) -> str:

@@ -191,7 +191,8 @@ class Attention(nn.Module):
         b, n, width = x.shape
         q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, width // self.heads).unbind(2)
         q, k, v = (a.transpose(1, 2) for a in (q, k, v))
-        if x.device.type == "cpu" and torch.is_grad_enabled():  # its fused backward is slow there
+        # on CPUs the fused kernel is slow backward, and forward below float32
+        if x.device.type == "cpu" and (torch.is_grad_enabled() or x.dtype.itemsize < 4):
             out = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1).to(v.dtype) @ v
         else:
             out = F.scaled_dot_product_attention(q, k, v)

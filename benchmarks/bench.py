@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from trial import BATCH, Trial
 
 import flowturbo as ft
+from flowturbo.evaluate.features import EffNetFeatures
 from flowturbo.evaluate.frechet import frechet_distance
 from flowturbo.evaluate.real import load_real
 from flowturbo.files import replacing
@@ -54,6 +55,7 @@ def parser(about: str | None) -> argparse.ArgumentParser:
     add("--iterations", type=int, help="of that training; by default as many as the paper's")
     add("--bf16", action="store_true", help="train it, and draw pictures, in bfloat16")
     add("--pictures", type=int, default=0, help="to draw of each plan for FD-EffNet, 0 for none")
+    add("--steps", type=int, default=64, help="of the converged sampler of pictures")
     add("--against", help="real pictures, for FD-EffNet; or the data set of emoji")
     add("--folder", help="for what is computed on the way; runs/results/NAME by default")
     add("--out", "-o", help="the record")
@@ -182,12 +184,17 @@ class Bench:
         o = self.options
         return in_bfloat16(o.model, o.device) if o.bf16 else self.model
 
+    @cached_property
+    def see(self) -> Any:
+        return seen_compiled() if self.options.bf16 else FEATURES
+
     def evaluated(self, plan: ft.Plan, refiner: Any, guidance: float, found: Any) -> dict[str, Any]:
         """The record of `flowturbo.evaluate`; ``found`` if it is that already."""
         o, refiner = self.options, refiner if plan.nfe["refiner"] else None
         asked = {
             "digest": plan.digest,
             "pictures": o.pictures,
+            "steps": o.steps,
             "against": self.against and self.against.name,
             "refiner": getattr(refiner, "fingerprint", None),
         }
@@ -196,7 +203,7 @@ class Bench:
         folder = self.home(guidance) / "pictures"
         made = ft.evaluate(
             self.drawing, plan, pictures=o.pictures, guidance=guidance, refiner=refiner,
-            against=self.against, features=FEATURES, repeats=0, folder=folder,
+            against=self.against, features=self.see, repeats=0, folder=folder, steps=o.steps,
         )  # fmt: skip
         if self.against:
             size = self.model.shape[1]
@@ -217,6 +224,15 @@ def in_bfloat16(name: str, device: str = "cpu") -> Any:
 
     model.network.forward = forward
     return model
+
+
+def seen_compiled(batch: int = 16) -> Any:
+    """The network of FEATURES, compiled for the batches that it splits pictures into."""
+    see = EffNetFeatures()
+    plain = see.network.extract_features
+    compiled = torch.compile(plain, dynamic=False)
+    see.network.extract_features = lambda x: (compiled if len(x) == batch else plain)(x)
+    return see
 
 
 def emoji(path: Path, size: int) -> Any:

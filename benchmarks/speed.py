@@ -19,7 +19,7 @@ from math import ceil, log
 from pathlib import Path
 from typing import Any
 
-from bench import in_bfloat16
+from bench import in_bfloat16, seen_compiled
 from method import adams, best, keep, rms
 from rivals import rivals
 from trial import Trial
@@ -97,14 +97,11 @@ def loops(reached: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     return made, missing
 
 
-def fd(
-    model: Any, guidance: float, options: Any, folder: Path, plan: ft.Plan, refiner: Any = None
-) -> float:
+def fd(draw: Callable[..., Any], folder: Path, plan: ft.Plan, refiner: Any = None) -> float:
     """FD-EffNet of a plan's pictures to real ones."""
-    made = ft.evaluate(
-        model, plan, pictures=options.pictures, guidance=guidance, refiner=refiner,
-        against=options.against, agreement=0, resamples=0, repeats=0, folder=folder / "pictures",
-    )  # fmt: skip
+    made = draw(
+        plan, refiner=refiner, agreement=0, resamples=0, repeats=0, folder=folder / "pictures"
+    )
     return float(made["frechet"]["plan"])
 
 
@@ -124,6 +121,7 @@ def main() -> None:
     add("--most", type=int, default=96, help="evaluations, to stop looking")
     add("--pictures", type=int, default=0, help="to draw of each plan for FD-EffNet, 0 for none")
     add("--against", help="real pictures, for FD-EffNet")
+    add("--steps", type=int, default=64, help="of the converged sampler drawn beside them")
     add("--folder", help="for what is computed on the way; runs/speed/NAME by default")
     add("--out", "-o", required=True, help="the record")
     options = parser.parse_args()
@@ -138,7 +136,9 @@ def main() -> None:
     each = {kind: look(partial(found, trial, names), error) for kind, names in KINDS.items()}
     seen: dict[str, Any] = {}
     if options.pictures:
-        distance = partial(fd, in_bfloat16(options.model), guidance, options, folder)
+        shared = {"pictures": options.pictures, "guidance": guidance, "steps": options.steps}
+        shared |= {"against": options.against, "features": seen_compiled()}
+        distance = partial(fd, partial(ft.evaluate, in_bfloat16(options.model), **shared), folder)
         target = distance(plan, refiner)
         seen = {"pictures": options.pictures, "against": Path(options.against).name, "fd": target}
         print(f"the plan: FD {target:.4f}", flush=True)

@@ -109,7 +109,9 @@ class Bench:
         trial = self.trial(guidance)
         part = self.record.setdefault(key, {}).setdefault(f"{guidance:g}", {})
         if part:
-            check_alike(self.out, part["conditions"], trial)
+            check_alike(
+                self.out, part["conditions"], trial, anywhere=bool(vars(self.options).get("rows"))
+            )
         else:
             part |= {"conditions": trial.conditions, "reference": trial.reference_error()}
             part["roughness"] = trial.roughness()

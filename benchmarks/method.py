@@ -123,9 +123,13 @@ class Fits:
         return trial.journal.plan(f"weights {nfe} {shift} {seed}", make)
 
 
-def check_alike(out: Path, found: dict[str, Any], trial: Trial) -> None:
-    """Stop before measurements under two conditions get into one record."""
-    if {**found, "threads": 0} != {**trial.conditions, "threads": 0}:
+def check_alike(out: Path, found: dict[str, Any], trial: Trial, anywhere: bool = False) -> None:
+    """Stop before measurements under two conditions get into one record.
+
+    ``anywhere`` lets the machine differ; what is added then says where it was measured.
+    """
+    machine = ("threads", "device", "versions") if anywhere else ("threads",)
+    if {**found, **dict.fromkeys(machine)} != {**trial.conditions, **dict.fromkeys(machine)}:
         raise SystemExit(f"{out} was measured under {found}: give another --out")
 
 

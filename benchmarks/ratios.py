@@ -211,6 +211,9 @@ def conditions(record: Record) -> str:
     c, r = record["conditions"], record["reference"]
     versions = ", ".join(f"{k} {v}" for k, v in c["versions"].items())
     where = f"{c['threads']} threads" if c["device"] == "cpu" else f"on an {c['device']}"
+    plans = [e for cell in record.get("cells", {}).values() for e in cell["plans"].items()]
+    away = {k: e["device"] for k, e in plans if e.get("device", c["device"]) != c["device"]}
+    where += "".join(f" ({k}: {device})" for k, device in away.items())
     return (
         f"Weights {c['fingerprint']}, guidance {c['guidance']:g}, {c['noises']} noises of seeds "
         f"{c['seeds']} used for nothing else, {c['dtype']}, {where}, {versions}. "

@@ -42,6 +42,7 @@ SCHEDULERS = {
     "DPM-Solver++ 2M": "DPM-Solver++ 2M",
     **{name: name for name in UNIPC},
 }
+ROWS = (*SCHEDULERS, "AB2", "AB4", PAPER, PAPER_REFINED)  # all that are not fitted
 SHEET = 8  # pictures in a row
 Family = tuple[dict[str, ft.Plan], Any]
 
@@ -72,17 +73,30 @@ def fitted(bench: Bench, guidance: float, nfe: int) -> dict[str, tuple[ft.Plan, 
     return found
 
 
-def cell(bench: Bench, trial: Trial, guidance: float, nfe: int) -> dict[str, Any]:
-    """Everything at ``nfe`` evaluations of the model."""
+def cell(
+    bench: Bench, trial: Trial, guidance: float, nfe: int, only: list[str] | None
+) -> dict[str, Any]:
+    """Everything at ``nfe`` evaluations of the model; ``only`` some of what is not fitted."""
     found, tried = {}, {}
     for name, (plans, refiner) in families(bench, nfe).items():
-        label, tried[name] = best(trial, plans, refiner)
-        found[name] = trial.entry(plans[label], refiner, chosen=label)
-    for name, (plan, refiner) in fitted(bench, guidance, nfe).items():
-        found[name] = trial.entry(plan, refiner, info=dict(plan.info))
+        if only is None or name in only:
+            label, tried[name] = best(trial, plans, refiner)
+            found[name] = trial.entry(plans[label], refiner, chosen=label)
+    if only is None:
+        for name, (plan, refiner) in fitted(bench, guidance, nfe).items():
+            found[name] = trial.entry(plan, refiner, info=dict(plan.info))
     for name, entry in found.items():
         print(f"guidance {guidance:g}, {nfe}: {name}: {entry['rmse']}", flush=True)
     return {"plans": found, "tried": tried}
+
+
+def added(cells: dict[str, Any], nfe: int, trial: Trial, made: dict[str, Any]) -> None:
+    """Put rows into the cell of a record, each with where it was measured."""
+    into = cells.setdefault(str(nfe), {"plans": {}, "tried": {}})
+    for entry in made["plans"].values():
+        entry["device"] = trial.conditions["device"]
+    for key, rows in made.items():
+        into[key] |= rows
 
 
 def plans_of(bench: Bench, guidance: float, nfe: int) -> dict[str, tuple[ft.Plan, Any]]:
@@ -110,7 +124,7 @@ def pictures(bench: Bench, guidance: float, nfe: int) -> None:
     unipc = min(UNIPC, key=lambda name: entries[name]["rmse"])
     here = bench.record.setdefault("frechet", {}).setdefault(f"{guidance:g}", {})
     here = here.setdefault(str(nfe), {})
-    for name in (FITTED, REFINED, PAPER, PAPER_REFINED, unipc):
+    for name in (REFINED, PAPER, unipc, PAPER_REFINED, FITTED):
         if name in plans:
             here[name] = bench.evaluated(*plans[name], guidance, here.get(name))
             print(f"{name}: {here[name]['frechet']}", flush=True)
@@ -143,8 +157,12 @@ def main() -> None:
     made = parser(__doc__)
     made.add_argument("--nfe", type=int, nargs="+", default=NFE, help="evaluations of the model")
     made.add_argument("--guidance", type=float, nargs="+", default=GUIDANCE, help="scales")
+    made.add_argument("--rows", nargs="+", metavar="ROW",
+        help=f"only these, into the record, on another machine too: {', '.join(ROWS)}")  # fmt: skip
     made.add_argument("--sheet", action="store_true", help="draw a sheet of pictures, instead")
     bench = Bench(options := made.parse_args(), KIND)
+    if unknown := [name for name in options.rows or () if name not in ROWS]:
+        made.error(f"--rows {unknown[0]!r}: must be of {', '.join(map(repr, ROWS))}")
     for guidance in options.guidance:
         for nfe in options.nfe:
             if options.pictures or options.sheet:
@@ -152,7 +170,12 @@ def main() -> None:
             else:
                 part = bench.part("guidance", guidance)
                 cells = part.setdefault("cells", {})
-                cells[str(nfe)] = cell(bench, bench.trial(guidance), guidance, nfe)
+                trial = bench.trial(guidance)
+                made = cell(bench, trial, guidance, nfe, options.rows)
+                if options.rows:
+                    added(cells, nfe, trial, made)
+                else:
+                    cells[str(nfe)] = made
             bench.keep()
     print(f"-> {bench.out}")
 

@@ -272,5 +272,14 @@ def test_the_scripts_go_on_where_they_were(small, monkeypatch, capsys):
     assert "H5P7R3, ours" in text
     with pytest.raises(SystemExit, match="give another"):
         run(results, monkeypatch, *main[:-1], out)
+    record["guidance"]["2"]["conditions"]["device"] = "NVIDIA"
+    main[-1].write_text(json.dumps(record))
+    with pytest.raises(SystemExit, match="was measured under"):
+        run(results, monkeypatch, *main)
+    with pytest.raises(SystemExit, match="2"):
+        run(results, monkeypatch, *main, "--rows", "Eulre")
+    more = run(results, monkeypatch, *main, "--rows", "Euler")["guidance"]["2"]
+    assert more["cells"]["4"]["plans"] == {**plans, "Euler": {**plans["Euler"], "device": "cpu"}}
+    assert "on an NVIDIA (Euler: cpu)" in page.build(small / "records", small)
     with pytest.raises(SystemExit, match="measure the main table first"):
         run(results, monkeypatch, *main[:-4], "--nfe", 5, *main[-2:], "--sheet")

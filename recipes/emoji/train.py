@@ -6,6 +6,10 @@
 goes on where it was interrupted. The folder it leaves is the model: copy `card.json` and
 `model.safetensors` to `src/flowturbo/models/bundled/emoji`.
 
+    python recipes/emoji/train.py --data emoji-data --model emoji64 --out runs/emoji64
+
+is one of 64x64 pixels and 43 million parameters, for a GPU.
+
     python recipes/emoji/train.py --data emoji-data --compare 600 --record architectures.json
 
 trains each of the architectures below for 600 seconds instead and writes their errors.
@@ -18,6 +22,7 @@ import json
 import random
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +54,9 @@ TRAINING = TrainConfig(
     steps=4300, batch=128, lr=2e-3, optimizer="muon", warmup=150, tail=0.4, ema=0.999,
     save_every=100, preview_every=500,
 )  # fmt: skip
+
+LARGE: dict[str, Any] = dict(size=64, width=512, heads=8)  # 256 tokens
+LARGE_TRAINING = replace(TRAINING, steps=20_000, batch=256, lr=1e-3, save_every=500)
 
 
 class EmojiData:
@@ -115,9 +123,9 @@ class EmojiData:
         return rows
 
 
-def card(data: EmojiData) -> dict[str, Any]:
+def card(data: EmojiData, name: str = "emoji") -> dict[str, Any]:
     return {
-        "name": "emoji",
+        "name": name,
         "description": "Emoji from words, in four styles.",
         "data": {
             "name": "Noto Emoji, Fluent Emoji, Fluent Emoji Flat, FxEmojis, rendered on white",
@@ -219,16 +227,23 @@ def evaluate(network: Any, data: EmojiData, tokenizer: Tokenizer | None = None) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, help="the folder that data.py made")
-    parser.add_argument("--out", default="runs/emoji")
+    parser.add_argument("--model", choices=("emoji", "emoji64"), default="emoji")
+    parser.add_argument("--steps", type=int, help="by default the model's own")
+    parser.add_argument("--out", help="runs/MODEL by default")
     parser.add_argument("--compare", type=float, help="seconds for each architecture")
     parser.add_argument("--record", default="architectures.json")
     options = parser.parse_args()
-    data = EmojiData(options.data)
+    large = options.model == "emoji64" and not options.compare
+    data = EmojiData(options.data, LARGE["size"] if large else BASE["size"])
     if options.compare:
         compare(data, EmojiData(options.data, held=True), options.compare, Path(options.record))
         return
+    chosen, training = (CHOSEN | LARGE, LARGE_TRAINING) if large else (CHOSEN, TRAINING)
+    if options.steps:
+        training = replace(training, steps=options.steps)
     report = lambda step, loss: print(f"step {step:6d}  loss {loss:.4f}", flush=True)
-    train(architecture(data, **CHOSEN), data, options.out, TRAINING, card=card(data), report=report)
+    out, about = options.out or f"runs/{options.model}", card(data, options.model)
+    train(architecture(data, **chosen), data, out, training, card=about, report=report)
 
 
 if __name__ == "__main__":

@@ -122,6 +122,8 @@ def main() -> None:
     add("--folder", help="for what is computed on the way; runs/speed/NAME by default")
     add("--out", "-o", required=True, help="the record")
     options = parser.parse_args()
+    if options.pictures and not options.against:
+        parser.error(f"--pictures {options.pictures}: --against says which real pictures")
     model = ft.load(options.model)
     guidance = model.defaults["guidance"] if options.guidance is None else options.guidance
     plan = resolve_plan(model, options.plan, guidance)

@@ -13,7 +13,8 @@ from typing import Any
 from ratios import table
 
 KINDS = {
-    "speed": "python benchmarks/speed.py --model {0} --out benchmarks/records/speed-{0}.json",
+    "speed": "python benchmarks/speed.py --model {0} --pictures 2000 --against DATA --out "
+    "benchmarks/records/speed-{0}.json",
     "compile": "python benchmarks/compile.py --model {0} --out benchmarks/records/compile-{0}.json",
     "refiner-cost": "python benchmarks/refiner_cost.py --model {0} --out "
     "benchmarks/records/refiner-cost-{0}.json",

@@ -53,8 +53,9 @@ def parser(about: str | None) -> argparse.ArgumentParser:
     add("--refiner", help="a folder with our refiner")
     add("--data", help="what the model was trained on, to train the paper's refiner; resumes")
     add("--iterations", type=int, help="of that training; by default as many as the paper's")
-    add("--bf16", action="store_true", help="train it, and draw pictures, in bfloat16")
+    add("--bf16", action="store_true", help="train it in bfloat16")
     add("--pictures", type=int, default=0, help="to draw of each plan for FD-EffNet, 0 for none")
+    add("--compiled", action="store_true", help="draw and see pictures with compiled networks")
     add("--steps", type=int, default=64, help="of the converged sampler of pictures")
     add("--against", help="real pictures, for FD-EffNet; or the data set of emoji")
     add("--folder", help="for what is computed on the way; runs/results/NAME by default")
@@ -184,11 +185,11 @@ class Bench:
     def drawing(self) -> Any:
         """The model that draws pictures."""
         o = self.options
-        return in_bfloat16(o.model, o.device) if o.bf16 else self.model
+        return drawing_compiled(o.model, o.device) if o.compiled else self.model
 
     @cached_property
     def see(self) -> Any:
-        return seen_compiled() if self.options.bf16 else FEATURES
+        return seen_compiled() if self.options.compiled else FEATURES
 
     def evaluated(self, plan: ft.Plan, refiner: Any, guidance: float, found: Any) -> dict[str, Any]:
         """The record of `flowturbo.evaluate`; ``found`` if it is that already."""
@@ -213,9 +214,9 @@ class Bench:
         return {"asked": asked, **made}
 
 
-def in_bfloat16(name: str, device: str = "cpu") -> Any:
-    """A model to draw many pictures with: in bfloat16, whole batches of `ft.evaluate` compiled."""
-    model = ft.load(name, device=device, dtype=torch.bfloat16)
+def drawing_compiled(name: str, device: str = "cpu") -> Any:
+    """A model to draw many pictures with: whole batches of `ft.evaluate` are compiled."""
+    model = ft.load(name, device=device)
     plain = model.network.forward
     compiled = torch.compile(plain, dynamic=False)
 

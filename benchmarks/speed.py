@@ -5,7 +5,8 @@
 Of FlowMatchEuler and of the best scheduler of second order, the fewest evaluations are found at
 which the error to the converged ODE (RMSE of noises that nothing else uses) is not above the
 plan's. A rival runs at every shift of two grids, the best chosen on these noises, in its favour.
-With ``--pictures`` the same is done for FD-EffNet to ``--against``; these are drawn in bfloat16.
+With ``--pictures`` the same is done for FD-EffNet to the converged sampler's pictures of the same
+noises; that to the real ones of ``--against`` is told beside it.
 Then the samplers are timed in turns, in one run: as tables, uncompiled and with the network
 compiled, the same for all, and by diffusers' own loops. It goes on where it was stopped.
 """
@@ -19,7 +20,7 @@ from math import ceil, log
 from pathlib import Path
 from typing import Any
 
-from bench import in_bfloat16, seen_compiled
+from bench import drawing_compiled, seen_compiled
 from method import adams, best, keep, rms
 from rivals import rivals
 from trial import Trial
@@ -33,7 +34,7 @@ EULER = "FlowMatchEuler"
 SECOND = ("UniPC-2", "DPM-Solver++ 2M", "DEIS-2", "FlowMatchHeun")
 KINDS = {"Euler": (EULER,), "second order": SECOND}
 Measure = Callable[[int], tuple[float, str, ft.Plan]]
-Distance = Callable[..., float]
+Distances = Callable[..., dict[str, float]]
 LOOPS = {"UniPC-2": "UniPC", "DPM-Solver++ 2M": "DPM-Solver++", EULER: EULER}  # as peers name them
 
 
@@ -47,11 +48,11 @@ def found(trial: Trial, names: tuple[str, ...], nfe: int) -> tuple[float, str, f
 
 
 def frechet(
-    trial: Trial, distance: Distance, names: tuple[str, ...], nfe: int
+    trial: Trial, distances: Distances, names: tuple[str, ...], nfe: int
 ) -> tuple[float, str, ft.Plan]:
-    """(FD, label, plan) of that best one."""
+    """(FD to the converged sampler's pictures, label, plan) of that best one."""
     _, label, plan = found(trial, names, nfe)
-    value = distance(plan)
+    value = distances(plan)["twins"]
     print(f"{names[0]}, {nfe}: {label}, FD {value:.4f}", flush=True)
     return value, label, plan
 
@@ -94,12 +95,14 @@ def loops(each: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     return made, missing
 
 
-def fd(draw: Callable[..., Any], folder: Path, plan: ft.Plan, refiner: Any = None) -> float:
-    """FD-EffNet of a plan's pictures to real ones."""
+def fd(
+    draw: Callable[..., Any], folder: Path, plan: ft.Plan, refiner: Any = None
+) -> dict[str, float]:
+    """FD-EffNet of a plan's pictures: to the converged "twins"; of the "plan" to real ones."""
     made = draw(
         plan, refiner=refiner, agreement=0, resamples=0, repeats=0, folder=folder / "pictures"
     )
-    return float(made["frechet"]["plan"])
+    return {k: made["frechet"][k] for k in ("twins", "plan", "converged")}
 
 
 def main() -> None:
@@ -137,12 +140,14 @@ def main() -> None:
     if options.pictures:
         shared = {"pictures": options.pictures, "guidance": guidance, "steps": options.steps}
         shared |= {"against": options.against, "features": seen_compiled()}
-        distance = partial(fd, partial(ft.evaluate, in_bfloat16(options.model), **shared), folder)
-        target = distance(plan, refiner)
-        seen = {"pictures": options.pictures, "against": Path(options.against).name, "fd": target}
-        print(f"the plan: FD {target:.4f}", flush=True)
+        distances = partial(
+            fd, partial(ft.evaluate, drawing_compiled(options.model), **shared), folder
+        )
+        seen = {"pictures": options.pictures, "against": Path(options.against).name}
+        seen |= (ours := distances(plan, refiner))
+        print(f"the plan: FD {ours}", flush=True)
         for kind, names in KINDS.items():
-            each[f"{kind}, FD"] = look(partial(frechet, trial, distance, names), target)
+            each[f"{kind}, FD"] = look(partial(frechet, trial, distances, names), ours["twins"])
     plain = adams(plan.nfe["model"])["AB2"]
     control = plain[best(trial, plain)[0]]
     others, missing = loops(each)
@@ -171,8 +176,9 @@ def main() -> None:
             kind: {
                 "evaluations": at[0],
                 "value": float(f"{at[1]:.5g}"),
-                "reached": at[1] <= (seen["fd"] if kind.endswith("FD") else error),
+                "reached": at[1] <= (seen["twins"] if kind.endswith("FD") else error),
                 "chosen": at[2],
+                **({"real": distances(at[3])["plan"]} if kind.endswith("FD") else {}),
             }
             for kind, at in each.items()
         },

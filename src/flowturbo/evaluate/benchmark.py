@@ -16,7 +16,7 @@ from torch import Tensor
 from flowturbo import noise
 from flowturbo.compiled import CompiledSampler
 from flowturbo.compiled import compile as compile_sampler
-from flowturbo.compiled.backend import SCOPES
+from flowturbo.compiled.backend import SCOPES, inductor_options
 from flowturbo.compiled.memory import peak_bytes
 from flowturbo.evaluate.timing import (
     count_operations,
@@ -159,7 +159,7 @@ def benchmark(
             **conditions(model, refiner, x),
             "guidance": guidance,
             "dtype": str(dtype),
-            "inductor": dict(options or {}),
+            "inductor": inductor_options(options),
             "repeats": repeats,
             "seeds": [seed, seed + batch - 1],
             "reference": reference,

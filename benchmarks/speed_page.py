@@ -97,14 +97,16 @@ def speed(record: Record) -> list[str]:
     for name in ("plan", "control"):
         entry = record[name]
         error = f"{entry['rmse']:.4f} ({entry['rmse_95'][0]:.4f} to {entry['rmse_95'][1]:.4f})"
-        fd = f"{seen['fd']:.3f}" if seen and name == "plan" else ""
-        rows.append([entry["plan"], calls(entry["nfe"]), error, fd, ""])
+        fd = [f"{seen[k]:.2f}" if seen and name == "plan" else "" for k in ("twins", "plan")]
+        rows.append([entry["plan"], calls(entry["nfe"]), error, *fd, ""])
     for kind, at in record["equal"].items():
         more = "" if at["reached"] else "more than "
         faster = ", ".join(f"{s} {more}{r:.2f}" for s, r in record["faster"][kind].items())
-        value = ["", f"{at['value']:.3f}"] if kind.endswith("FD") else [f"{at['value']:.4f}", ""]
+        value = [f"{at['value']:.4f}", "", ""]
+        if kind.endswith("FD"):
+            value = ["", f"{at['value']:.2f}", f"{at['real']:.2f}"]
         rows.append([at["chosen"], f"{more}{at['evaluations']}", *value, faster])
-    head = ["sampler", "evaluations", "RMSE (95 %)", "FD-EffNet",
+    head = ["sampler", "evaluations", "RMSE (95 %)", "FD-EffNet", "FD to real ones",
             "times the milliseconds of the plan, by scope"]  # fmt: skip
     text = (
         f"Errors to {c['reference']} of {c['noises']} noises that nothing else uses, guidance "
@@ -114,8 +116,9 @@ def speed(record: Record) -> list[str]:
     )
     if seen:
         text += (
-            f" FD-EffNet: of {seen['pictures']} pictures to those of {seen['against']}, drawn in "
-            "bfloat16, one noise and prompt for all."
+            f" FD-EffNet: of {seen['pictures']} pictures to the converged sampler's of the same "
+            f"noises and prompts, and to the real ones of {seen['against']}, to which the "
+            f"converged sampler's are at {seen['converged']:.2f}."
         )
     return [
         table(head, rows),

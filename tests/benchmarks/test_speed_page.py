@@ -41,10 +41,12 @@ def test_the_page_says_what_the_records_say(tmp_path, timed):
                       "chosen": "FlowMatchEuler, linspace, 1"},
             "second order": {"evaluations": 96, "value": 0.04, "reached": False,
                              "chosen": "UniPC-2, default, 1"},
-            "Euler, FD": {"evaluations": 9, "value": 1.25, "reached": True,
+            "Euler, FD": {"evaluations": 9, "value": 1.25, "reached": True, "real": 7.5,
                           "chosen": "FlowMatchEuler, default, 2"},
         },
-        "frechet": {"fd": 1.5, "pictures": 50, "against": "real.npz"},
+        "frechet": {
+            "twins": 1.5, "plan": 6.5, "converged": 6.25, "pictures": 50, "against": "real.npz",
+        },
         "faster": {
             "Euler": {"none": 2.25}, "second order": {"none": 20}, "Euler, FD": {"none": 3.5},
         },
@@ -57,12 +59,13 @@ def test_the_page_says_what_the_records_say(tmp_path, timed):
     (tmp_path / "compile-digits.json").write_text(json.dumps(compiled))
     text = speed_page.build(tmp_path)
     line = lambda start: next(x for x in text.splitlines() if x.startswith(start))
-    ours = "| fitted MMRMRM | 4 + 2 R | 0.0312 (0.0156 to 0.0624) | 1.500 |  |"
+    ours = "| fitted MMRMRM | 4 + 2 R | 0.0312 (0.0156 to 0.0624) | 1.50 | 6.50 |  |"
     assert line("| fitted MMRMRM ") == ours
-    assert line("| FlowMatchEuler, l").endswith(", 1 | 9 | 0.0299 |  | none 2.25 |")
-    assert line("| FlowMatchEuler, d").endswith(", 2 | 9 |  | 1.250 | none 3.50 |")
-    assert line("| UniPC").endswith(" | more than 96 | 0.0400 |  | none more than 20.00 |")
-    assert "of 50 pictures to those of real.npz" in text
+    assert line("| FlowMatchEuler, l").endswith(", 1 | 9 | 0.0299 |  |  | none 2.25 |")
+    assert line("| FlowMatchEuler, d").endswith(", 2 | 9 |  | 1.25 | 7.50 | none 3.50 |")
+    assert line("| UniPC").endswith("| more than 96 | 0.0400 |  |  | none more than 20.00 |")
+    assert "of 50 pictures to the converged sampler's" in text
+    assert "the real ones of real.npz, to which the converged sampler's are at 6.25." in text
     ms = timed["methods"][1]["ms"]
     assert f"{ms['median']:.1f} ({ms['low']:.1f} to {ms['high']:.1f})" in line("| E9, uncompiled")
     assert "Faster: plan than none 1.50 times." in text

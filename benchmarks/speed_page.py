@@ -135,7 +135,14 @@ def compiled(record: Record) -> list[str]:
         parts.append(f"Faster: {'; '.join(faster)}.")
     if record["loop_share"]:
         share = ", ".join(f"{100 * s:.1f} %" for s in record["loop_share"])
-        parts.append(f"Of an uncompiled sample, {share} is not the network.")
+        parts.append(
+            f"Of an uncompiled sample, {share} is not the network. Below 0: a sample embeds its "
+            "condition once, and the network is timed with that each time."
+        )
+    parts.append(
+        "From uncompiled: the largest difference of any number of any state. In bfloat16 both are "
+        "rounded, each in its way; the errors beside it tell whether one is worse."
+    )
     if "cold_start" in record:
         cold = record["cold_start"]
         parts.append(

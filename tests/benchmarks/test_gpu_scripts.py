@@ -1,0 +1,40 @@
+"""The scripts for a GPU run on a CPU at a tiny size, to the end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu"
+pytestmark = pytest.mark.slow
+
+
+def run(script: str, out: Path, *options: str) -> dict:
+    command = [sys.executable, str(SCRIPTS / script), "--device", "cpu", *options]
+    done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(out.read_text("utf-8"))
+
+
+def test_full_size(tmp_path):
+    few = ("--size", "small", "--batch", "2", "--repeats", "1", "--plans", "1")
+    record = run("full_size.py", tmp_path / "r.json", *few)
+    for found in record["timed"].values():
+        assert {"2", "2, by what is compiled"} == set(found)
+        scopes = [m["scope"] for m in found["2, by what is compiled"]["methods"]]
+        assert scopes == ["none", "network", "row", "plan"]
+        for timed in found.values():
+            assert all(m["ms"]["median"] > 0 for m in timed["methods"])
+
+
+def test_pipelines(tmp_path):
+    pytest.importorskip("diffusers")
+    record = run("pipelines.py", tmp_path / "r.json", "--tiny", "--sizes", "64", "--repeats", "1")
+    for name in ("SD3", "FLUX"):
+        found = record[name]["64"]
+        assert found["ms_an_evaluation"] > 0
+        assert found["evaluations"] == {"model": 6, "refiner": 5}

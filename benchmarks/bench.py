@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -105,14 +106,15 @@ class Bench:
             self._trials[guidance] = Trial(self.model, guidance, o.noises, o.reference, where)
         return self._trials[guidance]
 
-    def part(self, key: str, guidance: float) -> dict[str, Any]:
-        """What the record says under ``key`` at a scale, with the conditions it holds under."""
+    def part(self, key: str, guidance: float, *, anywhere: bool = False) -> dict[str, Any]:
+        """What the record says under ``key`` at a scale, with the conditions it holds under.
+
+        ``anywhere`` takes what was measured on another machine too.
+        """
         trial = self.trial(guidance)
         part = self.record.setdefault(key, {}).setdefault(f"{guidance:g}", {})
         if part:
-            check_alike(
-                self.out, part["conditions"], trial, anywhere=bool(vars(self.options).get("rows"))
-            )
+            check_alike(self.out, part["conditions"], trial, anywhere)
         else:
             part |= {"conditions": trial.conditions, "reference": trial.reference_error()}
             part["roughness"] = trial.roughness()
@@ -217,25 +219,23 @@ class Bench:
 def drawing_compiled(name: str, device: str = "cpu") -> Any:
     """A model to draw many pictures with: whole batches of `ft.evaluate` are compiled."""
     model = ft.load(name, device=device)
-    plain = model.network.forward
-    compiled = torch.compile(plain, dynamic=False)
-
-    def forward(x: torch.Tensor, t: Any, *rest: Any) -> torch.Tensor:
-        if len(x) not in (BATCH, 2 * BATCH):
-            return plain(x, t, *rest)
-        return compiled(x, torch.as_tensor(t, dtype=torch.float32, device=x.device), *rest)
-
-    model.network.forward = forward
+    fast = for_batches(model.network.forward, BATCH, 2 * BATCH)
+    told = lambda t: torch.as_tensor(t, dtype=torch.float32, device=model.device)
+    model.network.forward = lambda x, t, *rest: fast(x, told(t), *rest)
     return model
 
 
-def seen_compiled(batch: int = 16) -> Any:
+def seen_compiled() -> Any:
     """The network of FEATURES, compiled for the batches that it splits pictures into."""
     see = EffNetFeatures()
-    plain = see.network.extract_features
-    compiled = torch.compile(plain, dynamic=False)
-    see.network.extract_features = lambda x: (compiled if len(x) == batch else plain)(x)
+    see.network.extract_features = for_batches(see.network.extract_features, 16)
     return see
+
+
+def for_batches(call: Callable[..., Any], *sizes: int) -> Callable[..., Any]:
+    """``call``, compiled for so many rows; others run it as it is."""
+    compiled = torch.compile(call, dynamic=False)
+    return lambda x, *rest: (compiled if len(x) in sizes else call)(x, *rest)
 
 
 def emoji(path: Path, size: int) -> Any:

@@ -168,14 +168,14 @@ def main() -> None:
             if options.pictures or options.sheet:
                 (pictures if options.pictures else pictured)(bench, guidance, nfe)
             else:
-                part = bench.part("guidance", guidance)
+                part = bench.part("guidance", guidance, anywhere=bool(options.rows))
                 cells = part.setdefault("cells", {})
                 trial = bench.trial(guidance)
-                made = cell(bench, trial, guidance, nfe, options.rows)
+                rows = cell(bench, trial, guidance, nfe, options.rows)
                 if options.rows:
-                    added(cells, nfe, trial, made)
+                    added(cells, nfe, trial, rows)
                 else:
-                    cells[str(nfe)] = made
+                    cells[str(nfe)] = rows
             bench.keep()
     print(f"-> {bench.out}")
 

@@ -29,28 +29,33 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}  # 
 PLANS = ("H1P2", "H1P1R1", "AB2:4@1.6", "RK4:1", "UNIPC2:4")
 
 
+def random_sit(size: str, device: str) -> SiT:
+    """A class-conditional SiT of a size ("small", "B/2", "XL/2", ...), weights random but fixed."""
+    torch.manual_seed(0)
+    small = dict(size=8, channels=4, patch=2, width=64, depth=2, heads=2, classes=10)
+    config = SiTConfig(**small) if size == "small" else SiTConfig.named(size, classes=1000)
+    network = SiT(config)
+    for p in network.parameters():
+        if p.requires_grad:
+            torch.nn.init.normal_(p, std=0.02)
+    return network.to(device).eval().requires_grad_(False)
+
+
 class Check:
     """Everything that the checks share."""
 
     def __init__(self, device: str, name: str) -> None:
-        torch.manual_seed(0)
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
         self.cuda = device == "cuda"
-        small = dict(size=8, channels=4, patch=2, width=64, depth=2, heads=2, classes=10)
-        config = SiTConfig(**small) if name == "small" else SiTConfig.named(name, classes=1000)
-        network = SiT(config)
-        for p in network.parameters():
-            if p.requires_grad:
-                torch.nn.init.normal_(p, std=0.02)
-        self.net = network.to(device).eval().requires_grad_(False)
+        self.net = random_sit(name, device)
         self.refiners = {
             "paper": PaperRefiner.from_model(self.net).to(device),
             "ours": VelocityRefiner.from_model(self.net, (1.0, 4.0)).to(device),
         }
         for refiner in self.refiners.values():
             refiner.requires_grad_(False).eval()
-        self.x = torch.randn(4, *network.shape).to(device)
+        self.x = torch.randn(4, *self.net.shape).to(device)
         self.cond = torch.arange(4, device=device)
 
     def compile(self, plan: str, refiner: str = "ours", **options) -> ft.CompiledSampler:

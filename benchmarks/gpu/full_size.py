@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from compile_check import random_sit
 
 import flowturbo as ft
 from flowturbo.evaluate.benchmark import benchmark
 from flowturbo.files import write_json
-from flowturbo.models.sit import SiT, SiTConfig
 from flowturbo.refiner import PaperRefiner, VelocityRefiner
 from flowturbo.train.own_states import mixed_plan
 
@@ -30,17 +30,6 @@ PAPER = ("H8", "H11", "H15", "H24", "H1P5R3", "H2P4R2", "H2P8R2", "H5P7R3", "H8P
 OURS = tuple("M" + "MR" * (n - 1) for n in (4, 5, 6, 8, 10))
 PLAIN = ("AB2:4@1.6", "AB2:6@1.6", "AB2:10@1.6")
 KNOWN = {"fixed": 13.74, "model": 3.39, "refiner": 0.355}  # fitted to the paper's table, ms
-
-
-def network(size: str, device: str) -> SiT:
-    small = dict(size=8, channels=4, patch=2, width=64, depth=2, heads=2, classes=10)
-    config = SiTConfig(**small) if size == "small" else SiTConfig.named(size, classes=1000)
-    torch.manual_seed(0)
-    made = SiT(config)
-    for p in made.parameters():
-        if p.requires_grad:
-            torch.nn.init.normal_(p, std=0.02)
-    return made.to(device).eval().requires_grad_(False)
 
 
 def main() -> None:
@@ -56,7 +45,7 @@ def main() -> None:
     add("--plans", type=int, help="at the most, of each kind; by default all")
     add("--out", "-o", type=Path, required=True, help="the record")
     options = parser.parse_args()
-    net = network(options.size, options.device)
+    net = random_sit(options.size, options.device)
     refiners = {
         "paper": PaperRefiner.from_model(net).to(options.device).eval().requires_grad_(False),
         "ours": VelocityRefiner.from_model(net, (1.0, 4.0)).to(options.device).eval(),

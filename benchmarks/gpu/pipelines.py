@@ -82,19 +82,19 @@ def measured(name: str, size: int, options: argparse.Namespace) -> dict[str, Any
     plan = mixed_plan(REFINED, shift=3.0)
     plain = ft.Plan.parse(f"AB2:{EVALUATIONS}@3")
 
-    def call(pipe: Any, steps: int) -> None:
+    def call(steps: int) -> None:
         seed = torch.Generator(options.device).manual_seed(0)
         pipe(**given, num_inference_steps=steps, height=size, width=size, generator=seed,
              guidance_scale=4.5, output_type="latent", return_dict=False)  # fmt: skip
 
     def enabled(plan: ft.Plan, refiner: Any = None) -> None:
         enable(pipe, plan=plan, refiner=refiner, guidance=4.5 if refiner is not None else None)
-        call(pipe, len(plan))
+        call(len(plan))
         disable(pipe)
 
     calls = {
-        "Euler": partial(call, pipe, EVALUATIONS),
-        "Euler, twice as many": partial(call, pipe, 2 * EVALUATIONS),
+        "Euler": partial(call, EVALUATIONS),
+        "Euler, twice as many": partial(call, 2 * EVALUATIONS),
         "enabled": partial(enabled, plain),
         "enabled, refiner": partial(enabled, plan, refiner),
     }

@@ -191,6 +191,9 @@ class Bench:
 
     @cached_property
     def see(self) -> Any:
+        """What sees pictures."""
+        if self.model.device.type == "cuda":
+            return EffNetFeatures(self.model.device)
         return seen_compiled() if self.options.compiled else FEATURES
 
     def evaluated(self, plan: ft.Plan, refiner: Any, guidance: float, found: Any) -> dict[str, Any]:

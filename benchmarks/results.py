@@ -124,8 +124,9 @@ def pictures(bench: Bench, guidance: float, nfe: int) -> None:
     unipc = min(UNIPC, key=lambda name: entries[name]["rmse"])
     here = bench.record.setdefault("frechet", {}).setdefault(f"{guidance:g}", {})
     here = here.setdefault(str(nfe), {})
+    wanted = bench.options.rows or plans
     for name in (REFINED, PAPER, unipc, PAPER_REFINED, FITTED):
-        if name in plans:
+        if name in plans and name in wanted:
             here[name] = bench.evaluated(*plans[name], guidance, here.get(name))
             print(f"{name}: {here[name]['frechet']}", flush=True)
             bench.keep()
@@ -158,11 +159,13 @@ def main() -> None:
     made.add_argument("--nfe", type=int, nargs="+", default=NFE, help="evaluations of the model")
     made.add_argument("--guidance", type=float, nargs="+", default=GUIDANCE, help="scales")
     made.add_argument("--rows", nargs="+", metavar="ROW",
-        help=f"only these, into the record, on another machine too: {', '.join(ROWS)}")  # fmt: skip
+        help=f"only these, into the record, on another machine too: {', '.join(ROWS)}; of "
+        f"pictures also {FITTED} and {REFINED!r}")  # fmt: skip
     made.add_argument("--sheet", action="store_true", help="draw a sheet of pictures, instead")
     bench = Bench(options := made.parse_args(), KIND)
-    if unknown := [name for name in options.rows or () if name not in ROWS]:
-        made.error(f"--rows {unknown[0]!r}: must be of {', '.join(map(repr, ROWS))}")
+    known = (*ROWS, FITTED, REFINED) if options.pictures else ROWS
+    if unknown := [name for name in options.rows or () if name not in known]:
+        made.error(f"--rows {unknown[0]!r}: must be of {', '.join(map(repr, known))}")
     for guidance in options.guidance:
         for nfe in options.nfe:
             if options.pictures or options.sheet:

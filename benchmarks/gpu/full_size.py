@@ -4,8 +4,10 @@
 
 Times do not depend on the weights, so these are random, and nothing is said of pictures. The
 paper's plans run with the paper's refiner, ours with ours, both beside plain solvers of as many
-evaluations; by batch, uncompiled, with the network compiled, and that captured in a CUDA graph.
-What is compiled is compared on one plan of each. The record is written after every batch.
+evaluations; by batch, as they are, and with the networks compiled block by block, both also
+captured in a CUDA graph. A profile of one plan of each says what the device does in that time and
+what is left over. With ``--whole``, what else can be compiled is compared on these two, which takes
+minutes each. The record is written after every step.
 
 ``--device cpu --size small`` shows that the script works.
 """
@@ -14,15 +16,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from compile_check import random_sit
+from torch.profiler import ProfilerActivity, profile
 
 import flowturbo as ft
 from flowturbo.evaluate.benchmark import benchmark
+from flowturbo.evaluate.timing import interleaved, spread
 from flowturbo.files import write_json
+from flowturbo.models.sit import Block, FinalLayer
 from flowturbo.refiner import PaperRefiner, VelocityRefiner
 from flowturbo.train.own_states import mixed_plan
 
@@ -30,6 +37,53 @@ PAPER = ("H8", "H11", "H15", "H24", "H1P5R3", "H2P4R2", "H2P8R2", "H5P7R3", "H8P
 OURS = tuple("M" + "MR" * (n - 1) for n in (4, 5, 6, 8, 10))
 PLAIN = ("AB2:4@1.6", "AB2:6@1.6", "AB2:10@1.6")
 KNOWN = {"fixed": 13.74, "model": 3.39, "refiner": 0.355}  # fitted to the paper's table, ms
+SHOWN = {"paper": "H1P5R3", "ours": OURS[2]}
+KINDS = {  # of kernels, by what is in their names
+    "matrix products": ("gemm", "nvjet", "cutlass", "cublas"),
+    "attention": ("flash", "fmha", "attention"),
+    "copies": ("memcpy", "memset"),
+}
+
+
+def parsed(text: str) -> ft.Plan:
+    return mixed_plan(text) if text in OURS else ft.Plan.parse(text)
+
+
+def compile_blocks(*networks: torch.nn.Module) -> None:
+    """Compile their blocks, all of one kind as one."""
+    torch._dynamo.config.recompile_limit = 64  # batches, with and without guidance
+    for network in networks:
+        for module in network.modules():
+            if isinstance(module, Block | FinalLayer):
+                module.compile(dynamic=False)
+
+
+def profiled(net: Any, plan: ft.Plan, refiner: Any, cond: torch.Tensor, **options: Any) -> Any:
+    """Milliseconds of a sample, as it is and captured, and of the kernels in it by kind."""
+    x = torch.randn(len(cond), *net.shape, device=cond.device)
+    found = {}
+    for name, capture in (("loop", False), ("captured", True)):
+        sampler = ft.compile(
+            net, plan, refiner, batch=len(x), cond=cond, scope="none", capture=capture, **options
+        )
+        call = partial(sampler, x, cond)
+        ms = spread(interleaved({name: call}, x.device, repeats=10, progress=False)[name])
+        with profile(activities=[ProfilerActivity.CUDA]) as traced:
+            call()
+            torch.cuda.synchronize()
+        kernels = [e for e in traced.key_averages() if e.self_device_time_total]
+        took: Counter[str] = Counter()
+        for e in kernels:
+            of = (k for k, parts in KINDS.items() if any(p in e.key.lower() for p in parts))
+            took[next(of, "others")] += e.self_device_time_total / 1000
+        busy = sum(took.values())
+        found[name] = {
+            "ms": ms, "kernels": sum(e.count for e in kernels), "kernels_ms": busy,
+            "kernels_ms_by_kind": dict(took), "left_over_ms": ms["median"] - busy,
+            "longest": {e.key[:80]: e.self_device_time_total / 1000 for e in sorted(
+                kernels, key=lambda e: -e.self_device_time_total)[:12]},
+        }  # fmt: skip
+    return found
 
 
 def main() -> None:
@@ -42,44 +96,57 @@ def main() -> None:
     add("--batch", type=int, nargs="+", default=[1, 8, 32])
     add("--repeats", type=int, default=10)
     add("--guidance", type=float, default=1.5, help="the paper's")
-    add("--plans", type=int, help="at the most, of each kind; by default all")
+    add("--plans", nargs="+", default=[*PAPER, *OURS, *PLAIN], help="by default all")
+    add("--whole", action="store_true", help="compile rows and whole plans as well")
     add("--out", "-o", type=Path, required=True, help="the record")
     options = parser.parse_args()
-    net = random_sit(options.size, options.device)
+    net = random_sit(options.size, options.device).to(torch.bfloat16)
     refiners = {
-        "paper": PaperRefiner.from_model(net).to(options.device).eval().requires_grad_(False),
-        "ours": VelocityRefiner.from_model(net, (1.0, 4.0)).to(options.device).eval(),
+        "paper": PaperRefiner.from_model(net),
+        "ours": VelocityRefiner.from_model(net, (1.0, 4.0)),
     }
-    few = slice(options.plans)
-    plain = [ft.Plan.parse(p) for p in PLAIN[few]]
+    for refiner in refiners.values():
+        refiner.to(options.device, torch.bfloat16).eval().requires_grad_(False)
     plans = {
-        "paper": [*(ft.Plan.parse(p) for p in PAPER[few]), *plain],
-        "ours": [*(mixed_plan(p) for p in OURS[few]), *plain],
+        whose: [parsed(p) for p in options.plans if p not in others]
+        for whose, others in (("paper", OURS), ("ours", PAPER))
     }
-    shown = {"paper": ft.Plan.parse("H1P5R3"), "ours": mixed_plan(OURS[2])}
     cuda = options.device == "cuda"
-    scopes = ("none", "network", "network captured") if cuda else ("none", "network")
-    every = ("none", "network", "row", "plan")
     record: dict[str, Any] = {
         "kind": "full size",
         "size": options.size,
         "command": " ".join(["python", *sys.argv]),
         "paper_latency": KNOWN,
         "timed": {},
+        "profiles": {},
     }
-    for batch in options.batch:
+
+    def measured(batch: int, key: str, scopes: tuple[str, ...], which: Any) -> None:
         cond = torch.arange(batch, device=options.device) % net.config.classes
         for whose, refiner in refiners.items():
-            measure = lambda which, what, r=refiner, c=cond, b=batch: benchmark(
-                net, which, r, cond=c, batch=b, guidance=options.guidance, scopes=what,
-                dtype=torch.bfloat16, repeats=options.repeats, reference=None,
+            found = benchmark(
+                net, which[whose], refiner, cond=cond, batch=batch, guidance=options.guidance,
+                scopes=scopes, dtype=torch.bfloat16, repeats=options.repeats, reference=None,
             )  # fmt: skip
-            found = record["timed"].setdefault(whose, {})
-            found[str(batch)] = measure(plans[whose], scopes)
+            record["timed"].setdefault(whose, {}).setdefault(str(batch), {})[key] = found
             write_json(options.out, record)
-            found[f"{batch}, by what is compiled"] = measure([shown[whose]], every)
+            print(f"{whose}, batch {batch}, {key}: {found['latency']}", flush=True)
+
+    captured = ("none", "none captured") if cuda else ("none",)
+    for batch in options.batch:
+        measured(batch, "uncompiled", captured, plans)
+    if options.whole:
+        every = ("none", "network", "row", "plan")
+        measured(options.batch[-1], "whole", every, {k: [parsed(p)] for k, p in SHOWN.items()})
+    compile_blocks(net, *refiners.values())
+    for batch in options.batch:
+        measured(batch, "compiled", captured, plans)
+        for whose, text in SHOWN.items() if cuda else ():
+            cond = torch.arange(batch, device=options.device) % net.config.classes
+            record["profiles"].setdefault(whose, {})[str(batch)] = profiled(
+                net, parsed(text), refiners[whose], cond, guidance=options.guidance
+            )
             write_json(options.out, record)
-            print(f"{whose}, batch {batch}: {found[str(batch)]['latency']}", flush=True)
 
 
 if __name__ == "__main__":

@@ -62,12 +62,17 @@ def pairs_to_draw(
 
 
 class Model:
-    """Draws with a model."""
+    """Draws with a model, on ``device``, which is not asked for before something is drawn."""
 
     def __init__(
-        self, folder: str, about: dict[str, Any], plan: str | None, guidance: float | None
+        self,
+        folder: str,
+        about: dict[str, Any],
+        plan: str | None,
+        guidance: float | None,
+        device: str = "cpu",
     ) -> None:
-        self.model, self.about = ft.load(folder), about
+        self.model, self.about, self.device = ft.load(folder), about, device
         self.plan = resolve_plan(self.model, plan, guidance)
         self.guidance = float(self.model.defaults["guidance"] if guidance is None else guidance)
         self.conditions = {
@@ -78,11 +83,12 @@ class Model:
             "evaluations": self.plan.nfe,
             "guidance": self.guidance,
             "dtype": str(self.model.dtype).removeprefix("torch."),
-            "device": str(self.model.device),
+            "device": device,
         }
 
     def __call__(self, pairs: Sequence[Pair], seed: int) -> Any:
-        """Pictures (B, 32, 32, 3) uint8, from ``seed`` on."""
+        """Pictures (B, H, W, 3) uint8, from ``seed`` on."""
+        self.model.to(self.device)
         concepts, styles = self.about["concepts"], self.about["styles"]
         prompts = [canonical(concepts[c], styles[s]) for c, s in pairs]
         images = ft.generate(self.model, prompts, plan=self.plan, guidance=self.guidance, seed=seed)

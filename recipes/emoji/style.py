@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from train import CHOSEN, EmojiData, architecture, card
+from train import EmojiData, card
 
 import flowturbo as ft
 from flowturbo.path import interpolate, velocity
 from flowturbo.train import TrainConfig
-from flowturbo.train.loop import FlowMatching, run
+from flowturbo.train.loop import FlowMatching, moved, run
 from flowturbo.train.objectives import draw_times, drop_condition
 
 PUSH = 5.0  # at the most, at t = 3/4, times the difference that the style makes
@@ -35,15 +35,15 @@ TRAINING = TrainConfig(
 class StyleGuided(FlowMatching):
     """Flow matching of data, pushed by a frozen copy of the network it starts from."""
 
-    def __init__(self, start: str, data: EmojiData, out: Path, about: dict[str, Any]) -> None:
-        model = ft.load(start)
-        about = about | {
+    def __init__(self, model: ft.Model, data: EmojiData, out: Path) -> None:
+        about = card(data, model.name)
+        about |= {
             "recipe": "recipes/emoji/train.py, then recipes/emoji/style.py",
             "defaults": about["defaults"] | {"guidance": GUIDANCE},
             "start": {"fingerprint": model.fingerprint, "training": model.card["training"]},
             "push": PUSH,
         }
-        super().__init__(architecture(data, **CHOSEN), data, out, TRAINING, about)
+        super().__init__(model.network.config, data, out, TRAINING, about)
         self.network.load_state_dict(model.network.state_dict())
         self.start = model.fingerprint
         teacher = model.network.requires_grad_(False)
@@ -58,7 +58,7 @@ class StyleGuided(FlowMatching):
         null = self.network.null_condition(cond)
         cond = drop_condition(cond, null, TRAINING.dropout, generator)
         plain = without_ending(cond, self.ending)
-        x0, x1, t, cond, plain = (a.to(device) for a in (x0, x1, t, cond, plain))
+        x0, x1, t, cond, plain = moved(device, x0, x1, t, cond, plain)
         x = interpolate(x0, x1, t)
         target = velocity(x0, x1) + push(self.teacher, x, t, cond, plain)
         return (forward(x, t, cond).float() - target).square().mean()
@@ -94,8 +94,8 @@ def main() -> None:
     parser.add_argument("--start", default="runs/emoji", help="what train.py left")
     parser.add_argument("--out", type=Path, default=Path("runs/emoji-styled"))
     options = parser.parse_args()
-    data = EmojiData(options.data)
-    objective = StyleGuided(options.start, data, options.out, card(data))
+    model = ft.load(options.start, device="cuda" if torch.cuda.is_available() else "cpu")
+    objective = StyleGuided(model, EmojiData(options.data, model.shape[1]), options.out)
     made = {
         "training": asdict(TRAINING),
         "start": {"fingerprint": objective.start, "push": PUSH},

@@ -8,7 +8,7 @@ goes on where it was interrupted. The folder it leaves is the model: copy `card.
 
     python recipes/emoji/train.py --data emoji-data --model emoji64 --out runs/emoji64
 
-is one of 64x64 pixels and 43 million parameters, for a GPU.
+is one of 64x64 pixels and 31 million parameters, for a GPU.
 
     python recipes/emoji/train.py --data emoji-data --compare 600 --record architectures.json
 
@@ -55,7 +55,7 @@ TRAINING = TrainConfig(
     save_every=100, preview_every=500,
 )  # fmt: skip
 
-LARGE: dict[str, Any] = dict(size=64, width=512, heads=8)  # 256 tokens
+LARGE: dict[str, Any] = dict(size=64, width=448, depth=11, heads=7)  # 256 tokens
 LARGE_TRAINING = replace(TRAINING, steps=20_000, batch=256, lr=1e-3, save_every=500)
 
 

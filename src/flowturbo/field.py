@@ -126,7 +126,8 @@ class Guidance(_Wrapper):
 
     Args:
         field: the field to guide.
-        scale: a number, or one per image (B,); 1 is off and costs nothing.
+        scale: a number, or one per image (B,); 1 is off and costs nothing. Values on another device
+            than the CPU are not waited for.
         null: the condition of the unconditional branch (a negative prompt, say), of the structure
             of ``cond``; by default ``field.null_condition(cond)``.
         interval: guide only at ``interval[0] <= t <= interval[1]`` (Kynkaanniemi et al. 2024, arXiv
@@ -135,7 +136,7 @@ class Guidance(_Wrapper):
             SiT and DiT samplers guide 3 of 4); all by default.
 
     Raises:
-        ValueError: if ``scale`` is not a finite number or tensor, ``interval`` is not in order, or
+        ValueError: if ``scale`` is no number or tensor, or not finite, ``interval`` not in order, or
             there is neither a ``null`` nor a ``field.null_condition``; when called, if ``cond`` and
             the null condition cannot be joined in one batch.
     """
@@ -152,7 +153,9 @@ class Guidance(_Wrapper):
         super().__init__(field)
         if not isinstance(scale, (Real, Tensor)):
             raise ValueError(f"guidance={scale!r}: must be a number or a tensor, one per image")
-        if not torch.compiler.is_compiling() and not torch.as_tensor(scale).isfinite().all():
+        here = not isinstance(scale, Tensor) or scale.device.type == "cpu"
+        looked = here and not torch.compiler.is_compiling()
+        if looked and not torch.as_tensor(scale).isfinite().all():
             raise ValueError(f"guidance={scale}: must be finite (1 = off)")
         if not interval[0] <= interval[1]:
             raise ValueError(f"interval={interval}: must be (from, to) with from <= to")

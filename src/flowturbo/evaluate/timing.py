@@ -64,8 +64,12 @@ def spread(ms: Sequence[float]) -> dict[str, float]:
 
 
 def count_operations(call: Callable[[], Any]) -> int:
-    """Floating point operations of the products of matrices and convolutions in ``call``."""
-    with FlopCounterMode(display=False) as flops, sdpa_kernel(SDPBackend.MATH):
+    """Floating point operations of the products of matrices and convolutions in ``call``.
+
+    What is compiled in it runs uncompiled, for operations are counted one by one.
+    """
+    uncompiled = torch.compiler.set_stance("force_eager")
+    with uncompiled, FlopCounterMode(display=False) as flops, sdpa_kernel(SDPBackend.MATH):
         call()
     return int(flops.get_total_flops())
 

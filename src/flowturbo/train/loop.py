@@ -160,6 +160,15 @@ def autocast(device: torch.device, bf16: bool) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
+def moved(device: torch.device, *drawn: Tensor | None) -> list[Any]:
+    """What was drawn on the CPU, on ``device``; a CUDA device is not waited for."""
+    pin = device.type == "cuda"
+    return [
+        a if a is None else (a.pin_memory() if pin else a).to(device, non_blocking=pin)
+        for a in drawn
+    ]
+
+
 def has_bf16() -> bool:
     """Whether the CPU computes in bfloat16."""
     there = torch.backends.mkldnn.is_available()
@@ -232,9 +241,9 @@ class FlowMatching:
         t = draw_times(len(x1), config.times, generator)
         if cond is not None:
             null = self.network.null_condition(cond)
-            cond = drop_condition(cond, null, config.dropout, generator).to(device)
+            cond = drop_condition(cond, null, config.dropout, generator)
         loss = noise_loss if self.network.config.prediction == "noise" else flow_loss
-        return loss(forward, x0.to(device), x1.to(device), t.to(device), cond)
+        return loss(forward, *moved(device, x0, x1, t, cond))
 
     def export(self, network: Any, training: dict[str, Any]) -> None:
         """Write the model."""

@@ -136,9 +136,9 @@ class Guidance(_Wrapper):
             SiT and DiT samplers guide 3 of 4); all by default.
 
     Raises:
-        ValueError: if ``scale`` is no number or tensor, or not finite, ``interval`` not in order, or
-            there is neither a ``null`` nor a ``field.null_condition``; when called, if ``cond`` and
-            the null condition cannot be joined in one batch.
+        ValueError: if ``scale`` is no number or tensor, or not finite, ``interval`` not in order,
+            or there is neither a ``null`` nor a ``field.null_condition``; when called, if ``cond``
+            and the null condition cannot be joined in one batch.
     """
 
     def __init__(

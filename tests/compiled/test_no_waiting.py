@@ -38,10 +38,10 @@ def networks():
     return {k: m and m.eval().requires_grad_(False).to("meta") for k, m in made.items()}
 
 
-@pytest.mark.parametrize("guided", (True, False))
+@pytest.mark.parametrize("guided", [True, False])
 @pytest.mark.parametrize(
     ("plan", "refiner"),
-    (("H1P2", "none"), ("AB2:4@1.6", "none"), ("H1P1R2", "paper"), ("H1P1R2", "ours")),
+    [("H1P2", "none"), ("AB2:4@1.6", "none"), ("H1P1R2", "paper"), ("H1P1R2", "ours")],
 )
 def test_no_look_at_the_device_and_no_copy_to_it(networks, plan, refiner, guided):
     sampler = Function(ft.Plan.parse(plan), networks["field"], networks[refiner])

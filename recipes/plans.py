@@ -12,8 +12,7 @@ What is bundled was made on an H100 so, 8192 trajectories for `digits`:
         --minutes 1.9 --batch 256 --trajectories 128 --guidance 2
 
 but for this: the refiners were not compiled, are those of iteration 4000, of 5179 and 5410 (their
-cards tell), without the second phase, `balanced` of `emoji` was fitted without one, and its `best`
-on two CPU cores.
+cards tell), without the second phase, `balanced` and `best` of `emoji` were fitted without one.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from flowturbo.models.zoo import find
 from flowturbo.refiner.checkpoint import REFINER_CARD, REFINER_WEIGHTS
 
 PLANS = {"balanced": 6, "fast": 4, "best": 10}  # evaluations of the model
-OTHERS = {"emoji": {"balanced": 10, "light": 6, "fast": 4, "best": 16}}
+OTHERS = {"emoji": {"balanced": 10, "light": 6, "fast": 4, "best": 12}}
 GUIDANCE = (1.0, 4.0)  # that the refiner serves
 STEPS = 24  # evaluations of the model on its trajectories
 

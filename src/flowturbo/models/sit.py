@@ -350,8 +350,8 @@ class SiT(nn.Module):
         """The velocity at ``x``, ``t`` under ``cond``."""
         config = self.config
         precise = torch.float64 if x.dtype == torch.float64 else torch.float32
-        known = isinstance(t, Tensor)  # a number is filled in without a copy to the device
-        t = (t.to(x.device, precise) if known else x.new_full((), t, dtype=precise)).expand(len(x))
+        t = t if isinstance(t, Tensor) else x.new_full((), t, dtype=precise)  # without a copy
+        t = t.to(x.device, precise).expand(len(x))
         shown, told = x, t
         if config.prediction == "noise":
             level = t.clamp(min=FIRST)[:, None, None, None]

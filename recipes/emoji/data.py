@@ -128,13 +128,20 @@ def load(folder: str | Path, size: int = 64) -> tuple[Any, Any, Any, dict[str, A
     """
     with np.load(Path(folder) / "emoji64.npz") as file:
         images, concept, style = file["images"], file["concept"], file["style"]
+    about = json.loads((Path(folder) / "emoji.json").read_text("utf-8"))
+    return averaged(images, size), concept, style, about
+
+
+def averaged(images: Any, size: int) -> Any:
+    """Images (N, S, S, 3) uint8 as averages (N, size, size, 3) over squares of their pixels."""
     side = images.shape[1]
     if side % size:
         raise ValueError(f"size={size}: must divide {side}")
     k = side // size
+    if k == 1:
+        return images
     images = images.reshape(-1, size, k, size, k, 3).mean((2, 4), dtype=np.float32)
-    about = json.loads((Path(folder) / "emoji.json").read_text("utf-8"))
-    return (images + 0.5).astype(np.uint8), concept, style, about
+    return (images + 0.5).astype(np.uint8)
 
 
 def install(folder: Path, packages: Mapping[str, str] = PACKAGES) -> Path:

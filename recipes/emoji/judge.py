@@ -10,6 +10,8 @@ and computed is kept in `--out`, so an interrupted run goes on. `--sheet` draws 
 names and stops. With `--model real` or `--model rough` real pictures stand in for drawn ones, as
 they are or roughened: what a perfect model would get, and one that is a little uneven.
 
+Pictures of 64 x 64 are judged as averages of 32 x 32, and shown as they are.
+
 - *Names*: a classifier among the 100 names of `choose.py`, trained on their 400 real pictures and
   distorted copies, checked on 300 pictures of three icon sets that it was not trained on.
 - *Styles*: a classifier checked on all pictures of the 100 names and of 300 other concepts, trained
@@ -29,12 +31,12 @@ from typing import Any
 
 import torch
 from classifiers import Names, distort, roughen
-from data import install
+from data import averaged, install
 from drawn import FIRST_SEED, Model, Real, Source, draw, pairs_to_draw, to_images, to_pictures
 from measure import confusion, frechet, memory, share, top
 from names import OTHERS
 from others import other_pictures
-from real import Pictures
+from real import SIDE, Pictures
 from sheet import save_nearest, save_sheet
 from styles import Styles
 
@@ -109,7 +111,7 @@ def judge(real: Pictures, source: Source, out: Path, others: Path | None) -> dic
     names, made["classifier of names"] = train_names(real, others)
     styles, made["classifier of styles"] = train_styles(real, out)
     todo = pairs_to_draw(real.about, real.names, real.trained)
-    drawn = {name: draw(source, name, pairs, out) for name, pairs in todo.items()}
+    drawn = {name: averaged(draw(source, name, pairs, out), SIDE) for name, pairs in todo.items()}
     seen = {n: real.see(n, drawn[n]) for n in ("seen", "held out", "total")}
     for name in ("seen", "held out"):
         right = torch.tensor([real.names.index(c) for c, _ in todo[name]])
@@ -135,6 +137,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="keeps what is drawn")
     parser.add_argument("--plan", default="AB2:12@1.6", help="notation or name of a plan")
     parser.add_argument("--guidance", type=float, help="else the model's own")
+    parser.add_argument("--device", default="cpu", help="to draw on")
     parser.add_argument("--others", type=Path, help="a node_modules that has the other sets")
     parser.add_argument("--record", type=Path, default=Path("emoji-judged.json"))
     parser.add_argument("--images", type=Path, default=Path(), help="where emoji*.png go")
@@ -144,7 +147,7 @@ def main() -> None:
     if options.model in ("real", "rough"):
         source: Source = Real(real.images, real.pairs, options.model == "rough")
     else:
-        source = Model(options.model, real.about, options.plan, options.guidance)
+        source = Model(options.model, real.about, options.plan, options.guidance, options.device)
     save_sheet(options.images / "emoji.png", real, source, options.out)
     if options.sheet:
         return

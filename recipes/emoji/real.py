@@ -16,7 +16,9 @@ from torch import Tensor
 from flowturbo.evaluate.features import EffNetFeatures
 from flowturbo.noise import digest
 
-__all__ = ["Pictures"]
+__all__ = ["SIDE", "Pictures"]
+
+SIDE = 32  # of what is judged
 
 
 class Pictures:
@@ -33,7 +35,7 @@ class Pictures:
     """
 
     def __init__(self, data: str | Path, out: Path) -> None:
-        self.images, concept, style, self.about = load(data, 32)
+        self.images, concept, style, self.about = load(data, SIDE)
         self.concept, self.style = torch.from_numpy(concept).long(), torch.from_numpy(style).long()
         self.pairs: list[Pair] = list(zip(self.concept.tolist(), self.style.tolist(), strict=True))
         held = {(c, s) for c, s in self.about["held"]}

@@ -98,9 +98,16 @@ def resolve_plan(model: Model, plan: Plan | str | None, guidance: float | None =
         usual = resolve_plan(model, str(model.defaults["plan"]))
         served = guidance is None or serves(usual, guidance)
         return usual if served else Plan.parse(PLAIN)
-    if isinstance(plan, str):
-        return model.plans[plan] if plan in model.plans else Plan.parse(plan)
-    return plan
+    if not isinstance(plan, str):
+        return plan
+    if plan in model.plans:
+        return model.plans[plan]
+    try:
+        return Plan.parse(plan)
+    except ValueError as e:
+        if not model.plans:
+            raise
+        raise ValueError(f"{e}; or a plan of {model.name!r}: {', '.join(model.plans)}") from None
 
 
 def resolve_refiner(model: Model, plan: Plan, refiner: Refiner | None) -> Refiner | None:

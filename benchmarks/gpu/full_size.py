@@ -61,17 +61,20 @@ def compile_blocks(*networks: torch.nn.Module) -> None:
 def profiled(net: Any, plan: ft.Plan, refiner: Any, cond: torch.Tensor, **options: Any) -> Any:
     """Milliseconds of a sample, as it is and captured, and of the kernels in it by kind."""
     x = torch.randn(len(cond), *net.shape, device=cond.device)
+    made = partial(ft.compile, net, plan, refiner, batch=len(x), cond=cond, scope="none", **options)
+    calls = {
+        name: partial(made(capture=capture), x, cond)
+        for name, capture in (("loop", False), ("captured", True))
+    }
+    taken = interleaved(calls, x.device, repeats=10, progress=False)
     found = {}
-    for name, capture in (("loop", False), ("captured", True)):
-        sampler = ft.compile(
-            net, plan, refiner, batch=len(x), cond=cond, scope="none", capture=capture, **options
-        )
-        call = partial(sampler, x, cond)
-        ms = spread(interleaved({name: call}, x.device, repeats=10, progress=False)[name])
+    for name, call in calls.items():
+        ms = spread(taken[name])
         with profile(activities=[ProfilerActivity.CUDA]) as traced:
             call()
             torch.cuda.synchronize()
         kernels = [e for e in traced.key_averages() if e.self_device_time_total]
+        kernels.sort(key=lambda e: -e.self_device_time_total)
         took: Counter[str] = Counter()
         for e in kernels:
             of = (k for k, parts in KINDS.items() if any(p in e.key.lower() for p in parts))
@@ -80,8 +83,7 @@ def profiled(net: Any, plan: ft.Plan, refiner: Any, cond: torch.Tensor, **option
         found[name] = {
             "ms": ms, "kernels": sum(e.count for e in kernels), "kernels_ms": busy,
             "kernels_ms_by_kind": dict(took), "left_over_ms": ms["median"] - busy,
-            "longest": {e.key[:80]: e.self_device_time_total / 1000 for e in sorted(
-                kernels, key=lambda e: -e.self_device_time_total)[:12]},
+            "longest": {e.key[:80]: e.self_device_time_total / 1000 for e in kernels[:12]},
         }  # fmt: skip
     return found
 
@@ -121,12 +123,13 @@ def main() -> None:
         "profiles": {},
     }
 
+    labels = lambda batch: torch.arange(batch, device=options.device) % net.config.classes
+
     def measured(batch: int, key: str, scopes: tuple[str, ...], which: Any) -> None:
-        cond = torch.arange(batch, device=options.device) % net.config.classes
         for whose, refiner in refiners.items():
             found = benchmark(
-                net, which[whose], refiner, cond=cond, batch=batch, guidance=options.guidance,
-                scopes=scopes, dtype=torch.bfloat16, repeats=options.repeats, reference=None,
+                net, which[whose], refiner, cond=labels(batch), batch=batch, scopes=scopes,
+                guidance=options.guidance, dtype=torch.bfloat16, repeats=options.repeats, reference=None,
             )  # fmt: skip
             record["timed"].setdefault(whose, {}).setdefault(str(batch), {})[key] = found
             write_json(options.out, record)
@@ -142,9 +145,8 @@ def main() -> None:
     for batch in options.batch:
         measured(batch, "compiled", captured, plans)
         for whose, text in SHOWN.items() if cuda else ():
-            cond = torch.arange(batch, device=options.device) % net.config.classes
             record["profiles"].setdefault(whose, {})[str(batch)] = profiled(
-                net, parsed(text), refiners[whose], cond, guidance=options.guidance
+                net, parsed(text), refiners[whose], labels(batch), guidance=options.guidance
             )
             write_json(options.out, record)
 

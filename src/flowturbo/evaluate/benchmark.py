@@ -186,18 +186,14 @@ def _ours(
     what, _, captured = scope.partition(" ")
     sampler = compiled(plan, refiner, scope=what, capture=True if captured else None)
     plain = sampler if scope == "none" else compiled(plan, refiner, scope="none")
+    told = "uncompiled" if what == "none" else f"compiled {what}"
     return Method(
-        name=f"{plan.name}, {_told(scope)}",
+        name=f"{plan.name}, {told} {captured}".rstrip(),
         call=partial(sampler, x, cond),
         eager=lambda _: plain(x, cond),
         scope=scope,
         sampler=sampler,
     )
-
-
-def _told(scope: str) -> str:
-    of_none = scope.startswith("none")
-    return scope.replace("none", "uncompiled") if of_none else f"compiled {scope}"
 
 
 def _peer(peer: Peer, x: Tensor, cond: Any, null: Any, guidance: float, field: Any) -> Tensor:

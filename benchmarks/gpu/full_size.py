@@ -129,7 +129,8 @@ def main() -> None:
         for whose, refiner in refiners.items():
             found = benchmark(
                 net, which[whose], refiner, cond=labels(batch), batch=batch, scopes=scopes,
-                guidance=options.guidance, dtype=torch.bfloat16, repeats=options.repeats, reference=None,
+                guidance=options.guidance, dtype=torch.bfloat16, repeats=options.repeats,
+                reference=None,
             )  # fmt: skip
             record["timed"].setdefault(whose, {}).setdefault(str(batch), {})[key] = found
             write_json(options.out, record)

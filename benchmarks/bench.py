@@ -3,7 +3,8 @@
 `results.py` and `ablations.py` share the folder, so nothing is computed twice:
 
     g2/trial      converged ends at guidance 2, and errors of plans on them; as `method.py` keeps it
-    g2/plans      plans fitted at guidance 2; as `method.py` keeps them
+    g2/plans      plans fitted at guidance 2 for the lowest error; as `method.py` keeps them
+    g2/contrast   plans fitted with the contrast of pictures kept
     g2/pictures   pictures drawn at guidance 2, and what the features network saw of them
     refiners/...  the paper's refiner, and what its ablations train
 """
@@ -98,6 +99,11 @@ class Bench:
         scales = guidance if isinstance(guidance, tuple) else (guidance,)
         return self.folder / ("g" + "-".join(f"{s:g}" for s in scales))
 
+    def asked(self, row: str) -> bool:
+        """Whether a row is among those of ``--rows``; all are without."""
+        rows = getattr(self.options, "rows", None)
+        return rows is None or row in rows
+
     def trial(self, guidance: float) -> Trial:
         """The test noises at a scale of guidance."""
         if guidance not in self._trials:
@@ -120,10 +126,16 @@ class Bench:
             part["roughness"] = trial.roughness()
         return part
 
-    def fits(self, guidance: Scale) -> Fits:
-        """Plans fitted at a scale, or over a range of them."""
-        given = {"trajectories": self.options.trajectories, "search": not self.options.no_search}
-        return Fits(self.home(guidance) / "plans", self.model, guidance, given)
+    def fits(self, guidance: Scale, *, contrast: bool = False) -> Fits:
+        """Plans fitted at a scale, or over a range of them: for the lowest error, as tables of
+        errors compare, or with the contrast of pictures kept.
+        """
+        given = {
+            "trajectories": self.options.trajectories, "search": not self.options.no_search,
+            "contrast": contrast,
+        }  # fmt: skip
+        folder = self.home(guidance) / ("contrast" if contrast else "plans")
+        return Fits(folder, self.model, guidance, given)
 
     def refiner(self, name: str = "paper", **changes: Any) -> Any:
         """The paper's refiner; None if it is not there and cannot be trained.

@@ -199,7 +199,7 @@ def frechet(record: Record) -> str:
             chosen = record["guidance"][scale]["cells"][nfe]["plans"]
             for name, found in methods.items():
                 plan, *rest = distances(found)
-                rows.append([name, scale, chosen[name].get("chosen", plan), *rest])
+                rows.append([name, scale, chosen.get(name, {}).get("chosen", plan), *rest])
                 floors.append(found["frechet"].get("floor"))
     head = ["method", "guidance", "plan", "farther than converged (95 %)",
             f"upper end at most {100 * MOST:g} %", "FD-EffNet", "converged", "to pictures",

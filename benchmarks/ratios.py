@@ -16,7 +16,8 @@ import numpy as np
 
 RESAMPLES = 2000
 EVERY, FEW = (4, 5, 6, 8, 10), (5, 6)
-FITTED, REFINED = "fitted", "fitted, refiner"
+FITTED, REFINED = "fitted", "fitted, refiner"  # for the lowest error
+KEPT, KEPT_REFINED = "fitted, contrast kept", "fitted, refiner, contrast kept"
 Record = dict[str, Any]
 Statistic = Callable[[Any], Any]
 

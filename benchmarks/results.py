@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from bench import Bench, parser
 from method import adams, best
-from ratios import FITTED, REFINED
+from ratios import FITTED, KEPT, KEPT_REFINED, REFINED
 from rivals import rivals
 from trial import Trial
 
@@ -43,6 +43,7 @@ SCHEDULERS = {
     **{name: name for name in UNIPC},
 }
 ROWS = (*SCHEDULERS, "AB2", "AB4", PAPER, PAPER_REFINED)  # all that are not fitted
+FITS = {False: (FITTED, REFINED), True: (KEPT, KEPT_REFINED)}  # by whether contrast is kept
 SHEET = 8  # pictures in a row
 Family = tuple[dict[str, ft.Plan], Any]
 
@@ -64,12 +65,14 @@ def families(bench: Bench, nfe: int) -> dict[str, Family]:
     return found
 
 
-def fitted(bench: Bench, guidance: float, nfe: int) -> dict[str, tuple[ft.Plan, Any]]:
+def fitted(
+    bench: Bench, guidance: float, nfe: int, *, contrast: bool = False
+) -> dict[str, tuple[ft.Plan, Any]]:
     """Plans of `flowturbo.tune`, without and with our refiner."""
-    fits = bench.fits(guidance)
-    found = {FITTED: (fits.plan(nfe), None)}
-    if bench.own is not None:
-        found[REFINED] = (fits.plan(nfe, bench.own, "-refiner"), bench.own)
+    fits, (plain, refined) = bench.fits(guidance, contrast=contrast), FITS[contrast]
+    found = {plain: (fits.plan(nfe), None)} if bench.asked(plain) else {}
+    if bench.own is not None and bench.asked(refined):
+        found[refined] = (fits.plan(nfe, bench.own, "-refiner"), bench.own)
     return found
 
 
@@ -114,7 +117,9 @@ def plans_of(bench: Bench, guidance: float, nfe: int) -> dict[str, tuple[ft.Plan
         for name, entry in entries.items()
         if name in every
     }
-    return {**found, **fitted(bench, guidance, nfe)}
+    for contrast in FITS:
+        found |= fitted(bench, guidance, nfe, contrast=contrast)
+    return found
 
 
 def pictures(bench: Bench, guidance: float, nfe: int) -> None:
@@ -124,9 +129,8 @@ def pictures(bench: Bench, guidance: float, nfe: int) -> None:
     unipc = min(UNIPC, key=lambda name: entries[name]["rmse"])
     here = bench.record.setdefault("frechet", {}).setdefault(f"{guidance:g}", {})
     here = here.setdefault(str(nfe), {})
-    wanted = bench.options.rows or plans
-    for name in (REFINED, PAPER, unipc, PAPER_REFINED, FITTED):
-        if name in plans and name in wanted:
+    for name in (KEPT_REFINED, KEPT, REFINED, FITTED, PAPER, PAPER_REFINED, unipc):
+        if name in plans and bench.asked(name):
             here[name] = bench.evaluated(*plans[name], guidance, here.get(name))
             print(f"{name}: {here[name]['frechet']}", flush=True)
             bench.keep()
@@ -160,10 +164,10 @@ def main() -> None:
     made.add_argument("--guidance", type=float, nargs="+", default=GUIDANCE, help="scales")
     made.add_argument("--rows", nargs="+", metavar="ROW",
         help=f"only these, into the record, on another machine too: {', '.join(ROWS)}; of "
-        f"pictures also {FITTED} and {REFINED!r}")  # fmt: skip
+        f"pictures also {', '.join(map(repr, (*FITS[False], *FITS[True])))}")  # fmt: skip
     made.add_argument("--sheet", action="store_true", help="draw a sheet of pictures, instead")
     bench = Bench(options := made.parse_args(), KIND)
-    known = (*ROWS, FITTED, REFINED) if options.pictures else ROWS
+    known = (*ROWS, *FITS[False], *FITS[True]) if options.pictures else ROWS
     if unknown := [name for name in options.rows or () if name not in known]:
         made.error(f"--rows {unknown[0]!r}: must be of {', '.join(map(repr, known))}")
     for guidance in options.guidance:

@@ -24,6 +24,7 @@ def compare(
     *,
     probabilities: Callable[[Tensor], Tensor] | None = None,
     resamples: int = 200,
+    device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> dict[str, Any]:
     """Perceptual and Frechet distances, inception score, precision and recall.
@@ -35,6 +36,7 @@ def compare(
             in, and the first halves are measured: the two sets then share no noise.
         probabilities: features to probabilities of classes, for the score.
         resamples: of the bootstrap of the relative difference of Frechet distances; 0 for none.
+        device: where the bootstrap's products are computed.
         progress: show a bar, on a terminal.
 
     Returns:
@@ -62,7 +64,7 @@ def compare(
     sets = {"plan": plan, "converged": converged}
     frechet |= {"pictures": len(plan), "to": len(real)}
     if resamples:
-        frechet |= _relative(plan, converged, real, resamples, progress)
+        frechet |= _relative(plan, converged, real, resamples, device, progress)
     else:
         frechet |= {k: frechet_distance(x, real) for k, x in sets.items()}
     record["frechet"] = frechet
@@ -75,10 +77,12 @@ def compare(
 
 
 def _relative(
-    plan: Tensor, converged: Tensor, real: Tensor, resamples: int, progress: bool
+    plan: Tensor, converged: Tensor, real: Tensor, resamples: int, device: Any, progress: bool
 ) -> dict[str, Any]:
     with tqdm(total=resamples, desc="bootstrap", disable=None if progress else True) as bar:
-        found = relative_difference(plan, converged, real, resamples=resamples, report=bar.update)
+        found = relative_difference(
+            plan, converged, real, resamples=resamples, device=device, report=bar.update
+        )
     return {
         "plan": found["a"],
         "converged": found["b"],

@@ -182,6 +182,7 @@ def evaluate(
             None if real is None else run.real_features(real),
             probabilities=getattr(see, "probabilities", None),
             resamples=resamples,
+            device=model.device,
             progress=progress,
         )
         gallery = run.gallery(fine(steps), cond, pictures, agreement)

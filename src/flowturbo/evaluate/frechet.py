@@ -104,6 +104,7 @@ def relative_difference(
     *,
     resamples: int = 200,
     seed: int = 0,
+    device: str | torch.device = "cpu",
     report: Callable[[], Any] | None = None,
 ) -> dict[str, Any]:
     """How much farther ``a`` is from ``reference`` than ``b``: ``d^2(a) / d^2(b) - 1``.
@@ -119,6 +120,7 @@ def relative_difference(
         reference: moments, or features (M, D).
         resamples: replicates, each with an eigenvalue problem of size D for ``a`` and ``b``.
         seed: of the resampling.
+        device: where products are computed, in float64; eigenvalues are on the CPU.
         report: called after each replicate.
 
     Returns:
@@ -138,7 +140,7 @@ def relative_difference(
     if from_b <= 1e-9 * float(reference.covariance.trace()):
         raise ValueError("b is the reference itself, at distance 0: nothing is relative to it")
     factor, rng, n = _factor(reference.covariance), np.random.default_rng(seed), len(a)
-    sets = [_Resampled(x, reference, factor) for x in (a, b)]
+    sets = [_Resampled(x, reference, factor, device) for x in (a, b)]
     found = []
     for _ in range(resamples):
         counts = torch.from_numpy(np.bincount(rng.integers(0, n, n), minlength=n)).double()
@@ -164,16 +166,16 @@ class _Resampled:
     `frechet_distance` takes apart, and halves its digits, for one small problem a replicate.
     """
 
-    def __init__(self, x: Tensor, reference: Moments, factor: Tensor) -> None:
-        self.x = x.detach().to("cpu", torch.float64) - reference.mean
-        self.across, self.square = self.x @ factor, self.x.square().sum(1)
+    def __init__(self, x: Tensor, reference: Moments, factor: Tensor, device: Any) -> None:
+        self.x = x.detach().to(device, torch.float64) - reference.mean.to(device)
+        self.across, self.square = self.x @ factor.to(device), self.x.square().sum(1)
         self.trace = float(reference.covariance.trace())
 
     def __call__(self, counts: Tensor) -> float:
-        n = len(counts)
+        n, counts = len(counts), counts.to(self.x.device)
         off, middle = counts @ self.x / n, counts @ self.across / n
         scatter = self.across.T @ (counts[:, None] * self.across) - n * torch.outer(middle, middle)
-        cross = torch.linalg.eigvalsh(scatter / (n - 1)).clamp(min=0).sqrt().sum()
+        cross = torch.linalg.eigvalsh((scatter / (n - 1)).cpu()).clamp(min=0).sqrt().sum()
         spread = (counts @ self.square - n * off.square().sum()) / (n - 1)
         return float(off.square().sum() + spread - 2 * cross) + self.trace
 

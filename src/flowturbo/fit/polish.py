@@ -7,8 +7,9 @@ reference; only the last one counts. Here all free numbers ``p`` of the table mo
 
 with ``J`` by finite differences, so the field need not be differentiable, and rows weighted by
 ``D_ii = |r_i|^(q - 2)``: the mean of ``|r_i|^q`` falls, for ``q = 1`` not only the few largest
-errors (iteratively reweighted least squares; damping as in Levenberg-Marquardt). An evaluation
-before the number that moves is replayed, not computed again.
+errors (iteratively reweighted least squares; damping as in Levenberg-Marquardt). Steps keep the
+contrast of what comes out, as a linear condition (`flowturbo.fit.contrast`). An evaluation before
+the number that moves is replayed, not computed again.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from flowturbo.field import Field, guided
+from flowturbo.fit.contrast import Contrast
 from flowturbo.fit.reference import Reference, error
 from flowturbo.plan import Plan, Row
 from flowturbo.sampler import (
@@ -70,6 +72,7 @@ def polish(
     history: int = 4,
     move_times: bool = True,
     power: float = 1.0,
+    contrast: Contrast | None = None,
     report: Callable[[int, float], None] | None = None,
 ) -> Plan:
     """Lower the final error of ``plan`` on ``reference``.
@@ -84,6 +87,7 @@ def polish(
         history: how many of the last velocities of a row may change weight.
         move_times: also move the times told to the evaluators, but for the first.
         power: of the mean of errors to lower, 1 (robust) to 2 (the root mean square).
+        contrast: of the ends, to be kept; what is missing of its slope counts with the error.
         report: called with (iteration, score) after each.
 
     Returns:
@@ -92,16 +96,17 @@ def polish(
     field = guided(field, reference.guidance)
     plain = replace(reference, guidance=1.0)
     best, moves, damping = plan, _moves(plan, history, move_times), 1e-4
+    missing = lambda x: 0.0 if contrast is None else abs(contrast.missing(x))
     x, calls = _recorded(best, field, plain, refiner)
-    lowest = score(x, plain, power)
+    lowest = score(x, plain, power) + missing(x)
     for i in range(iterations):
         before, tries = lowest, 4
         slopes = [_slope(best, m, field, plain, refiner, x, calls) for m in moves]
         while tries:
-            steps = _solve(slopes, x - plain.states[-1], damping, power)
+            steps = _solve(slopes, x - plain.states[-1], damping, power, x, contrast)
             trial = _moved(best, moves, steps)
             new = None if trial is None else _recorded(trial, field, plain, refiner)
-            reached = lowest if new is None else score(new[0], plain, power)
+            reached = lowest if new is None else score(new[0], plain, power) + missing(new[0])
             if trial is not None and new is not None and reached < lowest:
                 tries = int(reached < (1 - LEAST_GAIN) * lowest)  # the slopes may serve once more
                 best, (x, calls), lowest = trial, new, reached
@@ -188,7 +193,12 @@ def _slope(
 
 
 def _solve(
-    slopes: list[Tensor], residual: Tensor, damping: float, power: float
+    slopes: list[Tensor],
+    residual: Tensor,
+    damping: float,
+    power: float,
+    x: Tensor,
+    contrast: Contrast | None,
 ) -> np.ndarray[Any, Any]:
     """The damped Gauss-Newton step, rows weighted by a power of their error."""
     norms = residual.double().flatten(1).square().mean(1).sqrt()
@@ -197,5 +207,8 @@ def _solve(
     flat = lambda a: (a.double() * row.reshape(shape)).flatten()
     jacobian = torch.stack([flat(s) for s in slopes])
     gram = jacobian @ jacobian.T
-    gram = gram + damping * torch.diag(gram.diagonal().clamp(min=1e-12))
-    return torch.linalg.solve(gram, -(jacobian @ flat(residual))).cpu().numpy()  # type: ignore[no-any-return]
+    gram = (gram + damping * torch.diag(gram.diagonal().clamp(min=1e-12))).cpu()
+    step = torch.linalg.solve(gram, -(jacobian @ flat(residual)).cpu())
+    if contrast is not None:
+        step = contrast.kept(gram, step, contrast.raised(x, slopes), contrast.missing(x))
+    return step.numpy()  # type: ignore[no-any-return]

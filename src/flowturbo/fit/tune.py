@@ -3,7 +3,8 @@
 Noises are drawn in three parts. Weights are fitted on the first; shifts, times, refiner positions
 and whether to fit at all are chosen on the second; what won is polished on both. Errors are told
 from the third, which nothing else has seen, and a plan that does not beat the best plain solver
-there is not returned.
+there is not returned. Fitted plans keep the contrast of pictures, which least squares alone would
+lower (`flowturbo.fit.contrast`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 from flowturbo import noise as noises
 from flowturbo._version import __version__
 from flowturbo.field import Field, cut
+from flowturbo.fit.contrast import Contrast
 from flowturbo.fit.cost import affordable, time_evaluations
 from flowturbo.fit.journal import Journal
 from flowturbo.fit.polish import polish, run, score
@@ -57,6 +59,7 @@ def tune(
     seed: int = 0,
     direction: str = "forward",
     search: bool = True,
+    contrast: bool = True,
     folder: str | Path | None = None,
     report: Report | None = None,
 ) -> Plan:
@@ -77,6 +80,9 @@ def tune(
         seed: of the noises, conditions and scales drawn.
         direction: "forward" from noise to data, or "backward" (inversion).
         search: also search the times; otherwise only weights on a grid of shift 1.6 are fitted.
+        contrast: keep the contrast of pictures; where decoding clips states, a field tells by an
+            attribute ``limits`` (lowest, highest), as models of pixels do. False for the lowest
+            error, some 2 % lower, and pictures a little grey. Inversion does without.
         folder: keeps what was computed, so that a run that is repeated goes on where it stopped.
         report: called with a line of text at each stage.
 
@@ -102,7 +108,7 @@ def tune(
         {
             "guidance": guidance, "seed": seed, "trajectories": list(parts),
             "direction": direction, "model": getattr(model, "fingerprint", None),
-            "noise": noises.digest(x0),
+            "noise": noises.digest(x0), "contrast": contrast,
         },
     )  # fmt: skip
     rows = slice(0, min(len(x0), 8))
@@ -135,8 +141,9 @@ def tune(
     for n, most in counts:
         near = found[-1][1].near if found else NEAR
         study = _Study(
-            model, refiner, n, most, direction, fit, choose, test, journal, say, near, []
-        )
+            model, refiner, n, most, direction, contrast and direction == "forward",
+            fit, choose, test, journal, say, near, [],
+        )  # fmt: skip
         plan = study.best(search)
         found.append((study.scored(plan), study, plan))
     _, study, plan = min(found, key=lambda f: f[0])
@@ -195,6 +202,7 @@ class _Study:
     nfe: int
     most: int | None  # refiner evaluations at the most
     direction: str
+    contrast: bool
     fit: Reference
     choose: Reference
     test: Reference
@@ -314,7 +322,10 @@ class _Study:
         name = f"fitted {pattern}" if refiner else f"fitted {self.nfe}"
 
         def make() -> Plan:
-            plan, end = fit_weights(self.field, part, times, evaluators, refiner=refiner, name=name)
+            plan, end = fit_weights(
+                self.field, part, times, evaluators, refiner=refiner,
+                contrast=self.kept(part), name=name,
+            )  # fmt: skip
             return plan.with_info({"fit": score(end, part)})
 
         whose = refiner and getattr(refiner, "fingerprint", None)
@@ -360,8 +371,14 @@ class _Study:
             iterations=iterations,
             history=4 if len(plan) <= LONG else 2,
             power=POWER,
+            contrast=self.kept(part),
         )
         return self.journal.plan(f"polish {plan.digest} {self.whose(plan)} {name}", polished)
+
+    def kept(self, part: Reference) -> Contrast | None:
+        """The contrast of the ends of a part, where it is to be kept."""
+        limits = getattr(self.field, "limits", None)
+        return Contrast(part.states[-1], limits) if self.contrast else None
 
     def placed(self, gaps: tuple[int, ...]) -> tuple[int, ...]:
         """Where refiners go, from ``gaps`` on, by the error that weights can be fitted to."""

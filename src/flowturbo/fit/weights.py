@@ -6,7 +6,8 @@ reference at the next time:
     W[k] = argmin_w  sum_i | x_k + sum_j w_j v_j - x_ref(t_{k+1}) |^2  +  ridge * scale * |w|^2
 
 over the last ``history`` velocities. No gradient passes through the model and no data are needed;
-errors made earlier are seen, and corrected, by later rows.
+errors made earlier are seen, and corrected, by later rows. The last row keeps the contrast of what
+comes out (`flowturbo.fit.contrast`).
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ import torch
 from torch import Tensor
 
 from flowturbo.field import Field
+from flowturbo.fit.contrast import Contrast
 from flowturbo.fit.reference import Reference
 from flowturbo.path import Times
 from flowturbo.plan import Plan
 from flowturbo.sampler import Refiner, Step, sample
 
 __all__ = ["fit_weights"]
+
+CLIPPED = 8  # steps to a condition that clipping bends
 
 
 def fit_weights(
@@ -36,6 +40,7 @@ def fit_weights(
     refiner: Refiner | None = None,
     history: int = 4,
     ridge: float = 1e-6,
+    contrast: Contrast | None = None,
     name: str = "fitted",
 ) -> tuple[Plan, Tensor]:
     """Fit a plan on ``reference``.
@@ -48,6 +53,7 @@ def fit_weights(
         refiner: for refiner evaluations.
         history: how many of the last velocities a row may use.
         ridge: relative to the mean square of the velocities; for numerical safety.
+        contrast: for the last row to keep; by default least squares decide alone.
         name: of the plan.
 
     Returns:
@@ -66,7 +72,8 @@ def fit_weights(
         k = step.index
         used = range(max(0, k + 1 - history), k + 1)
         target = reference.at(float(times[k + 1])) - before
-        w = _least_squares([velocities[j] for j in used], target, ridge)
+        last = contrast if k == k_all - 1 else None
+        w = _least_squares([velocities[j] for j in used], target, ridge, before, last)
         weights[k, used] = w
         for j, a in zip(used, w, strict=True):
             before = torch.add(before, velocities[j], alpha=float(a))
@@ -84,12 +91,26 @@ def fit_weights(
     return Plan(times=times, evaluators=evaluators, weights=weights, name=name), end
 
 
-def _least_squares(velocities: Sequence[Tensor], target: Tensor, ridge: float) -> Any:
+def _least_squares(
+    velocities: Sequence[Tensor],
+    target: Tensor,
+    ridge: float,
+    before: Tensor,
+    contrast: Contrast | None,
+) -> Any:
     rows = torch.stack([v.flatten() for v in velocities])
     gram = _product(rows, rows)
     right = _product(rows, target.flatten()[None])[:, 0]
     gram = gram + ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    return torch.linalg.solve(gram, right).numpy()
+    w = torch.linalg.solve(gram, right)
+    if contrast is not None:
+        at = lambda w: before + torch.einsum("k,k...->...", w.to(before), torch.stack(velocities))
+        free = w
+        for _ in range(CLIPPED):
+            x = at(w)
+            raised = contrast.raised(x, velocities)
+            w = contrast.kept(gram, free, raised, contrast.missing(x) + float(raised @ w))
+    return w.numpy()
 
 
 def _product(a: Tensor, b: Tensor, chunk: int = 1 << 20) -> Tensor:

@@ -155,17 +155,26 @@ class Model(nn.Module):
         """The unconditional condition, shaped like ``cond``."""
         return self.network.null_condition(cond)  # type: ignore[operator, no-any-return]
 
+    @property
+    def limits(self) -> tuple[float, float] | None:
+        """Of states, beyond which `decode` clips them; None of latents."""
+        return (-1.0, 1.0) if self._pixels else None
+
+    @property
+    def _pixels(self) -> bool:
+        return bool(self.card.get("codec", {"kind": "pixels"})["kind"] == "pixels")
+
     def decode(self, x: Tensor) -> Tensor:
         """States (B, C, H, W) to pictures (B, C, H, W) in [0, 1].
 
         Raises:
             ValueError: if the state is a latent: decode it with the autoencoder on the card.
         """
-        codec = self.card.get("codec", {"kind": "pixels"})
-        if codec["kind"] != "pixels":
+        if not self._pixels:
+            autoencoder = self.card["codec"].get("autoencoder", "an autoencoder")
             raise ValueError(
-                f"model {self.name!r} draws latents of {codec.get('autoencoder', 'an autoencoder')}"
-                "; take them from flowturbo.sample and decode them with it"
+                f"model {self.name!r} draws latents of {autoencoder}; take them from "
+                "flowturbo.sample and decode them with it"
             )
         return ((x.float() + 1) / 2).clamp(0, 1)
 

@@ -1,0 +1,72 @@
+r"""Contrast: what least squares takes from pictures, as a condition that gives it back.
+
+What a sampler cannot reach, least squares replaces by a mean, so the regression of the fitted ends
+``x`` on the true ones ``c`` has a slope below 1: white paper comes out a little grey. It is far
+less than the error itself, but it is the same everywhere, and features of pictures see it first.
+Fits therefore keep the slope at 1,
+
+.. math:: \langle \mathrm{clip}(x), c \rangle = \langle \mathrm{clip}(c), c \rangle,
+
+by a Lagrange multiplier on the weights that decide about the end; ``clip`` is what decoding cuts
+off, nothing for latents. Few trajectories do not tell the slope well: they are asked for two
+standard errors more, which is too little to be seen while a lack of it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Contrast"]
+
+SURE = 2.0  # standard errors
+Limits = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The condition for ends to reach.
+
+    Attributes:
+        end: (N, ...) the true ones, ``c``.
+        limits: of states, beyond which decoding clips them; None where it does not.
+    """
+
+    end: Tensor
+    limits: Limits | None = None
+
+    def missing(self, x: Tensor) -> float:
+        """What the slope of ends ``x`` (N, ...) is below 1, and ``SURE`` standard errors."""
+        rows = self._shares(self._clip(self.end) - self._clip(x))
+        error = rows.std() / len(rows) ** 0.5 if len(rows) > 1 else 0.0
+        return float(rows.mean() + SURE * error)
+
+    def raised(self, x: Tensor, along: Sequence[Tensor]) -> Tensor:
+        """How the slope of ``x`` changes with each of the directions ``along``, (len,) float64."""
+        seen = x == self._clip(x)
+        return torch.stack([self._shares(v * seen).mean() for v in along])
+
+    def kept(self, gram: Tensor, step: Tensor, raised: Tensor, missing: float) -> Tensor:
+        """A step of least squares, corrected at the least cost so that it adds what is missing.
+
+        Args:
+            gram: (n, n) of the least squares.
+            step: (n,) their solution.
+            raised: (n,) how the slope changes with each number of the step.
+            missing: of the slope, before the step.
+        """
+        across = torch.linalg.solve(gram, raised)
+        bends = float(raised @ across)
+        return step if bends <= 0 else step + across * ((missing - float(raised @ step)) / bends)
+
+    def _clip(self, x: Tensor) -> Tensor:
+        return x if self.limits is None else x.clamp(*self.limits)
+
+    def _shares(self, x: Tensor) -> Tensor:
+        """What each row adds to a slope, times their number; (N,) float64, on the CPU."""
+        dot = lambda a: (a.double() * self.end).flatten(1).sum(1).cpu()
+        square = dot(self.end).mean()
+        return dot(x) / square if square else torch.zeros_like(dot(x))

@@ -275,4 +275,5 @@ def _dtype(model: Any) -> torch.dtype:
 
 
 def _device(model: Any) -> torch.device:
-    return getattr(model, "device", torch.device("cpu"))
+    weight = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
+    return weight.device if weight is not None else getattr(model, "device", torch.device("cpu"))

@@ -37,6 +37,9 @@ def run(
     ] = 64,
     backward: Annotated[bool, typer.Option("--backward", help="From data to noise.")] = False,
     search: Annotated[bool, typer.Option(help="Search the times, not weights alone.")] = True,
+    contrast: Annotated[
+        bool, typer.Option("--contrast", help="Keep the contrast of pictures, for some error.")
+    ] = False,
     folder: Annotated[
         Path | None, typer.Option("--folder", help="Keeps what is computed, to go on from.")
     ] = None,
@@ -62,6 +65,7 @@ def run(
         seed=seed,
         direction="backward" if backward else "forward",
         search=search,
+        contrast=contrast,
         folder=folder,
         report=print,
     )

@@ -3,7 +3,7 @@ r"""Contrast: what least squares takes from pictures, as a condition that gives 
 What a sampler cannot reach, least squares replaces by a mean, so the regression of the fitted ends
 ``x`` on the true ones ``c`` has a slope below 1: white paper comes out a little grey. It is far
 less than the error itself, but it is the same everywhere, and features of pictures see it first.
-Fits therefore keep the slope at 1,
+Fits can be held to a slope of 1,
 
 .. math:: \langle \mathrm{clip}(x), c \rangle = \langle \mathrm{clip}(c), c \rangle,
 
@@ -20,9 +20,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Contrast"]
+__all__ = ["Contrast", "products"]
 
 SURE = 2.0  # standard errors
+CLIPPED = 8  # steps to the condition, which clipping bends
 Limits = tuple[float, float]
 
 
@@ -62,6 +63,20 @@ class Contrast:
         bends = float(raised @ across)
         return step if bends <= 0 else step + across * ((missing - float(raised @ step)) / bends)
 
+    def held(self, x: Tensor, along: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """What to add of the directions ``along``, (len,) float64, to give ends ``x`` the contrast
+        and change them least; and the ends then.
+        """
+        gram = products([v.flatten() for v in along], [v.flatten() for v in along])
+        gram += 1e-9 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+        total = gram.new_zeros(len(gram))
+        for _ in range(CLIPPED):
+            step = self.kept(gram, torch.zeros_like(total), self.raised(x, along), self.missing(x))
+            for a, v in zip(step, along, strict=True):
+                x = torch.add(x, v, alpha=float(a))
+            total += step
+        return total, x
+
     def _clip(self, x: Tensor) -> Tensor:
         return x if self.limits is None else x.clamp(*self.limits)
 
@@ -70,3 +85,13 @@ class Contrast:
         dot = lambda a: (a.double() * self.end).flatten(1).sum(1).cpu()
         square = dot(self.end).mean()
         return dot(x) / square if square else torch.zeros_like(dot(x))
+
+
+def products(a: Sequence[Tensor], b: Sequence[Tensor], chunk: int = 1 << 20) -> Tensor:
+    """The products of flat tensors, (len(a), len(b)) float64 on the CPU, a chunk at a time."""
+    one, two = torch.stack(tuple(a)), torch.stack(tuple(b))
+    total = torch.zeros(len(one), len(two), dtype=torch.float64)
+    for i in range(0, one.shape[1], chunk):
+        part = one[:, i : i + chunk].double() @ two[:, i : i + chunk].double().T
+        total += part.cpu()
+    return total

@@ -87,7 +87,7 @@ def polish(
         history: how many of the last velocities of a row may change weight.
         move_times: also move the times told to the evaluators, but for the first.
         power: of the mean of errors to lower, 1 (robust) to 2 (the root mean square).
-        contrast: of the ends, to be kept; what is missing of its slope counts with the error.
+        contrast: of the ends, to be kept.
         report: called with (iteration, score) after each.
 
     Returns:
@@ -95,21 +95,32 @@ def polish(
     """
     field = guided(field, reference.guidance)
     plain = replace(reference, guidance=1.0)
-    best, moves, damping = plan, _moves(plan, history, move_times), 1e-4
-    missing = lambda x: 0.0 if contrast is None else abs(contrast.missing(x))
-    x, calls = _recorded(best, field, plain, refiner)
-    lowest = score(x, plain, power) + missing(x)
+    moves, damping = _moves(plan, history, move_times), 1e-4
+
+    def recorded(plan: Plan) -> tuple[Plan, Tensor, list[Tensor]]:
+        """The plan, with the contrast of what it reaches; that, and its velocities."""
+        x, calls = _recorded(plan, field, plain, refiner)
+        if contrast is None:
+            return plan, x, calls
+        used = slice(max(0, len(plan) - history), len(plan))
+        more, x = contrast.held(x, calls[used])
+        weights = plan.weights.copy()
+        weights[-1, used] += more.numpy()
+        return replace(plan, weights=weights), x, calls
+
+    best, x, calls = recorded(plan)
+    lowest = score(x, plain, power)
     for i in range(iterations):
         before, tries = lowest, 4
         slopes = [_slope(best, m, field, plain, refiner, x, calls) for m in moves]
         while tries:
             steps = _solve(slopes, x - plain.states[-1], damping, power, x, contrast)
             trial = _moved(best, moves, steps)
-            new = None if trial is None else _recorded(trial, field, plain, refiner)
-            reached = lowest if new is None else score(new[0], plain, power) + missing(new[0])
-            if trial is not None and new is not None and reached < lowest:
+            new = None if trial is None else recorded(trial)
+            reached = lowest if new is None else score(new[1], plain, power)
+            if new is not None and reached < lowest:
                 tries = int(reached < (1 - LEAST_GAIN) * lowest)  # the slopes may serve once more
-                best, (x, calls), lowest = trial, new, reached
+                (best, x, calls), lowest = new, reached
                 damping /= 10
             else:
                 tries -= 1

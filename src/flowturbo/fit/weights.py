@@ -20,15 +20,13 @@ import torch
 from torch import Tensor
 
 from flowturbo.field import Field
-from flowturbo.fit.contrast import Contrast
+from flowturbo.fit.contrast import Contrast, products
 from flowturbo.fit.reference import Reference
 from flowturbo.path import Times
 from flowturbo.plan import Plan
 from flowturbo.sampler import Refiner, Step, sample
 
 __all__ = ["fit_weights"]
-
-CLIPPED = 8  # steps to a condition that clipping bends
 
 
 def fit_weights(
@@ -72,11 +70,13 @@ def fit_weights(
         k = step.index
         used = range(max(0, k + 1 - history), k + 1)
         target = reference.at(float(times[k + 1])) - before
-        last = contrast if k == k_all - 1 else None
-        w = _least_squares([velocities[j] for j in used], target, ridge, before, last)
-        weights[k, used] = w
-        for j, a in zip(used, w, strict=True):
-            before = torch.add(before, velocities[j], alpha=float(a))
+        along = [velocities[j] for j in used]
+        weights[k, used] = w = _least_squares(along, target, ridge)
+        for v, a in zip(along, w, strict=True):
+            before = torch.add(before, v, alpha=float(a))
+        if contrast is not None and k == k_all - 1:
+            more, before = contrast.held(before, along)
+            weights[k, used] += more.numpy()
         return before
 
     end = sample(
@@ -91,32 +91,9 @@ def fit_weights(
     return Plan(times=times, evaluators=evaluators, weights=weights, name=name), end
 
 
-def _least_squares(
-    velocities: Sequence[Tensor],
-    target: Tensor,
-    ridge: float,
-    before: Tensor,
-    contrast: Contrast | None,
-) -> Any:
-    rows = torch.stack([v.flatten() for v in velocities])
-    gram = _product(rows, rows)
-    right = _product(rows, target.flatten()[None])[:, 0]
+def _least_squares(velocities: Sequence[Tensor], target: Tensor, ridge: float) -> Any:
+    rows = [v.flatten() for v in velocities]
+    gram = products(rows, rows)
+    right = products(rows, [target.flatten()])[:, 0]
     gram = gram + ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    w = torch.linalg.solve(gram, right)
-    if contrast is not None:
-        at = lambda w: before + torch.einsum("k,k...->...", w.to(before), torch.stack(velocities))
-        free = w
-        for _ in range(CLIPPED):
-            x = at(w)
-            raised = contrast.raised(x, velocities)
-            w = contrast.kept(gram, free, raised, contrast.missing(x) + float(raised @ w))
-    return w.numpy()
-
-
-def _product(a: Tensor, b: Tensor, chunk: int = 1 << 20) -> Tensor:
-    """``a @ b.T`` in float64 on the CPU, a chunk of columns at a time."""
-    total = torch.zeros(len(a), len(b), dtype=torch.float64)
-    for i in range(0, a.shape[1], chunk):
-        part = a[:, i : i + chunk].double() @ b[:, i : i + chunk].double().T
-        total += part.cpu()
-    return total
+    return torch.linalg.solve(gram, right).numpy()

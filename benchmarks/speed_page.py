@@ -25,6 +25,10 @@ TITLES = {
     "refiner-cost": "What a refiner costs",
 }
 MODELS = ("digits", "emoji")
+FULL_SIZE = {  # on a GPU, random weights
+    "gpu-full-size": "SiT-XL/2 at 256 px",
+    "gpu-pipelines": "SD3 medium and FLUX.1 in diffusers",
+}
 INTRO = """# Speed
 
 This page is made by `benchmarks/make_results` from the files in `benchmarks/records` alone. \
@@ -49,6 +53,15 @@ def build(records: Path) -> str:
                 parts.append(
                     f"Not measured yet on {name}: `{KINDS[kind].format(name)}` makes `{file}`."
                 )
+    parts.append("## At full size on a GPU")
+    for kind, title in FULL_SIZE.items():
+        path = records / f"{kind}.json"
+        command = f"python benchmarks/gpu/{kind[4:].replace('-', '_')}.py --out {path.name}"
+        parts.append(f"### {title}")
+        if path.is_file():
+            parts += SHOWN[kind](json.loads(path.read_text("utf-8")))
+        else:
+            parts.append(f"Not measured yet: `{command}`.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -173,4 +186,61 @@ def refiner_cost(record: Record) -> list[str]:
     ]
 
 
-SHOWN = {"speed": speed, "compile": compiled, "refiner-cost": refiner_cost}
+def full_size(record: Record) -> list[str]:
+    known, parts = record["paper_latency"], []
+    whose = {"paper": "the paper's refiner", "ours": "our refiner"}
+    for name, batches in record["timed"].items():
+        for batch, keys in batches.items():
+            for key, timed in keys.items():
+                fit, peak = timed["latency"], timed["matrix_product_flops_per_second"] / 1e12
+                parts += [
+                    f"#### {whose[name]}, batch {batch}, {key}",
+                    methods(timed),
+                    f"Not captured, {fit['fixed']:.2f} + {fit['model']:.2f} evaluations + "
+                    f"{fit['refiner']:.3f} refiner calls, in ms a batch, tells these times but for "
+                    f"{100 * fit['worst']:.1f} % at the most. The peak is {peak:.0f} TFLOP/s, a "
+                    "bfloat16 product timed in turns with these.",
+                ]
+    parts.append(
+        "Random weights: times do not depend on them, and nothing is said of pictures. The paper's "
+        f"own table is {known['fixed']} + {known['model']} evaluations + {known['refiner']} "
+        "refiner calls, in ms on its machine. Plans of ours have the weights of Adams-Bashforth "
+        "here."
+    )
+    if any("compiled" not in keys for sizes in record["timed"].values() for keys in sizes.values()):
+        parts.append("Not measured yet: what compiling gains, and the profile of kernels.")
+    conditions = {**timed["conditions"], "batch": " and ".join(batches), "fingerprint": "random"}
+    return [*parts, machine(conditions)]
+
+
+def pipelines(record: Record) -> list[str]:
+    rows = []
+    for model in ("SD3", "FLUX"):
+        for size, found in record[model].items():
+            ms = {k: taken(v) for k, v in found["ms"].items()}
+            rows.append([
+                f"{model}, {found['parameters'] / 1e9:.1f} billion", size,
+                *(ms[k] for k in ("Euler", "enabled", "enabled, refiner")),
+                f"{found['ms_an_evaluation']:.1f}", f"{100 * found['overhead']:+.1f} %",
+                f"{100 * found['refiner_share']:.1f} %",
+            ])  # fmt: skip
+    c, count = record["conditions"], found["evaluations"]
+    head = ["transformer", "px", "pipeline as it is, Euler", "enabled", "enabled, refiner",
+            "ms an evaluation", "overhead", "a refiner call of an evaluation"]  # fmt: skip
+    versions = ", ".join(f"{k} {v}" for k, v in c["versions"].items())
+    return [
+        table(head, rows),
+        f"Milliseconds of one picture, {count['model']} evaluations, with the refiner "
+        f"{count['refiner']} calls more; random weights, bfloat16, not compiled, without text "
+        f"encoders and decoding. Where kernels are short the loop of the pipeline waits for the "
+        f"processor, and times vary. {c['device']}, {versions}.",
+    ]
+
+
+SHOWN = {
+    "speed": speed,
+    "compile": compiled,
+    "refiner-cost": refiner_cost,
+    "gpu-full-size": full_size,
+    "gpu-pipelines": pipelines,
+}

@@ -76,3 +76,29 @@ def test_the_page_says_what_the_records_say(tmp_path, timed):
     for lines in text.split("\n\n"):
         if lines.startswith("|"):
             assert len({row.count("|") for row in lines.splitlines()}) == 1
+
+
+def test_full_size_records_are_told(tmp_path, timed):
+    text = speed_page.build(tmp_path)
+    assert "Not measured yet: `python benchmarks/gpu/full_size.py --out gpu-full-size.json`" in text
+    assert "Not measured yet: `python benchmarks/gpu/pipelines.py --out gpu-pipelines.json`" in text
+    full = {
+        "paper_latency": {"fixed": 13.74, "model": 3.39, "refiner": 0.355},
+        "timed": {"ours": {"2": {"uncompiled": timed}}},
+    }
+    ms = {"median": 100.0, "low": 99.0, "high": 101.0}
+    found = {
+        "ms": dict.fromkeys(("Euler", "enabled", "enabled, refiner"), ms), "parameters": 2.03e9,
+        "ms_an_evaluation": 16.5, "overhead": 0.008, "refiner_share": 0.038,
+        "evaluations": {"model": 6, "refiner": 5},
+    }  # fmt: skip
+    pipelines = {"conditions": timed["conditions"], "SD3": {"512": found}, "FLUX": {"1024": found}}
+    (tmp_path / "gpu-full-size.json").write_text(json.dumps(full))
+    (tmp_path / "gpu-pipelines.json").write_text(json.dumps(pipelines))
+    text = speed_page.build(tmp_path)
+    fit, peak = timed["latency"], timed["matrix_product_flops_per_second"] / 1e12
+    assert f"{fit['fixed']:.2f} + {fit['model']:.2f} evaluations" in text
+    assert f"The peak is {peak:.0f} TFLOP/s" in text
+    assert "Not measured yet: what compiling gains, and the profile of kernels." in text
+    assert "| SD3, 2.0 billion | 512 | 100.0 (99.0 to 101.0) |" in text
+    assert "| 16.5 | +0.8 % | 3.8 % |" in text

@@ -245,11 +245,11 @@ def test_the_scripts_go_on_where_they_were(small, monkeypatch, capsys):
     asked = ("--pictures", 12, "--against", small / "data.npz")
     drawn = run(results, monkeypatch, *main, *asked)
     measured = drawn["frechet"]["2"]["4"]
-    assert len(measured) == 5
+    assert len(measured) == 7
     assert all(len(m["frechet"]["relative_95"]) == 2 for m in measured.values())
     assert all(m["frechet"]["floor"]["distance"] > 0 for m in measured.values())
     run(results, monkeypatch, *main, "--sheet")
-    assert Image.open(small / "records" / "results-m-g2-4.png").size == (32, 122)
+    assert Image.open(small / "records" / "results-m-g2-4.png").size == (32, 142)
     out = small / "records" / "ablations-m.json"
     other = (*few, "--counts", 4, 8, "--scales", 1, 2, "--nfe", 4, "--out", out)
     found = run(ablations, monkeypatch, *other)

@@ -166,7 +166,7 @@ class _Resampled:
     `frechet_distance` takes apart, and halves its digits, for one small problem a replicate.
     """
 
-    def __init__(self, x: Tensor, reference: Moments, factor: Tensor, device: Any) -> None:
+    def __init__(self, x: Tensor, reference: Moments, factor: Tensor, device: Any = "cpu") -> None:
         self.x = x.detach().to(device, torch.float64) - reference.mean.to(device)
         self.across, self.square = self.x @ factor.to(device), self.x.square().sum(1)
         self.trace = float(reference.covariance.trace())

@@ -11,8 +11,9 @@ What is bundled was made on an H100 so, 8192 trajectories for `digits`:
     python recipes/plans.py --model emoji --run runs/plans-emoji --device cuda --drawn 10240 \\
         --minutes 1.9 --batch 256 --trajectories 128 --guidance 2
 
-but for this: the refiners were not compiled, are those of iteration 4000, of 5179 and 5410 (their
-cards tell), without the second phase, `balanced` and `best` of `emoji` were fitted without one.
+and the plans of `digits` with ``--contrast``, but for this: the refiners were not compiled, are
+those of iteration 4000, of 5179 and 5410 (their cards tell), without the second phase, `balanced`
+and `best` of `emoji` were fitted without one.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--drawn", type=int, default=4096, help="trajectories of the refiner")
     parser.add_argument("--trajectories", type=int, default=64, help="to fit on")
     parser.add_argument("--guidance", type=float, help="to fit at; by default the model's own")
+    parser.add_argument("--contrast", action="store_true", help="keep the contrast of pictures")
     parser.add_argument("--device", default="cpu", help="where to compute")
     options = parser.parse_args()
     model, run = ft.load(options.model, device=options.device), Path(options.run)
@@ -71,7 +73,7 @@ def main() -> None:
         start = time.perf_counter()
         plan = ft.tune(
             model, nfe=nfe, refiner=refiner, guidance=options.guidance,
-            trajectories=options.trajectories, folder=run / "fit",
+            trajectories=options.trajectories, contrast=options.contrast, folder=run / "fit",
             report=lambda line: print(line, flush=True),
         )  # fmt: skip
         (run / "plans").mkdir(exist_ok=True)

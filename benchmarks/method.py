@@ -165,9 +165,7 @@ def measure(options: argparse.Namespace) -> None:
     work = Path(options.folder or f"runs/method/{name}")
     out = Path(options.out or f"benchmarks/records/method-{name}.json")
     trial = Trial(model, options.guidance, options.noises, options.reference, work / "trial")
-    given = {
-        "trajectories": options.trajectories, "search": not options.no_search, "contrast": False
-    }  # fmt: skip
+    given = {"trajectories": options.trajectories, "search": not options.no_search}
     fits = Fits(Path(options.plans or work / "plans"), model, options.guidance, given)
     refiners = load_refiners(options.refiner, model)
     record = {"conditions": trial.conditions, "cells": {}, "split": {}}

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -69,7 +70,8 @@ class Contrast:
         """What to add of the directions ``along``, (len,) float64, to give ends ``x`` the contrast
         and change them least; and the ends then.
         """
-        gram = products([v.flatten() for v in along], [v.flatten() for v in along])
+        rows = [v.flatten() for v in along]
+        gram = products(rows, rows)
         gram += 1e-9 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
         total = gram.new_zeros(len(gram))
         for _ in range(CLIPPED):
@@ -84,9 +86,15 @@ class Contrast:
 
     def _shares(self, x: Tensor) -> Tensor:
         """What each row adds to a slope, times their number; (N,) float64, on the CPU."""
-        dot = lambda a: (a.double() * self.end).flatten(1).sum(1).cpu()
-        square = dot(self.end).mean()
-        return dot(x) / square if square else torch.zeros_like(dot(x))
+        dot = self._dot(x)
+        return dot / self._square if self._square else torch.zeros_like(dot)
+
+    def _dot(self, x: Tensor) -> Tensor:
+        return (x.double() * self.end).flatten(1).sum(1).cpu()
+
+    @cached_property
+    def _square(self) -> Tensor:
+        return self._dot(self.end).mean()
 
 
 def products(a: Sequence[Tensor], b: Sequence[Tensor], chunk: int = 1 << 20) -> Tensor:

@@ -7,9 +7,9 @@ reference; only the last one counts. Here all free numbers ``p`` of the table mo
 
 with ``J`` by finite differences, so the field need not be differentiable, and rows weighted by
 ``D_ii = |r_i|^(q - 2)``: the mean of ``|r_i|^q`` falls, for ``q = 1`` not only the few largest
-errors (iteratively reweighted least squares; damping as in Levenberg-Marquardt). Steps keep the
-contrast of what comes out, as a linear condition (`flowturbo.fit.contrast`). An evaluation before
-the number that moves is replayed, not computed again.
+errors (iteratively reweighted least squares; damping as in Levenberg-Marquardt). Steps can be
+held to the contrast of what comes out, a linear condition (`flowturbo.fit.contrast`). An evaluation
+before the number that moves is replayed, not computed again.
 """
 
 from __future__ import annotations

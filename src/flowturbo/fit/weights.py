@@ -6,8 +6,8 @@ reference at the next time:
     W[k] = argmin_w  sum_i | x_k + sum_j w_j v_j - x_ref(t_{k+1}) |^2  +  ridge * scale * |w|^2
 
 over the last ``history`` velocities. No gradient passes through the model and no data are needed;
-errors made earlier are seen, and corrected, by later rows. The last row keeps the contrast of what
-comes out (`flowturbo.fit.contrast`).
+errors made earlier are seen, and corrected, by later rows. The last row can be held to the
+contrast of what comes out (`flowturbo.fit.contrast`).
 """
 
 from __future__ import annotations

@@ -539,10 +539,10 @@ def test_rows_are_the_table_in_plain_numbers():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("H1Q5", r"'H1Q5'.*at 'Q5' \(character 3\).*H1P5R3"),
+        ("h1Q5", r"'h1Q5'.*at 'Q5' \(character 3\).*H1P5R3"),
         ("", "at least one block"),
         ("H", "block with its count.*at 'H'"),
-        ("H1P5R3x2", r"at 'X2' \(character 7\)"),
+        ("H1P5R3x2", r"at 'x2' \(character 7\)"),
         ("R1H1", "before the first R"),
         ("[R1]x2", "before the first R"),
         ("[H1P1", "for every '\\['"),
@@ -566,7 +566,7 @@ def test_rows_are_the_table_in_plain_numbers():
         ("RK4:2.5", "whole number"),
         ("RK4:2501", "at most 10000"),
         ("AB2:8@", "number for the shift"),
-        ("AB2:8@fast", "at 'FAST'"),
+        ("AB2:8@fast", "at 'fast'"),
         ("AB2:8@0", "shift=0.0"),
         ("AB2:8@nan", "shift=nan"),
         ("AB3RK:6", "at least 7"),

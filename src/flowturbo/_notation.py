@@ -26,8 +26,8 @@ def parse(text: str) -> tuple[str, str | int, float | None]:
     """
     if not isinstance(text, str):
         raise ValueError(f"plan {text!r}: must be a text; {ALLOWED}")
-    whole = "".join(text.split()).upper()
-    body, at, suffix = whole.partition("@")
+    whole = "".join(text.split())  # as it is shown in errors
+    body, at, suffix = (whole.upper() if whole.isascii() else whole).partition("@")
     shift = None
     if at:
         try:

@@ -199,9 +199,9 @@ def bind_refiner(model: Field, refiner: Any) -> Refiner:
 
 
 def warn_if_foreign(
-    plan: Plan, model: Field, refiner: Refiner | None, guidance: float | Tensor
+    plan: Plan, model: Field, refiner: Refiner | None, guidance: float | Tensor | None
 ) -> None:
-    """Say once that a fitted plan is used where it was not fitted."""
+    """Say once that a fitted plan is used where it was not fitted; a scale of None is not known."""
     for what, used in (("fingerprint", model), ("refiner", refiner)):
         made_for, here = plan.info.get(what), None
         if made_for:
@@ -213,7 +213,7 @@ def warn_if_foreign(
                 f"not {here}: its error here is not known; fit one with flowturbo.tune",
                 stacklevel=3,
             )
-    if not isinstance(guidance, Tensor) and not serves(plan, guidance):
+    if isinstance(guidance, float | int) and not serves(plan, guidance):
         low, high = plan.info["guidance"]
         warnings.warn(
             f"plan {plan.name!r} was fitted at guidance {low:g} to {high:g}, not {guidance:g}: "

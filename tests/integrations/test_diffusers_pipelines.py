@@ -1,7 +1,10 @@
 """The scheduler, plans and refiners in pipelines of every family, through the loops they have."""
 
 import copy
+import re
 import threading
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -567,6 +570,23 @@ def test_a_plan_with_a_refiner_needs_enable():
     pipe.scheduler = kept
     with pytest.raises(ValueError, match="call enable"):
         cell.call(pipe, len(REFINED))
+
+
+def test_a_fitted_plan_says_what_it_was_not_fitted_to():
+    refiner = small()
+    mine = {"refiner": refiner.fingerprint, "guidance": (3.0, 3.0)}
+    for made_for, guidance, message in (
+        (mine, 3.0, None),
+        ({**mine, "refiner": "other"}, 3.0, f"weights other.*not {refiner.fingerprint}"),
+        (mine, 5.0, "at guidance 3 to 3, not 5"),
+    ):
+        _, pipe = own_sd3()
+        plan = replace(REFINED, info=made_for)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            enable(pipe, plan=plan, refiner=refiner, guidance=guidance)
+        said = " ".join(str(w.message) for w in told)
+        assert re.search(message, said) if message else not said
 
 
 def test_unknown_families_are_refused_with_how_to_add_one():

@@ -14,7 +14,7 @@ from flowturbo.integrations.diffusers.hook import Link, RefinerHook, install, re
 from flowturbo.integrations.diffusers.scheduler import FlowTurboScheduler
 from flowturbo.integrations.diffusers.tables import plan_of
 from flowturbo.plan import Plan
-from flowturbo.sampler import Refiner, prepare_refiner
+from flowturbo.sampler import Refiner, prepare_refiner, warn_if_foreign
 
 __all__ = ["disable", "enable", "summary"]
 
@@ -78,7 +78,10 @@ def enable(
         )
     config = dict(pipe.scheduler.config) | ({} if plan is None else {"plan": plan})
     scheduler = FlowTurboScheduler.from_config(config)
-    prepared = _prepare(plan_of(scheduler.config.plan), refiner, guidance)
+    runs = plan_of(scheduler.config.plan)
+    prepared = _prepare(runs, refiner, guidance)
+    if runs is not None:
+        warn_if_foreign(runs, _nothing, refiner, guidance)
     if prepared is not None:
         scheduler.link = Link(pipe)
         module = refiner if isinstance(refiner, nn.Module) else None

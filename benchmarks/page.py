@@ -16,6 +16,8 @@ import figures
 from paper import ABLATIONS, Ablation, Row
 from ratios import (
     FITTED,
+    KEPT,
+    KEPT_REFINED,
     REFINED,
     Asked,
     Ratio,
@@ -40,6 +42,7 @@ COMPARED = (
     (REFINED, FITTED),
     (REFINED, PAPER_REFINED),
 )
+ORDER = (*UNIPC, PAPER, PAPER_REFINED, FITTED, KEPT, REFINED, KEPT_REFINED)  # of pictures
 MOST = 0.03  # farther from real pictures than the converged sampler, at the upper end
 ALIKE = 0.01  # FIDs of the paper within so much of each other count as equal
 COMMANDS = {
@@ -88,6 +91,9 @@ class Page:
                 record = json.loads(found[name].read_text("utf-8"))
                 in_order = {k: sorted(record.get(k, {}).items(), key=_scale) for k in BY_SCALE}
                 record |= {k: dict(items) for k, items in in_order.items()}
+                for counts in record["frechet"].values():
+                    for nfe, methods in counts.items():
+                        counts[nfe] = dict(sorted(methods.items(), key=lambda i: ORDER.index(i[0])))
                 yield {**record, "name": name}
             else:
                 self.missing(kind, name)
@@ -104,7 +110,9 @@ def build(records: Path, images: Path) -> str:
     """The page as markdown; its figures are written to ``images``."""
     page = Page(records, images)
     page.add("## Plans at equal evaluations")
-    for record in page.each("results"):
+    main = [*page.each("results")]
+    page.parts.insert(1, in_short(main))
+    for record in main:
         main_table(page, record)
     page.add("## The paper's ablations")
     for record in page.each("ablations"):
@@ -121,6 +129,32 @@ def _scale(item: tuple[str, Any]) -> float:
 
 
 # -- the main table ---------------------------------------------------------------------------
+
+
+def in_short(records: list[Record]) -> str:
+    """The methods that pictures were drawn of, each with its error and distance."""
+    columns: dict[str, Record] = {}
+    for record in records:
+        for scale, counts in record.get("frechet", {}).items():
+            for nfe, methods in counts.items():
+                columns[f"{record['name']}, {nfe} evaluations, guidance {scale}"] = methods
+    if not columns:
+        return ""
+    names = {name for methods in columns.values() for name in methods}
+    rows = [[name, *(_short(methods.get(name)) for methods in columns.values())]
+            for name in sorted(names, key=ORDER.index)]  # fmt: skip
+    return (
+        f"## In short\n\n{table(['method', *columns], rows)}\n\nFirst the error to the converged "
+        "ODE (RMSE, 95 %), then how much farther from real pictures than the converged sampler's "
+        "(Frechet distance of EfficientNet-Lite0 features, paired 95 %). The sections below tell "
+        "the plans, their calls of refiners, and how this was measured."
+    )
+
+
+def _short(found: Record | None) -> str:
+    if found is None:
+        return ""
+    return f"{ranged(found['trajectory'], 'rmse')}<br>{distances(found)[1]}"
 
 
 def main_table(page: Page, record: Record) -> None:
@@ -219,7 +253,45 @@ def frechet(record: Record) -> str:
         text += " Real to real: of so many real pictures to the others; fewer are farther."
     else:
         text += " Without real pictures there is no distance of real ones to real ones."
-    return f"{table(head, rows)}\n\n{text}"
+    return f"{table(head, rows)}\n\n{text}\n\n{closeness(record)}"
+
+
+def closeness(record: Record) -> str:
+    """What else `flowturbo.evaluate` found in the pictures, the converged sampler's last."""
+    rows = []
+    for scale, counts in record["frechet"].items():
+        for nfe, methods in counts.items():
+            for name, found in methods.items():
+                near = [ranged(found[k], "rmse") if k in found else "" for k in NEAR]
+                rows.append([name, scale, nfe, *near, *seen(found, "plan")])
+            steps = str(found["reference"]["evaluations"])
+            rows.append(["converged", scale, steps, *("" for _ in NEAR), *seen(found, "converged")])
+    head = ["method", "guidance", "evaluations", "RMSE (95 %)", "perceptual distance (95 %)",
+            "score", "precision, % (95 %)", "recall, % (95 %)", "agreement, % (95 %)"]  # fmt: skip
+    return (
+        f"{table(head, rows)}\n\nOf the same pictures. Perceptual: the distance of features "
+        "between a plan's picture and the converged one of the same noise. Score: the inception "
+        "score of ImageNet's classes, which show none of this: it compares plans. Precision: drawn "
+        "pictures that lie among real ones; recall: real ones that lie among drawn. Agreement: "
+        "pictures that, of all prompts, are nearest to what their own looks like."
+    )
+
+
+NEAR = ("trajectory", "perceptual")  # to the converged picture of the same noise
+
+
+def seen(found: Record, which: str) -> list[str]:
+    """What was seen in the pictures of "plan" or of "converged"."""
+    shares = (found[part][which] if part in found else None for part in ("precision", "recall",
+              "agreement"))  # fmt: skip
+    score = f"{found['score'][which]['mean']:.2f}" if "score" in found else ""
+    return [score, *("" if s is None else ranged(s, "share", 100, ".1f") for s in shares)]
+
+
+def ranged(about: Record, key: str, times: float = 1, how: str = ".4f") -> str:
+    """A number of a record with its interval."""
+    value, low, high = (times * x for x in (about[key], *about[f"{key}_95"]))
+    return f"{value:{how}} ({low:{how}} to {high:{how}})"
 
 
 def distances(found: Record) -> list[str]:
@@ -290,12 +362,12 @@ def ablation(what: Ablation, record: Record, part: Record) -> str:
     if others:
         text += f", and later ones with {', '.join(sorted(others))}"
     if verdicts:
-        text += f". Of {len(verdicts)} comparisons with a known outcome in the paper "
-        text += ", ".join(f"{verdicts.count(v)} {words}" for v, words in VERDICTS.items())
+        text += f". Where the paper tells who is better, {len(verdicts)} in all: "
+        text += ", ".join(f"{words} {verdicts.count(v)}" for v, words in VERDICTS.items())
     return f"{shown}\n\n{text}. {what.says}".strip()
 
 
-VERDICTS = {"yes": "agree", "no": "do not", "undecided": "cannot be told apart here"}
+VERDICTS = {"yes": "agree", "no": "disagree", "undecided": "not told apart here"}
 
 
 def verdict(row: Row, over: Row, low: float, high: float, even: float) -> str:

@@ -50,8 +50,11 @@ def frechet(relative: float) -> dict:
     bounds = [relative - 0.01, relative + 0.01]
     distance = {"relative": relative, "relative_95": bounds, "plan": 2.0, "converged": 1.9}
     c = {"plan": "x", "seeds": [0, 11], "against": None, "dtype": "torch.float32"}
+    share = {"share": 0.5, "share_95": [0.4, 0.6]}
     return {
         "conditions": c, "evaluations": {"model": 4, "refiner": 0},
+        "trajectory": entry(1.0), "reference": {"evaluations": 9},
+        "precision": {"plan": share, "converged": {**share, "share": 0.45}},
         "frechet": {**distance, "to": 6, "pictures": 6},
     }  # fmt: skip
 
@@ -148,6 +151,10 @@ def test_tables_say_what_agrees(records, tmp_path):
     assert "| not given |" in row("[H1P1R1]x3")
     assert "| fitted | 2 | fitted chosen | +1.0 % (+0.0 to +2.0) | yes |" in text
     assert "| UniPC-2 | 2 | UniPC-2 chosen | +8.0 % (+7.0 to +9.0) | NO |" in text
+    assert "| fitted | 3.6116 (2.6873 to 4.4532)<br>+1.0 % (+0.0 to +2.0) |" in text
+    assert text.index("| UniPC-2 | 3.6116") < text.index("| fitted | 3.6116")
+    assert "| fitted | 2 | 6 | 3.6116 (2.6873 to 4.4532) |  |  | 50.0 (40.0 to 60.0) |" in text
+    assert "| converged | 2 | 9 |  |  |  | 45.0 (40.0 to 60.0) |" in text
     assert "fitted / AB2 | 1 |" in text
     assert "| 6 | over the range |" in text
 

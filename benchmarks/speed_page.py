@@ -29,6 +29,8 @@ FULL_SIZE = {  # on a GPU, random weights
     "gpu-full-size": "SiT-XL/2 at 256 px",
     "gpu-pipelines": "SD3 medium and FLUX.1 in diffusers",
 }
+WHOSE = {"paper": "the paper's refiner", "ours": "our refiner"}
+KERNELS = ("matrix products", "attention", "copies", "others")
 INTRO = """# Speed
 
 This page is made by `benchmarks/make_results` from the files in `benchmarks/records` alone. \
@@ -188,13 +190,12 @@ def refiner_cost(record: Record) -> list[str]:
 
 def full_size(record: Record) -> list[str]:
     known, parts = record["paper_latency"], []
-    whose = {"paper": "the paper's refiner", "ours": "our refiner"}
     for name, batches in record["timed"].items():
         for batch, keys in batches.items():
             for key, timed in keys.items():
                 fit, peak = timed["latency"], timed["matrix_product_flops_per_second"] / 1e12
                 parts += [
-                    f"#### {whose[name]}, batch {batch}, {key}",
+                    f"#### {WHOSE[name]}, batch {batch}, {key}",
                     methods(timed),
                     f"Not captured, {fit['fixed']:.2f} + {fit['model']:.2f} evaluations + "
                     f"{fit['refiner']:.3f} refiner calls, in ms a batch, tells these times but for "
@@ -207,10 +208,51 @@ def full_size(record: Record) -> list[str]:
         "refiner calls, in ms on its machine. Plans of ours have the weights of Adams-Bashforth "
         "here."
     )
+    missing = []
     if any("compiled" not in keys for sizes in record["timed"].values() for keys in sizes.values()):
-        parts.append("Not measured yet: what compiling gains, and the profile of kernels.")
+        missing.append("what compiling gains")
+    if record["profiles"]:
+        parts.append(profiles(record["profiles"]))
+    else:
+        missing.append("the profile of kernels")
+    if missing:
+        parts.append(f"Not measured yet: {', and '.join(missing)}.")
     conditions = {**timed["conditions"], "batch": " and ".join(batches), "fingerprint": "random"}
     return [*parts, machine(conditions)]
+
+
+def profiles(found: Record) -> str:
+    """What the device does in the time of a sample, and what of it is left over."""
+    rows = []
+    for name, batches in found.items():
+        for batch, keys in batches.items():
+            for key, ways in keys.items():
+                for way, of in ways.items():
+                    kinds, busy = of["kernels_ms_by_kind"], of["kernels_ms"]
+                    shares = (f"{100 * kinds.get(k, 0) / busy:.0f} %" for k in KERNELS)
+                    over = ways["loop"]["left_over_ms"]
+                    part = "" if way == "loop" else f"{100 * of['left_over_ms'] / over:.1f} %"
+                    ms = f"{of['ms']['median']:.2f}"
+                    rows.append(
+                        [
+                            WHOSE[name],
+                            batch,
+                            f"{key}, {way}",
+                            ms,
+                            f"{of['kernels']}",
+                            f"{busy:.2f}",
+                            *shares,
+                            f"{of['left_over_ms']:.2f}",
+                            part,
+                        ]
+                    )
+    head = ["refiner", "batch", "", "ms", "kernels", "ms in kernels", *KERNELS, "left over, ms",
+            "of the loop's"]  # fmt: skip
+    return (
+        f"#### Where the time goes\n\n{table(head, rows)}\n\nOne sample, of H1P5R3 with the "
+        "paper's refiner and of 6 evaluations and 5 calls with ours. What is left over of the time "
+        "beside the kernels is the launching of them."
+    )
 
 
 def pipelines(record: Record) -> list[str]:

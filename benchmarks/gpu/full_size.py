@@ -6,8 +6,9 @@ Times do not depend on the weights, so these are random, and nothing is said of 
 paper's plans run with the paper's refiner, ours with ours, both beside plain solvers of as many
 evaluations; by batch, as they are, and with the networks compiled block by block, both also
 captured in a CUDA graph. A profile of one plan of each says what the device does in that time and
-what is left over. With ``--whole``, what else can be compiled is compared on these two, which takes
-minutes each. The record is written after every step.
+what is left over. With ``--parts whole``, what else can be compiled is compared on these two, which
+takes minutes each. The record is written after every step, and one that is there already is added
+to, so parts and batches may be measured one after another, on the same machine.
 
 ``--device cpu --size small`` shows that the script works.
 """
@@ -15,6 +16,8 @@ minutes each. The record is written after every step.
 from __future__ import annotations
 
 import argparse
+import json
+import platform
 import sys
 from collections import Counter
 from functools import partial
@@ -33,11 +36,13 @@ from flowturbo.models.sit import Block, FinalLayer
 from flowturbo.refiner import PaperRefiner, VelocityRefiner
 from flowturbo.train.own_states import mixed_plan
 
+KIND = "full size"
 PAPER = ("H8", "H11", "H15", "H24", "H1P5R3", "H2P4R2", "H2P8R2", "H5P7R3", "H8P9R5")
 OURS = tuple("M" + "MR" * (n - 1) for n in (4, 5, 6, 8, 10))
 PLAIN = ("AB2:4@1.6", "AB2:6@1.6", "AB2:10@1.6")
 KNOWN = {"fixed": 13.74, "model": 3.39, "refiner": 0.355}  # fitted to the paper's table, ms
 SHOWN = {"paper": "H1P5R3", "ours": OURS[2]}
+PARTS = ("uncompiled", "whole", "compiled")  # in this order: networks stay compiled
 KINDS = {  # of kernels, by what is in their names
     "matrix products": ("gemm", "nvjet", "cutlass", "cublas"),
     "attention": ("flash", "fmha", "attention"),
@@ -61,31 +66,56 @@ def compile_blocks(*networks: torch.nn.Module) -> None:
 def profiled(net: Any, plan: ft.Plan, refiner: Any, cond: torch.Tensor, **options: Any) -> Any:
     """Milliseconds of a sample, as it is and captured, and of the kernels in it by kind."""
     x = torch.randn(len(cond), *net.shape, device=cond.device)
-    made = partial(ft.compile, net, plan, refiner, batch=len(x), cond=cond, scope="none", **options)
-    calls = {
-        name: partial(made(capture=capture), x, cond)
-        for name, capture in (("loop", False), ("captured", True))
-    }
+    made = partial(
+        ft.compile, net, plan, refiner, batch=len(x), cond=cond, scope="none",
+        dtype=torch.bfloat16, **options,
+    )  # fmt: skip
+    found, cuda = {}, x.device.type == "cuda"
+    calls = {"loop": partial(made(capture=False), x, cond)}
+    if cuda:
+        calls["captured"] = partial(made(capture=True), x, cond)
     taken = interleaved(calls, x.device, repeats=10, progress=False)
-    found = {}
+    activity = ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU
+    spent = lambda e: (e.self_device_time_total if cuda else e.self_cpu_time_total) / 1000
     for name, call in calls.items():
         ms = spread(taken[name])
-        with profile(activities=[ProfilerActivity.CUDA]) as traced:
+        with profile(activities=[activity]) as traced:
             call()
-            torch.cuda.synchronize()
-        kernels = [e for e in traced.key_averages() if e.self_device_time_total]
-        kernels.sort(key=lambda e: -e.self_device_time_total)
+            if cuda:
+                torch.cuda.synchronize()
+        kernels = sorted(filter(spent, traced.key_averages()), key=spent, reverse=True)
         took: Counter[str] = Counter()
         for e in kernels:
             of = (k for k, parts in KINDS.items() if any(p in e.key.lower() for p in parts))
-            took[next(of, "others")] += e.self_device_time_total / 1000
+            took[next(of, "others")] += spent(e)
         busy = sum(took.values())
         found[name] = {
             "ms": ms, "kernels": sum(e.count for e in kernels), "kernels_ms": busy,
             "kernels_ms_by_kind": dict(took), "left_over_ms": ms["median"] - busy,
-            "longest": {e.key[:80]: e.self_device_time_total / 1000 for e in kernels[:12]},
+            "longest": {e.key[:80]: spent(e) for e in kernels[:12]},
         }  # fmt: skip
     return found
+
+
+def begun(out: Path, size: str, guidance: float, device: str) -> dict[str, Any]:
+    """The record that is there, an empty one if there is none.
+
+    Raises:
+        ValueError: if it is of something else or of another machine.
+    """
+    if not out.is_file():
+        return {"kind": KIND, "size": size, "command": "", "paper_latency": KNOWN,
+                "timed": {}, "profiles": {}}  # fmt: skip
+    record = json.loads(out.read_text("utf-8"))
+    machine = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
+    here = (KIND, size, guidance, machine, torch.__version__)
+    for timed in (t for b in record["timed"].values() for k in b.values() for t in k.values()):
+        c = timed["conditions"]
+        torch_there = c["versions"]["torch"]
+        there = (record["kind"], record["size"], c["guidance"], c["device"], torch_there)
+        if there != here:
+            raise ValueError(f"--out {out}: is of {there}, not of {here}; give another")
+    return record
 
 
 def main() -> None:
@@ -99,7 +129,8 @@ def main() -> None:
     add("--repeats", type=int, default=10)
     add("--guidance", type=float, default=1.5, help="the paper's")
     add("--plans", nargs="+", default=[*PAPER, *OURS, *PLAIN], help="by default all")
-    add("--whole", action="store_true", help="compile rows and whole plans as well")
+    add("--parts", nargs="+", choices=PARTS, default=PARTS[::2], metavar="PART",
+        help=f"of {', '.join(PARTS)}; by default without the second")  # fmt: skip
     add("--out", "-o", type=Path, required=True, help="the record")
     options = parser.parse_args()
     net = random_sit(options.size, options.device).to(torch.bfloat16)
@@ -114,14 +145,12 @@ def main() -> None:
         for whose, others in (("paper", OURS), ("ours", PAPER))
     }
     cuda = options.device == "cuda"
-    record: dict[str, Any] = {
-        "kind": "full size",
-        "size": options.size,
-        "command": " ".join(["python", *sys.argv]),
-        "paper_latency": KNOWN,
-        "timed": {},
-        "profiles": {},
-    }
+    try:
+        record = begun(options.out, options.size, options.guidance, options.device)
+    except ValueError as e:
+        parser.error(str(e))
+    command = " ".join(["python", *sys.argv])
+    record["command"] = " && ".join(filter(None, [record["command"], command]))
 
     labels = lambda batch: torch.arange(batch, device=options.device) % net.config.classes
 
@@ -137,19 +166,21 @@ def main() -> None:
             print(f"{whose}, batch {batch}, {key}: {found['latency']}", flush=True)
 
     captured = ("none", "none captured") if cuda else ("none",)
-    for batch in options.batch:
-        measured(batch, "uncompiled", captured, plans)
-    if options.whole:
-        every = ("none", "network", "row", "plan")
-        measured(options.batch[-1], "whole", every, {k: [parsed(p)] for k, p in SHOWN.items()})
-    compile_blocks(net, *refiners.values())
-    for batch in options.batch:
-        measured(batch, "compiled", captured, plans)
-        for whose, text in SHOWN.items() if cuda else ():
-            record["profiles"].setdefault(whose, {})[str(batch)] = profiled(
-                net, parsed(text), refiners[whose], labels(batch), guidance=options.guidance
-            )
-            write_json(options.out, record)
+    for key in (k for k in PARTS if k in options.parts):
+        if key == "whole":
+            every = ("none", "network", "row", "plan")
+            measured(options.batch[-1], key, every, {k: [parsed(p)] for k, p in SHOWN.items()})
+            continue
+        if key == "compiled":
+            compile_blocks(net, *refiners.values())
+        for batch in options.batch:
+            measured(batch, key, captured, plans)
+            for whose, text in SHOWN.items():
+                sizes = record["profiles"].setdefault(whose, {})
+                sizes.setdefault(str(batch), {})[key] = profiled(
+                    net, parsed(text), refiners[whose], labels(batch), guidance=options.guidance
+                )
+                write_json(options.out, record)
 
 
 if __name__ == "__main__":

@@ -86,8 +86,8 @@ def test_full_size_records_are_told(tmp_path, timed):
     timed = {**timed, "latency": fit}
     full = {
         "paper_latency": {"fixed": 13.74, "model": 3.39, "refiner": 0.355},
-        "timed": {"ours": {"2": {"uncompiled": timed}}},
-    }
+        "timed": {"ours": {"2": {"uncompiled": timed}}}, "profiles": {},
+    }  # fmt: skip
     ms = {"median": 100.0, "low": 99.0, "high": 101.0}
     found = {
         "ms": dict.fromkeys(("Euler", "enabled", "enabled, refiner"), ms), "parameters": 2.03e9,
@@ -102,5 +102,16 @@ def test_full_size_records_are_told(tmp_path, timed):
     assert "Not captured, 1.50 + 42.75 evaluations + 2.060 refiner calls" in text
     assert f"The peak is {peak:.0f} TFLOP/s" in text
     assert "Not measured yet: what compiling gains, and the profile of kernels." in text
+    took = {"matrix products": 6.0, "others": 2.0}
+    way = {"ms": ms, "kernels": 9, "kernels_ms": 8.0, "kernels_ms_by_kind": took}
+    ways = {"loop": {**way, "left_over_ms": 80.0}, "captured": {**way, "left_over_ms": 4.0}}
+    full["profiles"] = {"ours": {"1": {"compiled": ways}}}
+    (tmp_path / "gpu-full-size.json").write_text(json.dumps(full))
+    text = speed_page.build(tmp_path)
+    assert "Not measured yet: what compiling gains." in text
+    captured = (
+        "| our refiner | 1 | compiled, captured | 100.00 | 9 | 8.00 | 75 % | 0 % | 0 % | 25 % |"
+    )
+    assert f"{captured} 4.00 | 5.0 % |" in text
     assert "| SD3, 2.0 billion | 512 | 100.0 (99.0 to 101.0) |" in text
     assert "| 16.5 | +0.8 % | 3.8 % |" in text

@@ -6,7 +6,7 @@ Random weights, in bfloat16, no text encoders and no decoding: times do not depe
 nothing is said of pictures. At 512 and 1024 px, batch 1, in turns: the pipeline as it is, on
 diffusers' Euler, with as many and with twice as many evaluations, and enabled, with a plan of as
 many and with a refiner between these; enabling counts with each call. The overhead of it, and a
-refiner call as a share of an evaluation, follow.
+refiner call as a share of an evaluation, follow. A record that is there is added to.
 
 ``--device cpu --tiny`` shows that the script works.
 """
@@ -14,6 +14,7 @@ refiner call as a share of an evaluation, follow.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -128,6 +129,12 @@ def main() -> None:
     about = conditions(None, None, torch.zeros(1, device=options.device))
     command = " ".join(["python", *sys.argv])
     record: dict[str, Any] = {"kind": "pipelines", "conditions": about, "command": command}
+    if options.out.is_file():
+        found = json.loads(options.out.read_text("utf-8"))
+        where = lambda r: (r["kind"], *(r["conditions"][k] for k in ("device", "versions")))
+        if where(found) != where(record):
+            parser.error(f"--out {options.out}: is of {where(found)}, not this; give another")
+        record = {**found, "command": f"{found['command']} && {command}"}
     for name in options.models:
         for size in options.sizes:
             found = record.setdefault(name, {})[str(size)] = measured(name, size, options)

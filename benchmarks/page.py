@@ -7,7 +7,6 @@ from the paired bootstrap.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from ratios import (
     between,
     cells,
     conditions,
+    each,
     paired,
     report,
     rmse,
@@ -34,7 +34,6 @@ from results import PAPER, PAPER_REFINED, UNIPC
 
 from flowturbo.evaluate import analysis_figures
 
-MODELS = ("digits", "emoji")
 COMPARED = (
     (PAPER_REFINED, PAPER),
     *((FITTED, name) for name in UNIPC),
@@ -85,22 +84,16 @@ class Page:
 
     def each(self, kind: str) -> Iterable[Record]:
         """The records of a kind, a sentence in the place of those there are not."""
-        found = {p.stem.removeprefix(f"{kind}-"): p for p in self.records.glob(f"{kind}-*.json")}
-        for name in (*MODELS, *sorted(set(found) - set(MODELS))):
-            if name in found:
-                record = json.loads(found[name].read_text("utf-8"))
-                in_order = {k: sorted(record.get(k, {}).items(), key=_scale) for k in BY_SCALE}
-                record |= {k: dict(items) for k, items in in_order.items()}
-                for counts in record["frechet"].values():
-                    for nfe, methods in counts.items():
-                        counts[nfe] = dict(sorted(methods.items(), key=lambda i: ORDER.index(i[0])))
-                yield {**record, "name": name}
-            else:
-                self.missing(kind, name)
-
-    def missing(self, kind: str, name: str) -> None:
-        command = COMMANDS[kind].format(name)
-        self.add(f"Not measured yet on {name}: `{command}` makes `{kind}-{name}.json`.")
+        for name, record, instead in each(self.records, kind, COMMANDS[kind]):
+            if record is None:
+                self.add(instead)
+                continue
+            in_order = {k: sorted(record.get(k, {}).items(), key=_scale) for k in BY_SCALE}
+            record |= {k: dict(items) for k, items in in_order.items()}
+            for counts in record["frechet"].values():
+                for nfe, methods in counts.items():
+                    counts[nfe] = dict(sorted(methods.items(), key=lambda i: ORDER.index(i[0])))
+            yield {**record, "name": name}
 
     def text(self) -> str:
         return "\n\n".join(part.strip("\n") for part in self.parts) + "\n"
@@ -462,6 +455,5 @@ def asked(page: Page) -> None:
     if found:
         page.add(report([path for path in found if path not in rough], rough))
     else:
-        page.add("## Fitted plans against others")
-        for name in MODELS:
-            page.missing("method", name)
+        missing = (instead for *_, instead in each(page.records, "method", COMMANDS["method"]))
+        page.add("## Fitted plans against others", *missing)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+MODELS = ("digits", "emoji")  # that are to be measured
 RESAMPLES = 2000
 EVERY, FEW = (4, 5, 6, 8, 10), (5, 6)
 FITTED, REFINED = "fitted", "fitted, refiner"  # for the lowest error
@@ -107,6 +108,15 @@ def report(paths: list[str], rough: list[str]) -> str:
         parts += [gains(record, nfe) for nfe in record["split"]]
         parts += [conditions(record)]
     return "\n\n".join(parts) + "\n"
+
+
+def each(folder: Path, kind: str, command: str) -> Iterable[tuple[str, Record | None, str]]:
+    """By model, ours first: its name, the record of a kind if it is there, what to say if not."""
+    found = {p.stem.removeprefix(f"{kind}-"): p for p in folder.glob(f"{kind}-*.json")}
+    for name in (*MODELS, *sorted(set(found) - set(MODELS))):
+        record = json.loads(found[name].read_text("utf-8")) if name in found else None
+        missing = f"`{command.format(name)}` makes `{kind}-{name}.json`"
+        yield name, record, f"Not measured yet on {name}: {missing}."
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ratios import table
+from ratios import each, table
 
 KINDS = {
     "speed": "python benchmarks/speed.py --model {0} --pictures 2000 --against DATA --out "
@@ -24,7 +24,6 @@ TITLES = {
     "compile": "What is compiled",
     "refiner-cost": "What a refiner costs",
 }
-MODELS = ("digits", "emoji")
 FULL_SIZE = {  # on a GPU, random weights
     "gpu-full-size": "SiT-XL/2 at 256 px",
     "gpu-pipelines": "SD3 medium and FLUX.1 in diffusers",
@@ -44,17 +43,9 @@ def build(records: Path) -> str:
     """The page as markdown."""
     parts = [INTRO]
     for kind, title in TITLES.items():
-        found = {p.stem.removeprefix(f"{kind}-"): p for p in records.glob(f"{kind}-*.json")}
         parts.append(f"## {title}")
-        for name in (*MODELS, *sorted(set(found) - set(MODELS))):
-            if name in found:
-                record = json.loads(found[name].read_text("utf-8"))
-                parts += [f"### {name}", *SHOWN[kind](record)]
-            else:
-                file = f"{kind}-{name}.json"
-                parts.append(
-                    f"Not measured yet on {name}: `{KINDS[kind].format(name)}` makes `{file}`."
-                )
+        for name, record, instead in each(records, kind, KINDS[kind]):
+            parts += [instead] if record is None else [f"### {name}", *SHOWN[kind](record)]
     parts.append("## At full size on a GPU")
     for kind, title in FULL_SIZE.items():
         path = records / f"{kind}.json"

@@ -12,8 +12,8 @@ What is bundled was made on an H100 so, 8192 trajectories for `digits`:
         --minutes 1.9 --batch 256 --trajectories 128 --guidance 2
 
 and the plans of `digits` with ``--contrast``, but for this: the refiners were not compiled, are
-those of iteration 4000, of 5179 and 5410 (their cards tell), without the second phase, `balanced`
-and `best` of `emoji` were fitted without one.
+those of iteration 4000, of 5179 and 5410 (their cards tell), without the second phase, `balanced`,
+`light` and `best` of `emoji` were fitted without one, `light` with ``--contrast``.
 """
 
 from __future__ import annotations

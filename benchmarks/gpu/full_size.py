@@ -21,6 +21,7 @@ import platform
 import sys
 from collections import Counter
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +109,11 @@ def begun(out: Path, size: str, guidance: float, device: str) -> dict[str, Any]:
                 "timed": {}, "profiles": {}}  # fmt: skip
     record = json.loads(out.read_text("utf-8"))
     machine = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
-    here = (KIND, size, guidance, machine, torch.__version__)
+    here = (KIND, size, guidance, machine, version("torch"))
     for timed in (t for b in record["timed"].values() for k in b.values() for t in k.values()):
         c = timed["conditions"]
-        torch_there = c["versions"]["torch"]
-        there = (record["kind"], record["size"], c["guidance"], c["device"], torch_there)
+        there = (record["kind"], record["size"], c["guidance"], c["device"])
+        there += (c["versions"]["torch"],)
         if there != here:
             raise ValueError(f"--out {out}: is of {there}, not of {here}; give another")
     return record

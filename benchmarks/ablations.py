@@ -4,7 +4,7 @@
 
 measures the plans of the paper's tables (components, order, interleaving, number of refiners, range
 of ``dt``, architecture; text to image where the model does that) with refiners trained on
-``--data`` by the paper's recipe: one for most tables, six more for the ranges of ``dt`` and the
+``--data`` by the paper's recipe: one for most tables, five more for the ranges of ``dt`` and the
 architectures. Then the weights of plans fitted to few and many trajectories, and with short and
 long histories; and fitted plans at scales of guidance they were not fitted at. ``--pictures`` adds
 FD-EffNet to the paper's tables.

@@ -262,7 +262,7 @@ def test_the_scripts_go_on_where_they_were(small, monkeypatch, capsys):
     found = run(ablations, monkeypatch, *other)
     rows = found["tables"]["2"]["rows"]
     assert set(rows) == {row.title for a in paper.ABLATIONS for row in a.rows if not a.text}
-    assert rows["H5P7R3, dt up to 0.5"]["refiner"] != rows["H5P7R3, dt up to 0.12"]["refiner"]
+    assert rows["H5P7R3, dt up to 0.25"]["refiner"] != rows["H5P7R3, dt up to 0.12"]["refiner"]
     assert [len(d) for d in found["fitting"]["2"]["trajectories"]["4"].values()] == [2, 1]
     assert set(found["transfer"]["1"]["plans"]["4"]) == {"1", "2", "range"}
 

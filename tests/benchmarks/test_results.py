@@ -202,6 +202,13 @@ def test_the_page_is_what_the_records_say():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_readme_says_what_the_page_says():
+    found = (ROOT / "README.md").read_text("utf-8").partition("## Six evaluations")[2]
+    rows = [x for x in found.partition("\n## ")[0].splitlines() if x.startswith("| ")]
+    assert len(rows) > 4
+    assert set(rows) <= set((ROOT / "docs" / "results.md").read_text("utf-8").splitlines())
+
+
 # -- the scripts, on a tiny model -------------------------------------------------------------
 
 

@@ -150,11 +150,10 @@ class Bench:
                 made = train_paper_refiner(
                     self.model, self.data, folder, self.training, report=tell, **changes
                 )
-            elif (folder / REFINER_WEIGHTS).is_file():
-                made = ft.load_refiner(folder, self.model)
             else:
-                print(f"no refiner in {folder}, and no --data to train it: left out", flush=True)
-                made = None
+                made = trained(folder, self.model)
+                if made is None:
+                    print(f"none trained in {folder}, and no --data to: left out", flush=True)
             self._refiners[name] = made
         made = self._refiners[name]
         if made is not None:
@@ -229,6 +228,15 @@ class Bench:
             size = self.model.shape[1]
             made["frechet"]["floor"] = floor(self.against, size, o.pictures, folder)
         return {"asked": asked, **made}
+
+
+def trained(folder: Path, model: Any) -> Any:
+    """The refiner in a folder, None if there is none or its training has not ended."""
+    if not (folder / REFINER_WEIGHTS).is_file():
+        return None
+    made = ft.load_refiner(folder, model)
+    told = made.card["training"]
+    return made if told["step"] == told["steps"] else None
 
 
 def drawing_compiled(name: str, device: str = "cpu") -> Any:

@@ -297,3 +297,8 @@ def test_the_scripts_go_on_where_they_were(small, monkeypatch, capsys):
     assert "on an NVIDIA (Euler: cpu)" in page.build(small / "records", small)
     with pytest.raises(SystemExit, match="measure the main table first"):
         run(results, monkeypatch, *main[:-4], "--nfe", 5, *main[-2:], "--sheet")
+    half = small / "work" / "refiners" / "paper" / "refiner.json"
+    half.write_text(half.read_text("utf-8").replace('"step": 2', '"step": 1'))
+    dataless = [x for x in few if x not in ("--data", small / "data.npz")]
+    other = (*dataless, "--tables", "components", "--out", small / "half.json")
+    assert set(run(ablations, monkeypatch, *other)["tables"]["2"]["rows"]) == {"H8", "H7"}

@@ -498,7 +498,7 @@ def test_refusals_leave_the_pipeline_alone():
         ({"plan": REFINED, "refiner": small(), "guidance": 9.0}, "9"),
         ({"plan": "H1P0R1", "refiner": small(), "guidance": 3.0}, "distinct times|H1P0R1"),
         ({"plan": REFINED, "refiner": PaperRefiner(None)}, "single branches"),
-        ({"plan": "nonsense"}, "NONSENSE"),
+        ({"plan": "nonsense"}, "'nonsense'"),
         ({"plan": "AB2:4", "guidance": 3.0}, "there is none; leave it out"),
         ({"plan": REFINED, "refiner": "small"}, "refiner='small': must be callable"),
         ({"plan": "AB2:4", "family": "SD3"}, "family='SD3': must be a Family"),

@@ -128,9 +128,8 @@ def in_short(records: list[Record]) -> str:
     """The methods that pictures were drawn of, each with its error and distance."""
     columns: dict[str, Record] = {}
     for record in records:
-        for scale, counts in record.get("frechet", {}).items():
-            for nfe, methods in counts.items():
-                columns[f"{record['name']}, {nfe} evaluations, guidance {scale}"] = methods
+        for scale, nfe, methods in drawn(record):
+            columns[f"{record['name']}, {nfe} evaluations, guidance {scale}"] = methods
     if not columns:
         return ""
     names = {name for methods in columns.values() for name in methods}
@@ -142,6 +141,13 @@ def in_short(records: list[Record]) -> str:
         "(Frechet distance of EfficientNet-Lite0 features, paired 95 %). The sections below tell "
         "the plans, their calls of refiners, and how this was measured."
     )
+
+
+def drawn(record: Record) -> Iterable[tuple[str, str, Record]]:
+    """Scale of guidance, evaluations, and what pictures were drawn of there, by method."""
+    for scale, counts in record["frechet"].items():
+        for nfe, methods in counts.items():
+            yield scale, nfe, methods
 
 
 def _short(found: Record | None) -> str:
@@ -221,13 +227,12 @@ def trained(record: Record) -> str:
 
 def frechet(record: Record) -> str:
     rows, floors = [], []
-    for scale, counts in record["frechet"].items():
-        for nfe, methods in counts.items():
-            chosen = record["guidance"][scale]["cells"][nfe]["plans"]
-            for name, found in methods.items():
-                plan, *rest = distances(found)
-                rows.append([name, scale, chosen.get(name, {}).get("chosen", plan), *rest])
-                floors.append(found["frechet"].get("floor"))
+    for scale, nfe, methods in drawn(record):
+        chosen = record["guidance"][scale]["cells"][nfe]["plans"]
+        for name, found in methods.items():
+            plan, *rest = distances(found)
+            rows.append([name, scale, chosen.get(name, {}).get("chosen", plan), *rest])
+            floors.append(found["frechet"].get("floor"))
     head = ["method", "guidance", "plan", "farther than converged (95 %)",
             f"upper end at most {100 * MOST:g} %", "FD-EffNet", "converged", "to pictures",
             "real to real"]  # fmt: skip
@@ -252,13 +257,12 @@ def frechet(record: Record) -> str:
 def closeness(record: Record) -> str:
     """What else `flowturbo.evaluate` found in the pictures, the converged sampler's last."""
     rows = []
-    for scale, counts in record["frechet"].items():
-        for nfe, methods in counts.items():
-            for name, found in methods.items():
-                near = [ranged(found[k], "rmse") if k in found else "" for k in NEAR]
-                rows.append([name, scale, nfe, *near, *seen(found, "plan")])
-            steps = str(found["reference"]["evaluations"])
-            rows.append(["converged", scale, steps, *("" for _ in NEAR), *seen(found, "converged")])
+    for scale, nfe, methods in drawn(record):
+        for name, found in methods.items():
+            near = [ranged(found[k], "rmse") if k in found else "" for k in NEAR]
+            rows.append([name, scale, nfe, *near, *seen(found, "plan")])
+        steps = str(found["reference"]["evaluations"])
+        rows.append(["converged", scale, steps, *("" for _ in NEAR), *seen(found, "converged")])
     head = ["method", "guidance", "evaluations", "RMSE (95 %)", "perceptual distance (95 %)",
             "score", "precision, % (95 %)", "recall, % (95 %)", "agreement, % (95 %)"]  # fmt: skip
     return (

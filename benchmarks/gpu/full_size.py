@@ -17,11 +17,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 from collections import Counter
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,7 @@ from compile_check import random_sit
 from torch.profiler import ProfilerActivity, profile
 
 import flowturbo as ft
-from flowturbo.evaluate.benchmark import benchmark
+from flowturbo.evaluate.benchmark import benchmark, conditions
 from flowturbo.evaluate.timing import interleaved, spread
 from flowturbo.files import write_json
 from flowturbo.models.sit import Block, FinalLayer
@@ -108,12 +106,11 @@ def begun(out: Path, size: str, guidance: float, device: str) -> dict[str, Any]:
         return {"kind": KIND, "size": size, "command": "", "paper_latency": KNOWN,
                 "timed": {}, "profiles": {}}  # fmt: skip
     record = json.loads(out.read_text("utf-8"))
-    machine = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
-    here = (KIND, size, guidance, machine, version("torch"))
+    machine = lambda c: (c["device"], c["versions"]["torch"])
+    here = (KIND, size, guidance, *machine(conditions(None, None, torch.zeros(1, device=device))))
     for timed in (t for b in record["timed"].values() for k in b.values() for t in k.values()):
         c = timed["conditions"]
-        there = (record["kind"], record["size"], c["guidance"], c["device"])
-        there += (c["versions"]["torch"],)
+        there = (record["kind"], record["size"], c["guidance"], *machine(c))
         if there != here:
             raise ValueError(f"--out {out}: is of {there}, not of {here}; give another")
     return record

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import figures
-from paper import ABLATIONS, Ablation, Row
+from paper import ABLATIONS, NARROW, TRAINED, Ablation, Row
 from ratios import (
     FITTED,
     KEPT,
@@ -348,8 +348,13 @@ def ablation(what: Ablation, record: Record, part: Record) -> str:
             verdicts += [v for v in found if v]
         distance = distances(entry["frechet"])[1] if "frechet" in entry else ""
         rows.append([*line, distance, beside, *[*found, "", ""][:2]])
+    left = {row.refiner for row in what.rows if row.title not in seen} & {*TRAINED, NARROW}
+    missing = ""
+    if left:
+        each = "; ".join(sorted(left))
+        missing = f"Not measured here: {each}. Each takes a refiner trained as long as the paper's."
     if not rows:
-        return "Not measured yet."
+        return missing or "Not measured yet."
     head = ["plan", "evaluations", "the paper's FID", "RMSE (95 %)", "FD-EffNet over converged",
             "RMSE over that of its row (95 %)", "agrees", "agrees, by FD-EffNet"]  # fmt: skip
     keep = [i for i in range(len(head)) if i < 4 or any(line[i] for line in rows)]
@@ -361,7 +366,7 @@ def ablation(what: Ablation, record: Record, part: Record) -> str:
     if verdicts:
         text += f". Where the paper tells who is better, {len(verdicts)} in all: "
         text += ", ".join(f"{words} {verdicts.count(v)}" for v, words in VERDICTS.items())
-    return f"{shown}\n\n{text}. {what.says}".strip()
+    return " ".join(filter(None, (f"{shown}\n\n{text}.", what.says, missing)))
 
 
 VERDICTS = {"yes": "agree", "no": "disagree", "undecided": "not told apart here"}

@@ -76,18 +76,15 @@ def fitted(
     return found
 
 
-def cell(
-    bench: Bench, trial: Trial, guidance: float, nfe: int, only: list[str] | None
-) -> dict[str, Any]:
-    """Everything at ``nfe`` evaluations of the model; ``only`` some of what is not fitted."""
+def cell(bench: Bench, trial: Trial, guidance: float, nfe: int) -> dict[str, Any]:
+    """Every row that was asked for, at ``nfe`` evaluations of the model."""
     found, tried = {}, {}
     for name, (plans, refiner) in families(bench, nfe).items():
-        if only is None or name in only:
+        if bench.asked(name):
             label, tried[name] = best(trial, plans, refiner)
             found[name] = trial.entry(plans[label], refiner, chosen=label)
-    if only is None:
-        for name, (plan, refiner) in fitted(bench, guidance, nfe).items():
-            found[name] = trial.entry(plan, refiner, info=dict(plan.info))
+    for name, (plan, refiner) in fitted(bench, guidance, nfe).items():
+        found[name] = trial.entry(plan, refiner, info=dict(plan.info))
     for name, entry in found.items():
         print(f"guidance {guidance:g}, {nfe}: {name}: {entry['rmse']}", flush=True)
     return {"plans": found, "tried": tried}
@@ -139,7 +136,7 @@ def pictures(bench: Bench, guidance: float, nfe: int) -> None:
 def pictured(bench: Bench, guidance: float, nfe: int) -> None:
     """A sheet of pictures beside the record: a row a method, the same noises in each."""
     model, rows = bench.model, {"converged": (ft.Plan.parse(bench.options.reference), None)}
-    rows |= plans_of(bench, guidance, nfe)
+    rows |= {k: v for k, v in plans_of(bench, guidance, nfe).items() if bench.asked(k)}
     names = model.names[:: max(1, len(model.names) // SHEET)][:SHEET]
     styles = model.styles
     prompts = [model.styled(n, styles[i % len(styles)]) if styles else n
@@ -163,22 +160,24 @@ def main() -> None:
     made.add_argument("--nfe", type=int, nargs="+", default=NFE, help="evaluations of the model")
     made.add_argument("--guidance", type=float, nargs="+", default=GUIDANCE, help="scales")
     made.add_argument("--rows", nargs="+", metavar="ROW",
-        help=f"only these, into the record, on another machine too: {', '.join(ROWS)}; of "
-        f"pictures also {', '.join(map(repr, (*FITS[False], *FITS[True])))}")  # fmt: skip
+        help="only these, into the record, on another machine too: "
+        f"{', '.join(map(repr, (*ROWS, *FITS[False])))}; of pictures also "
+        f"{', '.join(map(repr, FITS[True]))}")  # fmt: skip
     made.add_argument("--sheet", action="store_true", help="draw a sheet of pictures, instead")
     bench = Bench(options := made.parse_args(), KIND)
-    known = (*ROWS, *FITS[False], *FITS[True]) if options.pictures else ROWS
+    drawn = options.pictures or options.sheet
+    known = (*ROWS, *FITS[False], *(FITS[True] if drawn else ()))
     if unknown := [name for name in options.rows or () if name not in known]:
         made.error(f"--rows {unknown[0]!r}: must be of {', '.join(map(repr, known))}")
     for guidance in options.guidance:
         for nfe in options.nfe:
-            if options.pictures or options.sheet:
+            if drawn:
                 (pictures if options.pictures else pictured)(bench, guidance, nfe)
             else:
                 part = bench.part("guidance", guidance, anywhere=bool(options.rows))
                 cells = part.setdefault("cells", {})
                 trial = bench.trial(guidance)
-                rows = cell(bench, trial, guidance, nfe, options.rows)
+                rows = cell(bench, trial, guidance, nfe)
                 if options.rows:
                     added(cells, nfe, trial, rows)
                 else:

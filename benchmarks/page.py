@@ -44,6 +44,8 @@ COMPARED = (
 ORDER = (*UNIPC, PAPER, PAPER_REFINED, FITTED, KEPT, REFINED, KEPT_REFINED)  # of pictures
 MOST = 0.03  # farther from real pictures than the converged sampler, at the upper end
 ALIKE = 0.01  # FIDs of the paper within so much of each other count as equal
+GAP = 0.125  # of the time, between two evaluations
+PREDICTED = {"velocity": "velocity, time t", "noise": "noise, time of a diffusion model"}
 COMMANDS = {
     "results": "python benchmarks/results.py --model {0} --refiner runs/refiner-{0} --data DATA",
     "ablations": "python benchmarks/ablations.py --model {0} --refiner runs/refiner-{0} --data "
@@ -452,9 +454,29 @@ def analysis(page: Page, record: Record) -> None:
         f"Measured by `flowturbo analyze` on {shown['trajectories']} trajectories at guidance "
         f"{shown['guidance']:g}; [what the figures show](analyze.md).",
     )
+    if "curvature" in record:
+        page.add(stability(record["curvature"]))
     for path in analysis_figures.figures(record, page.images):
         what = f"{path.stem} of {record['name']}"
         page.figure(f"{record['name']}-{path.stem}", what, path.replace)
+
+
+def stability(models: Record) -> str:
+    """How much predictions change, and what doing without an evaluation costs, by model."""
+    rows = []
+    for name, kinds in models.items():
+        for kind, found in kinds.items():
+            at = min(found["gaps"], key=lambda gap: abs(gap["gap"] - GAP))
+            total = {k: values[-1] for k, values in found["change"].items()}
+            numbers = (f"{n['mean']:.3f} ± {n['half']:.3f}" for n in (total, at["reuse"],
+                       at["extrapolate"]))  # fmt: skip
+            rows.append([name, PREDICTED[kind], *numbers])
+    head = ["model", "prediction", "change over the trajectory", "error of taking the last one",
+            "error of extrapolating two"]  # fmt: skip
+    return (
+        f"{table(head, rows)}\n\nRelative to the size of the prediction, with 95 % intervals. "
+        f"Errors are over a gap of {at['gap']:g} of the time: what a refiner in it has to correct."
+    )
 
 
 def asked(page: Page) -> None:

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 import flowturbo as ft
+from flowturbo.evaluate.analysis import analyze
 from flowturbo.fit.tune import summary
 from flowturbo.models.checkpoint import save_folder
 from flowturbo.models.sit import SiT, SiTConfig
@@ -59,6 +60,15 @@ def frechet(relative: float) -> dict:
     }  # fmt: skip
 
 
+class Turning:
+    """States turn by 2 over the trajectory, so their velocities change by that."""
+
+    shape = (1, 1, 2)
+
+    def __call__(self, x, t, cond):
+        return 2.0 * torch.stack([-x[..., 1], x[..., 0]], dim=-1)
+
+
 @pytest.fixture
 def records(tmp_path) -> Path:
     """A record of each kind, made up."""
@@ -96,6 +106,9 @@ def records(tmp_path) -> Path:
         "transfer": {"1": {**PART, "plans": moved}, "2": {**PART, "plans": moved}},
     }  # fmt: skip
     (folder / "ablations-made.json").write_text(json.dumps(other))
+    turning = analyze({"made": Turning()}, [ft.Plan.parse("AB2:4")], nfe=(4,), trajectories=4,
+                      steps=8)  # fmt: skip
+    (folder / "analysis-made.json").write_text(json.dumps(turning))
     return folder
 
 
@@ -125,7 +138,7 @@ def test_the_page_and_its_figures_are_made_from_records_alone(records, tmp_path,
     text = (docs / "results.md").read_text("utf-8")
     shown = re.findall(r"!\[.+\]\(images/(results-.+\.png)\)", text)
     assert sorted(shown) == sorted(p.name for p in (docs / "images").glob("results-*"))
-    assert len(shown) == 3
+    assert len(shown) == 3 + 4
     bold = re.findall(r"\*\*.+?\*\*.{0,2}", text)
     assert len(bold) == 4
     assert all(mark.endswith(" (") for mark in bold)
@@ -157,6 +170,9 @@ def test_tables_say_what_agrees(records, tmp_path):
     assert "| converged | 2 | 9 |  |  |  | 45.0 (40.0 to 60.0) |" in text
     assert "fitted / AB2 | 1 |" in text
     assert "| 6 | over the range |" in text
+    turned = re.search(r"\| made \| velocity, time t \| ([\d.]+) ± ([\d.]+) \|", text)
+    assert float(turned[1]) == pytest.approx(2.0, abs=0.02)
+    assert "Not measured here: dt 0.03; dt 0.06; dt 0.25." in text
 
 
 @pytest.mark.parametrize(
@@ -294,7 +310,9 @@ def test_the_scripts_go_on_where_they_were(small, monkeypatch, capsys):
         run(results, monkeypatch, *main, "--rows", "Eulre")
     more = run(results, monkeypatch, *main, "--rows", "Euler")["guidance"]["2"]
     assert more["cells"]["4"]["plans"] == {**plans, "Euler": {**plans["Euler"], "device": "cpu"}}
-    assert "on an NVIDIA (Euler: cpu)" in page.build(small / "records", small)
+    more = run(results, monkeypatch, *main, "--rows", "fitted")["guidance"]["2"]
+    assert more["cells"]["4"]["plans"]["fitted"] == {**plans["fitted"], "device": "cpu"}
+    assert "on an NVIDIA (Euler, fitted: cpu)" in page.build(small / "records", small)
     with pytest.raises(SystemExit, match="measure the main table first"):
         run(results, monkeypatch, *main[:-4], "--nfe", 5, *main[-2:], "--sheet")
     half = small / "work" / "refiners" / "paper" / "refiner.json"

@@ -15,7 +15,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["check_room", "check_writable", "claim", "printable", "replacing", "write_json"]
+__all__ = [
+    "check_room",
+    "check_unclaimed",
+    "check_writable",
+    "claim",
+    "printable",
+    "replacing",
+    "write_json",
+]
 
 _ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # controls, invisible, half characters, line ends
 _JOINERS = "\u200c\u200d"  # of emoji, and of Persian and Indic scripts
@@ -88,6 +96,12 @@ def claim(path: Path, made: dict[str, dict[str, Any]]) -> None:
     Raises:
         ValueError: if ``path`` holds something else, naming what differs.
     """
+    check_unclaimed(path, made)
+    write_json(path, made)
+
+
+def check_unclaimed(path: Path, made: dict[str, dict[str, Any]]) -> None:
+    """The ``ValueError`` that `claim` would raise; nothing is written."""
     made = json.loads(json.dumps(made))
     if path.is_file():
         try:
@@ -108,7 +122,6 @@ def claim(path: Path, made: dict[str, dict[str, Any]]) -> None:
                 f"{path.parent} holds a run with {'; '.join(differ)}: continue it with the same "
                 "options, or choose another folder"
             )
-    write_json(path, made)
 
 
 def _temporary(path: Path) -> Path:

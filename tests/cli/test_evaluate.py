@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from flowturbo.cli import evaluate as command
 from flowturbo.cli import main
 
 FEW = ["-n", "10", "--steps", "8", "--repeats", "0", "--no-features", "--device", "cpu"]
@@ -52,3 +53,22 @@ def test_bad_input_is_one_line(text_model, tmp_path, monkeypatch, capsys):
         error = capsys.readouterr().err
         assert message in error
         assert len(error.splitlines()) == 1
+
+
+def test_records_of_other_pictures_are_refused_before_any_is_drawn(
+    text_model, tmp_path, monkeypatch, capsys
+):
+    one = tmp_path / "one.json"
+    assert _run("-m", text_model, *FEW, "--plan", "E2", "-o", one) == 0
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("tiger\n", encoding="utf-8")
+    assert _run("-m", text_model, *FEW, "--prompts", prompts, "--plan", "E3", "--beside", one) == 2
+    shown = capsys.readouterr()
+    assert "E3" in shown.out  # what was measured is not lost
+    assert "records of prompts=" in shown.err
+    never = lambda *_, **__: pytest.fail("drawn")
+    monkeypatch.setattr(command, "evaluate", never)
+    for other, key in ((["-n", "11"], "pictures"), (["--steps", "9"], "steps"), (["-g", "3"],
+                       "guidance")):  # fmt: skip
+        assert _run("-m", text_model, *FEW, *other, "--beside", one) == 2
+        assert f"records of {key}=" in capsys.readouterr().err

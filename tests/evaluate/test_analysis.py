@@ -257,3 +257,36 @@ def test_bad_input_is_one_line(arguments, message, tmp_path, monkeypatch, capsys
     err = capsys.readouterr().err
     assert message in err
     assert len(err.splitlines()) == 1
+
+
+def test_models_of_other_conditions_are_not_compared():
+    cards = [{"condition": {"kind": "class", "labels": labels}} for labels in (["a", "b"], ["b"])]
+    models = {name: Plane(mixture) for name in "xy"}
+    for model, card in zip(models.values(), cards, strict=True):
+        model.card = card
+    with pytest.raises(ValueError, match="models x, y: are told different things"):
+        analyze(models, trajectories=3, steps=8)
+    models["y"].card = cards[0]
+    assert analyze(models, trajectories=3, steps=8, parts=["curvature"])["curvature"]["y"]
+
+
+def test_plans_by_notation_and_plans_of_a_part():
+    few = dict(trajectories=3, steps=8, nfe=[2], parts=["solvers"])
+    found = analyze({"m": Plane(mixture)}, ["AB2:3"], **few)
+    assert found["solvers"][-1]["plan"] == "AB2:3"
+    with pytest.raises(ValueError, match="take one that runs from noise"):
+        analyze({"m": Plane(mixture)}, [ft.Plan.parse("AB2:8").restrict(0.4)], **few)
+
+
+def test_trajectories_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="of 'm' are not finite at guidance"):
+        analyze({"m": Plane(lambda x, t: x / 0)}, trajectories=3, steps=8)
+
+
+@pytest.mark.parametrize("missing", ["conditions", "rmse"])
+def test_a_record_that_is_not_whole_is_refused(missing, tmp_path):
+    record = analyze({"m": Plane(mixture)}, trajectories=3, steps=8, nfe=[2], parts=["solvers"])
+    (record if missing in record else record["solvers"][0]).pop(missing)
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"record\.json: not a record"):
+        read_record(tmp_path / "record.json")

@@ -13,6 +13,7 @@ import flowturbo as ft
 from flowturbo.cli import main
 from flowturbo.compiled import backend
 from flowturbo.compiled.memory import peak_bytes
+from flowturbo.evaluate.benchmark import benchmark
 from flowturbo.evaluate.timing import fit_latency, interleaved, spread
 from flowturbo.field import CountCalls
 from flowturbo.integrations import peers as library
@@ -131,3 +132,11 @@ def test_bad_input_is_one_line(text_model, capsys):
             main(["benchmark", "-m", str(text_model), "--no-peers", *arguments])
         assert end.value.code == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_model_of_latents_is_measured_without_decoding(text_model):
+    model = ft.load(text_model)
+    latent = ft.Model(model.network, {**model.card, "codec": {"kind": "latent"}})
+    few = dict(batch=1, repeats=1, scopes=["none"], cond=model.condition(["tiger"]), progress=False)
+    parts = [benchmark(m, [ft.Plan.parse("E2")], **few)["parts"] for m in (model, latent)]
+    assert ["decode" in part for part in parts] == [True, False]

@@ -12,6 +12,7 @@ from PIL import Image
 
 import flowturbo as ft
 from flowturbo.evaluate import evaluation
+from flowturbo.evaluate.compare import compare
 from flowturbo.evaluate.evaluation import evaluate
 from flowturbo.evaluate.frechet import frechet_distance
 from flowturbo.evaluate.report import evaluations
@@ -50,7 +51,8 @@ def test_trajectories_and_distances_are_those_of_the_pictures(words, record):
     assert record["perceptual"]["median"] == pytest.approx(float(np.median(far)), rel=1e-3)
     assert record["perceptual"]["rmse"] < record["perceptual"]["unrelated"]
     assert record["frechet"]["twins"] == pytest.approx(frechet_distance(plan, exact), rel=1e-3)
-    to = frechet_distance(plan[:12], exact[12:])
+    here, there = torch.randperm(24, generator=torch.Generator().manual_seed(0)).split(12)
+    to = frechet_distance(plan[here], exact[there])
     assert record["frechet"]["plan"] == pytest.approx(to, rel=1e-3)
     assert record["frechet"]["pictures"] == record["frechet"]["to"] == 12
     assert record["score"]["plan"]["mean"] >= 1
@@ -266,3 +268,139 @@ def test_refuses_real_pictures_that_do_not_fit(words, tmp_path, monkeypatch):
         evaluate(words, "E2", fid=True, **FEW)
     with pytest.raises(ValueError, match="needs pictures"):
         evaluate(words, "E2", against=tmp_path / "wide.npz", fid=True, **FEW)
+
+
+class Decoded(ft.Model):
+    """A model of latents: its pictures are 8 times as high and wide as its states."""
+
+    def decode(self, x):
+        return super().decode(x).repeat_interleave(8, 2).repeat_interleave(8, 3)
+
+
+def saved(folder, size):
+    for i in range(12):
+        pixels = np.random.default_rng(i).integers(0, 256, (*size, 3), np.uint8)
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{i:02d}.png")
+    return folder
+
+
+def test_real_pictures_are_read_as_drawn_ones_are(words, tmp_path, monkeypatch):
+    shapes = []
+
+    def see(pictures):
+        shapes.append(tuple(pictures.shape[1:]))
+        return pooled(pictures)
+
+    official = lambda drawn, real, **_: shapes.extend(tuple(p.shape[1:]) for p in (drawn, real))
+    monkeypatch.setattr(evaluation, "official_scores", official)
+    monkeypatch.setattr(evaluation, "check_installed", lambda: None)
+    few = FEW | {"features": see, "against": saved(tmp_path / "square", (64, 64))}
+    model = Decoded(words.network, words.card)
+    evaluate(model, "E2", fid=True, **few)
+    assert set(shapes) == {(3, 64, 64)}
+    shapes.clear()
+    wide = ft.Model(Spread(), {"name": "wide"})
+    few["against"] = saved(tmp_path / "wide", (8, 16))
+    evaluate(wide, "E2", **few)
+    assert set(shapes) == {(3, 8, 16)}
+    shapes.clear()
+    evaluate(ft.Model(Spread((1, 8, 8)), {"name": "grey"}), "E2", **few)
+    assert set(shapes) == {(1, 8, 8)}
+
+
+class Spread(torch.nn.Module):
+    """A field that halves its states; of three channels, twice as wide as high."""
+
+    def __init__(self, shape=(3, 8, 16)):
+        super().__init__()
+        self.shape = shape
+        self.register_parameter("scale", torch.nn.Parameter(torch.tensor(-0.7)))
+
+    def forward(self, x, t, cond=None):
+        return self.scale * x
+
+
+def test_features_of_one_name_are_told_apart(words, tmp_path):
+    few = FEW | {"folder": tmp_path}
+    evaluate(words, "E2", **few | {"features": lambda p: pooled(p)})
+    with pytest.raises(ValueError, match="features_norm="):
+        evaluate(words, "E2", **few | {"features": lambda p: 100 * pooled(p)})
+
+
+def test_a_network_of_features_may_want_gradients(words):
+    few = FEW | {"features": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4))}
+    assert evaluate(words, "E2", **few)["frechet"]["plan"] > 0
+    few["features"] = lambda p: pooled(p) / 0
+    with pytest.raises(ValueError, match="not finite, of noise"):
+        evaluate(words, "E2", **few)
+
+
+def test_the_order_of_prompts_does_not_matter():
+    """Of two kinds of picture in order, each half and each split has both."""
+    rows = torch.randn(400, 4, generator=torch.Generator().manual_seed(0))
+    rows[200:] += 20
+    found = compare(rows, rows, probabilities=lambda x: (x[:, :2] / 5).softmax(1), resamples=0)
+    assert found["frechet"]["converged"] < 50
+    mixed = rows[torch.randperm(400, generator=torch.Generator().manual_seed(1))]
+    score = compare(mixed, mixed, probabilities=lambda x: (x[:, :2] / 5).softmax(1), resamples=0)
+    assert found["score"]["plan"]["mean"] == pytest.approx(score["score"]["plan"]["mean"], rel=0.02)
+
+
+def test_a_call_that_fails_claims_no_folder(words, tmp_path):
+    few = FEW | {"folder": tmp_path}
+    with pytest.raises(ValueError, match="not finite"):
+        evaluate(words, "E2", guidance=1e30, **few)
+    assert not [*tmp_path.iterdir()]
+    evaluate(words, "E2", guidance=2.0, **few)
+
+
+def test_a_damaged_file_is_named(words, tmp_path):
+    few = FEW | {"folder": tmp_path}
+    whole = evaluate(words, "E2", **few)
+    damaged = tmp_path / "converged-000000.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"converged-000000\.safetensors: damaged .* delete it"):
+        evaluate(words, "E2", **few)
+    damaged.unlink()
+    assert evaluate(words, "E2", **few) == whole
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (ft.Plan.parse("AB2:8").restrict(0.4), r"runs from t=0\.\d+ to 1: take one"),
+        (ft.Plan.euler(4, direction="backward"), "from data to noise"),
+    ],
+)
+def test_plans_of_a_part_are_refused(words, plan, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(words, plan, **FEW)
+
+
+def test_what_is_no_model_or_no_list_is_told(words):
+    with pytest.raises(ValueError, match="model of type function"):
+        evaluate(lambda x, t, cond: x, "E2", **FEW)
+    with pytest.raises(ValueError, match=r"prompts='tiger': pass a list"):
+        evaluate(words, "E2", prompts="tiger", **FEW)
+    with pytest.raises(ValueError, match=r"pictures=24\.0: must be a whole number"):
+        evaluate(words, "E2", **FEW | {"pictures": 24.0})
+    latent = ft.Model(words.network, {**words.card, "codec": {"kind": "latent"}})
+    with pytest.raises(ValueError, match=r"draws latents of .* pass features=None"):
+        evaluate(latent, "E2", **FEW)
+    assert evaluate(latent, "E2", **FEW | {"features": None})["trajectory"]["rmse"] > 0
+
+
+def test_conditions_may_be_more_than_a_tensor():
+    class Told(ft.Model):
+        def random_condition(self, n, generator):
+            told = torch.rand(n, 2, generator=generator)
+            return {"text": told.bfloat16(), "size": [told, None]}
+
+        def null_condition(self, cond):
+            return cond
+
+    model = Told(Spread(), {"name": "told"})
+    found = evaluate(model, "E2", **FEW, guidance=1.0)
+    assert len(found["conditions"]["prompts"]) == 16
+    assert "agreement" not in found

@@ -22,7 +22,7 @@ from flowturbo.cli.options import (
     resolve_dtype,
 )
 from flowturbo.evaluate.evaluation import evaluate
-from flowturbo.evaluate.report import evaluations
+from flowturbo.evaluate.report import check_alike, evaluations
 from flowturbo.files import check_writable, write_json
 from flowturbo.models.zoo import load
 from flowturbo.refiner.checkpoint import load_refiner
@@ -88,6 +88,12 @@ def run(
     table = read_plan(plan)
     records = [_record(path) for path in beside or []]
     field = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype))
+    scale = float(field.defaults["guidance"] if guidance is None else guidance)
+    about = {
+        "fingerprint": field.fingerprint, "dtype": str(field.dtype), "pictures": pictures,
+        "guidance": scale, "seed": seed, "steps": steps,
+    }  # fmt: skip
+    check_alike([about, *(r["conditions"] for r in records)])
     record = evaluate(
         field,
         table,
@@ -108,7 +114,12 @@ def run(
     )
     if out is not None:
         write_json(out, record)
-    Console(width=200).print(evaluations([record, *records]))
+    try:
+        shown = evaluations([record, *records])
+    except ValueError:  # by prompts, features or what they were measured against
+        Console(width=200).print(evaluations([record]))
+        raise
+    Console(width=200).print(shown)
     if out is not None:
         print(f"-> {out}")
 

@@ -21,14 +21,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flowturbo import noise
-from flowturbo.evaluate.benchmark import conditions
+from flowturbo.evaluate.benchmark import conditions, device_of
 from flowturbo.evaluate.curvature import PREDICTIONS, change, gap_errors, mean, predictions, rate
-from flowturbo.evaluate.error_profile import profile
+from flowturbo.evaluate.error_profile import check_whole, profile
 from flowturbo.field import cut
 from flowturbo.fit.reference import Reference, error, solve
 from flowturbo.fit.tune import summary
 from flowturbo.plan import Plan
-from flowturbo.sampler import needed_refiner, sample
+from flowturbo.sampler import check_refiner, needed_refiner, sample
 
 __all__ = ["KIND", "PARTS", "analyze", "solvers"]
 
@@ -39,7 +39,7 @@ _CHECKED = 8  # trajectories that are solved again, twice as finely
 
 def analyze(
     models: Mapping[str, Any],
-    plans: Sequence[Plan] = (),
+    plans: Sequence[Plan | str] = (),
     refiner: Any = None,
     *,
     cond: Any = None,
@@ -56,8 +56,10 @@ def analyze(
     """Measure the trajectories of models, and the errors of samplers of the first of them.
 
     Args:
-        models: fields with a ``shape``, the same for all, by the name to show.
-        plans: to look into row by row, and to show among the solvers.
+        models: fields with a ``shape``, the same for all, by the name to show. Those with cards
+            take the same conditions.
+        plans: from noise to data, or their notation; to look into row by row, and to show among the
+            solvers.
         refiner: for plans that need one; of the first model.
         cond: conditions of the trajectories; by default the first model's ``random_condition``.
         parts: what to measure, of "curvature", "solvers" and "rows".
@@ -75,14 +77,16 @@ def analyze(
         The record, which JSON can hold: "kind", "conditions", "models" and the ``parts``.
 
     Raises:
-        ValueError: if an argument is not as said.
+        ValueError: if an argument is not as said, or the trajectories are not finite.
     """
     _check(models, parts, nfe, trajectories, steps, batch)
-    for plan in plans:
-        needed_refiner(plan, refiner)
+    chosen = [Plan.parse(plan) if isinstance(plan, str) else plan for plan in plans]
+    for plan in chosen:
+        check_whole(plan)
+        if needed_refiner(plan, refiner) is not None:
+            check_refiner(plan, refiner, guidance)
     first = next(iter(models.values()))
-    device = getattr(first, "device", torch.device("cpu"))
-    x = noise.draw(range(seed, seed + trajectories), first.shape, device=device)
+    x = noise.draw(range(seed, seed + trajectories), first.shape, device=device_of(first))
     given = cond is not None
     if not given and hasattr(first, "random_condition"):
         cond = first.random_condition(trajectories, torch.Generator().manual_seed(seed))
@@ -104,6 +108,10 @@ def analyze(
     }
     for i, (name, model) in enumerate(models.items()):
         reference = _solve(model, x, cond, guidance, steps, batch, progress and name)
+        if not reference.states[-1].isfinite().all():
+            raise ValueError(
+                f"the trajectories of {name!r} are not finite at guidance={guidance}; lower it"
+            )
         finer = solve(
             model, x[:_CHECKED], cut(cond, slice(_CHECKED)), guidance=guidance, steps=2 * steps
         )
@@ -117,7 +125,7 @@ def analyze(
             record["curvature"][name] = _curvature(model, reference, steps, batch)
         if i == 0 and "solvers" in parts:
             tried = [(family, p) for n in nfe for family, p in solvers(n, shift).items()]
-            tried += [("given", plan) for plan in plans]
+            tried += [("given", plan) for plan in chosen]
             record["solvers"] = [
                 {"family": family, **_told(plan), **_error(plan, model, reference, refiner, batch)}
                 for family, plan in _bar(tried, "solvers", progress)
@@ -125,7 +133,7 @@ def analyze(
         if i == 0 and "rows" in parts:
             record["rows"] = [
                 {**_told(p), "rows": _short(profile(p, model, reference, refiner, batch=batch))}
-                for p in _bar(plans, "rows", progress)
+                for p in _bar(chosen, "rows", progress)
             ]
     return record
 
@@ -155,6 +163,12 @@ def _check(
     unknown = [p for p in parts if p not in PARTS]
     if unknown or not parts:
         raise ValueError(f"parts={tuple(parts)}: must be of {', '.join(PARTS)}")
+    cards = [m.card.get("condition") for m in models.values() if hasattr(m, "card")]
+    if any(card != cards[0] for card in cards):
+        raise ValueError(
+            f"models {', '.join(models)}: are told different things by one condition; compare "
+            'those whose cards have the same "condition"'
+        )
     least = {"trajectories": (trajectories, 2), "steps": (steps, 8), "batch": (batch, 1)}
     for name, (value, low) in {**least, "nfe": (min(nfe, default=0), 1)}.items():
         if value < low:

@@ -48,11 +48,14 @@ def read_record(path: str | Path) -> dict[str, Any]:
     """
     try:
         record = json.loads(Path(path).read_text("utf-8"))
-        known = record["kind"] == KIND
-    except (ValueError, KeyError, TypeError):
+        known = record["kind"] == KIND and {"models", "conditions"} <= {*record}
+        tables(record)
+    except (ValueError, LookupError, TypeError):
         known = False
     if not known:
-        raise ValueError(f"{path}: not a record of flowturbo analyze; give the record.json it left")
+        raise ValueError(
+            f"{path}: not a record of flowturbo analyze, or not whole; give the record.json it left"
+        )
     return record  # type: ignore[no-any-return]
 
 

@@ -114,7 +114,7 @@ def benchmark(
             f"scopes={tuple(scopes)}, plans={len(plans)}, batch={batch}: scopes must be of "
             f"{', '.join(_MEASURED)}, with one plan and one picture at least"
         )
-    x = noise.draw(range(seed, seed + batch), model.shape, device=_device(model))
+    x = noise.draw(range(seed, seed + batch), model.shape, device=device_of(model))
     dtype = dtype or _dtype(model)
     compiled = partial(
         compile_sampler,
@@ -135,7 +135,7 @@ def benchmark(
         methods.append(Method(name=name, call=partial(run, base.field), eager=run, scope="peer"))
     probes = [ours(Plan.parse(text), "none") for text in _PROBES[: 5 if refiner else 3]]
     parts: dict[str, Callable[[], Any]] = {"network": partial(_network, base.field, x, cond, null)}
-    if hasattr(model, "decode"):
+    if _decodes(model, x):
         parts["decode"] = partial(model.decode, x)
     parts["matrix product"], operations = matrix_product(x.device, dtype)
     every: dict[tuple[str, str], Callable[[], Any]]
@@ -270,10 +270,22 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def _decodes(model: Any, x: Tensor) -> bool:
+    """Whether pictures come of states ``x``: some models draw latents and leave that to others."""
+    if not hasattr(model, "decode"):
+        return False
+    try:
+        model.decode(x[:1])
+    except ValueError:
+        return False
+    return True
+
+
 def _dtype(model: Any) -> torch.dtype:
     return getattr(model, "dtype", torch.float32)
 
 
-def _device(model: Any) -> torch.device:
+def device_of(model: Any) -> torch.device:
+    """Where a field's weights are; the CPU for one without any."""
     weight = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
     return weight.device if weight is not None else getattr(model, "device", torch.device("cpu"))

@@ -32,8 +32,8 @@ def compare(
     Args:
         plan: features (N, D) of a plan's pictures.
         converged: features (N, D) of the converged sampler's, of the same noises row by row.
-        real: features (M, D) of real pictures. Without them the second half of ``converged`` stands
-            in, and the first halves are measured: the two sets then share no noise.
+        real: features (M, D) of real pictures. Without them half of ``converged``, mixed by a fixed
+            seed, stands in, and the other halves are measured: the two sets then share no noise.
         probabilities: features to probabilities of classes, for the score.
         resamples: of the bootstrap of the relative difference of Frechet distances; 0 for none.
         device: where the bootstrap's products are computed.
@@ -55,12 +55,13 @@ def compare(
         },
     }
     frechet: dict[str, Any] = {"twins": frechet_distance(plan, converged)}
+    mixed = torch.randperm(len(plan), generator=torch.Generator().manual_seed(0))
     if probabilities is not None:
         both = {"plan": plan, "converged": converged}
-        record["score"] = {k: inception_score(probabilities(x)) for k, x in both.items()}
+        record["score"] = {k: inception_score(probabilities(x[mixed])) for k, x in both.items()}
     if real is None:
-        half = len(plan) // 2
-        plan, converged, real = plan[:half], converged[:half], converged[half:]
+        here, there = mixed.tensor_split(2)
+        plan, converged, real = plan[here], converged[here], converged[there]
     sets = {"plan": plan, "converged": converged}
     frechet |= {"pictures": len(plan), "to": len(real)}
     if resamples:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from flowturbo.files import check_room, claim, replacing
+from flowturbo.files import check_room, check_unclaimed, claim, replacing
 
 __all__ = ["Drawn"]
 
@@ -40,14 +41,16 @@ class Drawn:
     ) -> None:
         self.folder = None if folder is None else Path(folder)
         self.batch, self.progress = batch, progress
+        self.made = {"evaluation": {**options, "batch": batch}}
         if self.folder is not None:
-            claim(self.folder / "options.json", {"evaluation": {**options, "batch": batch}})
+            check_unclaimed(self.folder / "options.json", self.made)
 
     def rows(self, name: str, count: int, make: Callable[[slice], Chunk], size: int) -> Chunk:
         """``count`` rows of ``size`` bytes each, made and kept a chunk at a time.
 
         Raises:
             OSError: before anything is made, if the disk has no room for those that are missing.
+            ValueError: if a file is damaged, naming it.
         """
         starts = range(0, count, self.batch)
         paths = {i: self._path(name, i) for i in starts}
@@ -58,8 +61,9 @@ class Drawn:
         with tqdm(total=count, desc=name, disable=None if self.progress else True) as bar:
             for i, path in paths.items():
                 rows = slice(i, min(i + self.batch, count))
-                part = make(rows) if path is None or i in missing else load_file(path)
-                if path is not None and i in missing:
+                part = make(rows) if path is None or i in missing else _read(path)
+                if self.folder is not None and path is not None and i in missing:
+                    claim(self.folder / "options.json", self.made)
                     with replacing(path) as temporary:
                         save_file({k: v.contiguous() for k, v in part.items()}, temporary)
                 parts.append(part)
@@ -68,3 +72,10 @@ class Drawn:
 
     def _path(self, name: str, start: int) -> Path | None:
         return None if self.folder is None else self.folder / f"{name}-{start:06d}.safetensors"
+
+
+def _read(path: Path) -> Chunk:
+    try:
+        return load_file(path)
+    except SafetensorError as e:
+        raise ValueError(f"{path}: damaged ({e}); delete it, and it is drawn again") from e

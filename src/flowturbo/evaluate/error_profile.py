@@ -26,7 +26,7 @@ from flowturbo.fit.tune import summary
 from flowturbo.plan import Plan
 from flowturbo.sampler import Step, sample
 
-__all__ = ["profile"]
+__all__ = ["check_whole", "profile"]
 
 
 def profile(
@@ -50,10 +50,9 @@ def profile(
         of what the row adds to that; and "part", of the plan's error, which all parts add up to.
 
     Raises:
-        ValueError: if ``plan`` runs from data to noise, or as `flowturbo.sample` does.
+        ValueError: if ``plan`` does not run from noise to data, or as `flowturbo.sample` does.
     """
-    if plan.times[-1] <= plan.times[0]:
-        raise ValueError(f"plan {plan.name!r} runs from data to noise: profile a forward plan")
+    check_whole(plan)
     parts = [
         _errors(plan, field, reference.rows(i, i + batch), refiner)
         for i in range(0, len(reference), batch)
@@ -74,6 +73,18 @@ def profile(
         }
         for row in plan.rows
     ]
+
+
+def check_whole(plan: Plan) -> None:
+    """The ``ValueError`` that a plan is refused with which does not run from noise to data."""
+    start, end = float(plan.times[0]), float(plan.times[-1])
+    if end < start:
+        raise ValueError(f"plan {plan.name!r} runs from data to noise: take a forward plan")
+    if not start < 0.05 < 0.95 < end:
+        raise ValueError(
+            f"plan {plan.name!r} runs from t={start:g} to {end:g}: take one that runs from noise "
+            "(0) to data (1), as the converged sampler does"
+        )
 
 
 def _errors(

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from flowturbo.evaluate.benchmark import conditions
 from flowturbo.evaluate.compare import agreement as agreement_of
 from flowturbo.evaluate.compare import compare
 from flowturbo.evaluate.drawn import Drawn
+from flowturbo.evaluate.error_profile import check_whole
 from flowturbo.evaluate.features import EffNetFeatures
 from flowturbo.evaluate.fidelity import check_installed, official_scores
 from flowturbo.evaluate.real import Real, digest, load_real
@@ -55,6 +57,7 @@ Features = Callable[[Tensor], Tensor]
 tells features from others, and ``probabilities``, features to those of classes (B, classes)."""
 
 
+@torch.no_grad()
 def evaluate(
     model: Model,
     plan: Plan | str | None = None,
@@ -86,10 +89,12 @@ def evaluate(
         guidance: scale of classifier-free guidance, 1 is off; by default the card's.
         refiner: for plans with refiner evaluations; by default the one that came with the model.
         against: real pictures, as `flowturbo.train.load_data` reads them, or an ``.npz`` file with
-            their "features" (M, D). By default the second half of the converged pictures stands in
-            for them, and the first halves are measured.
+            their "features" (M, D). Read in the size and channels of the model's. By default half
+            of the converged pictures, mixed by a fixed seed, stands in for them, and the other
+            halves are measured.
         features: "effnet" (EfficientNet-Lite0, ImageNet), a function from pictures (B, C, H, W) in
-            [0, 1] to features (B, D), or None to measure states and cost alone.
+            [0, 1], on the model's device, to features (B, D), or None to measure states and cost
+            alone.
         fid: also measure FID, sFID, inception score, precision and recall in the official protocol,
             to the pictures of ``against``; see `flowturbo.evaluate.fidelity`.
         agreement: prompts, of those drawn, to compare for agreement; 0 for none.
@@ -122,12 +127,15 @@ def evaluate(
         ImportError: without the extra ``flowturbo[eval]``, or ``flowturbo[fid]`` where asked for.
         OSError: if the disk has no room.
     """
+    if not isinstance(model, Model):
+        raise ValueError(f"model of type {type(model).__name__}: must be one of flowturbo.load")
     _check(pictures, batch, steps, agreement, resamples, repeats)
     if features is None and against is not None and not fid:
         raise ValueError(
             f"features=None, against={str(against)!r}: nothing to compare them by; leave one out"
         )
     plan = resolve_plan(model, plan, guidance)
+    check_whole(plan)
     refiner = needed_refiner(plan, resolve_refiner(model, plan, refiner))
     guidance = float(model.defaults["guidance"] if guidance is None else guidance)
     if refiner is not None:
@@ -142,7 +150,13 @@ def evaluate(
                 "fid=True, against=None: FID is a distance to real pictures; pass against=..., a "
                 "folder or an .npz file of them"
             )
-    real = None if against is None else load_real(against, model.shape[1], need_pictures=fid)
+    first = _pictures(model, seed) if see is not None or fid else None
+    real = None
+    if against is not None and first is not None:
+        real = load_real(against, first.shape[1:], need_pictures=fid)
+    known = {"features": None}
+    if see is not None and first is not None:
+        known = _checked(see, first, real)
     cond = _condition(model, prompts, pictures, seed)
     options = {
         "model": model.fingerprint,
@@ -153,11 +167,9 @@ def evaluate(
         "guidance": guidance,
         "seed": seed,
         "steps": steps,
-        "features": None if see is None else _name(see),
+        **known,
     }
     run = _Run(model, guidance, see, Drawn(folder, options, batch, progress), seed)
-    if see is not None:
-        run.check_features(real)
     record: dict[str, Any] = {
         "conditions": {
             **options,
@@ -174,11 +186,13 @@ def evaluate(
     }
     converged = run.draw("converged", fine(steps), None, cond, pictures)
     drawn = run.draw(_file(plan, refiner, folder), plan, refiner, cond, pictures)
-    record["trajectory"] = summary(error(drawn["states"], converged["states"]).numpy())
+    both = (drawn["states"].split(batch), converged["states"].split(batch))
+    far = torch.cat([error(a, b) for a, b in zip(*both, strict=True)])
+    record["trajectory"] = summary(far.numpy())
     if see is not None:
-        both = (drawn["features"], converged["features"])
+        seen = (drawn["features"], converged["features"])
         record |= compare(
-            *both,
+            *seen,
             None if real is None else run.real_features(real),
             probabilities=getattr(see, "probabilities", None),
             resamples=resamples,
@@ -187,11 +201,11 @@ def evaluate(
         )
         gallery = run.gallery(fine(steps), cond, pictures, agreement)
         if gallery is not None:
-            record["agreement"] = agreement_of(*both, *gallery)
+            record["agreement"] = agreement_of(*seen, *gallery)
     if fid and real is not None and real.pictures is not None:
         to = partial(official_scores, batch=batch, device=model.device, progress=progress)
         record["official"] = {
-            k: to(_eight_bits(model.decode(v["states"])), real.pictures)
+            k: to(run.eight_bits(v["states"]), real.pictures)
             for k, v in (("plan", drawn), ("converged", converged))
         }
     return record
@@ -204,15 +218,17 @@ def _check(
         ("pictures", pictures, 10), ("batch", batch, 1), ("steps", steps, 8),
         ("agreement", agreement, 0), ("resamples", resamples, 0), ("repeats", repeats, 0),
     ):  # fmt: skip
+        if not isinstance(value, Integral):
+            raise ValueError(f"{name}={value}: must be a whole number")
         if value < least:
             raise ValueError(f"{name}={value}: must be at least {least}")
     if resamples == 1:
         raise ValueError("resamples=1: must be at least 2, or 0 for no interval")
 
 
-def _condition(
-    model: Model, prompts: Sequence[str | int] | None, pictures: int, seed: int
-) -> Tensor | None:
+def _condition(model: Model, prompts: Sequence[str | int] | None, pictures: int, seed: int) -> Any:
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts={prompts!r}: pass a list of them, [{prompts!r}]")
     if prompts is not None:
         if not prompts:
             raise ValueError("prompts=[]: give one at least, or None to draw them from the card")
@@ -222,8 +238,42 @@ def _condition(
     return model.random_condition(pictures, torch.Generator().manual_seed(seed))
 
 
-def _name(see: Any) -> str:
-    return str(getattr(see, "name", getattr(see, "__name__", type(see).__name__)))
+def _pictures(model: Model, seed: int) -> Tensor:
+    """Two pictures, (2, C, H, W) in [0, 1], of noise: of the shape of all."""
+    x = noise.draw([seed, seed + 1], model.shape, device=model.device)
+    try:
+        return model.decode(x)
+    except ValueError as e:
+        raise ValueError(
+            f"{e}; to measure states and cost alone, pass features=None and no fid"
+        ) from e
+
+
+def _checked(see: Any, first: Tensor, real: Real | None) -> dict[str, Any]:
+    """What a folder tells features by; what could not be compared later is refused now."""
+    name = str(getattr(see, "name", getattr(see, "__name__", type(see).__name__)))
+    rows = _seen(see, first)
+    if rows.ndim != 2 or len(rows) != 2:
+        raise ValueError(f"features={name}: gave {tuple(rows.shape)} of 2 pictures; must be (2, D)")
+    if not rows.isfinite().all():
+        raise ValueError(f"features={name}: gave features that are not finite, of noise")
+    if real is not None:
+        there = real.features
+        if there is None and real.pictures is not None:
+            there = _seen(see, real.pictures[:2].to(first.device).float() / 255)
+        if there is not None and there.shape[1] != rows.shape[1]:
+            raise ValueError(
+                f"against={real.about['name']!r}: features {there.shape[1]} wide, those of "
+                f"{name} are {rows.shape[1]}; make both with one network"
+            )
+    if hasattr(see, "name"):
+        return {"features": name}
+    size = float(f"{float(rows.norm()):.4g}")  # tells those apart that are called alike
+    return {"features": name, "features_norm": size}
+
+
+def _seen(see: Any, pictures: Tensor) -> Tensor:
+    return see(pictures).float().cpu()  # type: ignore[no-any-return]
 
 
 def _file(plan: Plan, refiner: Any, folder: Any) -> str:
@@ -273,26 +323,13 @@ class _Run:
         return self.drawn.rows(name, count, make, 4 * int(np.prod(self.model.shape)) + 8192)
 
     def seen(self, x1: Tensor) -> Tensor:
-        return self.see(self.model.decode(x1)).float().cpu()
+        return _seen(self.see, self.model.decode(x1))
 
-    def check_features(self, real: Real | None) -> None:
-        """Refuse now what could not be compared after all is drawn."""
-        x = noise.draw([self.seed, self.seed], self.model.shape, device=self.model.device)
-        rows = self.seen(x)
-        if rows.ndim != 2 or len(rows) != 2:
-            raise ValueError(
-                f"features={_name(self.see)}: gave {tuple(rows.shape)} of 2 pictures; must be "
-                "(2, D)"
-            )
-        if (
-            real is not None
-            and real.features is not None
-            and real.features.shape[1] != rows.shape[1]
-        ):
-            raise ValueError(
-                f"against={real.about['name']!r}: features {real.features.shape[1]} wide, those of "
-                f"{_name(self.see)} are {rows.shape[1]}; make both with one network"
-            )
+    def eight_bits(self, states: Tensor) -> Tensor:
+        """Pictures of states, as files hold them."""
+        parts = states.split(self.drawn.batch)
+        decode = lambda x: self.model.decode(x.to(self.model.device))
+        return torch.cat([(decode(x) * 255).round().byte().cpu() for x in parts])
 
     def cost(self, plan: Plan, refiner: Any, cond: Any, repeats: int) -> dict[str, Any]:
         """Operations of a picture, and milliseconds of ``TIMED``."""
@@ -333,7 +370,8 @@ class _Run:
         pictures = real.pictures
         if real.features is not None or pictures is None:
             return real.features
-        make = lambda rows: {"features": self.see(pictures[rows].float() / 255).float().cpu()}
+        shown = lambda rows: pictures[rows].to(self.model.device).float() / 255
+        make = lambda rows: {"features": _seen(self.see, shown(rows))}
         return self.drawn.rows(f"real-{real.about['digest']}", len(pictures), make, 8192)[
             "features"
         ]
@@ -342,10 +380,10 @@ class _Run:
         self, plan: Plan, cond: Any, count: int, most: int
     ) -> tuple[np.ndarray[Any, Any], Tensor] | None:
         """For each picture, its place among the chosen prompts or -1, (N,); their features."""
-        if cond is None or not most:
+        if not isinstance(cond, Tensor) or not most:
             return None
         _, first, which = np.unique(
-            cond.cpu().numpy(), axis=0, return_index=True, return_inverse=True
+            cond.cpu().double().numpy(), axis=0, return_index=True, return_inverse=True
         )
         chosen = np.argsort(first)[:most]  # the first to be drawn
         if len(chosen) < 2:
@@ -355,7 +393,3 @@ class _Run:
         rows = torch.from_numpy(first[chosen]).repeat_interleave(GALLERY)
         made = self.draw(f"gallery-{most}", plan, None, cond[rows], len(rows), after=count)
         return place[which.reshape(-1)], made["features"].unflatten(0, (-1, GALLERY)).mean(1)
-
-
-def _eight_bits(pictures: Tensor) -> Tensor:
-    return (pictures * 255).round().byte().cpu()

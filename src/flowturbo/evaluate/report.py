@@ -10,7 +10,7 @@ from rich.table import Table
 
 from flowturbo.files import replacing
 
-__all__ = ["evaluations", "plot", "table"]
+__all__ = ["check_alike", "evaluations", "plot", "table"]
 
 _COLOURS = {"none": "tab:blue", "plan": "tab:red", "row": "tab:orange", "network": "tab:green"}
 
@@ -36,7 +36,26 @@ def table(record: Mapping[str, Any]) -> Table:
     return made
 
 
-_ALIKE = ("fingerprint", "dtype", "pictures", "prompts", "guidance", "seed", "features", "against")
+_ALIKE = (
+    "fingerprint", "dtype", "pictures", "prompts", "guidance", "seed", "steps", "features",
+    "against",
+)  # fmt: skip
+
+
+def check_alike(conditions: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse records of different pictures by their conditions, or by some of these.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    first = conditions[0]
+    for other in conditions[1:]:
+        for key in _ALIKE:
+            if key in first and other.get(key) != first[key]:
+                raise ValueError(
+                    f"records of {key}={first[key]!r} and {other.get(key)!r}: one table holds "
+                    "those of the same pictures alone; show them apart"
+                )
 
 
 def evaluations(records: Sequence[Mapping[str, Any]]) -> Table:
@@ -49,14 +68,8 @@ def evaluations(records: Sequence[Mapping[str, Any]]) -> Table:
     """
     if not records:
         raise ValueError("records=[]: a table needs one at least")
+    check_alike([r["conditions"] for r in records])
     first = records[0]["conditions"]
-    for c in (r["conditions"] for r in records):
-        for key in _ALIKE:
-            if c[key] != first[key]:
-                raise ValueError(
-                    f"records of {key}={first[key]!r} and {c[key]!r}: one table holds those of the "
-                    "same pictures alone; show them apart"
-                )
     about = "" if first["against"] is None else f", against {first['against']['name']}"
     made = Table(
         *("plan", "evaluations", "GFLOPs", "ms", "error", "median", "perceptual"),

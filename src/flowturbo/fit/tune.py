@@ -414,8 +414,8 @@ def _neighbours(gaps: Sequence[int], most: int | None) -> list[tuple[int, ...]]:
 def summary(errors: np.ndarray[Any, Any], seed: int = 0) -> dict[str, Any]:
     """Root mean square and median of the rows' errors, with 95 % bootstrap intervals."""
     rng = np.random.default_rng(seed)
-    picks = errors[rng.integers(0, len(errors), (1000, len(errors)))]
-    rms, median = np.sqrt((picks**2).mean(1)), np.median(picks, axis=1)
+    drawn = (errors[rng.integers(0, len(errors), len(errors))] for _ in range(1000))
+    rms, median = np.array([(np.sqrt((d**2).mean()), np.median(d)) for d in drawn]).T
     bounds = lambda a: [float(q) for q in np.quantile(a, (0.025, 0.975))]
     return {
         "rmse": float(np.sqrt((errors**2).mean())),

@@ -122,8 +122,12 @@ def load_data(path: str | Path, size: int, tokenizer: Tokenizer | None = None) -
     return ArrayData(images, index, {"kind": "class", "labels": labels})
 
 
-def load_images(path: str | Path, size: int) -> Tensor:
-    """The images alone, as `load_data` reads them, (N, C, size, size) uint8.
+def load_images(path: str | Path, size: int | tuple[int, int]) -> Tensor:
+    """The images alone, as `load_data` reads them, (N, C, H, W) uint8.
+
+    Args:
+        path: an ``.npz`` file or a folder.
+        size: (H, W), or one number for both. Images in folders are cropped to that shape.
 
     Raises:
         ValueError: if there is nothing there, or a file does not fit; names the file.
@@ -143,7 +147,7 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _load_npz(path: Path, size: int) -> ArrayData:
+def _load_npz(path: Path, size: int | tuple[int, int]) -> ArrayData:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {k: file[k] for k in file.files}
@@ -155,7 +159,8 @@ def _load_npz(path: Path, size: int) -> ArrayData:
     images = images[..., None] if images.ndim == 3 else images
     if images.shape[-1] not in (1, 3):
         raise ValueError(f"{path}: images of {images.shape[-1]} channels; grey (1) or RGB (3) only")
-    rows, columns = size - images.shape[1], size - images.shape[2]
+    height, width = (size, size) if isinstance(size, int) else size
+    rows, columns = height - images.shape[1], width - images.shape[2]
     if rows < 0 or columns < 0:
         raise ValueError(f"{path}: images of {images.shape[1:3]} do not fit size={size}")
     pad = ((0, 0), (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2), (0, 0))
@@ -173,15 +178,17 @@ def _load_npz(path: Path, size: int) -> ArrayData:
     return ArrayData(tensor, labels, {"kind": "class", "labels": names})
 
 
-def _read(path: Path, size: int) -> Tensor:
+def _read(path: Path, size: int | tuple[int, int]) -> Tensor:
     try:
         image = _rgb(ImageOps.exif_transpose(Image.open(path)))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise ValueError(f"{path}: not a readable image ({e})") from e
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = image.crop((left, top, left + side, top + side))
-    image = image.resize((size, size), Image.Resampling.LANCZOS)
+    height, width = (size, size) if isinstance(size, int) else size
+    across = min(image.width, max(1, image.height * width // height))
+    down = min(image.height, max(1, image.width * height // width))
+    left, top = (image.width - across) // 2, (image.height - down) // 2
+    image = image.crop((left, top, left + across, top + down))
+    image = image.resize((width, height), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 

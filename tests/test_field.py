@@ -7,7 +7,7 @@ import pytest
 import torch
 from fields import gaussian
 
-from flowturbo.field import Cast, CountCalls, Guidance, map_condition
+from flowturbo.field import Cast, CountCalls, Guidance, device_of, map_condition
 
 
 class Scaled:
@@ -164,3 +164,15 @@ def test_conditions_that_cannot_be_joined_are_refused_not_ignored(cond, null):
 def test_guidance_is_a_number_or_a_tensor(scale):
     with pytest.raises(ValueError, match="must be a number or a tensor"):
         Guidance(lambda x, t, c: x, scale, null=torch.ones(1))
+
+
+def test_where_a_field_is():
+    weights = torch.nn.Linear(2, 2, device="meta")
+    assert device_of(weights).type == "meta"
+    assert device_of(Guidance(weights, 2.0, null=torch.zeros(1))).type == "meta"
+    assert device_of(torch.nn.Identity()).type == device_of(lambda x, t, cond: x).type == "cpu"
+
+    class Told:
+        device = "meta"
+
+    assert device_of(Told()).type == "meta"

@@ -29,6 +29,7 @@ __all__ = [
     "Field",
     "Guidance",
     "cut",
+    "device_of",
     "embedded",
     "guided",
     "map_condition",
@@ -62,6 +63,13 @@ def embedded(field: Any, cond: Any) -> Any:
 def cut(cond: Any, rows: slice) -> Any:
     """The ``rows`` of a condition, or of scales of guidance; what is no tensor is for all rows."""
     return map_condition(lambda c: c[rows] if isinstance(c, Tensor) else c, cond)
+
+
+def device_of(field: Any) -> torch.device:
+    """Where a field's weights are, or what it says of itself; by default the CPU."""
+    weights = getattr(field, "parameters", None)
+    weight = next(weights(), None) if callable(weights) else None
+    return torch.device(getattr(field, "device", "cpu")) if weight is None else weight.device
 
 
 class _Wrapper:

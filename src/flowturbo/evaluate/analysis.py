@@ -21,10 +21,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flowturbo import noise
-from flowturbo.evaluate.benchmark import conditions, device_of
+from flowturbo.evaluate.benchmark import conditions
 from flowturbo.evaluate.curvature import PREDICTIONS, change, gap_errors, mean, predictions, rate
 from flowturbo.evaluate.error_profile import check_whole, profile
-from flowturbo.field import cut
+from flowturbo.field import cut, device_of
 from flowturbo.fit.reference import Reference, error, solve
 from flowturbo.fit.tune import summary
 from flowturbo.plan import Plan

@@ -25,7 +25,7 @@ from flowturbo.evaluate.timing import (
     matrix_product,
     spread,
 )
-from flowturbo.field import CountCalls, Guidance
+from flowturbo.field import CountCalls, Guidance, device_of
 from flowturbo.plan import Plan
 from flowturbo.sampler import sample
 
@@ -283,9 +283,3 @@ def _decodes(model: Any, x: Tensor) -> bool:
 
 def _dtype(model: Any) -> torch.dtype:
     return getattr(model, "dtype", torch.float32)
-
-
-def device_of(model: Any) -> torch.device:
-    """Where a field's weights are; the CPU for one without any."""
-    weight = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
-    return weight.device if weight is not None else getattr(model, "device", torch.device("cpu"))

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from flowturbo import noise as noises
 from flowturbo._version import __version__
-from flowturbo.field import Field, cut
+from flowturbo.field import Field, cut, device_of
 from flowturbo.fit.contrast import Contrast
 from flowturbo.fit.cost import affordable, time_evaluations
 from flowturbo.fit.journal import Journal
@@ -176,7 +176,7 @@ def _draw(
         n = fit + 2 * rest
         cuts = [0, fit, fit + rest, n]
         first = 1_000_000_000 * (seed + 1)  # far from the seeds that pictures are drawn with
-        noise = noises.draw(range(first, first + n), model.shape, device=_device(model))
+        noise = noises.draw(range(first, first + n), model.shape, device=device_of(model))
     generator = torch.Generator().manual_seed(seed)
     if cond is None and hasattr(model, "random_condition"):
         cond = model.random_condition(n, generator)
@@ -188,10 +188,6 @@ def _draw(
         if low < high:
             scale = low + (high - low) * torch.rand(n, generator=generator).to(noise.device)
     return noise, cond, scale, cuts
-
-
-def _device(model: Any) -> Any:
-    return getattr(model, "device", "cpu")
 
 
 @dataclass

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from flowturbo import noise
-from flowturbo.field import Field, Guidance, map_condition
+from flowturbo.field import Field, Guidance, device_of, map_condition
 from flowturbo.files import check_room, replacing
 from flowturbo.models.model import Model
 from flowturbo.path import Times, shift_times
@@ -73,7 +73,7 @@ class Starts:
                     f"model {model.name!r} takes prompts and its card lists none; "
                     "pass cond=model.condition([...]) of prompts to train on"
                 )
-        noise = torch.empty(0, *model.shape, device=getattr(model, "device", "cpu"))
+        noise = torch.empty(0, *model.shape, device=device_of(model))
         return cls((low, high), seed, noise, cond)
 
     def rows(self, first: int, last: int) -> tuple[Tensor, Any, Tensor]:

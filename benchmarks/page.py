@@ -463,20 +463,27 @@ def analysis(page: Page, record: Record) -> None:
 
 def stability(models: Record) -> str:
     """How much predictions change, and what doing without an evaluation costs, by model."""
-    rows = []
+    rows, first = [], {}
     for name, kinds in models.items():
         for kind, found in kinds.items():
             at = min(found["gaps"], key=lambda gap: abs(gap["gap"] - GAP))
             total = {k: values[-1] for k, values in found["change"].items()}
-            numbers = (f"{n['mean']:.3f} ± {n['half']:.3f}" for n in (total, at["reuse"],
-                       at["extrapolate"]))  # fmt: skip
-            rows.append([name, PREDICTED[kind], *numbers])
+            numbers = (total, at["reuse"], at["extrapolate"])
+            told = [f"{n['mean']:.3f} ± {n['half']:.3f}" for n in numbers]
+            if kind in first:
+                times = [n["mean"] / f["mean"] for n, f in zip(numbers, first[kind], strict=True)]
+                told = [f"{text}, {x:.2f} times" for text, x in zip(told, times, strict=True)]
+            first.setdefault(kind, numbers)
+            rows.append([name, PREDICTED[kind], *told])
     head = ["model", "prediction", "change over the trajectory", "error of taking the last one",
             "error of extrapolating two"]  # fmt: skip
-    return (
-        f"{table(head, rows)}\n\nRelative to the size of the prediction, with 95 % intervals. "
-        f"Errors are over a gap of {at['gap']:g} of the time: what a refiner in it has to correct."
+    text = (
+        "Relative to the size of the prediction, with 95 % intervals. Errors are over a gap of "
+        f"{at['gap']:g} of the time: what a refiner in it has to correct."
     )
+    if len(models) > 1:
+        text += " Times: of the same prediction of the first model."
+    return f"{table(head, rows)}\n\n{text}"
 
 
 def asked(page: Page) -> None:

@@ -63,8 +63,13 @@ def errors(record: dict[str, Any], path: Path) -> None:
             axis.set(title=f"guidance {scale}", ylabel=ERROR)
             axis.grid(alpha=0.3)
         panels[-1].set_xlabel("evaluations of the model")
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+        found: dict[str, Any] = {}
+        for axis in panels:
+            handles, labels = axis.get_legend_handles_labels()
+            found |= zip(labels, handles, strict=True)
+        shown = [words for words in SHOWN.values() if words in found]
+        figure.legend([found[words] for words in shown], shown, loc="outside upper center",
+                      ncols=2, frameon=False)  # fmt: skip
 
 
 def fitting(parts: dict[str, Any], path: Path) -> None:

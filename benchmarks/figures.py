@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,7 @@ def sheet(about: dict[str, Any], pictures: Path, path: Path) -> None:
     with drawn(path, 6, 0.5 + 0.56 * len(rows)) as figure:
         axis = figure.subplots()
         axis.imshow(image, interpolation="nearest")
-        axis.set_yticks(height * (np.arange(len(rows)) + 0.5), rows)
+        axis.set_yticks(height * (np.arange(len(rows)) + 0.5), [fill(row, 18) for row in rows])
         names = [f"{name.split(',')[0]}" for name in columns]
         turned = 0 if max(map(len, names)) < 3 else 40
         look = {"rotation": turned, "ha": "right" if turned else "center"}

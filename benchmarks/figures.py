@@ -101,7 +101,7 @@ def fitting(parts: dict[str, Any], path: Path) -> None:
             axis.set_ylim(0, None)
             axis.grid(alpha=0.3)
             if axis.lines:
-                axis.legend(frameon=False)
+                axis.legend(frameon=False, loc="lower left")
 
 
 def sheet(about: dict[str, Any], pictures: Path, path: Path) -> None:
@@ -110,6 +110,7 @@ def sheet(about: dict[str, Any], pictures: Path, path: Path) -> None:
     rows, columns = about["rows"], about["prompts"]
     height, width = image.shape[0] / len(rows), image.shape[1] / len(columns)
     with drawn(path, 6, 0.5 + 0.56 * len(rows)) as figure:
+        figure.set_layout_engine("compressed")  # pictures keep their aspect
         axis = figure.subplots()
         axis.imshow(image, interpolation="nearest")
         axis.set_yticks(height * (np.arange(len(rows)) + 0.5), [fill(row, 18) for row in rows])

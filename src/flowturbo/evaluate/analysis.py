@@ -139,8 +139,9 @@ def analyze(
 
 
 def solvers(nfe: int, shift: float = 1.0) -> dict[str, Plan]:
-    """The plain solvers that take ``nfe`` evaluations, by family: Euler, Heun, AB2, AB4, H1P."""
-    texts = {"Euler": f"E{nfe}", "AB2": f"AB2:{nfe}", "AB4": f"AB4:{nfe}"}
+    """The solvers that take ``nfe`` evaluations, by family: plain ones, and H1P, the paper's."""
+    texts = {"Euler": f"E{nfe}", "AB2": f"AB2:{nfe}", "AB4": f"AB4:{nfe}",
+             "DPM-Solver++ 2M": f"DPM2:{nfe}", "UniPC-2": f"UNIPC2:{nfe}"}  # fmt: skip
     if nfe % 2 == 0:
         texts["Heun"] = f"H{nfe // 2}"
     if nfe > 2:

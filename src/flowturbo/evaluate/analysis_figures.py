@@ -184,7 +184,8 @@ def _solvers(record: Mapping[str, Any], figure: Any) -> None:
         families.setdefault(row["family"], []).append(row)
     given = families.pop("given", [])
     for i, (family, rows) in enumerate(families.items()):
-        style: dict[str, Any] = {"color": COLOURS[i % 7], "marker": MARKS[i % 7]}
+        colour = (*COLOURS[:6], "0.5")[i % 7]  # black is for the plans given
+        style: dict[str, Any] = {"color": colour, "marker": MARKS[i % 7]}
         where = [r["evaluations"]["model"] for r in rows]
         axis.errorbar(where, **bars(rows, "rmse"), **style, label=_FAMILIES.get(family, family))
     for i, row in enumerate(given):

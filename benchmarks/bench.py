@@ -225,8 +225,7 @@ class Bench:
             against=self.against, features=self.see, repeats=0, folder=folder, steps=o.steps,
         )  # fmt: skip
         if self.against:
-            size = self.model.shape[1]
-            made["frechet"]["floor"] = floor(self.against, size, o.pictures, folder)
+            made["frechet"]["floor"] = floor(self.against, self.model.shape, o.pictures, folder)
         return {"asked": asked, **made}
 
 
@@ -269,9 +268,9 @@ def emoji(path: Path, size: int) -> Any:
     return EmojiData(path, size)
 
 
-def floor(against: Path, size: int, pictures: int, folder: Path) -> dict[str, Any]:
+def floor(against: Path, shape: tuple[int, ...], pictures: int, folder: Path) -> dict[str, Any]:
     """The distance of so many real pictures, or half of all if fewer, to the others."""
-    real = load_real(against, size)
+    real = load_real(against, shape)
     features = real.features
     if features is None:
         kept = sorted(folder.glob(f"real-{real.about['digest']}-*.safetensors"))

@@ -167,7 +167,7 @@ def main_table(page: Page, record: Record) -> None:
         page.add(
             "Bars are 95 % intervals. The figure leaves out Heun, AB4 and UniPC-3, which the "
             "tables have. The paper's plans are on its uniform grid. Calls of refiners come on top "
-            "of the evaluations; the tables tell how many."
+            "of the evaluations; the tables tell how many. Empty cells are not measured yet."
         )
     for scale, part in record.get("guidance", {}).items():
         page.add(f"#### {name}, guidance {scale}", cells(part), conditions(part))

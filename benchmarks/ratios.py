@@ -224,7 +224,8 @@ def conditions(record: Record) -> str:
     where = f"{c['threads']} threads" if c["device"] == "cpu" else f"on an {c['device']}"
     plans = [e for cell in record.get("cells", {}).values() for e in cell["plans"].items()]
     away = {k: e["device"] for k, e in plans if e.get("device", c["device"]) != c["device"]}
-    where += "".join(f" ({k}: {device})" for k, device in away.items())
+    for device in dict.fromkeys(away.values()):
+        where += f" ({', '.join(k for k, there in away.items() if there == device)}: {device})"
     return (
         f"Weights {c['fingerprint']}, guidance {c['guidance']:g}, {c['noises']} noises of seeds "
         f"{c['seeds']} used for nothing else, {c['dtype']}, {where}, {versions}. "

@@ -213,7 +213,9 @@ def test_table(words, record):
     made = evaluations([other, record])
     assert [*made.columns[0].cells][-1] == "converged"
     assert len(made.rows) == 3
-    assert evaluations([evaluate(words, "E1", **FEW | {"features": None})]).rows
+    alone = evaluations([evaluate(words, "E1", **FEW | {"features": None})])
+    assert len(alone.rows) == 2
+    assert [c.header for c in alone.columns] == ["plan", "evaluations", "GFLOPs", "error", "median"]
     with pytest.raises(ValueError, match=r"guidance=2\.0 and 3\.0"):
         evaluations([record, evaluate(words, "E2", **FEW, guidance=3.0)])
     with pytest.raises(ValueError, match="one at least"):

@@ -42,6 +42,12 @@ _ALIKE = (
 )  # fmt: skip
 
 
+_COLUMNS = (
+    "plan", "evaluations", "GFLOPs", "ms", "error", "median", "perceptual", "FD beside converged",
+    "FD", "score", "precision", "recall", "agreement",
+)  # fmt: skip
+
+
 def check_alike(conditions: Sequence[Mapping[str, Any]]) -> None:
     """Refuse records of different pictures by their conditions, or by some of these.
 
@@ -72,16 +78,16 @@ def evaluations(records: Sequence[Mapping[str, Any]]) -> Table:
     first = records[0]["conditions"]
     about = "" if first["against"] is None else f", against {first['against']['name']}"
     made = Table(
-        *("plan", "evaluations", "GFLOPs", "ms", "error", "median", "perceptual"),
-        *("FD beside converged", "FD", "score", "precision", "recall", "agreement"),
         title=f"{first['model']}, {first['pictures']} pictures, guidance {first['guidance']:g}, "
         f"{first['dtype'].removeprefix('torch.')}, seed {first['seed']}{about}",
     )
-    for column in made.columns[1:]:
-        column.justify = "right"
-    for record in sorted(records, key=lambda r: r["trajectory"]["rmse"]):
-        made.add_row(*_line(record, "plan"))
-    made.add_row(*_line(records[0], "converged"))
+    lines = [_line(r, "plan") for r in sorted(records, key=lambda r: r["trajectory"]["rmse"])]
+    lines.append(_line(records[0], "converged"))
+    measured = [i for i in range(len(_COLUMNS)) if any(line[i] for line in lines)]
+    for i in measured:
+        made.add_column(_COLUMNS[i], justify="right" if i else "left")
+    for line in lines:
+        made.add_row(*(line[i] for i in measured))
     return made
 
 

@@ -62,8 +62,9 @@ class Drawn:
             for i, path in paths.items():
                 rows = slice(i, min(i + self.batch, count))
                 part = make(rows) if path is None or i in missing else _read(path)
-                if self.folder is not None and path is not None and i in missing:
-                    claim(self.folder / "options.json", self.made)
+                if path is not None and i in missing:
+                    if i == missing[0]:  # there is something to keep
+                        claim(path.with_name("options.json"), self.made)
                     with replacing(path) as temporary:
                         save_file({k: v.contiguous() for k, v in part.items()}, temporary)
                 parts.append(part)

@@ -150,13 +150,13 @@ def evaluate(
                 "fid=True, against=None: FID is a distance to real pictures; pass against=..., a "
                 "folder or an .npz file of them"
             )
-    first = _pictures(model, seed) if see is not None or fid else None
-    real = None
-    if against is not None and first is not None:
-        real = load_real(against, first.shape[1:], need_pictures=fid)
-    known = {"features": None}
-    if see is not None and first is not None:
-        known = _checked(see, first, real)
+    real, known = None, {"features": None}
+    if see is not None or fid:
+        first = _pictures(model, seed)
+        if against is not None:
+            real = load_real(against, first.shape[1:], need_pictures=fid)
+        if see is not None:
+            known = _checked(see, first, real)
     cond = _condition(model, prompts, pictures, seed)
     options = {
         "model": model.fingerprint,

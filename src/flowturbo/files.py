@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import tempfile
 import unicodedata
 from collections.abc import Iterator
@@ -15,11 +16,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 __all__ = [
     "check_room",
     "check_unclaimed",
     "check_writable",
     "claim",
+    "exclusive",
     "printable",
     "replacing",
     "write_json",
@@ -31,23 +35,57 @@ _JOINERS = "\u200c\u200d"  # of emoji, and of Persian and Indic scripts
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``path``, renamed onto it on success and removed on failure.
+    """A temporary path next to ``path``, renamed onto it on success and removed on failure.
+
+    The file is synced to the disk before the rename, and its folder after it, so that after a power
+    failure ``path`` holds the old content or the new one. A symbolic link is followed.
 
     Raises:
-        OSError: if the folder cannot be made or written, or the disk is full; names ``path``.
+        OSError: if ``path`` is not a regular file (a device, a folder), its folder cannot be made
+            or written, or the disk is full; names ``path``.
     """
     path = Path(path)
+    target = Path(os.path.realpath(path))
     temporary = _temporary(path)
     try:
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        os.replace(temporary, os.path.realpath(path))  # a link stays one
+        _sync(temporary)
+        os.replace(temporary, target)
+        _sync(target.parent)
     except OSError as e:
         raise OSError(f"cannot write {path}: {e.strerror or e}; nothing was left behind") from e
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusive(folder: str | Path) -> Iterator[None]:
+    """Hold ``folder`` for one run; the lock goes with the process, however it ends.
+
+    The folder is made if it is not there, and keeps an empty file ``.lock``.
+
+    Raises:
+        ValueError: if another process, or another run in this one, holds it.
+        OSError: if the folder cannot be made or written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"{folder} is in use by another run; wait until it has ended, or choose another folder"
+        ) from None
+    except OSError as e:
+        raise OSError(f"cannot write {folder}: {e.strerror or e}; choose another folder") from e
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -124,9 +162,23 @@ def check_unclaimed(path: Path, made: dict[str, dict[str, Any]]) -> None:
             )
 
 
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk, where the system can tell."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except (PermissionError, IsADirectoryError):  # folders on Windows
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _temporary(path: Path) -> Path:
     try:
         path = Path(os.path.realpath(path))
+        if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+            raise OSError(f"{path} is not a regular file")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(
             prefix=f".{path.stem[:40]}.", suffix=path.suffix, dir=path.parent

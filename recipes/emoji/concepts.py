@@ -1,6 +1,6 @@
-"""Joins the pictures of four icon sets by what they show, and gathers the words for it.
+"""Joins the pictures of five icon sets by what they show, and gathers the words for it.
 
-A *concept* is one thing drawn, in up to four styles. Two pictures show the same thing when they
+A *concept* is one thing drawn, in up to five styles. Two pictures show the same thing when they
 have the same code point; a set without code points (fxemoji) is joined by name: squashed
 (``redapple``), its names are looked up among the names of Unicode emoji, of the other sets and of
 Unicode characters. ``fxemoji.txt`` says what the rest shows, and corrects names that mean another
@@ -21,11 +21,11 @@ from names import STYLES
 __all__ = ["bare", "family", "join", "plain", "read_codes", "read_icons", "read_table", "squash"]
 
 Concept = dict[str, Any]
-Pictures = dict[tuple[str, str], tuple[str, str]]  # (concept key, style) -> (icon name, SVG)
+Pictures = dict[tuple[str, str], tuple[str, str | Path]]  # (name, style) -> (icon, SVG or file)
 
 TONES = re.compile("[\U0001f3fb-\U0001f3ff]")
 FLAGS = {"country-flag", "subdivision-flag"}
-LETTERS = re.compile("[\U0001f1e6-\U0001f1ff]")  # in pairs they are flags
+LETTERS = re.compile("[\U0001f1e6-\U0001f1ff\U000e0061-\U000e007a]")  # they spell flags
 SIGNS = {"#": " number sign ", "*": " asterisk ", "&": " and ", "\u2019": "'"}
 
 
@@ -77,7 +77,8 @@ def join(folder: Path, table: dict[str, str]) -> tuple[list[Concept], Pictures, 
     emoji = {bare(e): v for e, v in read("unicode-emoji-json/data-by-emoji.json").items()}
     words = {bare(e): v for e, v in read("emojilib/dist/emoji-en-US.json").items()}
     subgroups = {bare(e["char"]): e["subgroup"] for e in read("emoji.json/emoji.json")}
-    sets = {s: read(f"{p}/icons.json") for s, p in STYLES.items()}
+    drawn = {s: p for s, p in STYLES.items() if s != "3d"}  # the others are SVG
+    sets = {s: read(f"{p}/icons.json") for s, p in drawn.items()}
     codes = {s: read_codes(read(f"{STYLES[s]}/chars.json")) for s in ("noto", "flat")}
     codes["fluent"] = codes["flat"]  # the same names; this set's own list is empty
     index = _index(emoji, sets, codes)
@@ -90,9 +91,14 @@ def join(folder: Path, table: dict[str, str]) -> tuple[list[Concept], Pictures, 
     concepts: dict[str, Concept] = {}
     pictures: Pictures = {}
     for style in STYLES:
-        groups = _groups(read(f"{STYLES[style]}/metadata.json"))
-        for icon, svg in read_icons(sets[style], left_out):
-            if style == "fx":
+        flat = style in drawn
+        groups = _groups(read(f"{STYLES[style]}/metadata.json")) if flat else {}
+        files = sorted((folder / STYLES[style] / "assets").glob("*.webp"))
+        found = read_icons(sets[style], left_out) if flat else [(p.stem, p) for p in files]
+        for icon, svg in found:
+            if style == "3d":
+                key = bare("".join(chr(int(x, 16)) for x in re.split("[-_]", icon)))
+            elif style == "fx":
                 name = table.get(icon, icon)
                 key = index.get(squash(name), name)
             else:
@@ -114,14 +120,14 @@ def join(folder: Path, table: dict[str, str]) -> tuple[list[Concept], Pictures, 
                 left_out["second picture of a concept in a style"] += 1
                 continue
             pictures[concepts[key]["name"], style] = (icon, svg)
-            if style != "fx":
+            if style not in ("fx", "3d"):
                 _add(concepts[key]["others"], plain(icon), concepts[key]["name"])
     for alias, icon in _aliases(sets["noto"]):
         if concept := concepts.get(codes["noto"].get(icon, "")):
             _add(concept["others"], plain(alias), concept["name"])
-    found = sorted(concepts.values(), key=lambda c: c["name"])
-    assert len({c["name"] for c in found}) == len(found), "two concepts of one name"
-    return found, pictures, left_out
+    made = sorted(concepts.values(), key=lambda c: c["name"])
+    assert len({c["name"] for c in made}) == len(made), "two concepts of one name"
+    return made, pictures, left_out
 
 
 def bare(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Makes the emoji data set: pictures of four open icon sets, joined by what they show.
+"""Makes the emoji data set: pictures of five open icon sets, joined by what they show.
 
     pip install flowturbo resvg-py
     python recipes/emoji/data.py --out emoji-data
@@ -31,7 +31,8 @@ from flowturbo.models.prompts import styled
 
 __all__ = ["aliases", "canonical", "caption", "hold_out", "load", "weights"]
 
-ALIKE = {"flat": "fluent"}  # near-copies: held out together, and one look when counting looks
+# The same designs in three renderings: held out together, and one look when counting looks.
+ALIKE = {"flat": "fluent", "3d": "fluent"}
 SUPERSAMPLE = 4
 LONGEST = 16  # words in a caption
 
@@ -151,12 +152,19 @@ def install(folder: Path, packages: Mapping[str, str] = PACKAGES) -> Path:
     return folder / "node_modules"
 
 
-def render(svg: str, size: int) -> Any:
-    """An SVG document as (size, size, 3) uint8 on white."""
-    import resvg_py
+def render(icon: str | Path, size: int) -> Any:
+    """An SVG document, or the file of a picture, as (size, size, 3) uint8 on white."""
     from PIL import Image
 
-    side = size * SUPERSAMPLE
+    if isinstance(icon, Path):
+        with Image.open(icon) as image:
+            image = image.convert("RGBA")
+            page = Image.new("RGBA", image.size, "white")
+            page.alpha_composite(image)
+            return np.array(page.convert("RGB").resize((size, size), Image.Resampling.BOX))
+    import resvg_py
+
+    svg, side = icon, size * SUPERSAMPLE
     png = resvg_py.svg_to_bytes(
         svg_string=svg, width=side, height=side, background="#ffffff", skip_system_fonts=True
     )

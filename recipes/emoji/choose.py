@@ -2,11 +2,11 @@
 
     python recipes/emoji/choose.py --data emoji-data
 
-writes ``judged.txt``. It was run before any picture was drawn. The rule: the ten of
+writes ``judged.txt``. It was run before any picture was drawn. The rule: those of
 `names.HELD_NAMES` first; then, again and again, of the concepts that are Unicode emoji, drawn in
-all four styles and of a family not chosen yet, the one least like those chosen. How alike two
+all five styles and of a family not chosen yet, the one least like those chosen. How alike two
 concepts are is the greatest cosine between the centred EfficientNet-Lite0 features of any two of
-their 32 x 32 pictures. Until 60 are chosen, only concepts with a pair held out of training stand
+their pictures. Until 60 are chosen, only concepts with a pair held out of training stand
 for choice, so that many such pairs are judged.
 """
 
@@ -28,7 +28,7 @@ from flowturbo.evaluate.features import EffNetFeatures
 __all__ = ["FILE", "choose", "judged"]
 
 FILE = Path(__file__).with_name("judged.txt")
-NAMES, WITH_HELD, STYLES = 100, 60, 4
+NAMES, WITH_HELD, STYLES = 100, 60, 5
 
 
 def judged(concepts: Sequence[dict[str, Any]]) -> list[int]:
@@ -63,7 +63,7 @@ def choose(features: Tensor, concept: Sequence[int], about: dict[str, Any]) -> l
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", required=True, help="the folder that data.py made")
-    images, concept, _, about = load(parser.parse_args().data, 32)
+    images, concept, _, about = load(parser.parse_args().data)
     features = EffNetFeatures()(torch.from_numpy(images).permute(0, 3, 1, 2) / 255)
     FILE.write_text("\n".join(choose(features, concept, about)) + "\n", "utf-8")
 

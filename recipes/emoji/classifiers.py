@@ -1,4 +1,4 @@
-"""A classifier that says what a 32 x 32 picture shows.
+"""A classifier that says what a picture shows.
 
 Multinomial logistic regression, with a square penalty, on EfficientNet-Lite0 features of real
 pictures and distorted copies of them. `styles.py` has the one that says in which style.

@@ -10,9 +10,7 @@ and computed is kept in `--out`, so an interrupted run goes on. `--sheet` draws 
 names and stops. With `--model real` or `--model rough` real pictures stand in for drawn ones, as
 they are or roughened: what a perfect model would get, and one that is a little uneven.
 
-Pictures of 64 x 64 are judged as averages of 32 x 32, and shown as they are.
-
-- *Names*: a classifier among the 100 names of `choose.py`, trained on their 400 real pictures and
+- *Names*: a classifier among the 100 names of `choose.py`, trained on their 500 real pictures and
   distorted copies, checked on 300 pictures of three icon sets that it was not trained on.
 - *Styles*: a classifier checked on all pictures of the 100 names and of 300 other concepts, trained
   on those of the rest: it has seen nothing of what is drawn.
@@ -31,12 +29,12 @@ from typing import Any
 
 import torch
 from classifiers import Names, distort, roughen
-from data import averaged, install
+from data import install
 from drawn import FIRST_SEED, Model, Real, Source, draw, pairs_to_draw, to_images, to_pictures
 from measure import confusion, frechet, memory, share, top
 from names import OTHERS
 from others import other_pictures
-from real import SIDE, Pictures
+from real import Pictures
 from sheet import save_nearest, save_sheet
 from styles import Styles
 
@@ -44,7 +42,7 @@ from flowturbo import __version__
 from flowturbo.files import check_writable, write_json
 
 COPIES, OTHER_CONCEPTS = 3, 300
-LOOKS = {"noto": [0], "fluent, flat": [1, 2], "fx": [3]}  # those two are near-copies
+LOOKS = {"noto": [0], "fluent, flat, 3d": [1, 2, 4], "fx": [3]}  # those three share designs
 
 
 def train_names(real: Pictures, others: Path | None) -> tuple[Names, dict[str, Any]]:
@@ -95,7 +93,7 @@ def train_styles(real: Pictures, out: Path) -> tuple[Styles, dict[str, Any]]:
         "checked": share(said == right),
         "checked, the 100 names alone": share((said == right)[named]),
         "checked, roughened": share(styles(rough) == right),
-        "confusion": confusion(right, said),
+        "confusion": confusion(right, said, len(real.about["styles"])),
     }
 
 
@@ -111,7 +109,7 @@ def judge(real: Pictures, source: Source, out: Path, others: Path | None) -> dic
     names, made["classifier of names"] = train_names(real, others)
     styles, made["classifier of styles"] = train_styles(real, out)
     todo = pairs_to_draw(real.about, real.names, real.trained)
-    drawn = {name: averaged(draw(source, name, pairs, out), SIDE) for name, pairs in todo.items()}
+    drawn = {name: draw(source, name, pairs, out) for name, pairs in todo.items()}
     seen = {n: real.see(n, drawn[n]) for n in ("seen", "held out", "total")}
     for name in ("seen", "held out"):
         right = torch.tensor([real.names.index(c) for c, _ in todo[name]])
@@ -121,7 +119,7 @@ def judge(real: Pictures, source: Source, out: Path, others: Path | None) -> dic
             "pairs": len(set(todo[name])),
             "name": top(names, seen[name], right),
             "style": share(said == asked),
-            "confusion of styles": confusion(asked, said),
+            "confusion of styles": confusion(asked, said, len(real.about["styles"])),
         }
     made["FD-EffNet"] = frechet(seen["total"], real.features[~real.held])
     groups = {n: (drawn[n], seen[n], todo[n]) for n in ("seen", "held out")}

@@ -33,9 +33,9 @@ def top(names: Names, features: Tensor, right: Tensor) -> dict[str, Any]:
     return {"top 1": share(hit[:, 0]), "top 5": share(hit.any(1))}
 
 
-def confusion(asked: Tensor, said: Tensor) -> list[list[int]]:
+def confusion(asked: Tensor, said: Tensor, styles: int) -> list[list[int]]:
     """Counts, a row for each style asked for, a column for each said."""
-    return torch.bincount(asked * 4 + said, minlength=16).view(4, 4).tolist()
+    return torch.bincount(asked * styles + said, minlength=styles**2).view(styles, -1).tolist()
 
 
 def nearest(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ __all__ = ["other_pictures"]
 def other_pictures(
     modules: Path, concepts: Sequence[dict[str, Any]], wanted: Sequence[int]
 ) -> tuple[Any, list[str], list[int]]:
-    """Images (N, 32, 32, 3) uint8, the set of each, and its place in ``wanted``.
+    """Images (N, 64, 64, 3) uint8, the set of each, and its place in ``wanted``.
 
     Args:
         modules: a ``node_modules`` with the packages of `names.OTHERS`.
@@ -39,8 +39,7 @@ def other_pictures(
             if place is not None:
                 found.setdefault(place, svg)
         for place, svg in sorted(found.items()):
-            picture = render(svg, 64).reshape(32, 2, 32, 2, 3).mean((1, 3), dtype=np.float32)
-            images.append((picture + 0.5).astype(np.uint8))
+            images.append(render(svg, 64))
             sets.append(package.rpartition("/")[2])
             places.append(place)
     return np.stack(images), sets, places

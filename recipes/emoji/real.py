@@ -16,16 +16,14 @@ from torch import Tensor
 from flowturbo.evaluate.features import EffNetFeatures
 from flowturbo.noise import digest
 
-__all__ = ["SIDE", "Pictures"]
-
-SIDE = 32  # of what is judged
+__all__ = ["Pictures"]
 
 
 class Pictures:
-    """The data set at 32 x 32.
+    """The data set.
 
     Attributes:
-        images: (N, 32, 32, 3) uint8.
+        images: (N, 64, 64, 3) uint8.
         concept: (N,), indices.
         style: (N,), indices.
         held: (N,), whether held out of training.
@@ -35,7 +33,7 @@ class Pictures:
     """
 
     def __init__(self, data: str | Path, out: Path) -> None:
-        self.images, concept, style, self.about = load(data, SIDE)
+        self.images, concept, style, self.about = load(data)
         self.concept, self.style = torch.from_numpy(concept).long(), torch.from_numpy(style).long()
         self.pairs: list[Pair] = list(zip(self.concept.tolist(), self.style.tolist(), strict=True))
         held = {(c, s) for c, s in self.about["held"]}

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data import averaged
 from drawn import Source, draw, pairs_to_draw
 from measure import nearest
 from names import HELD_NAMES, STYLES
 from PIL import Image, ImageDraw, ImageFont
-from real import SIDE, Pictures
+from real import Pictures
 
 from flowturbo.files import replacing
 
@@ -75,7 +74,7 @@ def save_nearest(path: Path, real: Pictures, source: Source, out: Path) -> None:
         name, k = ("seen", column) if column < SHOWN // 2 else ("held out", column - SHOWN // 2)
         i = len(set(todo[name])) * k // (SHOWN // 2)
         drawn = draw(source, name, todo[name], out)
-        far, at = nearest(real.see(name, averaged(drawn, SIDE))[i : i + 1], features)
+        far, at = nearest(real.see(name, drawn)[i : i + 1], features)
         x = LABEL + GAP + column * STEP
         paste(image, pen, (x, 52), drawn[i], name == "held out")
         paste(image, pen, (x, 52 + STEP), images[int(at)])

@@ -1,4 +1,4 @@
-"""A classifier that says in which style a 32 x 32 picture is drawn.
+"""A classifier that says in which style a picture is drawn.
 
 Two small convolutional networks, averaged, each over the picture, the mirrored one, and both moved
 by a pixel. They are trained on distorted and unevenly coloured copies, since what a network draws

@@ -1,18 +1,10 @@
-"""The bundled model `emoji`: text-to-image, 32x32.
+"""The bundled model `emoji`: text-to-image, 64 x 64, in latents of its own autoencoder.
 
     python recipes/emoji/data.py --out emoji-data
-    python recipes/emoji/train.py --data emoji-data --out runs/emoji
+    python recipes/emoji/autoencoder.py --data emoji-data --out runs/emoji-autoencoder
+    python recipes/emoji/train.py --data emoji-data --autoencoder runs/emoji-autoencoder --out runs/emoji
 
-goes on where it was interrupted. The folder it leaves is the model: copy `card.json` and
-`model.safetensors` to `src/flowturbo/models/bundled/emoji`.
-
-    python recipes/emoji/train.py --data emoji-data --model emoji64 --out runs/emoji64
-
-is one of 64x64 pixels and 31 million parameters, for a GPU.
-
-    python recipes/emoji/train.py --data emoji-data --compare 600 --record architectures.json
-
-trains each of the architectures below for 600 seconds instead and writes their errors.
+goes on where it was interrupted. The folder it leaves is the model.
 """
 
 from __future__ import annotations
@@ -20,66 +12,69 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import tempfile
-import time
-from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from data import aliases, canonical, caption, load, weights
+from augment import augment
+from autoencoder import batches
+from data import aliases, caption, load, weights
+from torch import Tensor
 
-from flowturbo.files import write_json
+from flowturbo.models.codec import Codec, load_codec
 from flowturbo.models.sit import SiTConfig
 from flowturbo.models.text import Tokenizer, build_vocabulary
 from flowturbo.train import TrainConfig, train
-from flowturbo.train.loop import FlowMatching, Run
-from flowturbo.train.objectives import draw_times, flow_loss
 
 LENGTH = 16
 VOCABULARY = 4000
 CAPTIONS = 24  # drawn for each picture, once
-BASE: dict[str, Any] = dict(
-    size=32, channels=3, patch=4, width=192, depth=12, heads=6, text_length=LENGTH
-)
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "patch 4": {},
-    "convolutional stem and head": {"stem": "conv"},
-    "shared modulation": {"modulation": "shared"},
-    "clean-image prediction": {"prediction": "data"},
-}
-CHOSEN: dict[str, Any] = {"modulation": "shared"}  # the lowest error, benchmarks/records
-TRAINING = TrainConfig(
-    steps=4300, batch=128, lr=2e-3, optimizer="muon", warmup=150, tail=0.4, ema=0.999,
-    save_every=100, preview_every=500,
+COPIES = 3  # encoded of each picture: as it is, which half of the batches show, and moved a little
+ALONE = 0.05  # share of captions without their style, and of styles without their caption
+ARCHITECTURE: dict[str, Any] = dict(
+    size=16, channels=8, patch=2, width=320, depth=7, heads=10, text_length=LENGTH,
+    modulation="shared",
 )  # fmt: skip
-
-LARGE: dict[str, Any] = dict(size=64, width=448, depth=11, heads=7)  # 256 tokens
-LARGE_TRAINING = replace(TRAINING, steps=20_000, batch=256, lr=1e-3, save_every=500)
+TRAINING = TrainConfig(
+    steps=16_000, batch=128, lr=2e-3, optimizer="muon", warmup=150, tail=0.4, ema=0.9995,
+    save_every=100, preview_every=1000,
+)  # fmt: skip
 
 
 class EmojiData:
-    """Pictures with random captions, drawn by the weights of `data.weights`; none held out."""
+    """Latents of pictures with random captions, drawn by the weights of `data.weights`.
 
-    def __init__(self, folder: str | Path, size: int = 32, *, held: bool = False) -> None:
-        images, concept, style, about = load(folder, size)
+    Conditions are the style, from 1, and the tokens of a caption that does not name it.
+
+    Args:
+        folder: what data.py made.
+        codec: of the pictures; without one there are no batches.
+        held: take the pictures never to be trained on instead.
+    """
+
+    def __init__(
+        self, folder: str | Path, codec: Codec | None = None, *, held: bool = False
+    ) -> None:
+        images, concept, style, about = load(folder)
         pairs = {(c, s) for c, s in about["held"]}
         kept = [(int(c), int(s)) in pairs for c, s in zip(concept, style, strict=True)]
         rows = np.flatnonzero(np.array(kept) == held)
         self.concepts, self.styles, self.about = about["concepts"], list(about["styles"]), about
-        self.concept, self.style = concept[rows], style[rows]
+        self.concept, self.style, self.codec = concept[rows], style[rows], codec
         self.images = torch.from_numpy(images[rows]).permute(0, 3, 1, 2).contiguous()
         self.weights = torch.from_numpy(weights(self.concepts, self.concept, self.style))
         rng = random.Random(0)
         texts = [
-            [caption(self.concepts[c], self.styles[s], rng) for _ in range(CAPTIONS)]
-            for c, s in zip(self.concept, self.style, strict=True)
+            [caption(self.concepts[c], "", rng) for _ in range(CAPTIONS)] for c in self.concept
         ]
-        every = [canonical(c, s) for c in self.concepts for s in self.styles]
+        every = [c["name"] for c in self.concepts]
         vocabulary = build_vocabulary([*every, *(t for ts in texts for t in ts)], VOCABULARY)
         self.tokenizer = Tokenizer(vocabulary, LENGTH, aliases(self.concepts))
-        self.cond = torch.stack([self._encode(t) for t in texts])
+        tokens = torch.stack([self._encode(t) for t in texts])
+        numbers = torch.from_numpy(self.style.astype(np.int64) + 1)
+        self.cond = torch.cat([numbers[:, None, None].expand(-1, CAPTIONS, 1), tokens], 2)
         groups: dict[str, list[str]] = {}
         for c in sorted(self.concepts, key=lambda c: (not c["group"], c["group"])):
             groups.setdefault(c["group"] or "Other", []).append(c["name"])
@@ -95,22 +90,37 @@ class EmojiData:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return tuple(self.images.shape[1:])
+        return self.codec.state_shape(tuple(self.images.shape[1:]))
 
-    def batch(self, n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    @cached_property
+    def latents(self) -> Tensor:
+        """(N, COPIES, C, H, W), half precision."""
+        generator, parts = torch.Generator().manual_seed(0), []
+        for x in batches(self.images):
+            copies = [x, *(augment(x, generator, share=1.0) for _ in range(COPIES - 1))]
+            parts.append(torch.stack([self.codec.encode(c / 2 + 0.5) for c in copies], 1).half())
+        return torch.cat(parts)
+
+    def batch(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         rows = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         which = torch.randint(CAPTIONS, (n,), generator=generator)
-        return self.images[rows].float() / 127.5 - 1, self.cond[rows, which]
+        moved = torch.rand(n, generator=generator) < 0.5
+        copy = torch.where(moved, torch.randint(1, COPIES, (n,), generator=generator), 0)
+        cond, u = self.cond[rows, which], torch.rand(n, generator=generator)
+        cond[u < ALONE, 0] = 0
+        cond[u > 1 - ALONE, 1:] = 0
+        return self.latents[rows, copy].float(), cond
 
-    def examples(self, n: int) -> torch.Tensor:
+    def examples(self, n: int) -> Tensor:
         """The names held out, in every style."""
         names = list(self.about["held_names"])
-        by_name = {c["name"]: c for c in self.concepts}
-        prompts = [canonical(by_name[m], s) for s in self.styles for m in names]
-        return self.tokenizer.encode([prompts[i % len(prompts)] for i in range(n)])
+        pairs = [(s, m) for s in range(len(self.styles)) for m in names]
+        tokens = self.tokenizer.encode([pairs[i % len(pairs)][1] for i in range(n)])
+        styles = torch.tensor([pairs[i % len(pairs)][0] + 1 for i in range(n)])
+        return torch.cat([styles[:, None], tokens], 1)
 
-    def _encode(self, texts: list[str]) -> torch.Tensor:
-        """Captions to ids; a caption too long for the network loses its first words."""
+    def _encode(self, texts: list[str]) -> Tensor:
+        """Captions to ids; a caption too long for the network loses its last words."""
         rows = torch.zeros(len(texts), LENGTH, dtype=torch.long)
         wide = Tokenizer(self.tokenizer.vocabulary, 4 * LENGTH)
         for row, text in zip(rows, texts, strict=True):
@@ -118,17 +128,17 @@ class EmojiData:
                 ids = wide.encode([text])[0]
             except ValueError:  # another name, alone, of no known word: trained as no condition
                 continue
-            ids = ids[ids != 0][-LENGTH:]
+            ids = ids[ids != 0][:LENGTH]
             row[: len(ids)] = ids
         return rows
 
 
-def card(data: EmojiData, name: str = "emoji") -> dict[str, Any]:
+def card(data: EmojiData) -> dict[str, Any]:
     return {
-        "name": name,
-        "description": "Emoji from words, in four styles.",
+        "name": "emoji",
+        "description": "Emoji from words, in five styles.",
         "data": {
-            "name": "Noto Emoji, Fluent Emoji, Fluent Emoji Flat, FxEmojis, rendered on white",
+            "name": "Noto Emoji, Fluent Emoji (gradients, flat, 3D), FxEmojis, rendered on white",
             "images": len(data),
             "packages": {
                 k: f"{p['version']}, {p['licence']}" for k, p in data.about["packages"].items()
@@ -140,110 +150,27 @@ def card(data: EmojiData, name: str = "emoji") -> dict[str, Any]:
     }
 
 
-def architecture(data: EmojiData, **changes: Any) -> SiTConfig:
-    return SiTConfig(**{**BASE, "vocabulary": len(data.tokenizer), **changes})
+def architecture(data: EmojiData) -> SiTConfig:
+    text = dict(vocabulary=len(data.tokenizer), styles=len(data.styles))
+    return SiTConfig(**ARCHITECTURE, **text)
 
 
-def compare(data: EmojiData, held: EmojiData, seconds: float, record: Path) -> None:
-    """Train each architecture for as many steps as take ``seconds`` on this machine when idle.
-
-    Steps are timed first, in turns, and the fastest of five counts, so that other work on the
-    machine does not favour one. An interrupted comparison goes on with the next architecture.
-    """
-    if record.is_file():
-        made = json.loads(record.read_text())
-    else:
-        made = {
-            "conditions": {
-                "seconds": seconds, "batch": 128, "optimizer": "muon", "lr": 2e-3, "ema": 0.995,
-                "torch": torch.__version__, "threads": torch.get_num_threads(),
-                "error": "flow-matching loss of the averaged weights, uniform times, same noise",
-            },
-            "seconds_a_step": time_steps(data),
-            "results": {},
-        }  # fmt: skip
-        write_json(record, made)
-    for name, changes in ARCHITECTURES.items():
-        if name in made["results"]:
-            continue
-        steps = int(seconds / made["seconds_a_step"][name])
-        with tempfile.TemporaryDirectory() as folder:
-            run = start(data, changes, steps, Path(folder))
-            run.loop(lambda step, loss: print(f"{step} {loss:.4f}", flush=True))
-            network = run.average.module
-        made["results"][name] = {
-            "parameters_m": round(sum(p.numel() for p in network.parameters()) / 1e6, 2),
-            "steps": steps,
-            "error_seen": evaluate(network, data),
-            "error_held_out": evaluate(network, held, data.tokenizer),
-        }
-        write_json(record, made)
-        print(name, made["results"][name], flush=True)
-        torch._dynamo.reset()
-
-
-def start(data: EmojiData, changes: dict[str, Any], steps: int, out: Path) -> Run:
-    options = TrainConfig(
-        steps=steps, batch=128, lr=2e-3, optimizer="muon", warmup=100, ema=0.995, tail=0.3,
-        save_every=steps, preview_every=0,
-    )  # fmt: skip
-    return Run(
-        FlowMatching(architecture(data, **changes), data, out, options, {}), out, options, {}
-    )
-
-
-def time_steps(data: EmojiData) -> dict[str, float]:
-    """Seconds of a training step of each architecture: the fastest of five, taken in turns."""
-    with tempfile.TemporaryDirectory() as folder:
-        runs = {n: start(data, c, 9, Path(folder, n)) for n, c in ARCHITECTURES.items()}
-        best = dict.fromkeys(runs, float("inf"))
-        for turn in range(6):
-            for name, run in runs.items():
-                begin = time.perf_counter()
-                run.advance()
-                if turn:  # the first compiles
-                    best[name] = min(best[name], time.perf_counter() - begin)
-    torch._dynamo.reset()
-    return {n: round(t, 4) for n, t in best.items()}
-
-
-@torch.no_grad()
-def evaluate(network: Any, data: EmojiData, tokenizer: Tokenizer | None = None) -> float:
-    """Flow-matching loss on fixed pictures, canonical captions, noise and times."""
-    generator = torch.Generator().manual_seed(12345)
-    rows = torch.randperm(len(data), generator=generator)[:256]
-    texts = [canonical(data.concepts[data.concept[i]], data.styles[data.style[i]]) for i in rows]
-    cond = (tokenizer or data.tokenizer).encode(texts).repeat(4, 1)
-    x1 = (data.images[rows].float() / 127.5 - 1).repeat(4, 1, 1, 1)
-    x0 = torch.randn(x1.shape, generator=generator)
-    t = draw_times(len(x1), "uniform", generator)
-    losses = [
-        flow_loss(network, *(a[i : i + 128] for a in (x0, x1, t, cond)))
-        for i in range(0, 1024, 128)
-    ]
-    return round(float(torch.stack(losses).mean()), 5)
+def codec_in(folder: Path) -> Codec:
+    """The codec that autoencoder.py left."""
+    entry = json.loads((folder / "autoencoder.json").read_text("utf-8"))
+    shape = (ARCHITECTURE["channels"], ARCHITECTURE["size"], ARCHITECTURE["size"])
+    return load_codec(entry, shape, model="emoji", folder=folder)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", required=True, help="the folder that data.py made")
-    parser.add_argument("--model", choices=("emoji", "emoji64"), default="emoji")
-    parser.add_argument("--steps", type=int, help="by default the model's own")
-    parser.add_argument("--out", help="runs/MODEL by default")
-    parser.add_argument("--compare", type=float, help="seconds for each architecture")
-    parser.add_argument("--record", default="architectures.json")
+    parser.add_argument("--autoencoder", type=Path, default=Path("runs/emoji-autoencoder"))
+    parser.add_argument("--out", default="runs/emoji")
     options = parser.parse_args()
-    large = options.model == "emoji64" and not options.compare
-    data = EmojiData(options.data, LARGE["size"] if large else BASE["size"])
-    if options.compare:
-        compare(data, EmojiData(options.data, held=True), options.compare, Path(options.record))
-        return
-    chosen, training = (CHOSEN | LARGE, LARGE_TRAINING) if large else (CHOSEN, TRAINING)
-    if options.steps:
-        training = replace(training, steps=options.steps)
+    data = EmojiData(options.data, codec_in(options.autoencoder))
     report = lambda step, loss: print(f"step {step:6d}  loss {loss:.4f}", flush=True)
-    out, about = options.out or f"runs/{options.model}", card(data, options.model)
-    train(architecture(data, **chosen), data, out, training, card=about, report=report)
+    train(architecture(data), data, options.out, TRAINING, card=card(data), report=report)
 
 
 if __name__ == "__main__":

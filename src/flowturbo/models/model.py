@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flowturbo.field import Cast
-from flowturbo.models.prompts import check_words, names_of, said_style, styled
+from flowturbo.models.prompts import check_words, names_of, said_style, split_style, styled
 from flowturbo.models.text import Tokenizer, short
 from flowturbo.plan import Plan
 
@@ -135,7 +135,7 @@ class Model(nn.Module):
         elif kind == "text":
             texts = [str(p) for p in prompts]
             check_words(texts, self.tokenizer, self.names, self.styles)
-            ids = self.tokenizer.encode(texts)
+            ids = self._encode(texts)
         else:
             raise ValueError(f"model {self.name!r} takes no condition; leave the prompts out")
         return ids.to(self.device)
@@ -187,6 +187,14 @@ class Model(nn.Module):
     def fingerprint(self) -> str:
         """16 hexadecimal digits of the weights as they were read, whatever device and precision."""
         return fingerprint(self.network)
+
+    def _encode(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids, after the style where the network takes it apart from the words."""
+        if not getattr(getattr(self.network, "config", None), "styles", 0):
+            return self.tokenizer.encode(prompts)
+        texts, styles = zip(*(split_style(p, self.styles) for p in prompts), strict=True)
+        ids = self.tokenizer.encode(texts)
+        return torch.cat([torch.tensor(styles)[:, None], ids], dim=1)
 
     def _label(self, label: str | int) -> int:
         names = [str(n) for n in self.names]

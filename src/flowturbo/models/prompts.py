@@ -14,7 +14,7 @@ from typing import Any
 
 from flowturbo.models.text import Tokenizer, nearest, short, words
 
-__all__ = ["check_words", "names_of", "said_style", "styled"]
+__all__ = ["check_words", "names_of", "said_style", "split_style", "styled"]
 
 
 def styled(prompt: str, style: str = "") -> str:
@@ -26,6 +26,15 @@ def said_style(prompt: str, styles: Sequence[str]) -> str | None:
     """The style that a prompt asks for itself, if any."""
     text = f" {' '.join(words(prompt))} "
     return next((s for s in styles if f" {s} style " in text), None)
+
+
+def split_style(prompt: str, styles: Sequence[str]) -> tuple[str, int]:
+    """A prompt without the style that it asks for, and that style's number from 1; 0 for none."""
+    said = said_style(prompt, styles)
+    if said is None:
+        return prompt, 0
+    ending = re.compile(rf"[\s,]*\b{re.escape(said)}\s+style\b", re.IGNORECASE)
+    return ending.sub("", prompt), styles.index(said) + 1
 
 
 def names_of(condition: Mapping[str, Any]) -> list[str]:

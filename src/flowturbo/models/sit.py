@@ -44,6 +44,8 @@ class SiTConfig:
         classes: number of classes, 0 for none; one more embedding is the null class.
         vocabulary: number of text tokens with the padding 0, or 0 for no text.
         text_length: tokens in a prompt, padded with 0.
+        styles: number of styles of a text model, 0 for none; with styles, a condition is the style,
+            from 1, or 0 for any, followed by the tokens.
         learn_sigma: the network puts out twice the channels and the second half is dropped
             (legacy of DiT, kept by the official checkpoints).
         stem: "patch", or "conv": 3x3 convolutions before the patches and after them.
@@ -65,6 +67,7 @@ class SiTConfig:
     classes: int = 0
     vocabulary: int = 0
     text_length: int = 16
+    styles: int = 0
     learn_sigma: bool = False
     stem: Literal["patch", "conv"] = "patch"
     stem_width: int = 32
@@ -74,8 +77,9 @@ class SiTConfig:
 
     def __post_init__(self) -> None:
         sides = ("size", "channels", "patch", "width", "depth", "heads", "text_length")
-        for name in (*sides, "stem_width", "classes", "vocabulary"):
-            value, least = getattr(self, name), 0 if name in ("classes", "vocabulary") else 1
+        for name in (*sides, "stem_width", "classes", "vocabulary", "styles"):
+            value = getattr(self, name)
+            least = 0 if name in ("classes", "vocabulary", "styles") else 1
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name}={value!r}: must be a whole number, at least {least}")
         if not isinstance(self.mlp_ratio, (int, float)) or not self.mlp_ratio * self.width >= 1:
@@ -88,6 +92,8 @@ class SiTConfig:
             raise ValueError(f"width={self.width}: must be a multiple of 4 and heads={self.heads}")
         if self.classes and self.vocabulary:
             raise ValueError("classes and vocabulary exclude each other; set one of them to 0")
+        if self.styles and not self.vocabulary:
+            raise ValueError(f"styles={self.styles}: only text models have styles; set vocabulary")
         for name, allowed in (
             ("stem", ("patch", "conv")),
             ("modulation", ("block", "shared")),
@@ -297,7 +303,7 @@ class SiT(nn.Module):
     """A velocity field ``(x, t, cond) -> v``.
 
     ``x`` is (B, channels, size, size); ``t`` a scalar or (B,) in [0, 1]; ``cond`` class indices
-    (B,), token ids (B, text_length), either as ``embed_condition`` puts it, or None for the
+    (B,), token ids (B, text_length), with the style before them if it has styles, any of them as ``embed_condition`` puts it, or None for the
     unconditional velocity; ``v`` is like ``x``. What ``modulate`` makes of a time, a condition and
     numbers may be passed in place of the condition; it has all of them.
 
@@ -323,6 +329,8 @@ class SiT(nn.Module):
             self.y_embedder = LabelEmbedder(c.classes, c.width)
         if c.vocabulary:
             self.text_embedder = TextEmbedder(c.vocabulary, c.text_length, c.width)
+        if c.styles:
+            self.style_embedder = nn.Embedding(c.styles + 1, c.width)
         if c.modulation == "shared":
             self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(c.width, 6 * c.width))
         grid = _sincos(c.width, c.size // c.patch)[None]
@@ -380,6 +388,9 @@ class SiT(nn.Module):
             return cond
         if self.config.classes:
             return Embedded(None, self.y_embedder(cond))
+        if self.config.styles:
+            text, vector = self.text_embedder(cond[:, 1:])
+            return Embedded(text, vector + self.style_embedder(cond[:, 0]))
         return Embedded(*self.text_embedder(cond))
 
     def embed(self, t: Tensor, cond: Any) -> tuple[Tensor | None, Tensor]:
@@ -389,7 +400,8 @@ class SiT(nn.Module):
         if cond is None and config.classes:
             cond = torch.full((len(t),), config.classes, device=t.device)
         elif cond is None and config.vocabulary:
-            cond = torch.zeros(len(t), config.text_length, dtype=torch.long, device=t.device)
+            columns = config.text_length + bool(config.styles)
+            cond = torch.zeros(len(t), columns, dtype=torch.long, device=t.device)
         shown = cond if isinstance(cond, Embedded) else self.embed_condition(cond)
         return (shown.text, c + shown.vector) if isinstance(shown, Embedded) else (None, c)
 

@@ -176,6 +176,26 @@ def test_an_embedded_condition_gives_equal_velocities(options):
     assert torch.equal(network(x, 0.3, embedded), network(x, 0.3, cond))
 
 
+def test_the_style_is_a_condition_of_its_own():
+    torch.manual_seed(0)
+    made = dict(size=4, channels=1, patch=2, width=8, depth=1, heads=2, text_length=3)
+    network = SiT(SiTConfig(**made, vocabulary=5, styles=2))
+    for p in network.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    x, cond = torch.randn(3, 1, 4, 4), torch.tensor([[0, 1, 2, 0], [1, 1, 2, 0], [2, 1, 2, 0]])
+    a, b, c = network(x[:1].expand_as(x), 0.5, cond)
+    assert not torch.allclose(a, b)
+    assert not torch.allclose(b, c)
+    plain = SiT(SiTConfig(**made, vocabulary=5))
+    plain.load_state_dict(network.state_dict(), strict=False)
+    with torch.no_grad():
+        network.style_embedder.weight[0] = 0
+    torch.testing.assert_close(network(x, 0.5, cond)[0], plain(x, 0.5, cond[:, 1:])[0])
+    torch.testing.assert_close(network(x, 0.5), network(x, 0.5, network.null_condition(cond)))
+    with pytest.raises(ValueError, match="styles=2: only text models"):
+        SiTConfig(styles=2)
+
+
 def test_data_prediction_is_the_velocity_to_that_image():
     network = SiT(SiTConfig(size=8, channels=1, width=32, depth=1, heads=2, prediction="data"))
     x = torch.randn(2, 1, 8, 8)  # zero-initialised: it predicts the clean image 0

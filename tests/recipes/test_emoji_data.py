@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import flowturbo as ft
+from flowturbo.models.sit import SiT, SiTConfig
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "emoji"
 TABLE = {"dog": "dog face", "dogside": "dog", "foxgrin": "grinning fox"}
@@ -41,7 +43,7 @@ def load(path: Path, name: str) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def icons(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A node_modules of four sets that name a few emoji differently."""
+    """A node_modules of five sets that name a few emoji differently."""
     root = tmp_path_factory.mktemp("node_modules")
     about = {
         "\U0001f34e": ("red apple", "Food & Drink", "food-fruit", ["fruit", "orchard", ":D"]),
@@ -84,6 +86,11 @@ def icons(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path, content in write.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(json.dumps(content), "utf-8")
+    files = root / "@lobehub" / "fluent-emoji-3d" / "assets"
+    files.mkdir(parents=True)
+    flag = "1f3f4-e0067_e0062_e0065_e006e_e0067"
+    for code in ("1f34e", "2764-fe0f", "1f44b" + SKIN, flag):
+        Image.new("RGBA", (8, 8)).save(files / f"{code}.webp")
     return root
 
 
@@ -102,7 +109,12 @@ def test_names_are_plain_words(recipe):
 def test_pictures_of_one_thing_join_across_styles(joined):
     concepts, pictures, _ = joined
     assert [c["name"] for c in concepts] == sorted(c["name"] for c in concepts)
-    for style, icon in [("noto", "apple"), ("fluent", "red-apple"), ("fx", "redapple")]:
+    for style, icon in [
+        ("noto", "apple"),
+        ("fluent", "red-apple"),
+        ("fx", "redapple"),
+        ("3d", "1f34e"),
+    ]:
         assert pictures["red apple", style][0] == icon
     assert pictures["dog face", "fx"][0] == "dog"
     assert pictures["dog", "fx"][0] == "dogside"
@@ -123,7 +135,7 @@ def test_words_of_a_concept(joined):
 
 def test_tones_flags_and_withdrawn_icons_are_left_out(joined):
     _, pictures, left_out = joined
-    assert left_out == {"skin tone": 2, "flag": 1, "withdrawn by its set": 1}
+    assert left_out == {"skin tone": 3, "flag": 2, "withdrawn by its set": 1}
     assert {s for n, s in pictures if n == "waving hand"} == {"fluent", "flat"}
 
 
@@ -172,31 +184,31 @@ def test_weights_balance_looks_and_families(recipe):
         ("two thirty", "clock"),
     ]
     concepts = [{"name": n, "family": f, "subgroup": "any"} for n, f in about]
-    w = recipe.weights(concepts, np.array([0, 0, 0, 0, 1, 2, 3]), np.array([0, 1, 2, 3, 0, 0, 0]))
+    w = recipe.weights(concepts, np.array([0] * 5 + [1, 2, 3]), np.array([0, 1, 2, 3, 4, 0, 0, 0]))
     assert w.sum() == pytest.approx(1)
-    assert w[:4].sum() / w[4] == pytest.approx(3**0.5)  # three looks, four pictures
-    assert np.ptp(w[:4]) == 0
-    assert (w[5] + w[6]) / w[4] == pytest.approx(2**0.5)
+    assert w[:5].sum() / w[5] == pytest.approx(3**0.5)  # three looks, five pictures
+    assert np.ptp(w[:5]) == 0
+    assert (w[6] + w[7]) / w[5] == pytest.approx(2**0.5)
 
 
 def test_hold_out_leaves_another_look_and_keeps_near_copies_together(recipe):
     names = [f"thing {i}" for i in range(400)]
     pairs = [(n, s) for n in [*names, *recipe.HELD_NAMES] for s in recipe.STYLES]
-    pairs += [("one look", "fluent"), ("one look", "flat")]
+    pairs += [("one look", "fluent"), ("one look", "3d")]
     held = recipe.hold_out(pairs)
     assert held == recipe.hold_out(reversed(pairs))
     assert held != recipe.hold_out(pairs, seed=1)
-    assert 0.05 * len(pairs) <= len(held) <= 0.05 * len(pairs) + 1
+    assert 0.05 * len(pairs) <= len(held) <= 0.05 * len(pairs) + 2
     looks = {n: {s for m, s in held if m == n} for n, _ in held}
-    assert all(x in ({"noto"}, {"fluent", "flat"}, {"fx"}) for x in looks.values())
+    assert all(x in ({"noto"}, {"fluent", "flat", "3d"}, {"fx"}) for x in looks.values())
     assert "one look" not in looks
     assert {n: set(s) for n, s in recipe.HELD_NAMES.items()}.items() <= looks.items()
 
 
 def test_held_names_cover_every_style(recipe):
-    assert len(recipe.HELD_NAMES) == 10
+    assert len(recipe.HELD_NAMES) == 12
     cells = [s for styles in recipe.HELD_NAMES.values() for s in styles]
-    assert len(cells) >= 8
+    assert len(cells) >= 12
     assert set(cells) == set(recipe.STYLES)
     assert {p: recipe.PACKAGES[p] for p in recipe.STYLES.values()}.keys() <= recipe.LICENCES.keys()
 
@@ -237,7 +249,7 @@ def test_the_card_lists_names_by_group(tmp_path, monkeypatch):
         style=np.array([0, 1, 0, 0]),
     )
     monkeypatch.syspath_prepend(str(RECIPE))
-    names = ("data", "names", "concepts")
+    names = ("data", "names", "concepts", "augment", "autoencoder")
     before = {n: sys.modules.pop(n, None) for n in names}
     try:
         data = load(RECIPE / "train.py", "emoji_train").EmojiData(tmp_path)
@@ -252,6 +264,15 @@ def test_the_card_lists_names_by_group(tmp_path, monkeypatch):
         ("Food & Drink", ["red apple", "pizza"]),
         ("Other", ["folder"]),
     ]
-    model = ft.Model(torch.nn.Linear(1, 1), {"condition": data.condition})
+    config = SiTConfig(
+        size=2, channels=1, patch=1, width=4, depth=1, heads=1,
+        vocabulary=len(data.tokenizer), styles=2,
+    )  # fmt: skip
+    model = ft.Model(SiT(config), {"condition": data.condition})
     assert model.names == ["dog", "red apple", "pizza", "folder"]
-    assert model.condition(["pizza, fx style"]).count_nonzero() == 3
+    found = model.condition(["pizza, fx style", "FX style pizza", "pizza", "red apple"])
+    assert found[:, 0].tolist() == [2, 2, 0, 0]
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0, 1:], found[2, 1:])
+    assert data.cond.shape[::2] == (3, 17)
+    assert (data.cond[:, :, 0] == torch.from_numpy(data.style)[:, None] + 1).all()

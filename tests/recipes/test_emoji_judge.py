@@ -100,14 +100,14 @@ def test_frechet_of_the_same_pictures_is_the_floor(recipe):
 def test_the_rule_takes_what_is_least_alike(recipe):
     names = list(recipe.names.HELD_NAMES) + [f"thing {i}" for i in range(200)]
     concepts = [{"name": n, "family": n, "subgroup": "any"} for n in names]
-    concepts[11]["family"] = concepts[10]["family"]
-    concepts[12]["subgroup"] = ""
+    concepts[13]["family"] = concepts[12]["family"]
+    concepts[14]["subgroup"] = ""
     about = {"concepts": concepts, "held": [[i, 0] for i in range(100)]}
-    concept = [i for i in range(210) for _ in range(4)][:-1]  # the last lacks a style
-    unit = torch.randn(210, 64, generator=generator()).repeat_interleave(4, 0)[:-1]
+    concept = [i for i in range(212) for _ in range(5)][:-1]  # the last lacks a style
+    unit = torch.randn(212, 64, generator=generator()).repeat_interleave(5, 0)[:-1]
     chosen = recipe.choose.choose(unit, concept, about)
     assert len(set(chosen)) == 100
-    assert chosen[:10] == names[:10]
+    assert chosen[:12] == names[:12]
     assert set(chosen[:60]) <= set(names[:100])
     assert not set(chosen) >= {"thing 0", "thing 1"}
     assert not {"thing 2", "thing 199"} & set(chosen)
@@ -116,7 +116,7 @@ def test_the_rule_takes_what_is_least_alike(recipe):
 def test_the_file_holds_a_hundred_names(recipe):
     names = recipe.choose.FILE.read_text("utf-8").splitlines()
     assert len(set(names)) == len(names) == 100
-    assert names[:10] == list(recipe.names.HELD_NAMES)
+    assert names[:12] == list(recipe.names.HELD_NAMES)
 
 
 def test_stored_is_made_once_for_a_key(recipe, tmp_path):
@@ -129,19 +129,21 @@ def test_stored_is_made_once_for_a_key(recipe, tmp_path):
 
 @pytest.fixture(scope="module")
 def data(recipe, tmp_path_factory) -> Path:
-    """Things that are patterns of squares, in four styles that are colours."""
+    """Things that are patterns of squares, in five styles that are colours."""
     folder = tmp_path_factory.mktemp("emoji")
     names = recipe.choose.FILE.read_text("utf-8").splitlines() + [f"thing {i}" for i in range(320)]
     ink = torch.rand(len(names), 1, 4, 4, 1, generator=generator()) < 0.5
-    colour = torch.tensor([[200, 30, 30], [30, 190, 60], [40, 60, 220], [20, 20, 20]])
+    colour = torch.tensor(
+        [[200, 30, 30], [30, 190, 60], [40, 60, 220], [20, 20, 20], [200, 180, 0]]
+    )
     images = torch.where(ink, colour[:, None, None], 255).flatten(0, 1)
     images = images.repeat_interleave(16, 1).repeat_interleave(16, 2).numpy().astype(np.uint8)
     pair = np.arange(len(images))
-    np.savez(folder / "emoji64.npz", images=images, concept=pair // 4, style=pair % 4)
+    np.savez(folder / "emoji64.npz", images=images, concept=pair // 5, style=pair % 5)
     about = {
         "concepts": [{"name": n, "others": [], "emoji": ""} for n in names],
         "styles": list(recipe.names.STYLES),
-        "held": [[i, i % 4] for i in range(30)],
+        "held": [[i, i % 5] for i in range(30)],
         "packages": {"made here": {"version": "1"}},
     }
     (folder / "emoji.json").write_text(json.dumps(about))
@@ -154,12 +156,12 @@ def quick(recipe, monkeypatch) -> None:
     see = lambda pictures: torch.nn.functional.avg_pool2d(pictures, 8).flatten(1)
     monkeypatch.setattr(recipe.real, "EffNetFeatures", lambda: see)
     monkeypatch.setattr(recipe.drawn, "TOTAL", 60)
-    monkeypatch.setattr(recipe.drawn, "SEEN", 380)
+    monkeypatch.setattr(recipe.drawn, "SEEN", 480)
 
 
 def test_real_pictures_are_judged_right(recipe, data, quick, few_epochs, monkeypatch, tmp_path):
     real = recipe.real.Pictures(data, tmp_path)
-    other = lambda *_: (real.images[:400:4], ["set"] * 100, list(range(100)))
+    other = lambda *_: (real.images[:500:5], ["set"] * 100, list(range(100)))
     monkeypatch.setattr(recipe.judge, "other_pictures", other)
     out, record = tmp_path / "out", tmp_path / "record.json"
     run = ["judge.py", "--data", data, "--model", "real", "--out", out, "--others", tmp_path]
@@ -167,8 +169,8 @@ def test_real_pictures_are_judged_right(recipe, data, quick, few_epochs, monkeyp
     monkeypatch.setattr(sys, "argv", [str(x) for x in run])
     recipe.judge.main()
     made = json.loads(record.read_text())
-    assert made["seen"]["pictures"] == 380
-    assert made["seen"]["pairs"] == 370
+    assert made["seen"]["pictures"] == 480
+    assert made["seen"]["pairs"] == 470
     assert made["held out"]["pairs"] == 30
     for name in ("seen", "held out"):
         assert made[name]["name"]["top 5"]["share"] == 1

@@ -269,7 +269,7 @@ def test_captions_that_cannot_be_read_name_the_file(tmp_path):
     (tmp_path / "a.txt").write_text(" ".join(f"word{i}" for i in range(40)))
     assert load_data(tmp_path, 4).condition["tokenizer"]["length"] == 40
     (tmp_path / "a.txt").write_text(" ".join(f"w{i}" for i in range(140)))
-    with pytest.raises(ValueError, match=r"captions of .*140 tokens, the model reads 128"):
+    with pytest.raises(ValueError, match=r"a.txt: a caption of 140 tokens, .*; at most 128"):
         load_data(tmp_path, 4)
     table = tmp_path / "metadata.jsonl"
     table.write_bytes(b'{"file_name": "a.png", "text": "caf\xe9"}')

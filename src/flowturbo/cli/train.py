@@ -66,7 +66,10 @@ def run(
         save_every=save_every,
         preview_every=preview_every,
     )
+    if out.resolve().is_relative_to(data.resolve()):
+        raise ValueError(f"--out {out}: in the data, which its pictures would become part of")
     images = load_data(data, size)
+    print(images.describe())
     condition = images.condition or {}
     tokenizer = condition.get("tokenizer")
     architecture = SiTConfig(

@@ -77,6 +77,7 @@ def run(
         tokenizer = condition.get("tokenizer")
         known = Tokenizer.from_json(tokenizer) if tokenizer else None
         images = load_data(data, teacher.shape[1], known)
+        print(images.describe())
         config = paper_config(steps=iterations or 30_000, **given, **options)
         told = lambda step, loss: report("iterations", step, config.steps)
         train_paper_refiner(teacher, images, out, config, block=block, report=told)

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -189,8 +190,8 @@ class Model(nn.Module):
         return fingerprint(self.network)
 
     def _label(self, label: str | int) -> int:
-        names = [str(n) for n in self.names]
-        text = str(label).strip()
+        plain = lambda name: normalize("NFC", str(name).strip())  # one spelling of each letter
+        names, text = [plain(n) for n in self.names], plain(label)
         if text == "":
             return len(names)
         if text in names:

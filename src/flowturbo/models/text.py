@@ -115,6 +115,14 @@ class Tokenizer:
             row[: len(ids)] = torch.tensor(ids, dtype=torch.long)
         return rows
 
+    def ids(self, prompt: str) -> list[int]:
+        """The ids of a prompt's words and pieces, however many; none if no word of it is known.
+
+        Raises:
+            ValueError: if it has more than `MAX_CHARACTERS` characters.
+        """
+        return [i for w in words(self._text(prompt)) for i in self._split(w)]
+
     def sort(self, prompt: str) -> tuple[list[str], list[str]]:
         """The words of a prompt that are in the vocabulary, and the words and emoji that are not.
 
@@ -138,12 +146,10 @@ class Tokenizer:
         return cls(values["vocabulary"], values["length"], values.get("aliases"))
 
     def _encode(self, prompt: str) -> list[int]:
-        found = words(self._text(prompt))
-        ids = [i for w in found for i in self._split(w)]
+        ids = self.ids(prompt)
         if not ids and prompt.strip():
-            raise ValueError(
-                f"prompt {short(prompt)}: no word of it is known; {nearest(found, self.whole)}"
-            )
+            near = nearest(words(self._text(prompt)), self.whole)
+            raise ValueError(f"prompt {short(prompt)}: no word of it is known; {near}")
         if len(ids) > self.length:
             raise ValueError(
                 f"prompt {short(prompt)}: {len(ids)} tokens, the model reads {self.length}; "

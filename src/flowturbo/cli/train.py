@@ -67,7 +67,9 @@ def run(
         preview_every=preview_every,
     )
     if out.resolve().is_relative_to(data.resolve()):
-        raise ValueError(f"--out {out}: in the data, which its pictures would become part of")
+        raise ValueError(
+            f"--out {out}: in the data, which its pictures would become part of; choose another"
+        )
     images = load_data(data, size)
     print(images.describe())
     condition = images.condition or {}

@@ -259,7 +259,11 @@ def test_refuses_real_pictures_that_do_not_fit(words, tmp_path, monkeypatch):
         ("few", np.zeros((2, 12))),
     ):
         np.savez(tmp_path / f"{name}.npz", features=array)
-    for name, message in (("wide", "3 wide"), ("flat", r"\(9,\)"), ("few", "at least 10 rows")):
+    for name, message in (
+        ("wide", "3 wide"),
+        ("flat", r"\(9,\)"),
+        ("few", "2 rows of features; at least 10"),
+    ):
         with pytest.raises(ValueError, match=message):
             evaluate(words, "E2", against=tmp_path / f"{name}.npz", **FEW)
     (tmp_path / "broken.npz").write_bytes(b"no")

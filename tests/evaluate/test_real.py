@@ -44,7 +44,7 @@ def test_damaged_pictures_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        (np.ones((9, 3)), "9 features; at least 10"),
+        (np.ones((9, 3)), "9 rows of features; at least 10"),
         (np.ones((10, 3), int), r"'features' \(10, 3\) int64; must be \(M, D\) floats"),
         (np.full((10, 3), np.nan), "not finite"),
         (np.full((10, 3), 1e300), "not finite in float32"),

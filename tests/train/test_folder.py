@@ -300,7 +300,7 @@ def test_each_file_is_read_or_named(layout):
 
 
 @pytest.mark.slow
-@settings(max_examples=5000, deadline=None)
+@settings(max_examples=1_000, deadline=None)
 @LAYOUTS
 def test_each_file_of_many_is_read_or_named(layout):
     check_layout(layout)
@@ -349,7 +349,7 @@ def test_damaged_pictures_are_read_or_named(kind, changes, share, name):
 
 
 @pytest.mark.slow
-@settings(max_examples=20_000, deadline=None)
+@settings(max_examples=5_000, deadline=None)
 @DAMAGES
 def test_many_damaged_pictures_are_read_or_named(kind, changes, share, name):
     check_damaged(kind, changes, share, name)

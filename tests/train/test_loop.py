@@ -271,9 +271,10 @@ def test_captions_that_cannot_be_read_name_the_file(tmp_path):
     (tmp_path / "a.txt").write_text(" ".join(f"w{i}" for i in range(140)))
     with pytest.raises(ValueError, match=r"a.txt: a caption of 140 tokens, .*; at most 128"):
         load_data(tmp_path, 4)
+    (tmp_path / "a.txt").unlink()
     table = tmp_path / "metadata.jsonl"
     table.write_bytes(b'{"file_name": "a.png", "text": "caf\xe9"}')
-    with pytest.raises(ValueError, match=r"metadata.jsonl: lines need"):
+    with pytest.raises(ValueError, match=r"metadata.jsonl: not a text in UTF-8"):
         load_data(tmp_path, 4)
     table.write_text('{"file_name": "a.png", "text": null}')
     with pytest.raises(ValueError, match=r"has no caption"):

@@ -69,7 +69,7 @@ def _features(path: Path) -> Tensor | None:
         return None
     if found.ndim != 2 or found.dtype.kind != "f":
         raise ValueError(f"{path}: 'features' {found.shape} {found.dtype}; must be (M, D) floats")
-    _check_enough(len(found), "features", path)
+    _check_enough(len(found), "rows of features", path)
     features = torch.from_numpy(found.astype(np.float64)).float()
     if not features.isfinite().all():
         raise ValueError(f"{path}: some of its 'features' are not finite in float32")

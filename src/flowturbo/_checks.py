@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -89,6 +88,19 @@ def info(info: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(info, Mapping):
         raise ValueError(f"info={info!r}: must be a mapping")
     try:
-        return MappingProxyType(json.loads(json.dumps(dict(info), allow_nan=False)))
+        return Info(json.loads(json.dumps(dict(info), allow_nan=False)))
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"info: must be what JSON can hold: {error}") from None
+
+
+class Info(dict[str, Any]):
+    """A dictionary that cannot be changed, which unlike a mapping proxy JSON can hold."""
+
+    def _refuse(self, *args: Any, **named: Any) -> Any:
+        raise TypeError("the info of a plan cannot be changed; see Plan.with_info")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse  # type: ignore[assignment]
+    clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Info, (dict(self),)

@@ -5,6 +5,7 @@ And what long runs ask of a folder: room on its disk, and that it holds no other
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -18,6 +19,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+try:
+    import fcntl
+except ImportError:  # Windows: there temporary files of killed runs stay
+    fcntl = None  # type: ignore[assignment]
+
 __all__ = [
     "check_room",
     "check_unclaimed",
@@ -30,6 +36,7 @@ __all__ = [
 ]
 
 _ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # controls, invisible, half characters, line ends
+_MARK = ".writing-"  # in the names of temporary files
 _JOINERS = "\u200c\u200d"  # of emoji, and of Persian and Indic scripts
 
 
@@ -38,7 +45,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path next to ``path``, renamed onto it on success and removed on failure.
 
     The file is synced to the disk before the rename, and its folder after it, so that after a power
-    failure ``path`` holds the old content or the new one. A symbolic link is followed.
+    failure ``path`` holds the old content or the new one. A symbolic link is followed. What killed
+    runs left of writing ``path`` is removed.
 
     Raises:
         OSError: if ``path`` is not a regular file (a device, a folder), its folder cannot be made
@@ -46,7 +54,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     target = Path(os.path.realpath(path))
-    temporary = _temporary(path)
+    temporary, handle = _temporary(path)
     try:
         yield temporary
         umask = os.umask(0)
@@ -58,14 +66,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except OSError as e:
         raise OSError(f"cannot write {path}: {e.strerror or e}; nothing was left behind") from e
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary, handle)
 
 
 @contextmanager
 def exclusive(folder: str | Path) -> Iterator[None]:
     """Hold ``folder`` for one run; the lock goes with the process, however it ends.
 
-    The folder is made if it is not there, and keeps an empty file ``.lock``.
+    The folder is made if it is not there, and keeps an empty file ``.lock``. Temporary files that
+    killed runs left in it are removed.
 
     Raises:
         ValueError: if another process, or another run in this one, holds it.
@@ -83,6 +92,7 @@ def exclusive(folder: str | Path) -> Iterator[None]:
     except OSError as e:
         raise OSError(f"cannot write {folder}: {e.strerror or e}; choose another folder") from e
     try:
+        _remove_leftovers(folder, f".*{_MARK}????????*")
         yield
     finally:
         lock.release()
@@ -99,7 +109,7 @@ def check_writable(path: str | Path) -> None:
     path = Path(path)
     made = [p for p in path.parents if not p.exists()]
     try:
-        _temporary(path).unlink()
+        _remove(*_temporary(path))
     finally:
         for folder in made:
             with suppress(OSError):
@@ -145,7 +155,7 @@ def check_unclaimed(path: Path, made: dict[str, dict[str, Any]]) -> None:
         try:
             found = json.loads(path.read_text("utf-8"))
             known = all(isinstance(found[part], dict) for part in made)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             known = False
         if not known:
             raise ValueError(f"{path}: not of such a run; choose another folder")
@@ -174,16 +184,52 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _temporary(path: Path) -> Path:
+def _temporary(path: Path) -> tuple[Path, int | None]:
+    """A new file beside ``path``, and the handle that holds its lock as long as it is written."""
     try:
         path = Path(os.path.realpath(path))
         if path.exists() and not stat.S_ISREG(path.stat().st_mode):
             raise OSError(f"{path} is not a regular file")
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=f".{path.stem[:40]}.", suffix=path.suffix, dir=path.parent
-        )
+        prefix = f".{path.stem[:40]}{_MARK}"
+        _remove_leftovers(path.parent, f"{glob.escape(prefix)}????????{glob.escape(path.suffix)}")
+        while True:
+            handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
+            if fcntl is None:
+                os.close(handle)
+                return Path(name), None
+            _lock(handle, wait=True)
+            if os.path.exists(name):  # another run may have taken it for a leftover until then
+                return Path(name), handle
+            os.close(handle)
     except OSError as e:
         raise OSError(f"cannot write {path}: {e.strerror or e}; choose another folder") from e
-    os.close(handle)
-    return Path(name)
+
+
+def _remove(temporary: Path, handle: int | None) -> None:
+    temporary.unlink(missing_ok=True)
+    if handle is not None:
+        os.close(handle)
+
+
+def _remove_leftovers(folder: Path, pattern: str) -> None:
+    """Remove the temporary files of ``folder`` that no living run holds."""
+    for path in folder.glob(pattern):
+        with suppress(OSError):
+            handle = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+            try:
+                if _lock(handle):
+                    path.unlink()
+            finally:
+                os.close(handle)
+
+
+def _lock(handle: int, wait: bool = False) -> bool:
+    """Lock an open file, where the file system can; the lock goes with the process."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True

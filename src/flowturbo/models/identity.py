@@ -80,6 +80,8 @@ def _named(
 
 
 def _weights(whose: Any) -> str | None:
+    while not isinstance(whose, nn.Module) and "field" in getattr(whose, "__dict__", {}):
+        whose = whose.field  # of a wrapper
     if not isinstance(whose, nn.Module):
         return None
     known = all(isinstance(p, Tensor) for p in whose.state_dict().values())

@@ -6,6 +6,7 @@ And what long runs ask of a folder: room on its disk, and that it holds no other
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import stat
 import tempfile
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ __all__ = [
     "exclusive",
     "printable",
     "replacing",
+    "reserved",
     "write_json",
 ]
 
@@ -102,6 +104,27 @@ def write_json(path: str | Path, value: Any) -> None:
     """Write ``value`` to ``path`` as JSON, one entry a line; raises as ``replacing``."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def reserved(*paths: str | Path | None) -> Iterator[None]:
+    """Hold the names of files that a run is going to write, which refuses another run with them.
+
+    Raises:
+        ValueError: if another run holds one of them.
+        OSError: as `replacing`, now and not after long work.
+    """
+    with ExitStack() as held:
+        for path in (p for p in paths if p is not None):
+            temporary, handle = _temporary(Path(path))
+            held.callback(_remove, temporary, handle)
+            others = {*temporary.parent.glob(_pattern(Path(path)))} - {temporary}
+            if others and handle is not None:  # what no run holds was removed
+                raise ValueError(
+                    f"{path} is being written by another run; wait until it has ended, or choose "
+                    "another name"
+                )
+        yield
 
 
 def check_writable(path: str | Path) -> None:
@@ -185,25 +208,38 @@ def _sync(path: Path) -> None:
 
 
 def _temporary(path: Path) -> tuple[Path, int | None]:
-    """A new file beside ``path``, and the handle that holds its lock as long as it is written."""
+    """A new file beside ``path``, and the handle that holds its lock, where it can be locked."""
     try:
         path = Path(os.path.realpath(path))
         if path.exists() and not stat.S_ISREG(path.stat().st_mode):
             raise OSError(f"{path} is not a regular file")
         path.parent.mkdir(parents=True, exist_ok=True)
-        prefix = f".{path.stem[:40]}{_MARK}"
-        _remove_leftovers(path.parent, f"{glob.escape(prefix)}????????{glob.escape(path.suffix)}")
+        _remove_leftovers(path.parent, _pattern(path))
         while True:
-            handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
-            if fcntl is None:
+            handle, name = tempfile.mkstemp(
+                prefix=_prefix(path), suffix=path.suffix, dir=path.parent
+            )
+            if not _lock(handle, wait=True):
                 os.close(handle)
                 return Path(name), None
-            _lock(handle, wait=True)
             if os.path.exists(name):  # another run may have taken it for a leftover until then
                 return Path(name), handle
             os.close(handle)
     except OSError as e:
         raise OSError(f"cannot write {path}: {e.strerror or e}; choose another folder") from e
+
+
+def _prefix(path: Path) -> str:
+    stem = path.stem
+    if len(stem) > 40:
+        stem = f"{stem[:40]}-{hashlib.sha256(stem.encode(errors='replace')).hexdigest()[:8]}"
+    return f".{stem}{_MARK}"
+
+
+def _pattern(path: Path) -> str:
+    """What matches the names of temporary files of ``path``, links followed."""
+    path = Path(os.path.realpath(path))
+    return f"{glob.escape(_prefix(path))}????????{glob.escape(path.suffix)}"
 
 
 def _remove(temporary: Path, handle: int | None) -> None:

@@ -22,7 +22,8 @@ from flowturbo.cli.options import (
 )
 from flowturbo.evaluate.analysis import PARTS, analyze
 from flowturbo.evaluate.analysis_figures import figures, read_record, tables
-from flowturbo.files import check_writable, write_json
+from flowturbo.evaluate.report import check_picture
+from flowturbo.files import check_writable, exclusive, write_json
 from flowturbo.models.zoo import load
 from flowturbo.tasks.generate import resolve_plan, resolve_refiner
 
@@ -30,6 +31,7 @@ __all__ = ["run"]
 
 
 def run(
+    context: typer.Context,
     model: ModelName = DEFAULT_MODEL,
     against: Annotated[
         list[str] | None,
@@ -63,6 +65,8 @@ def run(
     """
     path = out / "record.json"
     check_writable(path)
+    check_picture(out / "rows.png")
+    context.with_resource(exclusive(out))
     if record is not None:
         made = read_record(record)
     else:

@@ -21,8 +21,8 @@ from flowturbo.cli.options import (
     resolve_dtype,
 )
 from flowturbo.evaluate.benchmark import benchmark
-from flowturbo.evaluate.report import plot, table
-from flowturbo.files import check_writable, write_json
+from flowturbo.evaluate.report import check_picture, plot, table
+from flowturbo.files import reserved, write_json
 from flowturbo.integrations.peers import peers
 from flowturbo.models.zoo import load
 from flowturbo.tasks.generate import resolve_plan, resolve_refiner
@@ -31,6 +31,7 @@ __all__ = ["run"]
 
 
 def run(
+    context: typer.Context,
     model: ModelName = DEFAULT_MODEL,
     plan: PlanNames = None,
     prompts: Annotated[
@@ -66,9 +67,11 @@ def run(
     if batch < 1:
         raise ValueError(f"--batch {batch}: must be at least 1")
     tables = [read_plan(p) for p in plan] if plan else [None]
-    for path in (out, picture):
-        if path is not None:
-            check_writable(path)
+    if out is not None and out.suffix.lower() != ".json":
+        raise ValueError(f"-o {out}: a record is written as .json")
+    if picture is not None:
+        check_picture(picture)
+    context.with_resource(reserved(out, picture))
     field = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype))
     plans = [resolve_plan(field, t, guidance) for t in tables]
     refiners = [resolve_refiner(field, p, None) for p in plans]
@@ -85,7 +88,7 @@ def run(
         peers=found,
         missing=missing,
         repeats=repeats,
-        reference=reference,
+        reference=reference or None,
         seed=seed,
     )
     Console(width=150).print(table(record))

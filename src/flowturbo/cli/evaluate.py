@@ -23,7 +23,7 @@ from flowturbo.cli.options import (
 )
 from flowturbo.evaluate.evaluation import evaluate
 from flowturbo.evaluate.report import check_alike, evaluations
-from flowturbo.files import check_writable, write_json
+from flowturbo.files import reserved, write_json
 from flowturbo.models.zoo import load
 from flowturbo.refiner.checkpoint import load_refiner
 
@@ -31,6 +31,7 @@ __all__ = ["run"]
 
 
 def run(
+    context: typer.Context,
     model: ModelName = DEFAULT_MODEL,
     plan: PlanName = None,
     pictures: Annotated[int, typer.Option("-n", "--number", help="Pictures to draw.")] = 5000,
@@ -84,7 +85,7 @@ def run(
     if out is not None:
         if out.suffix.lower() != ".json":
             raise ValueError(f"-o {out}: a record is written as .json")
-        check_writable(out)
+        context.with_resource(reserved(out))
     table = read_plan(plan)
     records = [_record(path) for path in beside or []]
     field = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from flowturbo.cli.options import Device, ModelName, resolve_device, resolve_guidance
-from flowturbo.files import check_writable
+from flowturbo.files import reserved
 from flowturbo.fit.tune import tune
 from flowturbo.models.zoo import load
 from flowturbo.refiner.checkpoint import load_refiner
@@ -17,6 +18,7 @@ __all__ = ["run"]
 
 
 def run(
+    context: typer.Context,
     model: ModelName,
     nfe: Annotated[int, typer.Option("--nfe", help="Evaluations of the model.")] = 6,
     budget_ms: Annotated[
@@ -53,7 +55,7 @@ def run(
     if out.suffix.lower() != ".json":
         raise ValueError(f"-o {out}: a plan is written as .json")
     scale = None if guidance is None else resolve_guidance(guidance)
-    check_writable(out)
+    context.with_resource(reserved(out))
     field = load(model, device=resolve_device(device))
     plan = tune(
         field,
@@ -67,7 +69,7 @@ def run(
         search=search,
         contrast=contrast,
         folder=folder,
-        report=print,
+        report=partial(print, flush=True),
     )
     plan.save(out)
     print(repr(plan))

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from flowturbo.field import Field, cut, map_condition
 from flowturbo.plan import Plan
-from flowturbo.sampler import Step, sample
+from flowturbo.sampler import Refiner, Step, sample
 
-__all__ = ["Reference", "error", "fine", "solve"]
+__all__ = ["Reference", "error", "fine", "first_infinite", "solve"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +164,26 @@ def _record(
     sample(last, field, end, cond, guidance=guidance, callback=lambda s: velocities.append(s.v))
     _check_finite(velocities[-1], last.told[0], guidance)
     return torch.stack(states), torch.stack(velocities)
+
+
+def first_infinite(
+    plan: Plan,
+    field: Field,
+    x: Tensor,
+    cond: Any,
+    guidance: float | Tensor,
+    refiner: Refiner | None = None,
+) -> str:
+    """Where a sample of ``plan`` that is not finite became so, in words."""
+    found: list[str] = []
+
+    def note(step: Step) -> None:
+        if not found and not (step.v.isfinite().all() and step.x.isfinite().all()):
+            t = plan.told[step.index]
+            found.append(f"the {step.evaluator} at t={t:.4g}, evaluation {step.index + 1}")
+
+    sample(plan, field, x, cond, guidance=guidance, refiner=refiner, callback=note)
+    return f"{found[0]} of plan {plan.name!r}" if found else f"plan {plan.name!r}"
 
 
 def _check_finite(v: Tensor, t: float, guidance: float | Tensor) -> None:

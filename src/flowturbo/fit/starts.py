@@ -14,7 +14,7 @@ from flowturbo import checks
 from flowturbo import noise as noises
 from flowturbo.field import cut, device_of, map_condition
 
-__all__ = ["LEAST", "Scale", "Starts", "check_field", "starts"]
+__all__ = ["LEAST", "Scale", "Starts", "check_condition", "check_field", "starts"]
 
 LEAST = 32  # noises without which nothing is fitted
 Scale = float | tuple[float, float]
@@ -68,7 +68,7 @@ def starts(
         cuts = (0, 0, *cuts[2:])
     generator = torch.Generator().manual_seed(seed)
     if cond is not None:
-        cond = _condition(cond, n, f"{how} {n}", noise.device)
+        cond = check_condition(cond, n, f"{how} {n}", noise.device)
     elif hasattr(model, "random_condition"):
         cond = model.random_condition(n, generator)
     scale: float | Tensor = guidance[0] if isinstance(guidance, tuple) else guidance
@@ -120,8 +120,15 @@ def _checked(model: Any, noise: Any) -> Tensor:
     return (noise.float() if half else noise).detach()
 
 
-def _condition(cond: Any, n: int, how: str, device: torch.device) -> Any:
-    """``cond`` with arrays as tensors; refused unless each has a row for each noise."""
+def check_condition(cond: Any, n: int, how: str, device: torch.device) -> Any:
+    """``cond`` with arrays as tensors; refused unless each has a row for each of ``n`` noises.
+
+    Args:
+        cond: a condition, or None.
+        n: how many noises there are.
+        how: what says so, such as "batch=8 takes".
+        device: of the noises.
+    """
     if isinstance(cond, (list, tuple)) and not any(map(_nested, cond)):
         raise ValueError(
             f"cond={checks.shown(cond)}: a list of labels or numbers is no condition; pass "

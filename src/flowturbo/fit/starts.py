@@ -68,7 +68,7 @@ def starts(
         cuts = (0, 0, *cuts[2:])
     generator = torch.Generator().manual_seed(seed)
     if cond is not None:
-        cond = check_condition(cond, n, f"{how} {n}", noise.device)
+        cond = check_condition(cond, n, how, noise.device)
     elif hasattr(model, "random_condition"):
         cond = model.random_condition(n, generator)
     scale: float | Tensor = guidance[0] if isinstance(guidance, tuple) else guidance

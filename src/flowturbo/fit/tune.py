@@ -117,8 +117,14 @@ def tune(
     checks.one_of("direction", direction, ("forward", "backward"))
     if budget_ms is not None:
         budget_ms = checks.number("budget_ms", budget_ms, above=0)
-    if refiner is not None and not callable(refiner):
-        raise ValueError(f"refiner={checks.shown(refiner)}: must be one of flowturbo.load_refiner")
+    for name, value in (("search", search), ("contrast", contrast)):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}={checks.shown(value)}: must be True or False")
+    for name, function in (("refiner", refiner), ("report", report)):
+        if function is not None and not callable(function):
+            raise ValueError(f"{name}={checks.shown(function)}: must be a function, or None")
+    if folder is not None and not isinstance(folder, (str, Path)):
+        raise ValueError(f"folder={checks.shown(folder)}: must be a path, or None")
     guidance = _guidance(guidance, model)
     start = starts(
         model, noise, cond, guidance, trajectories=trajectories, search=search, seed=seed

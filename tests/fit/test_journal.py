@@ -13,6 +13,7 @@ import torch
 from fields import gaussian, mixture
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mutations import mutated
 
 import flowturbo as ft
 from flowturbo.files import exclusive
@@ -183,20 +184,6 @@ def test_lines_of_another_search_are_left_out(kept, tmp_path):
     damaged = pytest.warns(UserWarning, match=r"reference-0+\.safetensors: damaged")
     with damaged, pytest.warns(UserWarning, match=r"journal\.jsonl: .* lines are damaged"):
         assert fresh(gaussian, folder=tmp_path) == plan
-
-
-def mutated(data: bytes, draw) -> bytes:
-    """``data`` cut, with bits flipped, bytes put in, or a part of it moved."""
-    at = draw(st.integers(0, len(data) - 1))
-    kind = draw(st.sampled_from(["cut", "flip", "insert", "erase", "repeat"]))
-    if kind == "cut":
-        return data[:at]
-    if kind == "flip":
-        return data[:at] + bytes([data[at] ^ (1 << draw(st.integers(0, 7)))]) + data[at + 1 :]
-    if kind == "insert":
-        return data[:at] + draw(st.binary(min_size=1, max_size=9)) + data[at:]
-    end = min(len(data), at + draw(st.integers(1, 60)))
-    return data[:at] + (data[at:end] * 2 if kind == "repeat" else b"") + data[end:]
 
 
 @settings(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +21,7 @@ from flowturbo.cli.options import (
     resolve_dtype,
 )
 from flowturbo.evaluate.evaluation import evaluate
+from flowturbo.evaluate.records import read_evaluation
 from flowturbo.evaluate.report import check_alike, evaluations
 from flowturbo.files import reserved, write_json
 from flowturbo.models.zoo import load
@@ -134,8 +134,6 @@ def _lines(path: Path) -> list[str]:
 
 def _record(path: Path) -> dict[str, Any]:
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        evaluations([record])
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise ValueError(f"--beside {path}: not a record of `flowturbo evaluate` ({e})") from e
-    return record
+        return read_evaluation(path)
+    except ValueError as e:
+        raise ValueError(f"--beside {e}") from e

@@ -24,6 +24,7 @@ from flowturbo import checks, noise
 from flowturbo.evaluate.benchmark import conditions, several
 from flowturbo.evaluate.curvature import PREDICTIONS, change, gap_errors, mean, predictions, rate
 from flowturbo.evaluate.error_profile import check_whole, profile
+from flowturbo.evaluate.records import KIND
 from flowturbo.field import cut, device_of
 from flowturbo.fit.reference import Reference, error, solve
 from flowturbo.fit.starts import check_condition, check_field
@@ -33,7 +34,6 @@ from flowturbo.sampler import check_refiner, needed_refiner, sample
 
 __all__ = ["KIND", "PARTS", "analyze", "solvers"]
 
-KIND = "flowturbo analysis 1"
 PARTS = ("curvature", "solvers", "rows")
 _CHECKED = 8  # trajectories that are solved again, twice as finely
 

@@ -169,8 +169,10 @@ def plot(
         ms, colour = row["ms"], _COLOURS.get(row["scope"], "tab:gray")
         around = [[ms["median"] - ms["low"]], [ms["high"] - ms["median"]]]
         axes.errorbar(ms["median"], error[row["name"]], xerr=around, fmt="o", color=colour)
-        axes.annotate(row["name"], (ms["median"], error[row["name"]]), fontsize=7)
-    axes.set(xscale="log", yscale="log", xlabel="ms a batch", title=_title(record))
+        where = (ms["median"], error[row["name"]])
+        axes.annotate(row["name"], where, fontsize=7, parse_math=False)
+    axes.set(xscale="log", yscale="log", xlabel="ms a batch")
+    axes.set_title(_title(record), parse_math=False)
     axes.set_ylabel("distance" if errors else "error to the converged ODE")
     axes.grid(alpha=0.3)
     with replacing(path) as temporary:

@@ -589,15 +589,17 @@ def test_a_fitted_plan_says_what_it_was_not_fitted_to():
         assert re.search(message, said) if message else not said
 
 
-def test_unknown_families_are_refused_with_how_to_add_one():
+def test_a_refiner_needs_a_family_and_is_told_how_to_add_one():
     cell, pipe = own_sd3()
 
     class Other(type(pipe.transformer)):
         pass
 
     pipe.transformer.__class__ = Other
-    with pytest.raises(ValueError, match=r"Other, of no family known.*family=Family"):
-        enable(pipe)
+    before = dict(vars(pipe))
+    with pytest.raises(ValueError, match=r"Other, of no family that a refiner.*family=Family"):
+        enable(pipe, plan=REFINED, refiner=Probe())
+    assert dict(vars(pipe)) == before
     probe = Probe()
     enable(pipe, plan=REFINED, refiner=probe, family=Family(name="other"))
     cell.call(pipe, len(REFINED))

@@ -10,11 +10,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, TypeAlias
 
 from flowturbo.integrations.diffusers._shim import diffusers
 
-__all__ = ["OPTIONS", "REPLACED", "UNDERSTOOD", "defaults", "described", "translated"]
+__all__ = [
+    "MU_OPTIONAL",
+    "OPTIONS",
+    "REPLACED",
+    "UNDERSTOOD",
+    "defaults",
+    "described",
+    "translated",
+]
 
 Options: TypeAlias = Mapping[str, Any]
 
@@ -45,6 +54,8 @@ OPTIONS: dict[str, tuple[tuple[Any, ...], str]] = {  # what each may be, and why
     "final_sigmas_type": (("zero",), "plans end at noise level 0"),
 }
 NO_ADVICE = ("sigma_data",)  # a pipeline that sets it cannot do without
+
+MU_OPTIONAL = "mu_optional"  # our own note in a configuration
 
 REPLACED = {  # of the solver, which ours replaces, and of diffusions
     "solver_order",
@@ -103,7 +114,7 @@ def translated(
             raise ValueError(f"{key}={given[key]!r}: from_config takes no {key}{_near(key, known)}")
     names = _names(config, own)
     label = " or ".join(names) or "the configuration"
-    options = _options(names[0], own) if len(names) == 1 else {}
+    options: Options = _options(names[0], own) if len(names) == 1 else {}
     said = {**options, **config, **given}
     kind = said.get("prediction_type", "flow_prediction")
     if kind != "flow_prediction" or not said.get("use_flow_sigmas", True):
@@ -113,7 +124,7 @@ def translated(
             "predicts data minus noise"
         )
     if not names:
-        _refuse_unknown_keys(config, {*known, *REPLACED})
+        _refuse_unknown_keys(config, {*known, *REPLACED, MU_OPTIONAL})
     elif not set(names) <= set(UNDERSTOOD):
         fix = (
             "take FlowTurboScheduler(shift=...) if its network is a plain flow all the same"
@@ -141,7 +152,9 @@ def _merged(
     """Options into the configuration, and the shift, by whatever name, into the keywords."""
     config, given = dict(config), dict(given)
     config |= {key: given.pop(key) for key in OPTIONS if key in given}
-    names = ("shift", "flow_shift")
+    if "algorithm_type" in options:  # DPM-Solver and DEIS, which shift by flow_shift without mu
+        config[MU_OPTIONAL] = True
+    names: tuple[str, ...] = ("shift", "flow_shift")
     source = given if any(name in given for name in names) else {**options, **config}
     if source is not given and any(name in options for name in names):
         names = tuple(name for name in names if name in options)  # others, another class has left
@@ -175,12 +188,13 @@ def _names(config: Mapping[str, Any], own: Options) -> list[str]:
     ]
 
 
-def _options(name: str, own: Options) -> dict[str, Any]:
+def _options(name: str, own: Options) -> Options:
     """The options of a scheduler of diffusers, or of ours, with their defaults."""
-    return dict(own) if name == "FlowTurboScheduler" else defaults(getattr(diffusers, name, None))
+    return own if name == "FlowTurboScheduler" else defaults(getattr(diffusers, name, None))
 
 
-def defaults(cls: Any) -> dict[str, Any]:
+@cache
+def defaults(cls: Any) -> Options:
     """The options of a scheduler class and their defaults; of None, none."""
     parameters = list(inspect.signature(cls.__init__).parameters.values())[1:] if cls else []
     return {p.name: p.default for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}

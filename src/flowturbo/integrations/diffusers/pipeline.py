@@ -100,14 +100,11 @@ def enable(
         except ValueError:
             pipe.scheduler = before
             raise
-    blocks = (
-        family is not None
-        and bool(family.blocks)
-        and not getattr(network, "_repeated_blocks", None)
-    )
+    listed = getattr(network, "_repeated_blocks", None)
+    blocks = () if family is None or listed else family.blocks
     if blocks:
-        network._repeated_blocks = list(family.blocks)
-    setattr(pipe, STATE, _State(before, scheduler, network, family, refiner, bool(names)))
+        network._repeated_blocks = list(blocks)
+    setattr(pipe, STATE, _State(before, scheduler, network, family, refiner, bool(blocks)))
 
 
 def _check(pipe: Any) -> None:

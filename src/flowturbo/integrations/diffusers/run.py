@@ -66,7 +66,7 @@ def places(timestep: Any, schedule: Tensor) -> list[int]:
 
 
 def moving_tokens(timesteps: Tensor, sample: Tensor, t: Tensor, near: float) -> Tensor:
-    """Whether each token of ``sample`` (B, N, C) is at ``t``, (B, N, 1) that broadcasts; else clean.
+    """Whether each token of ``sample`` (B, N, C) is at ``t``; else it is clean. As (B, N, 1).
 
     Args:
         timesteps: (B, N) of the tokens, either of which may be 1.

@@ -15,6 +15,7 @@ import copy
 import json
 import operator
 import threading
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +29,7 @@ from flowturbo.integrations.diffusers._shim import (
     SchedulerOutput,
     register_to_config,
 )
-from flowturbo.integrations.diffusers.configs import defaults, described, translated
+from flowturbo.integrations.diffusers.configs import MU_OPTIONAL, defaults, described, translated
 from flowturbo.integrations.diffusers.grid import noise_levels, number, numbers
 from flowturbo.integrations.diffusers.run import Run, floating, moving_tokens, places
 from flowturbo.integrations.diffusers.tables import check_given, on_grid, plan_of, rows_from
@@ -167,7 +168,7 @@ class FlowTurboScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _here=threading.local())
+        self.__dict__.update(state, _here=threading.local())
 
     def _announce(self) -> None:
         """Tell the hook that this is the scheduler at work in this thread."""
@@ -264,6 +265,7 @@ class FlowTurboScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
             plan = self._given
             refined = self.link is not None and self.link.installed
             check_given(plan, count, refined)
+            self._warn_of_told(plan, count, given, mu)
         inverted, n = self.config.invert_sigmas, self.config.num_train_timesteps
         told, levels = (plan.told, plan.times) if inverted else (1 - plan.told, 1 - plan.times)
         timesteps = torch.tensor(told * n, dtype=torch.float32, device=device)
@@ -277,12 +279,11 @@ class FlowTurboScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
             ValueError: if it is not a number above 0, or would change nothing.
         """
         if self._given is not None or self.config.use_dynamic_shifting:
-            why = (
-                "it shifts by mu"
-                if self._given is None
-                else f"plan {self._given.name!r} has its own times"
+            raise ValueError(
+                f"set_shift({shift}) would change nothing: "
+                + ("the shift is mu" if self._given is None else "the plan has its own times")
+                + "; leave it out"
             )
-            raise ValueError(f"set_shift({shift}): {why}; leave it out")
         self._shift = number("shift", shift, 0)
 
     @property
@@ -299,7 +300,7 @@ class FlowTurboScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
             levels = noise_levels(1 - told, 1.0, None)
         else:
             factor = self.shift
-            if mu is None and config.use_dynamic_shifting and "algorithm_type" not in config:
+            if mu is None and config.use_dynamic_shifting and MU_OPTIONAL not in config:
                 raise ValueError(
                     "use_dynamic_shifting=True: the shift comes with each picture; pass mu=..., or "
                     "if the pipeline knows none, shift all alike: FlowTurboScheduler.from_config("
@@ -314,6 +315,22 @@ class FlowTurboScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
         return on_grid(
             config.solver, np.append(1 - levels, 1.0), None if config.invert_sigmas else told
         )
+
+    def _warn_of_told(self, plan: Plan, count: int, given: Mapping[str, Any], mu: Any) -> None:
+        """Say so if the pipeline tells its network something else than the levels of its states."""
+        if len(given) < 2 or not np.array_equal(plan.told, plan.times[:-1]):
+            return
+        try:
+            theirs = self._of_pipeline(count, given, mu)
+        except ValueError:  # of a grid that the plan replaces
+            return
+        if np.abs(theirs.told - theirs.times[:-1]).max() > 0.01:
+            warnings.warn(
+                "the pipeline tells its network other timesteps than 1000 times the noise level, "
+                f"which plan {plan.name!r} tells: give the plan told=..., as Plan.from_scheduler"
+                "(scheduler, timesteps=..., sigmas=..., mu=...) does",
+                stacklevel=3,
+            )
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Start at this timestep: the table from there on is ``Plan.restrict`` of the plan.

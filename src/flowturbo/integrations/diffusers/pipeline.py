@@ -19,6 +19,9 @@ from flowturbo.sampler import Refiner, prepare_refiner, warn_if_foreign
 __all__ = ["disable", "enable", "summary"]
 
 STATE = "_flowturbo"
+UNFIT = {  # pipelines that do not run all the timesteps they are given, and why
+    "LTXI2VLongMultiPromptPipeline": "LTXEulerAncestralRFScheduler has one more than it needs",
+}
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,11 @@ def _check(pipe: Any) -> None:
         )
     if STATE in parts:
         raise ValueError(f"{type(pipe).__name__} is enabled already; disable(pipe) first")
+    if type(pipe).__name__ in UNFIT:
+        raise ValueError(
+            f"{type(pipe).__name__} leaves out the last timestep, for its "
+            f"{UNFIT[type(pipe).__name__]}: a plan would not come to its end; take another pipeline"
+        )
     inner = [name for name, part in parts.items() if isinstance(part, DiffusionPipeline)]
     if inner:
         calls = " and ".join(f"enable(pipe.{name}, ...)" for name in inner)

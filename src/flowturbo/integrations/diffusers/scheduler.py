@@ -30,7 +30,7 @@ from flowturbo.integrations.diffusers._shim import (
     register_to_config,
 )
 from flowturbo.integrations.diffusers.configs import MU_OPTIONAL, defaults, described, translated
-from flowturbo.integrations.diffusers.grid import noise_levels, number, numbers
+from flowturbo.integrations.diffusers.grid import noise_levels, number, numbers, shortened
 from flowturbo.integrations.diffusers.run import Run, floating, moving_tokens, places
 from flowturbo.integrations.diffusers.tables import check_given, on_grid, plan_of, rows_from
 from flowturbo.path import predicted_data
@@ -146,7 +146,8 @@ class FlowTurboScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
                 f"config={config!r}: must be a scheduler or its configuration; a folder is for "
                 "FlowTurboScheduler.from_pretrained"
             )
-        config, kwargs = translated(config, kwargs, defaults(cls), not return_unused_kwargs)
+        own = defaults(FlowTurboScheduler)  # type: ignore[arg-type]
+        config, kwargs = translated(config, kwargs, own, not return_unused_kwargs)
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     # -- one run for each thread --------------------------------------------------------------
@@ -361,9 +362,9 @@ class FlowTurboScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
         found = places(timestep, schedule)
         if len(found) != 1:
             raise ValueError(
-                f"timestep={number('timestep', timestep)}: {len(found) or 'none'} of the timesteps "
-                f"{schedule.tolist()}; pass one of scheduler.timesteps, or call set_begin_index "
-                "before"
+                f"timestep={number('timestep', timestep):g}: {len(found) or 'none'} of the "
+                f"timesteps {shortened(schedule.tolist())}; pass one of scheduler.timesteps, or "
+                "call set_begin_index before"
             )
         return found[0]
 

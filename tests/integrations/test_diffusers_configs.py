@@ -310,6 +310,22 @@ def test_the_shift_is_that_of_the_class():
             FlowTurboScheduler.from_config(unipc().config, flow_shift=shift)
 
 
+def test_a_shift_that_would_do_nothing_is_refused():
+    config = EULER(use_dynamic_shifting=True).config
+    for name in ("shift", "flow_shift"):
+        with pytest.raises(ValueError, match=rf"Euler.* {name}=5.0: .*use_dynamic_shifting=False"):
+            FlowTurboScheduler.from_config(config, **{name: 5.0})
+        given = {name: 5.0, "use_dynamic_shifting": False}
+        assert FlowTurboScheduler.from_config(config, **given).shift == 5.0
+
+
+def test_the_levels_of_an_edm_are_refused():
+    scheduler = EULER(shift=3.0)  # as Cosmos-Predict2 leaves it
+    scheduler.register_to_config(sigma_max=80.0, sigma_data=1.0, final_sigmas_type="sigma_min")
+    with pytest.raises(ValueError, match=r"FlowMatchEuler.*with sigma_data=1.0: .*beyond 1$"):
+        FlowTurboScheduler.from_config(scheduler)
+
+
 def test_set_shift():
     ours, theirs = FlowTurboScheduler(shift=3.0), EULER(shift=3.0)
     for scheduler in (ours, theirs):

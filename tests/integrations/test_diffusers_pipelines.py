@@ -518,8 +518,9 @@ def test_refusals_leave_the_pipeline_alone():
 
 @pytest.mark.parametrize("pipe", [object(), None, torch.nn.Linear(1, 1)], ids=str)
 def test_what_is_no_pipeline_is_refused(pipe):
-    with pytest.raises(ValueError, match="must be a diffusers pipeline"):
-        enable(pipe, plan="AB2:4")
+    for call in (lambda: enable(pipe, plan="AB2:4"), lambda: disable(pipe), lambda: summary(pipe)):
+        with pytest.raises(ValueError, match="must be a diffusers pipeline"):
+            call()
 
 
 def test_two_pipelines_of_one_network_are_not_both_enabled():

@@ -55,6 +55,7 @@ OPTIONS: dict[str, tuple[tuple[Any, ...], str]] = {  # what each may be, and why
 }
 NO_ADVICE = ("sigma_data",)  # a pipeline that sets it cannot do without
 
+SHIFTS: tuple[str, ...] = ("shift", "flow_shift")  # as schedulers call it
 MU_OPTIONAL = "mu_optional"  # our own note in a configuration
 
 REPLACED = {  # of the solver, which ours replaces, and of diffusions
@@ -108,7 +109,7 @@ def translated(
     Raises:
         ValueError: if the class, an option or a keyword is not understood; names it.
     """
-    known = {*own, *OPTIONS, "flow_shift"}
+    known = {*own, *OPTIONS, *SHIFTS}
     for key in given:
         if strict and key not in known:
             raise ValueError(f"{key}={given[key]!r}: from_config takes no {key}{_near(key, known)}")
@@ -137,6 +138,12 @@ def translated(
     for key, default in options.items():
         if key not in known and key not in REPLACED and said[key] != default:
             raise ValueError(f"{label} with {key}={said[key]!r}: this option is not understood")
+    shift = next((f"{key}={given[key]!r}" for key in SHIFTS if key in given), None)
+    if shift and said.get("use_dynamic_shifting") and "algorithm_type" not in options:
+        raise ValueError(
+            f"{label} with use_dynamic_shifting=True, and {shift}: the shift comes with each "
+            "picture, and this one would do nothing; pass use_dynamic_shifting=False too"
+        )
     for key, (allowed, reason) in OPTIONS.items():
         if key in said and said[key] not in allowed:
             raise ValueError(
@@ -154,7 +161,7 @@ def _merged(
     config |= {key: given.pop(key) for key in OPTIONS if key in given}
     if "algorithm_type" in options:  # DPM-Solver and DEIS, which shift by flow_shift without mu
         config[MU_OPTIONAL] = True
-    names: tuple[str, ...] = ("shift", "flow_shift")
+    names = SHIFTS
     source = given if any(name in given for name in names) else {**options, **config}
     if source is not given and any(name in options for name in names):
         names = tuple(name for name in names if name in options)  # others, another class has left

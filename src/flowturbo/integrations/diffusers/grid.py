@@ -69,8 +69,8 @@ def noise_levels(sigmas: Times, factor: float, terminal: float | None) -> Times:
     """
     if sigmas.max() > 1 or sigmas.min() <= 0 or not (np.diff(sigmas) < 0).all():
         raise ValueError(
-            f"sigmas={shortened(sigmas)}: must descend within (0, 1], no two equal; the 0 at the end "
-            "is added"
+            f"sigmas={shortened(sigmas)}: must descend within (0, 1], no two equal; the 0 at "
+            "the end is added"
         )
     shifted = factor * sigmas / (1 + (factor - 1) * sigmas)
     rest = 1 - shifted

@@ -110,15 +110,19 @@ def enable(
     setattr(pipe, STATE, _State(before, scheduler, network, family, refiner, bool(blocks)))
 
 
-def _check(pipe: Any) -> None:
-    """Refuse what is no pipeline, is enabled, or does not sample with its own scheduler alone."""
+def _parts(pipe: Any) -> dict[str, Any]:
+    """The attributes of ``pipe``; refused if it is no pipeline with a scheduler."""
     parts = vars(pipe) if hasattr(pipe, "__dict__") else {}
-    schedulers = [name for name, part in parts.items() if isinstance(part, SchedulerMixin)]
-    if "scheduler" not in schedulers:
-        has = f", which is not {' or '.join(schedulers)}" if schedulers else ""
+    if not isinstance(parts.get("scheduler"), SchedulerMixin):
         raise ValueError(
-            f"pipe={type(pipe).__name__}: must be a diffusers pipeline with its scheduler set{has}"
+            f"pipe={type(pipe).__name__}: must be a diffusers pipeline with its scheduler set"
         )
+    return parts
+
+
+def _check(pipe: Any) -> None:
+    """Refuse what is enabled, or does not sample with its own scheduler alone."""
+    parts = _parts(pipe)
     if STATE in parts:
         raise ValueError(f"{type(pipe).__name__} is enabled already; disable(pipe) first")
     if type(pipe).__name__ in UNFIT:
@@ -133,6 +137,7 @@ def _check(pipe: Any) -> None:
             f"{type(pipe).__name__} does not sample itself but through pipelines in it, each with "
             f"a scheduler: {calls}, whichever is meant"
         )
+    schedulers = [name for name, part in parts.items() if isinstance(part, SchedulerMixin)]
     others = [name for name in schedulers if name != "scheduler"]
     if others:
         raise ValueError(
@@ -187,7 +192,7 @@ def summary(pipe: Any) -> str:
 
 
 def _state(pipe: Any) -> _State | None:
-    return vars(pipe).get(STATE)
+    return _parts(pipe).get(STATE)
 
 
 def _network(pipe: Any) -> Any:

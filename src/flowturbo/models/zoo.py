@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from flowturbo import checks
 from flowturbo.models.checkpoint import CARD, WEIGHTS, load_folder
 from flowturbo.models.model import Model
 
@@ -20,6 +21,7 @@ def bundled() -> list[str]:
     return sorted(p.parent.name for p in _HOME.glob(f"*/{CARD}"))
 
 
+@checks.known_keywords
 def load(
     name: str | Path,
     *,
@@ -37,12 +39,13 @@ def load(
     Raises:
         ValueError: if there is no such model, or its files are damaged; names the file.
     """
+    device, dtype = checks.device("device", device), checks.dtype("dtype", dtype)
     return load_folder(find(name), device=device, dtype=dtype)
 
 
 def find(name: str | Path) -> Path:
     """The folder of a model, fetched from the hub where ``name`` says so."""
-    text = str(name)
+    text = str(checks.path("model", name) if isinstance(name, str) else name)
     if text.startswith("hf:"):
         return _download(text)
     if text in bundled():

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from flowturbo import _exponential, checks
+from flowturbo._checks import numbers
 from flowturbo._tables import RUNGE_KUTTA, Table, adams, block, step
 from flowturbo.path import Times, check_times, shifted
 
@@ -77,7 +78,10 @@ def exponential(scheme: str, steps: int, order: int, **grid: Any) -> dict[str, A
 def _check_count(what: str, count: int, each: int = 1) -> None:
     count = checks.whole(what, count, 1)
     if count * each > LIMIT:
-        raise ValueError(f"{what}={count}: {count * each} evaluations; at most {LIMIT}")
+        raise ValueError(
+            f"{what}={checks.shown(count)}: at most {LIMIT // each}, for a plan has at most "
+            f"{LIMIT} evaluations"
+        )
 
 
 def _points(
@@ -91,7 +95,7 @@ def _points(
         return shifted(int(steps), shift, *ends)
     if shift != 1.0:
         raise ValueError(f"shift={shift} and times are both given; pass one of them")
-    points = check_times(times)
+    points = check_times(numbers("times", times))
     if len(points) != steps + 1:
         raise ValueError(f"{len(points)} times for {name}: {steps} steps need {steps + 1} points")
     if not (np.diff(points) * (1 if direction == "forward" else -1) > 0).all():

@@ -34,6 +34,7 @@ __all__ = [
     "dtype",
     "flag",
     "function",
+    "is_list",
     "known_keywords",
     "number",
     "one_of",
@@ -56,11 +57,11 @@ C = TypeVar("C", bound=Callable[..., Any])
 def whole(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
     """``value`` as an int in [``least``, ``most``].
 
-    Integers of numpy and 0-dim tensors of integers are whole numbers; True and 2.0 are not.
+    Integers of numpy, and 0-dim arrays and tensors of integers, are such; True and 2.0 are not.
     """
     number = value
-    if isinstance(value, Tensor) and value.ndim == 0 and not value.is_meta:
-        number = value.item()
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
+        number = None if isinstance(value, Tensor) and value.is_meta else value.item()
     if isinstance(number, bool) or not isinstance(number, Integral):
         raise ValueError(f"{name}={shown(value)}: must be a whole number{_between(least, most)}")
     number = int(number)
@@ -105,20 +106,30 @@ def path(name: str, value: Any) -> Path:
     return Path(value)
 
 
+def is_list(value: Any) -> bool:
+    """Whether ``value`` is a list of something: a sequence or an array, and no text."""
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
 def sizes(name: str, value: Any) -> tuple[int, ...]:
     """``value`` as the shape of a tensor."""
-    if isinstance(value, (str, bytes)) or not isinstance(value, (Sequence, np.ndarray)):
+    if not is_list(value):
         hint = f"; pass ({value},)" if isinstance(value, int) else ""
         raise ValueError(f"{name}={shown(value)}: must be sizes such as (3, 32, 32){hint}")
-    return tuple(whole(f"{name}[{i}]", size, 0) for i, size in enumerate(value))
+    return tuple(whole(f"{name}[{i}]", size, 0, 10**12) for i, size in enumerate(value))
 
 
-def function(name: str, value: Any, parameters: str) -> Any:
-    """``value``, which must be callable with so many positional arguments ("x, t, cond")."""
-    if not callable(value):
+def function(name: str, value: Any, parameters: str, *, exactly: bool = True) -> Any:
+    """``value``, which must be a function of ``parameters`` ("x, t, cond").
+
+    Unless ``exactly``, it need but be callable.
+    """
+    if not callable(value) or isinstance(value, type):
         hint = did_you_forget(name, value)
         raise ValueError(f"{name}={shown(value)}: must be a function ({parameters}){hint}")
-    if torch.compiler.is_compiling():
+    if not exactly or torch.compiler.is_compiling():
         return value
     try:
         taken = signature(value.forward if isinstance(value, nn.Module) else value)
@@ -134,7 +145,9 @@ def function(name: str, value: Any, parameters: str) -> Any:
 
 
 def did_you_forget(name: str, value: Any) -> str:
-    """What to do about a name in place of what it is the name of."""
+    """What to do about a class, or a name, in place of what it is the class or name of."""
+    if isinstance(value, type):
+        return "; pass an instance of the class"
     load = {"model": "load", "fallback": "load", "refiner": "load_refiner"}.get(name)
     return f"; pass flowturbo.{load}({shown(value)})" if load and isinstance(value, str) else ""
 
@@ -206,7 +219,7 @@ def tensor(
     if not isinstance(value, Tensor):
         how = f"; pass torch.as_tensor({name})" if isinstance(value, np.ndarray) else ""
         raise ValueError(f"{name}={shown(value)}: must be a tensor{wanted}{how}")
-    if value.layout != torch.strided or value.is_quantized:
+    if value.layout != torch.strided or value.is_quantized or value.is_nested:
         raise ValueError(f"{name}={shown(value)}: must be a dense tensor; convert it first")
     if shape is not None and not _fits(value.shape, shape):
         raise ValueError(f"{name}={shown(value)}: must be a tensor{wanted}")
@@ -288,6 +301,8 @@ def shown(value: Any) -> str:
 
 class _Short(reprlib.Repr):
     def repr1(self, x: Any, level: int) -> str:
+        if isinstance(x, Tensor) and x.is_nested:
+            return f"<nested tensor of {x.dtype}>"
         if isinstance(x, Tensor) and (x.ndim or x.is_meta):
             where = "" if x.device.type == "cpu" else f" on {x.device}"
             return f"<tensor {tuple(x.shape)} of {x.dtype}{where}>"
@@ -297,6 +312,8 @@ class _Short(reprlib.Repr):
             return f"<number of {x.bit_length()} bits>"
         if isinstance(x, nn.Module):
             return f"<{type(x).__name__}>"
+        if isinstance(x, FunctionType):
+            return f"<function {x.__name__}>"
         return super().repr1(x, level)
 
 

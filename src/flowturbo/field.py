@@ -89,14 +89,14 @@ def tensors(cond: Any) -> list[Tensor]:
 
 def check_rows(cond: Any, rows: int, name: str = "cond") -> None:
     """Raise ``ValueError`` unless a condition is of tensors of ``rows`` rows, as guidance asks."""
-    found = tensors(cond)
-    if not found:
-        raise ValueError(
-            f"{name}={shown(cond)}: guidance joins two conditions of a row per image; it must be a "
-            f"tensor ({rows}, ...), or a tuple, list or dict of such, or pass guidance=1"
-        )
-    for c in found:
-        checks.tensor(name, c, (rows, ...))
+    if cond is None:
+        raise ValueError(f"{name}=None: guidance needs a condition; pass {name}, or guidance=1")
+    for c in tensors(cond) or [cond]:
+        if not isinstance(c, Tensor) or c.is_nested or c.shape[:1] != (rows,):
+            raise ValueError(
+                f"{name}={shown(c)}: guidance joins two conditions of a row per image; pass a "
+                f"tensor ({rows}, ...), or a tuple, list or dict of such, or guidance=1"
+            )
 
 
 def check_scale(scale: Any) -> float | Tensor:
@@ -123,7 +123,7 @@ class _Wrapper:
     """A field around a field."""
 
     def __init__(self, field: Field) -> None:
-        self.field = checks.function("field", field, "x, t, cond")
+        self.field = checks.function("field", field, "x, t, cond", exactly=False)
 
     def __getattr__(self, name: str) -> Any:
         if name == "field":  # not yet set: unpickling and copying look it up early
@@ -155,6 +155,7 @@ class Cast(_Wrapper):
 
     def __call__(self, x: Tensor, t: Any, cond: Any = None) -> Tensor:
         """``field(x, t, cond)`` computed in ``dtype``, returned in the dtype of ``x``."""
+        checks.tensor("x", x)
         cond = map_condition(self._to, cond)
         return self.field(x.to(self.dtype), t, cond).to(x.dtype)
 
@@ -239,28 +240,39 @@ class Guidance(_Wrapper):
     def branches(self, field: Any, cond: Any) -> Branches:
         """The same as another field embeds it, joined with the same null condition."""
         if cond is None:
-            raise ValueError("cond=None: guidance needs a condition; pass cond, or guidance=1")
-        null = self.field.null_condition(cond) if self.null is None else self.null  # type: ignore[attr-defined]
+            check_rows(cond, 0)
+        null = self._null(cond) if self.null is None else self.null
         _check_alike(cond, null)
         one = cond if self._whole else embedded(field, cond)
         return Branches(embedded(field, map_condition(_cat, cond, null)), one)
 
-    def over(self, field: Field, x: Tensor, t: Any, cond: Any) -> Tensor:
-        """The velocity of another field guided the same way, with the same null condition.
+    def check(self, x: Tensor, cond: Any) -> None:
+        """Raise ``ValueError`` unless scale, channels and condition fit the images ``x`` (B, ...).
 
-        ``cond`` may be what ``branches`` made of it for that field.
+        What ``branches`` made of a condition fits.
         """
-        checks.tensor("x", x, ("B", ...))
-        if isinstance(self.scale, Tensor) and self.scale.numel() not in (1, len(x)):
+        scale = self.scale
+        if isinstance(scale, Tensor) and (
+            scale.numel() not in (1, len(x)) or (scale.is_meta and not x.is_meta)
+        ):
             raise ValueError(
-                f"guidance={shown(self.scale)}: must be one number, or one per image, and there "
-                f"are {len(x)}"
+                f"guidance={shown(scale)}: must be one number, or one per image, and there are "
+                f"{len(x)} on {x.device}"
             )
         if self.channels is not None and (x.ndim < 2 or self.channels > x.shape[1]):
             raise ValueError(
                 f"channels={self.channels}: guides the first so many of the second size of the "
                 f"state, which is {tuple(x.shape)}"
             )
+        if not isinstance(cond, Branches):
+            check_rows(cond, len(x))
+
+    def over(self, field: Field, x: Tensor, t: Any, cond: Any) -> Tensor:
+        """The velocity of another field guided the same way, with the same null condition.
+
+        ``cond`` may be what ``branches`` made of it for that field.
+        """
+        self.check(checks.tensor("x", x, ("B", ...)), cond)
         low, high = self.interval
         t = time_of(t, len(x))
         if isinstance(t, float):  # of rounded times, the border is inside
@@ -271,7 +283,6 @@ class Guidance(_Wrapper):
         if not guided:
             return field(x, t, cond.one if isinstance(cond, Branches) else cond)
         if not isinstance(cond, Branches):
-            check_rows(cond, len(x))
             cond = self.branches(field, cond)
         t2 = torch.cat([t, t]) if t.ndim == 1 else t
         v_c, v_u = _halves(field(torch.cat([x, x]), t2, cond.both), x)
@@ -279,6 +290,15 @@ class Guidance(_Wrapper):
         if self.channels is not None:
             out = torch.cat([out[:, : self.channels], v_c[:, self.channels :]], dim=1)
         return out
+
+    def _null(self, cond: Any) -> Any:
+        try:
+            return self.field.null_condition(cond)  # type: ignore[attr-defined]
+        except (TypeError, AttributeError) as e:
+            raise ValueError(
+                f"cond={shown(cond)}: the null_condition of the field cannot take it ({e}); pass "
+                "what it takes, or the null condition itself"
+            ) from e
 
     @property
     def _whole(self) -> bool:
@@ -347,7 +367,8 @@ def _check_alike(cond: Any, null: Any) -> None:
         alike = cond.keys() == null.keys()
     if not alike:
         raise ValueError(
-            f"the null condition is {shown(null)}, the condition {shown(cond)}: it must be alike"
+            f"the null (negative) condition is {shown(null)}, the condition {shown(cond)}: it must "
+            "be alike"
         )
     pairs = (
         [(cond[k], null[k]) for k in cond]
@@ -360,16 +381,16 @@ def _check_alike(cond: Any, null: Any) -> None:
 
 def _cat(a: Any, b: Any) -> Any:
     if not isinstance(a, Tensor):
-        if a is not b and a != b:  # one batch can hold but one of them
+        if a is not b and (isinstance(b, Tensor) or a != b):  # one batch can hold but one of them
             raise ValueError(
-                f"guidance between the conditions {a!r} and {b!r}: only tensors of a row per image "
-                "can differ between the two branches; pass tensors"
+                f"guidance between the conditions {shown(a)} and {shown(b)}: only tensors of a row "
+                "per image can differ between the two branches; pass tensors"
             )
         return a
-    if not isinstance(b, Tensor) or b.shape[1:] != a.shape[1:] or len(b) not in (1, len(a)):
-        got = tuple(b.shape) if isinstance(b, Tensor) else type(b).__name__
+    alike = isinstance(b, Tensor) and not b.is_nested and b.shape[1:] == a.shape[1:]
+    if not alike or b.ndim != a.ndim or len(b) not in (1, len(a)) or b.device != a.device:
         raise ValueError(
-            f"the null condition is {got}, the condition {tuple(a.shape)}: it must be alike, with "
-            "one row or as many"
+            f"the null (negative) condition is {shown(b)}, the condition {shown(a)}: it must be "
+            "alike, with one row or as many"
         )
     return torch.cat([a, b.expand(len(a), *b.shape[1:])])

@@ -7,6 +7,7 @@ drawn on the CPU, so the device does not matter either.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
@@ -41,9 +42,11 @@ def draw(
         generator = torch.Generator().manual_seed(checks.whole("seed", seed, 0, LARGEST_SEED))
         try:
             rows.append(torch.randn(shape, generator=generator, dtype=dtype))
-        except RuntimeError as e:
-            reason = str(e).splitlines()[0]
-            raise ValueError(f"shape={shown(shape)}: cannot be drawn ({reason})") from None
+        except RuntimeError:
+            size = math.prod(shape) * dtype.itemsize / 1e9
+            raise ValueError(
+                f"shape={shown(shape)}: {size:.3g} GB of noise, which there is no memory for"
+            ) from None
     return torch.stack(rows).to(device) if rows else torch.empty(0, *shape, dtype=dtype).to(device)
 
 

@@ -108,7 +108,7 @@ class Plan:
         told = times[:-1].copy() if self.told is None else _checks.numbers("told", self.told, (n,))
         previous = _checks.previous(self.previous, evaluators)
         if not isinstance(self.name, str) or not self.name.isprintable():
-            raise ValueError(f"name={self.name!r}: must be a text of one line")
+            raise ValueError(f"name={checks.shown(self.name)}: must be a text of one line")
         for array in (times, weights, told):
             array.flags.writeable = False
         values = (times, evaluators, weights, told, previous, _checks.info(self.info))
@@ -406,6 +406,16 @@ class Plan:
         Raises:
             ValueError: one line with the reason, if the scheduler has no such table.
         """
+        if not (hasattr(scheduler, "config") or hasattr(scheduler, "step")):
+            raise ValueError(
+                f"scheduler={checks.shown(scheduler)}: must be a flow scheduler of diffusers"
+            )
+        if mu is not None:
+            mu = checks.number("mu", mu)
+        if sigmas is not None:
+            sigmas = _checks.numbers("sigmas", sigmas)
+        if timesteps is not None:
+            timesteps = _checks.numbers("timesteps", timesteps)
         from flowturbo.integrations import schedulers
 
         columns = schedulers.from_scheduler(

@@ -24,7 +24,6 @@ from flowturbo.field import (
     Branches,
     Field,
     Guidance,
-    check_rows,
     embedded,
     guided,
     tensors,
@@ -148,8 +147,8 @@ def sample(
         _check(model, x, cond, negative, refiner, callback, differentiable)
     refiner = needed_refiner(plan, refiner)
     model = guided(model, guidance, null=negative)
-    if isinstance(model, Guidance) and cond is not None:
-        check_rows(cond, len(x))
+    if isinstance(model, Guidance):
+        model.check(x, cond)
     warn_if_foreign(plan, model, refiner, guidance)
     refiner = None if refiner is None else prepare_refiner(plan, model, refiner)
     if len(x) == 0:
@@ -436,16 +435,11 @@ def _told(evaluator: Any, row: Row, x: Tensor) -> float | Tensor:
 
 def _like(value: Any, x: Tensor, row: Row, whose: str = "") -> Tensor:
     """``value``, refused unless it is like ``x``; wider numbers would widen the state for good."""
-    same = isinstance(value, Tensor) and value.shape == x.shape and value.device == x.device
-    if not same or not value.is_floating_point():
-        whose, at = whose or row.evaluator, row.to if whose == "callback" else row.told
-        got = checks.shown(value)
-        if isinstance(value, Tensor) and value.shape != x.shape:
-            got = f"{tuple(value.shape)} for {tuple(x.shape)}"
-        elif not isinstance(value, Tensor):
-            got = f"{got}, not a tensor"
+    alike = isinstance(value, Tensor) and value.shape == x.shape and value.device == x.device
+    if not alike or not value.is_floating_point():
+        whose, at = whose or row.evaluator, row.to if whose else row.told
         raise ValueError(
-            f"the {whose} returned {got} at t={at:g}: it must be real, of the shape of the state, "
-            f"{tuple(x.shape)}, on {x.device}"
+            f"the {whose} returned {checks.shown(value)} at t={at:g}: must be a tensor of real "
+            f"numbers like the state, {tuple(x.shape)} on {x.device}"
         )
     return value if torch.promote_types(value.dtype, x.dtype) == x.dtype else value.to(x.dtype)

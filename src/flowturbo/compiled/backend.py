@@ -37,7 +37,7 @@ def inductor_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
 
     if not isinstance(options, Mapping | None):
         raise ValueError(f"options={shown(options)}: must be options of inductor by their names")
-    known = config.to_dict()  # type: ignore[attr-defined]
+    known = config.get_config_copy()  # type: ignore[attr-defined]
     for name, value in (options or {}).items():
         if name not in known:
             raise ValueError(

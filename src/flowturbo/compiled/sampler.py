@@ -135,6 +135,9 @@ def prepare(
     shape = checks.sizes("shape", shape)
     if cond is None and isinstance(field, Model) and field.card.get("condition"):
         cond = field.condition([""])
+    for c in [cond] if isinstance(cond, np.ndarray) else tensors(cond):
+        if not len(checks.tensor("cond", c, ("B", ...))):
+            raise ValueError(f"cond={shown(c)}: an example needs a row at least")
     weight = next(field.parameters(), None) if isinstance(field, nn.Module) else None
     placed = tensors(cond) + ([] if weight is None else [weight])
     if device is None:
@@ -143,8 +146,6 @@ def prepare(
         if part.device != torch.device(device):
             whose = "the model" if part is weight else "cond"
             raise ValueError(f"device={str(device)!r}: {whose} is on {part.device}; move it there")
-    if isinstance(cond, np.ndarray):
-        checks.tensor("cond", cond)
     kept = dtype or (weight.dtype if weight is not None else torch.float32)
     shapes = Shapes(
         shape=shape,
@@ -178,8 +179,7 @@ def prepare(
 
 
 def _numbers_of_rows(batch: Any) -> tuple[int, ...]:
-    many = isinstance(batch, (Sequence, np.ndarray)) and not isinstance(batch, str)
-    wanted = {checks.whole("batch", n, 1) for n in (batch if many else [batch])}
+    wanted = {checks.whole("batch", n, 1) for n in (batch if checks.is_list(batch) else [batch])}
     if not wanted:
         raise ValueError(f"batch={shown(batch)}: must be a number of rows, or several")
     return tuple(sorted(wanted))

@@ -63,7 +63,7 @@ class Shapes:
     def state(self, x: Tensor) -> Tensor:
         """``x`` as the loop holds it; ``ValueError`` unless it fits."""
         sizes = f"compiled for states {self.shape}, batch {self.batch}, {self.dtype}, {self.device}"
-        if not isinstance(x, Tensor) or x.ndim == 0 or x.shape[1:] != self.shape:
+        if checks.tensor("x", x, ("B", ...)).shape[1:] != self.shape:
             raise ValueError(f"x={shown(x)}: {sizes}; compile another sampler for other shapes")
         low = self.dtype == torch.float32 and x.dtype in (torch.float16, torch.bfloat16)
         if x.device != self.device or not (x.dtype == self.dtype or low):
@@ -81,6 +81,8 @@ class Shapes:
                     f"guidance={shown(guidance)}: must be one number, or one per image ({rows},)"
                 )
             return guidance.to(self.device, self.dtype).expand(rows).contiguous()
+        if abs(guidance) > torch.finfo(self.dtype).max:
+            raise ValueError(f"guidance={guidance}: is too large for {self.dtype}")
         return torch.full((rows,), guidance, dtype=self.dtype, device=self.device)
 
     def condition(self, name: str, value: Any, rows: int, least: int | None = None) -> Any:
@@ -179,7 +181,9 @@ def _is(c: Any) -> bool:
 
 
 def _one(guidance: Any) -> bool:
-    return bool((guidance == 1).all()) if isinstance(guidance, Tensor) else guidance == 1
+    if isinstance(guidance, Tensor):
+        return not guidance.is_meta and bool((guidance == 1).all())
+    return bool(guidance == 1)
 
 
 def _padded(inputs: Inputs, size: int) -> Inputs:
@@ -198,8 +202,8 @@ def _padded(inputs: Inputs, size: int) -> Inputs:
 def _mismatch(value: Any, like: Any, rows: int, least: int, device: torch.device) -> str | None:
     """In which way a condition is not ``like`` another with ``rows``, or ``least``, rows."""
     if _is(like):
-        if not _is(value):
-            return f"is {type(value).__name__}, not a tensor ({rows}, ...)"
+        if not _is(value) or value.is_nested:
+            return f"is {shown(value)}, not a tensor ({rows}, ...)"
         want = (*like.shape[1:],)
         if value.shape[1:] != want or value.ndim != like.ndim or len(value) not in (least, rows):
             return f"is {tuple(value.shape)}, not {(rows, *want)}"
@@ -210,8 +214,8 @@ def _mismatch(value: Any, like: Any, rows: int, least: int, device: torch.device
         pairs = [(value[k], like[k]) for k in like]
     elif isinstance(like, (tuple, list)) and type(value) is type(like) and len(value) == len(like):
         pairs = [*zip(value, like, strict=True)]
-    elif _is(value) or isinstance(like, (dict, tuple, list)) or value != like:
-        return f"is {type(value).__name__}, not {'None' if like is None else type(like).__name__}"
+    elif type(value) is not type(like) or isinstance(like, (dict, tuple, list)) or value != like:
+        return f"is {shown(value)}, not {'None' if like is None else type(like).__name__}"
     else:
         return None
     found = (_mismatch(v, k, rows, least, device) for v, k in pairs)

@@ -21,7 +21,7 @@ from flowturbo.models.sit import Embedded, Modulated
 from flowturbo.models.text import Tokenizer, short
 from flowturbo.plan import Plan
 
-__all__ = ["Model", "fingerprint", "plans_of", "rounded", "texts"]
+__all__ = ["Model", "fingerprint", "plans_of", "rounded", "text", "texts"]
 
 _DIGESTS: WeakKeyDictionary[nn.Module, tuple[Any, list[Any], str]] = WeakKeyDictionary()
 _ROUNDED: dict[str, str] = {}  # fingerprints of weights as rounded at loading: those before
@@ -231,19 +231,23 @@ def texts(prompts: Any) -> list[str]:
         raise ValueError(f"prompts={shown(prompts)}: pass a list of them, [{shown(prompts)}]")
     try:
         listed = list(prompts)
-    except TypeError:
+    except (TypeError, RuntimeError):  # of nested tensors
         listed = None
     if listed is None or isinstance(prompts, (bytes, Mapping, Set)):
         raise ValueError(f"prompts={shown(prompts)}: must be a list of labels or prompts")
-    for i, prompt in enumerate(listed):
-        if not isinstance(prompt, str):
-            try:
-                listed[i] = str(checks.whole(f"prompts[{i}]", prompt))
-            except ValueError:
-                raise ValueError(
-                    f"prompts[{i}]={shown(prompt)}: must be a text, or a whole number of a label"
-                ) from None
-    return listed
+    return [text(f"prompts[{i}]", prompt) for i, prompt in enumerate(listed)]
+
+
+def text(name: str, prompt: Any) -> str:
+    """A prompt, or a label or its index, as a text."""
+    if isinstance(prompt, str):
+        return prompt
+    try:
+        return str(checks.whole(name, prompt))
+    except ValueError:
+        raise ValueError(
+            f"{name}={shown(prompt)}: must be a text, or a whole number of a label"
+        ) from None
 
 
 def fingerprint(network: nn.Module) -> str:

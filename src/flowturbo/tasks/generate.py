@@ -10,7 +10,7 @@ from PIL import Image
 from flowturbo import checks, noise
 from flowturbo.checks import shown
 from flowturbo.images import to_pil
-from flowturbo.models.model import Model, texts
+from flowturbo.models.model import Model, text, texts
 from flowturbo.plan import Plan, as_plan
 from flowturbo.refiner.checkpoint import REFINER_WEIGHTS, load_refiner
 from flowturbo.sampler import Callback, Refiner, needed_refiner, sample, serves
@@ -65,8 +65,8 @@ def generate(
     batch = checks.whole("batch", batch, 1)
     if guidance is not None:
         guidance = checks.number("guidance", guidance)
-    if negative is not None and not isinstance(negative, str):
-        negative = str(checks.whole("negative", negative, 0))  # a label by its index
+    if negative is not None:
+        negative = text("negative", negative)
     if callback is not None:
         checks.function("callback", callback, "step")
     plan = resolve_plan(model, plan, guidance)

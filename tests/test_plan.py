@@ -349,7 +349,7 @@ def test_restriction_to_the_start_is_the_plan_itself():
 
 @pytest.mark.parametrize("t", [1.0, 1.2, -0.1, float("nan"), float("inf")])
 def test_restriction_out_of_range(t):
-    with pytest.raises(ValueError, match="must lie from 0"):
+    with pytest.raises(ValueError, match=r"must (lie from 0|be a finite number)"):
         Plan.euler(4).restrict(t)
 
 
@@ -602,7 +602,7 @@ def test_bad_notation(text, message):
         (lambda: Plan.adams_bashforth(8, 2, "high"), "start='high'"),
         (lambda: Plan.adams_bashforth(0), "evaluations=0"),
         (lambda: Plan.unipc(0), "steps=0"),
-        (lambda: Plan.unipc(8, 4), "order=4: must be 2 or 3"),
+        (lambda: Plan.unipc(8, 4), "order=4: must be a whole number from 2 to 3"),
         (lambda: Plan.dpm(2, times=[0, 0.5, 0.5]), "no two equal"),
         (lambda: Plan.parse("UNIPC2:8", direction="backward"), "from noise to data only"),
     ],

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from flowturbo.checks import shown
 from flowturbo.path import Times, check_times
 
 __all__ = ["EVALUATORS", "evaluators", "info", "numbers", "previous", "times", "weights"]
@@ -41,25 +42,29 @@ def numbers(name: str, values: Any, shape: tuple[int, ...] | None = None) -> Tim
     """``values`` as a new float64 array of ``shape``, finite; refused if they are anything else."""
     try:
         array = np.asarray(values)
-    except ValueError:  # rows of unequal length
-        raise ValueError(f"{name}: must be an array of numbers, its rows of one length") from None
+    except Exception:  # rows of unequal length, tensors without values, and what has no array
+        raise ValueError(
+            f"{name}={shown(values)}: must be an array of numbers, its rows of one length"
+        ) from None
     if array.dtype.kind not in "iuf":
-        raise ValueError(f"{name}: must hold numbers only, not {array.dtype}")
+        raise ValueError(f"{name}={shown(values)}: must hold numbers only, not {array.dtype}")
     if shape is not None and array.shape != shape:
         raise ValueError(f"{name} of shape {array.shape}: {shape[0] + 1} times need shape {shape}")
     if not np.isfinite(array).all():
-        raise ValueError(f"{name}: must be finite, without NaN")
+        raise ValueError(f"{name}={shown(values)}: must be finite, without NaN")
     return array.astype(np.float64) + 0.0  # -0.0 becomes 0.0, so that equal plans hash alike
 
 
 def evaluators(values: Sequence[str], n: int) -> tuple[str, ...]:
     """One name for each of ``n`` evaluations, the first "model"."""
+    if not isinstance(values, Sequence):
+        raise ValueError(f"evaluators={shown(values)}: must be {n} of 'model' or 'refiner'")
     evaluators = (values,) if isinstance(values, str) else tuple(values)
     if len(evaluators) != n:
         raise ValueError(f"{len(evaluators)} evaluators: {n + 1} times need {n}")
     for k, name in enumerate(evaluators):
-        if name not in EVALUATORS:
-            raise ValueError(f"evaluators[{k}]={name!r}: must be 'model' or 'refiner'")
+        if not isinstance(name, str) or name not in EVALUATORS:
+            raise ValueError(f"evaluators[{k}]={shown(name)}: must be 'model' or 'refiner'")
     if evaluators[0] != "model":
         raise ValueError(
             "evaluators[0]='refiner': must be 'model'; a refiner needs a velocity first"
@@ -72,11 +77,11 @@ def previous(values: Sequence[int] | None, evaluators: Sequence[str]) -> tuple[i
     default = tuple(range(-1, len(evaluators) - 1))
     if values is None:
         return default
-    if len(values) != len(default):
-        raise ValueError(f"previous of length {len(values)}: must be one per evaluation")
+    if not isinstance(values, Sequence) or len(values) != len(default):
+        raise ValueError(f"previous={shown(values)}: must be one per evaluation")
     for k, j in enumerate(values):
         if isinstance(j, bool) or not isinstance(j, (int, np.integer)):
-            raise ValueError(f"previous[{k}]={j!r}: must be a whole number")
+            raise ValueError(f"previous[{k}]={shown(j)}: must be a whole number")
         if j != k - 1 and not (evaluators[k] == "refiner" and 0 <= j < k):
             allowed = f"from 0 to {k - 1}" if evaluators[k] == "refiner" else f"{k - 1}"
             raise ValueError(f"previous[{k}]={j}: must be {allowed} for a {evaluators[k]} row")
@@ -86,7 +91,7 @@ def previous(values: Sequence[int] | None, evaluators: Sequence[str]) -> tuple[i
 def info(info: Mapping[str, Any]) -> Mapping[str, Any]:
     """A read-only copy of ``info``, as JSON hands it back."""
     if not isinstance(info, Mapping):
-        raise ValueError(f"info={info!r}: must be a mapping")
+        raise ValueError(f"info={shown(info)}: must be a mapping")
     try:
         return Info(json.loads(json.dumps(dict(info), allow_nan=False)))
     except (TypeError, ValueError, RecursionError) as error:

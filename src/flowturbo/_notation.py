@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from flowturbo._solvers import LIMIT
+from flowturbo.checks import shown
 
 __all__ = ["parse"]
 
@@ -25,7 +26,7 @@ def parse(text: str) -> tuple[str, str | int, float | None]:
         ValueError: one line that shows the text, where it goes wrong, and what is allowed.
     """
     if not isinstance(text, str):
-        raise ValueError(f"plan {text!r}: must be a text; {ALLOWED}")
+        raise ValueError(f"plan {shown(text)}: must be a text; {ALLOWED}")
     whole = "".join(text.split())  # as it is shown in errors
     body, at, suffix = (whole.upper() if whole.isascii() else whole).partition("@")
     shift = None

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from flowturbo import checks
 from flowturbo._version import __version__
 from flowturbo.compiled.backend import inductor_options
 from flowturbo.compiled.sampler import compile, prepare
@@ -36,6 +37,7 @@ FORMAT = 1
 _MANIFEST = "extra/flowturbo.json"
 
 
+@checks.known_keywords
 def export(
     path: str | Path,
     model: Field,
@@ -63,7 +65,8 @@ def export(
         ValueError: as ``compile``, and if the condition cannot go into a file.
         OSError: if the file cannot be written.
     """
-    path = Path(path)
+    path = checks.path("path", path)
+    checks.flag("progress", progress)
     if path.suffix != ".pt2":
         raise ValueError(f"path={str(path)!r}: a compiled sampler is written as .pt2")
     function, shapes, null_of = prepare(
@@ -79,6 +82,7 @@ def export(
     )
     if not (shapes.cond is None or isinstance(shapes.cond, Tensor)):
         raise ValueError("cond: only a tensor, or None, can be exported; use flowturbo.compile")
+    options = inductor_options(options)
     null = None if shapes.guidance is None else null_of(shapes.cond)
     from torch._inductor import aot_compile
     from torch._inductor.package.package import package_aoti
@@ -87,13 +91,14 @@ def export(
     files: dict[str, Any] = {}
     with torch.no_grad(), warnings.catch_warnings(), replacing(path) as temporary:
         warnings.simplefilter("ignore", FutureWarning)  # of torch, at itself
-        for size in tqdm(shapes.batch, desc=f"export {function.plan.name}", disable=None):
+        quiet = None if progress else True
+        for size in tqdm(shapes.batch, desc=f"export {function.plan.name}", disable=quiet):
             inputs = shapes.example(size, null)
             program = torch.export.export(function, inputs, strict=False)
             files[f"rows{size}"] = aot_compile(
                 _module(program),
                 inputs,
-                options={**inductor_options(options), "aot_inductor.package": True},
+                options={**options, "aot_inductor.package": True},
             )
         package_aoti(str(temporary), files)
         with zipfile.ZipFile(temporary, "a") as archive:
@@ -196,6 +201,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     return manifest
 
 
+@checks.known_keywords
 def load_compiled(
     path: str | Path,
     *,
@@ -220,6 +226,13 @@ def load_compiled(
             there is no fallback; if it is damaged; if ``fallback`` has other weights.
         OSError: if it cannot be read.
     """
+    path = checks.path("path", path)
+    if device is not None:
+        device = checks.device("device", device)
+    if fallback is not None:
+        checks.function("fallback", fallback, "x, t, cond")
+    if refiner is not None:
+        checks.function("refiner", refiner, "x, t, cond, history")
     manifest = read_manifest(path)
     wanted = manifest["made_for"]
     try:
@@ -247,7 +260,7 @@ def _fallback(
                 f"{reason}; and the fallback has other weights, {_fingerprint(given)}, than its "
                 f"{name}, {made_for}"
             )
-    warnings.warn(f"{reason}; the plan is run uncompiled", stacklevel=3)
+    checks.warn(f"{reason}; the plan is run uncompiled")
     dtype = manifest["dtype"]
     return compile(
         model,

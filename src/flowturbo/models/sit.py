@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowturbo import checks
+from flowturbo.checks import shown
 from flowturbo.models.diffusion import FIRST, from_linear, variance_preserving
 
 __all__ = ["SIZES", "Embedded", "Modulated", "SiT", "SiTConfig"]
@@ -339,6 +341,45 @@ class SiT(nn.Module):
     def null_condition(self, cond: Tensor) -> Tensor:
         """The unconditional condition, of the shape of ``cond``."""
         return torch.full_like(cond, self.config.classes if self.config.classes else 0)
+
+    def check_inputs(self, x: Any, cond: Any = None, negative: Any = None) -> None:
+        """Refuse what the network cannot take, before it computes.
+
+        Raises:
+            ValueError: unless ``x`` is (B, *shape) on the device of the weights, ``cond`` the
+                indices or ids of B rows, embedded, or None, and ``negative`` the same of B rows
+                or one. The indices are looked at, on any device.
+        """
+        checks.tensor("x", x, ("B", *self.shape))
+        home = self.pos_embed.device
+        if x.device != home:
+            raise ValueError(f"x={shown(x)}: is not on {home} as the weights are; pass x.to(...)")
+        self._check_condition("cond", cond, (len(x),))
+        self._check_condition("negative", negative, (1, len(x)))
+
+    def _check_condition(self, name: str, cond: Any, rows: tuple[int, ...]) -> None:
+        c = self.config
+        if cond is None or isinstance(cond, (Embedded, Modulated)):
+            return
+        if not (c.classes or c.vocabulary):
+            raise ValueError(f"{name}={shown(cond)}: the model takes no condition; leave it out")
+        most = c.classes or c.vocabulary - 1
+        shapes = [(n,) if c.classes else (n, c.text_length) for n in rows]
+        what = f"a tensor {shapes[-1]} of {'class indices' if c.classes else 'token ids'}"
+        wanted = f"{what} from 0 to {most}, as model.condition([...]) makes it"
+        whole = isinstance(cond, Tensor) and cond.dtype in (torch.int32, torch.int64)
+        if not whole or cond.shape not in shapes:
+            raise ValueError(f"{name}={shown(cond)}: must be {wanted}")
+        if cond.device != self.pos_embed.device:
+            raise ValueError(
+                f"{name}={shown(cond)}: is not on {self.pos_embed.device} as the weights are; pass "
+                f"{name}.to(...)"
+            )
+        if checks.can_look(cond) and len(cond):
+            low, high = (int(end) for end in cond.aminmax())
+            if low < 0 or high > most:
+                wrong = low if low < 0 else high
+                raise ValueError(f"{name}={shown(cond)}: holds {wrong}, and must be {wanted}")
 
     def forward(
         self,

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import torch
 
+from flowturbo import checks
 from flowturbo.models.checkpoint import CARD, WEIGHTS, load_folder
 from flowturbo.models.model import Model
+from flowturbo.models.text import short
 
 __all__ = ["bundled", "find", "load"]
 
@@ -20,6 +22,7 @@ def bundled() -> list[str]:
     return sorted(p.parent.name for p in _HOME.glob(f"*/{CARD}"))
 
 
+@checks.known_keywords
 def load(
     name: str | Path,
     *,
@@ -37,12 +40,13 @@ def load(
     Raises:
         ValueError: if there is no such model, or its files are damaged; names the file.
     """
+    device, dtype = checks.device("device", device), checks.dtype("dtype", dtype)
     return load_folder(find(name), device=device, dtype=dtype)
 
 
 def find(name: str | Path) -> Path:
     """The folder of a model, fetched from the hub where ``name`` says so."""
-    text = str(name)
+    text = str(checks.path("name", name))
     if text.startswith("hf:"):
         return _download(text)
     if text in bundled():
@@ -51,9 +55,13 @@ def find(name: str | Path) -> Path:
         path = Path(text).expanduser()
     except RuntimeError as e:  # "~" of a user that there is not
         raise ValueError(f"model {text!r}: {e}") from e
-    if path.is_dir():
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError as e:  # a name that is too long, a folder that may not be entered
+        raise ValueError(f"model {short(text)}: {e.strerror}") from e
+    if is_folder:
         return path
-    if path.is_file():
+    if is_file:
         raise ValueError(f"model {text!r} is a file; give the folder with {CARD} and {WEIGHTS}")
     near = get_close_matches(text, bundled(), n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from flowturbo import checks
+from flowturbo.field import device_of
 from flowturbo.models.checkpoint import fill, read_card, read_weights, save_pair
 from flowturbo.models.model import Model
 from flowturbo.models.sit import SiT, SiTConfig
@@ -55,6 +57,7 @@ def save_refiner(
     save_pair(folder / REFINER_WEIGHTS, folder / REFINER_CARD, refiner.network, card, dtype=dtype)
 
 
+@checks.known_keywords
 def load_refiner(
     name: str | Path,
     model: Any = None,
@@ -73,13 +76,19 @@ def load_refiner(
     Raises:
         ValueError: if there is none, its files are damaged, or it was made for another model.
     """
+    if device is not None:
+        device = checks.device("device", device)
+    dtype = checks.dtype("dtype", dtype)
+    if model is not None:
+        checks.function("model", model, "x, t, cond")
     folder = find(name)
     card = read_card(folder, REFINER_CARD, REFINER_WEIGHTS, ("paper", "velocity", "conv"))
     made_for = card.get("model", {})
-    if isinstance(model, Model) and made_for.get("fingerprint") != model.fingerprint:
+    here = getattr(model, "fingerprint", None)  # of a wrapped model too
+    if here and made_for.get("fingerprint") != here:
         raise ValueError(
             f"{folder / REFINER_CARD}: made for {made_for.get('name')!r}, weights "
-            f"{made_for.get('fingerprint')}, not for {model.name!r}, {model.fingerprint}; "
+            f"{made_for.get('fingerprint')}, not for {getattr(model, 'name', None)!r}, {here}; "
             "train one for it"
         )
     tensors = read_weights(folder / REFINER_WEIGHTS)
@@ -90,7 +99,7 @@ def load_refiner(
         raise ValueError(f"{folder / REFINER_CARD}: not the card of a refiner ({e})") from e
     fill(refiner.network, tensors, str(folder / REFINER_WEIGHTS), dtype)
     if device is None:
-        device = model.device if isinstance(model, Model) else "cpu"
+        device = "cpu" if model is None else device_of(model)
     return refiner.to(device).eval().requires_grad_(False)
 
 

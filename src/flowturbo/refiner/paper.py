@@ -81,6 +81,10 @@ class PaperRefiner(nn.Module):
         fill(network, read_tensors(source), str(source), torch.float32)
         return cls(network).eval().requires_grad_(False)
 
+    def check_inputs(self, x: Any, cond: Any = None, negative: Any = None) -> None:
+        """Refuse states and conditions that its network cannot take, with a ``ValueError``."""
+        self.network.check_inputs(x, cond, negative)
+
     def embed_condition(self, cond: Any) -> Any:
         """What of ``cond`` need be computed but once a sample, to pass in its place."""
         return embedded(self.network, cond)

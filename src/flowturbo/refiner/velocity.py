@@ -105,6 +105,10 @@ class VelocityRefiner(nn.Module):
         """A refiner of a `SmallNetwork` for states of ``shape``, (C, H, W) or (D,)."""
         return cls(SmallNetwork(shape, **options), guidance_range)
 
+    def check_inputs(self, x: Any, cond: Any = None, negative: Any = None) -> None:
+        """Refuse states and conditions that its network cannot take, with a ``ValueError``."""
+        self.network.check_inputs(x, cond, negative)
+
     def embed_condition(self, cond: Any) -> Any:
         """What of ``cond`` need be computed but once a sample, to pass in its place."""
         return embedded(self.network, cond)

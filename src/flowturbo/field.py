@@ -227,10 +227,12 @@ class Guidance(_Wrapper):
         return scale
 
 
-def guided(field: Field, scale: float | Tensor, *, null: Any = None) -> Field:
+def guided(
+    field: Field, scale: float | Tensor, *, null: Any = None, channels: int | None = None
+) -> Field:
     """``field`` under ``Guidance``; itself where the scale is the number 1, which needs no null."""
     off = not isinstance(scale, Tensor) and scale == 1.0
-    return field if off else Guidance(field, scale, null=null)
+    return field if off else Guidance(field, scale, null=null, channels=channels)
 
 
 def _cat(a: Any, b: Any) -> Any:

@@ -16,6 +16,7 @@ from flowturbo.cli.options import (
     ModelName,
     PlanNames,
     Seed,
+    Vae,
     read_plan,
     resolve_device,
     resolve_dtype,
@@ -38,6 +39,7 @@ def run(
     ] = None,
     batch: Annotated[int, typer.Option("--batch", help="Pictures at once.")] = 8,
     guidance: GuidanceScale = None,
+    vae: Vae = None,
     scope: Annotated[
         str,
         typer.Option("--scope", help="What is compiled, of none, network, row and plan."),
@@ -69,7 +71,7 @@ def run(
     for path in (out, picture):
         if path is not None:
             check_writable(path)
-    field = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype))
+    field = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype), vae=vae)
     plans = [resolve_plan(field, t, guidance) for t in tables]
     refiners = [resolve_refiner(field, p, None) for p in plans]
     rows = ((prompts or field.names or [""]) * batch)[:batch]

@@ -150,13 +150,15 @@ def evaluate(
                 "fid=True, against=None: FID is a distance to real pictures; pass against=..., a "
                 "folder or an .npz file of them"
             )
-    real, known = None, {"features": None}
+    known: dict[str, Any] = {"codec": None, "features": None}
+    real = None
     if see is not None or fid:
         first = _pictures(model, seed)
         if against is not None:
             real = load_real(against, first.shape[1:], need_pictures=fid)
+        known["codec"] = model.codec.fingerprint
         if see is not None:
-            known = _checked(see, first, real)
+            known |= _checked(see, first, real)
     cond = _condition(model, prompts, pictures, seed)
     options = {
         "model": model.fingerprint,

@@ -25,6 +25,7 @@ def generate(
     plan: Plan | str | None = None,
     guidance: float | None = None,
     negative: str | None = None,
+    guidance_channels: int | None = None,
     style: str | None = None,
     seed: int = 0,
     refiner: Refiner | None = None,
@@ -43,6 +44,7 @@ def generate(
             or `PLAIN` where that was fitted at another guidance.
         guidance: scale of classifier-free guidance, 1 is off; by default the card's.
         negative: a prompt to guide away from; by default the unconditional one.
+        guidance_channels: guide only the first so many channels, see `flowturbo.sample`.
         style: one of ``model.styles``, for all prompts.
         seed: of the first picture, from 0.
         refiner: for plans with refiner evaluations; by default the one that came with the model.
@@ -54,12 +56,15 @@ def generate(
 
     Raises:
         ValueError: for a prompt or style the model does not know, a malformed plan, a missing
-            refiner, or a number out of range.
+            refiner, or a number out of range; for a model of latents, before anything is drawn, if
+            its autoencoder is missing or does not fit.
+        ImportError: if that needs diffusers, and it is missing.
     """
     if batch < 1:
         raise ValueError(f"batch={batch}: must be at least 1")
     plan = resolve_plan(model, plan, guidance)
     refiner = resolve_refiner(model, plan, refiner)
+    _ = model.codec  # before anything is drawn
     guidance = float(model.defaults["guidance"] if guidance is None else guidance)
     if style is not None:
         prompts = [model.styled(str(p), style) for p in prompts]
@@ -77,6 +82,7 @@ def generate(
             rows,
             guidance=guidance,
             negative=null,
+            guidance_channels=guidance_channels,
             refiner=refiner,
             callback=callback,
         )

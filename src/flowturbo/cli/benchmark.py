@@ -91,7 +91,7 @@ def run(
         seed=seed,
     )
     Console(width=150).print(table(record))
-    for name, how in missing.items():
+    for name, how in record["missing"].items():
         print(f"not measured: {name} ({how})")
     cost = {k: v for k, v in record["latency"].items() if v is not None and k != "worst"}
     print("an uncompiled batch costs, in ms: " + ", ".join(f"{k} {v:.3g}" for k, v in cost.items()))

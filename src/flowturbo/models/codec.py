@@ -319,7 +319,8 @@ def with_autoencoder(card: Mapping[str, Any], vae: str | Path) -> dict[str, Any]
     """``card`` of a model of latents, with another autoencoder.
 
     Raises:
-        ValueError: if the model does not draw latents of an autoencoder of diffusers.
+        ValueError: if the model does not draw latents of an autoencoder of diffusers, or there is
+            no such autoencoder.
     """
     entry = card.get("codec", PIXELS)
     if entry["kind"] != "latent":
@@ -327,8 +328,8 @@ def with_autoencoder(card: Mapping[str, Any], vae: str | Path) -> dict[str, Any]
         raise ValueError(
             f"vae={str(vae)!r}: model {card.get('name', 'unnamed')!r} draws {draws}; leave vae out"
         )
-    name = str(vae) if str(vae).startswith("hf:") else str(local(str(vae)).absolute())
-    return {**card, "codec": {**entry, "autoencoder": name}}
+    named = latent_entry(vae)["autoencoder"]
+    return {**card, "codec": {**entry, "autoencoder": named}}
 
 
 def _pixels(entry: dict[str, Any], *_: Any) -> Codec:

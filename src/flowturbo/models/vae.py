@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -34,7 +34,8 @@ CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 _Channels = Annotated[int, Field(ge=1, le=4096)]
 _Levels = Annotated[list[_Channels], Field(min_length=1, max_length=8)]
 _Blocks = Annotated[list[Annotated[int, Field(ge=0, le=32)]], Field(min_length=1, max_length=8)]
-_PerChannel = Annotated[list[float], Field(max_length=4096)] | None
+_Shift = Annotated[float, Field(ge=-1e6, le=1e6)]
+_Scale = Annotated[float, Field(ge=1e-6, le=1e6)]
 
 
 class _Config(Schema):
@@ -51,11 +52,19 @@ class _Config(Schema):
     num_encoder_blocks: _Blocks = [1, 3, 3, 3]  # noqa: RUF012
     num_decoder_blocks: _Blocks = [3, 3, 3, 1]  # noqa: RUF012
     upsampling_scaling_factor: Annotated[int, Field(ge=1, le=8)] = 2
-    scaling_factor: Annotated[float, Field(gt=0)] | None = None
-    shift_factor: float | None = None
-    latents_mean: _PerChannel = None
-    latents_std: _PerChannel = None
+    scaling_factor: _Scale = 1.0
+    shift_factor: _Shift | None = None
+    latents_mean: Annotated[list[_Shift], Field(max_length=4096)] | None = None
+    latents_std: Annotated[list[_Scale], Field(max_length=4096)] | None = None
     force_upcast: bool = True
+
+    @model_validator(mode="after")
+    def _fits(self) -> _Config:
+        for key in ("latents_mean", "latents_std"):
+            value = getattr(self, key)
+            if value is not None and len(value) != self.latent_channels:
+                raise ValueError(f"{key}: {len(value)} for {self.latent_channels} latent channels")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,12 +158,15 @@ def load_vae(found: VaeFolder, device: str | torch.device, dtype: torch.dtype) -
     """
     try:
         from diffusers import AutoencoderKL, AutoencoderTiny
+        from diffusers.utils import logging
     except ImportError as e:
         raise ImportError(
             f"autoencoder {found.name!r} needs diffusers: pip install 'flowturbo[diffusers]'"
         ) from e
     made: Any = AutoencoderKL if found.kind == "AutoencoderKL" else AutoencoderTiny
     upcast = dtype == torch.float16 and found.force_upcast
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # what it would only warn of is refused below
     try:
         _check_size(made, found.path)
         vae, told = made.from_pretrained(
@@ -167,6 +179,8 @@ def load_vae(found: VaeFolder, device: str | torch.device, dtype: torch.dtype) -
     except Exception as e:
         reason = next((x.strip() for x in str(e).splitlines() if x.strip()), type(e).__name__)
         raise ValueError(f"{found.path}: cannot be loaded ({reason}); restore the files") from e
+    finally:
+        logging.set_verbosity(level)
     wrong = {k: v for k, v in told.items() if v}
     if wrong:
         what, names = next(iter(wrong.items()))

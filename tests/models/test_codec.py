@@ -338,3 +338,19 @@ def test_a_codec_names_what_it_decodes_with(kl, tmp_path):
     assert marks[0] == marks[1] != marks[2]
     assert Pixels().fingerprint is None
     assert isinstance(latent_codec(kl), Latents)
+
+
+def test_attention_under_its_old_names_is_read(tmp_path):
+    """As in the files of Stable Diffusion's first autoencoders."""
+    vae = autoencoders.kl(mid_block_add_attention=True)
+    exact = latent_codec(autoencoders.folder(tmp_path, vae)).decode(states(1, *STATE))
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = {}
+    for name, p in load_file(path).items():
+        for new, before in old.items():
+            name = name.replace(f".{new}.", f".{before}.")
+        tensors[name] = p
+    assert any(".proj_attn." in name for name in tensors)
+    save_file(tensors, path)
+    assert torch.equal(latent_codec(tmp_path).decode(states(1, *STATE)), exact)

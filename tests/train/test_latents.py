@@ -132,3 +132,32 @@ def test_an_autoencoder_of_our_own_goes_with_the_model(tmp_path):
     z = torch.randn(1, 2, 4, 4)
     with torch.no_grad():
         assert torch.allclose(moved.decode(z), codec.decode(z), atol=1e-2)
+
+
+def test_latents_do_not_depend_on_the_precision_that_the_network_is_trained_in(codec, tmp_path):
+    exact = LatentData(images(), codec, tmp_path / "x").latents
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(LatentData(images(), codec, tmp_path / "y").latents, exact)
+
+
+def test_processes_of_a_run_share_the_encoding(codec, tmp_path, monkeypatch):
+    monkeypatch.setattr(latents, "CHUNK", 2)
+    whole = LatentData(images(), codec, tmp_path / "whole").latents
+    seen, first = count(codec), LatentData(images(), codec, tmp_path / "shared")
+
+    class Second:
+        """The second of two; the first does its part while this one waits."""
+
+        is_available = is_initialized = staticmethod(lambda: True)
+        get_rank, get_world_size = staticmethod(lambda: 1), staticmethod(lambda: 2)
+
+        @staticmethod
+        def barrier():
+            monkeypatch.setattr(Second, "get_rank", staticmethod(lambda: 0))
+            monkeypatch.setattr(Second, "barrier", staticmethod(lambda: None))
+            assert seen == [2, 1]  # of 2 + 2 + 2 + 1
+            _ = first.latents
+
+    monkeypatch.setattr(latents, "distributed", Second)
+    assert torch.equal(LatentData(images(), codec, tmp_path / "shared").latents, whole)
+    assert seen == [2, 1, 2, 2]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, distributed
 from tqdm import tqdm
 
 from flowturbo.files import check_room, replacing
@@ -79,17 +79,13 @@ class LatentData:
         Raises:
             OSError: if the disk has no room for them.
             ValueError: if the autoencoder gives what is not finite, or a file is damaged.
-            ImportError: if accelerate is missing.
         """
-        try:
-            from accelerate import PartialState
-        except ImportError as e:
-            raise ImportError("training needs accelerate: pip install 'flowturbo[train]'") from e
-        state, name = PartialState(), self.digest()
+        several = distributed.is_available() and distributed.is_initialized()
+        index, count = (distributed.get_rank(), distributed.get_world_size()) if several else (0, 1)
+        name = self.digest()
         starts = range(0, len(self), CHUNK)
         paths = [self.folder / f"{name}-{start:08d}.safetensors" for start in starts]
-        mine = [i for i in range(len(paths)) if i % state.num_processes == state.process_index]
-        missing = [i for i in mine if not paths[i].is_file()]
+        missing = [i for i in range(index, len(paths), count) if not paths[i].is_file()]
         rows = sum(min(CHUNK, len(self) - starts[i]) for i in missing)
         check_room(self.folder, 2 * rows * math.prod(self.shape), "latents")
         with tqdm(total=rows, desc="encoding", disable=None if missing else True) as bar:
@@ -97,15 +93,17 @@ class LatentData:
                 latents = self._encode(self.data.images[starts[i] : starts[i] + CHUNK], bar)
                 with replacing(paths[i]) as temporary:
                     save_file({"latents": latents}, temporary)
-        state.wait_for_everyone()
+        if several:
+            distributed.barrier()
         return torch.cat([self._read(path) for path in paths])
 
     @torch.no_grad()
     def _encode(self, images: Tensor, bar: Any) -> Tensor:
-        made = []
+        made, device = [], self._device
         for part in images.split(64):
             pictures = part.float().expand(-1, self._colours, -1, -1) / 255
-            latents = self.codec.encode(pictures.to(self._device)).half().cpu()
+            with torch.autocast(device.type, enabled=False):  # a loss asks for the first batch
+                latents = self.codec.encode(pictures.to(device)).half().cpu()
             if not latents.isfinite().all():
                 raise ValueError(
                     f"autoencoder {self.codec.name!r} encodes pictures to latents that are not "

@@ -351,11 +351,13 @@ def _halves(v: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     return one, other
 
 
-def guided(field: Field, scale: float | Tensor, *, null: Any = None) -> Field:
+def guided(
+    field: Field, scale: float | Tensor, *, null: Any = None, channels: int | None = None
+) -> Field:
     """``field`` under ``Guidance``; itself where the scale is the number 1, which needs no null."""
     scale = check_scale(scale)
     off = not isinstance(scale, Tensor) and scale == 1.0
-    return field if off else Guidance(field, scale, null=null)
+    return field if off else Guidance(field, scale, null=null, channels=channels)
 
 
 def _check_alike(cond: Any, null: Any) -> None:

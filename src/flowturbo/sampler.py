@@ -110,6 +110,7 @@ def sample(
     *,
     guidance: float | Tensor = 1.0,
     negative: Any = None,
+    guidance_channels: int | None = None,
     refiner: Refiner | None = None,
     callback: Callback | None = None,
     differentiable: bool = False,
@@ -124,6 +125,8 @@ def sample(
         cond: the condition, passed on as it is; with guidance, tensors of B rows.
         guidance: scale of classifier-free guidance, one number or one per image (B,); 1 is off.
         negative: the condition to guide away from; the model's null condition by default.
+        guidance_channels: guide only the first so many channels of the state, the official SiT
+            samplers 3 of 4; all by default.
         refiner: evaluates the rows of ``plan`` that ask for one, guided as its attributes say.
         callback: called with a ``Step`` after each update; a tensor it returns replaces the state.
         differentiable: keep the graph, to differentiate through the sampler.
@@ -145,8 +148,10 @@ def sample(
     plan = as_plan(plan)
     if not torch.compiler.is_compiling():
         _check(model, x, cond, negative, refiner, callback, differentiable)
+    if guidance_channels is not None:
+        _check_channels(guidance_channels, x)
     refiner = needed_refiner(plan, refiner)
-    model = guided(model, guidance, null=negative)
+    model = guided(model, guidance, null=negative, channels=guidance_channels)
     if isinstance(model, Guidance):
         model.check(x, cond)
     warn_if_foreign(plan, model, refiner, guidance)
@@ -235,6 +240,16 @@ def _finite_callback(callback: Callback) -> Callback:
     return finite
 
 
+def _check_channels(channels: Any, x: Tensor) -> None:
+    most = x.shape[1] if x.ndim > 1 else 0
+    whole = isinstance(channels, int) and not isinstance(channels, bool)
+    if not whole or not 1 <= channels <= most:
+        raise ValueError(
+            f"guidance_channels={channels!r}: must be a whole number, 1 to the {most} channels of "
+            "the state, or None for all"
+        )
+
+
 def needed_refiner(plan: Plan, refiner: Any) -> Any:
     """``refiner`` if ``plan`` has rows for one, else None.
 
@@ -255,7 +270,16 @@ def prepare_refiner(plan: Plan, model: Field, refiner: Refiner) -> Refiner:
     Raises:
         ValueError: if ``plan`` shows it too few velocities, or the scale is not one it knows.
     """
-    check_refiner(plan, refiner, model.scale if isinstance(model, Guidance) else 1.0)
+    scale: float | Tensor = 1.0
+    channels = None
+    if isinstance(model, Guidance):
+        scale, channels = model.scale, model.channels
+    check_refiner(plan, refiner, scale)
+    if channels is not None and hasattr(refiner, "guidance_range"):
+        raise ValueError(
+            f"guidance_channels={channels}: this refiner was made for velocities guided in all "
+            "channels; leave guidance_channels out, or take another refiner or a plan without R"
+        )
     return bind_refiner(model, refiner)
 
 

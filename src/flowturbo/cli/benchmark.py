@@ -16,6 +16,7 @@ from flowturbo.cli.options import (
     ModelName,
     PlanNames,
     Seed,
+    Vae,
     read_plan,
     resolve_device,
     resolve_dtype,
@@ -39,6 +40,7 @@ def run(
     ] = None,
     batch: Annotated[int, typer.Option("--batch", help="Pictures at once.")] = 8,
     guidance: GuidanceScale = None,
+    vae: Vae = None,
     scope: Annotated[
         str,
         typer.Option("--scope", help="What is compiled, of none, network, row and plan."),
@@ -72,7 +74,7 @@ def run(
     if picture is not None:
         check_picture(picture)
     context.with_resource(reserved(out, picture))
-    field = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype))
+    field = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype), vae=vae)
     plans = [resolve_plan(field, t, guidance) for t in tables]
     refiners = [resolve_refiner(field, p, None) for p in plans]
     rows = ((prompts or field.names or [""]) * batch)[:batch]
@@ -92,7 +94,7 @@ def run(
         seed=seed,
     )
     Console(width=150).print(table(record))
-    for name, how in missing.items():
+    for name, how in record["missing"].items():
         print(f"not measured: {name} ({how})")
     cost = {k: v for k, v in record["latency"].items() if v is not None and k != "worst"}
     print("an uncompiled batch costs, in ms: " + ", ".join(f"{k} {v:.3g}" for k, v in cost.items()))

@@ -16,6 +16,7 @@ from flowturbo.cli.options import (
     ModelName,
     PlanName,
     Seed,
+    Vae,
     read_plan,
     resolve_device,
     resolve_dtype,
@@ -40,6 +41,7 @@ def run(
         typer.Option("--prompts", help="A file, one a line; by default drawn from the card."),
     ] = None,
     guidance: GuidanceScale = None,
+    vae: Vae = None,
     refiner: Annotated[
         str | None, typer.Option("--refiner", help="A folder or bundled name with a refiner.")
     ] = None,
@@ -88,7 +90,7 @@ def run(
         context.with_resource(reserved(out))
     table = read_plan(plan)
     records = [_record(path) for path in beside or []]
-    field = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype))
+    field = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype), vae=vae)
     scale = float(field.defaults["guidance"] if guidance is None else guidance)
     about = {
         "fingerprint": field.fingerprint, "dtype": str(field.dtype), "pictures": pictures,

@@ -21,6 +21,7 @@ from flowturbo.cli.options import (
     ModelName,
     PlanName,
     Seed,
+    Vae,
     read_plan,
     resolve_device,
     resolve_dtype,
@@ -53,6 +54,11 @@ def run(
     negative: Annotated[
         str | None, typer.Option("--negative", help="A prompt to guide away from.")
     ] = None,
+    guidance_channels: Annotated[
+        int | None,
+        typer.Option("--guidance-channels", help="Guide the first so many channels only."),
+    ] = None,
+    vae: Vae = None,
     out: Annotated[
         Path,
         typer.Option(
@@ -83,14 +89,15 @@ def run(
     table = read_plan(plan)
     as_sheet = out.suffix.lower() == ".png" and not out.is_dir()
     check_writable(out if as_sheet else out / "0.png")
-    network = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype))
+    network = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype), vae=vae)
     if style:
         prompts = [network.styled(p, s) for p in prompts for s in style]
     if n * len(prompts) > MOST_PICTURES:
         raise ValueError(f"-n {n}: {n * len(prompts)} pictures; at most {MOST_PICTURES} at a time")
     wanted = [p for p in prompts for _ in range(n)]
-    scale = scale or max(1, 128 // network.shape[1])
-    drawn = network.shape[1] * network.shape[2] * scale**2 * (len(wanted) if as_sheet else 1)
+    _, height, width = network.picture_shape
+    scale = scale or max(1, 128 // height)
+    drawn = height * width * scale**2 * (len(wanted) if as_sheet else 1)
     if drawn > MOST_PIXELS:
         raise ValueError(f"{len(wanted)} pictures at --scale {scale}: over {MOST_PIXELS} pixels")
     table = resolve_plan(network, table, guidance)
@@ -109,12 +116,13 @@ def run(
             plan=table,
             guidance=guidance,
             negative=negative,
+            guidance_channels=guidance_channels,
             seed=seed,
             batch=batch,
             callback=tick,
         )
     seconds = time.perf_counter() - start
-    facts = _facts(network, table, guidance, negative)
+    facts = _facts(network, table, guidance, negative, guidance_channels)
     if as_sheet:
         page = sheet(images, columns or _columns(n, prompts, style or []), scale=scale)
         save_png(page, out, {**facts, "condition": _list(wanted), "seed": _seeds(seed, wanted)})
@@ -134,7 +142,7 @@ def _columns(n: int, prompts: list[str], styles: list[str]) -> int:
 
 
 def _facts(
-    model: Model, plan: Plan, guidance: float | None, negative: str | None
+    model: Model, plan: Plan, guidance: float | None, negative: str | None, channels: int | None
 ) -> dict[str, str]:
     guidance = model.defaults["guidance"] if guidance is None else guidance
     facts = {
@@ -143,6 +151,10 @@ def _facts(
         "guidance": str(guidance),
         "version": f"flowturbo {__version__}",
     }
+    if model.codec.fingerprint:
+        facts["autoencoder"] = f"{model.codec.name} {model.codec.fingerprint}"
+    if channels is not None:
+        facts["guidance channels"] = str(channels)
     return facts if negative is None else {**facts, "negative": negative}
 
 

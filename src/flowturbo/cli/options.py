@@ -19,6 +19,7 @@ __all__ = [
     "PlanName",
     "PlanNames",
     "Seed",
+    "Vae",
     "read_plan",
     "resolve_batch",
     "resolve_device",
@@ -46,6 +47,10 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of the first picture, fr
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, ...")]
 DtypeName = Annotated[
     str, typer.Option("--dtype", help="float32, bfloat16 or float16, of the weights.")
+]
+Vae = Annotated[
+    str | None,
+    typer.Option("--vae", help="Autoencoder of a model of latents: a folder, or hf:owner/repo."),
 ]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

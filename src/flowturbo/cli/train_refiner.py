@@ -47,6 +47,9 @@ def run(
     data: Annotated[
         Path | None, _option("data", "With --paper: an .npz or a folder of images.")
     ] = None,
+    vae: Annotated[
+        str | None, _option("vae", "With --paper: encode the images by this instead of the card's.")
+    ] = None,
     seed: Annotated[int, _option("seed", "Of everything random.")] = 0,
     bf16: Annotated[bool, typer.Option(help="Run the refiner in bfloat16.")] = False,
     compile: Annotated[bool, typer.Option(help="Compile the refiner.")] = False,
@@ -58,11 +61,19 @@ def run(
     Example: flowturbo train-refiner --model digits --guidance 1-4 --minutes 10 -o runs/refiner
     """
     from flowturbo.plan import Plan
-    from flowturbo.train import load_data, paper_config, train_paper_refiner, train_refiner
+    from flowturbo.train import (
+        as_states,
+        load_data,
+        paper_config,
+        train_paper_refiner,
+        train_refiner,
+    )
 
     if paper != (data is not None):
         raise ValueError("--paper and --data go together: the paper's refiner is trained on data")
-    teacher = load(model, device=resolve_device(device))
+    if vae is not None and not paper:
+        raise ValueError(f"--vae {vae}: only the training on data encodes; leave --vae out")
+    teacher = load(model, device=resolve_device(device), vae=vae)
     options: dict[str, Any] = dict(seed=seed, bf16=bf16, compile=compile, save_every=save_every)
     given = {k: v for k, v in (("batch", batch), ("lr", lr)) if v is not None}
     bars: dict[str, tqdm] = {}
@@ -76,11 +87,12 @@ def run(
         condition = teacher.card.get("condition", {})
         tokenizer = condition.get("tokenizer")
         known = Tokenizer.from_json(tokenizer) if tokenizer else None
-        images = load_data(data, teacher.shape[1], known)
+        images = load_data(data, teacher.picture_shape[1], known)
         print(images.describe())
+        states = as_states(images, teacher.codec, out / "refiner-run" / "latents")
         config = paper_config(steps=iterations or 30_000, **given, **options)
         told = lambda step, loss: report("iterations", step, config.steps)
-        train_paper_refiner(teacher, images, out, config, block=block, report=told)
+        train_paper_refiner(teacher, states, out, config, block=block, report=told)
         measured = {}
     else:
         lines = prompts.read_text(encoding="utf-8").splitlines() if prompts else []

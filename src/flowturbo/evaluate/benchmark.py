@@ -93,7 +93,8 @@ def benchmark(
         scopes: of ``flowturbo.compile``; each plan is measured in each. On CUDA "row", "network"
             and "none" may be followed by " captured", the sample in one CUDA graph.
         peers: other samplers by name.
-        missing: peers that are not installed, and how to install them; goes into the record.
+        missing: peers that are not installed, and how to install them; goes into the record, with
+            "decode" where the model's autoencoder is not at hand.
         dtype: to run the networks in; None as they are. Peers run in it too.
         options: of inductor.
         repeats: turns to measure.
@@ -147,8 +148,13 @@ def benchmark(
         methods.append(Method(name=name, call=partial(run, base.field), eager=run, scope="peer"))
     probes = [ours(Plan.parse(text), "none") for text in _PROBES[: 5 if refiner else 3]]
     parts: dict[str, Callable[[], Any]] = {"network": partial(_network, base.field, x, cond, null)}
-    if _decodes(model, x):
-        parts["decode"] = partial(model.decode, x)
+    missing = dict(missing or {})
+    if hasattr(model, "decode"):
+        try:
+            model.decode(x[:1])
+            parts["decode"] = partial(model.decode, x)
+        except (ValueError, ImportError) as e:  # an autoencoder that is not at hand
+            missing["decode"] = str(e)
     parts["matrix product"], operations = matrix_product(x.device, dtype)
     every: dict[tuple[str, str], Callable[[], Any]]
     every = {("method", m.name): m.call for m in methods}
@@ -183,7 +189,7 @@ def benchmark(
             [middle["probe", p.name]["median"] for p in probes],
         ),
         "matrix_product_flops_per_second": peak,
-        "missing": dict(missing or {}),
+        "missing": missing,
     }
 
 
@@ -298,17 +304,6 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _decodes(model: Any, x: Tensor) -> bool:
-    """Whether pictures come of states ``x``: some models draw latents and leave that to others."""
-    if not hasattr(model, "decode"):
-        return False
-    try:
-        model.decode(x[:1])
-    except ValueError:
-        return False
-    return True
 
 
 def _dtype(model: Any) -> torch.dtype:

@@ -167,13 +167,16 @@ def evaluate(
                 "fid=True, against=None: FID is a distance to real pictures; pass against=..., a "
                 "folder or an .npz file of them"
             )
-    real, known, seen_as = None, None, None
+    known: dict[str, Any] = {"codec": None, "features": None}
+    real, seen_as = None, None
     if see is not None or fid:
         first = _pictures(model, seed)
         if against is not None:
             real = load_real(against, first.shape[1:], need_pictures=fid)
+        known["codec"] = model.codec.fingerprint
         if see is not None:
-            known, seen_as = _checked(see, first, real)
+            features, seen_as = _checked(see, first, real)
+            known |= features
     cond = _condition(model, prompts, pictures, seed)
     options = {
         "model": model.fingerprint,

@@ -37,7 +37,7 @@ def table(record: Mapping[str, Any]) -> Table:
 
 
 _ALIKE = (
-    "fingerprint", "dtype", "pictures", "prompts", "guidance", "seed", "steps", "features",
+    "fingerprint", "codec", "dtype", "pictures", "prompts", "guidance", "seed", "steps", "features",
     "against",
 )  # fmt: skip
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flowturbo.files import replacing
+from flowturbo.models.codec import PIXELS, check_entry, with_autoencoder
 from flowturbo.models.model import Model, rounded
 from flowturbo.models.sit import SiT, SiTConfig
 
@@ -32,6 +33,7 @@ __all__ = [
     "read_weights",
     "save_folder",
     "save_pair",
+    "save_weights",
 ]
 
 CARD, WEIGHTS = "card.json", "model.safetensors"
@@ -65,13 +67,18 @@ def save_pair(
     weights: Path, path: Path, network: nn.Module, card: dict[str, Any], *, dtype: torch.dtype
 ) -> None:
     """Write the weights of a network and its card; see ``save_folder``."""
-    tensors = {k: p.detach().cpu().to(dtype).contiguous() for k, p in network.state_dict().items()}
-    _check_finite(tensors, f"the network to be saved as {dtype}")
     text = json.dumps({"format": FORMAT, **card}, indent=1, ensure_ascii=False)
-    with replacing(weights) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    save_weights(weights, network, dtype)
     with replacing(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def save_weights(path: Path, network: nn.Module, dtype: torch.dtype) -> None:
+    """Write the weights of a network; see ``save_folder``."""
+    tensors = {k: p.detach().cpu().to(dtype).contiguous() for k, p in network.state_dict().items()}
+    _check_finite(tensors, f"the network to be saved as {dtype}")
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
 
 
 def load_folder(
@@ -79,8 +86,9 @@ def load_folder(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    vae: str | Path | None = None,
 ) -> Model:
-    """The model in ``folder``, for inference.
+    """The model in ``folder``, for inference; with the autoencoder ``vae``, where one is given.
 
     Raises:
         ValueError: if a file is missing, corrupt, truncated, of another architecture or shape, or
@@ -88,6 +96,8 @@ def load_folder(
     """
     folder = Path(folder)
     card = read_card(folder)
+    if vae is not None:
+        card = with_autoencoder(card, vae)
     try:
         config = SiTConfig.from_dict(card["config"])
     except ValueError as e:
@@ -97,6 +107,8 @@ def load_folder(
         network = SiT(config)
     fill(network, tensors, str(folder / WEIGHTS), dtype)
     model = Model(network.to(device), card, folder)
+    if vae is not None:
+        model.codec  # noqa: B018 - refused now, where it was named
     return model.eval().requires_grad_(False)
 
 
@@ -130,7 +142,7 @@ def read_card(
 
 def _check_card(card: dict[str, Any], where: str) -> None:
     """Refuse a card whose entries are not what `Model` takes them for."""
-    for key in ("condition", "codec", "defaults"):
+    for key in ("condition", "defaults"):
         if not isinstance(card.get(key, {}), dict):
             raise ValueError(f"{where}: {key!r} must be an object, not {card[key]!r:.60}")
     about = card.get("condition", {})
@@ -145,8 +157,7 @@ def _check_card(card: dict[str, Any], where: str) -> None:
     lists = [*groups.values()] if isinstance(groups, dict) else [None]
     if not all(isinstance(x, list) for x in [about.get("styles", []), *lists]):
         raise ValueError(f"{where}: 'styles' must be a list, 'groups' of lists; restore the file")
-    if card.get("codec", {"kind": "pixels"}).get("kind") not in ("pixels", "latent"):
-        raise ValueError(f"{where}: codec {card['codec']!r:.60}: its kind is 'pixels' or 'latent'")
+    check_entry(card.get("codec", PIXELS), where)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from flowturbo import checks
 from flowturbo.checks import shown
 from flowturbo.field import Cast, time_of
+from flowturbo.models.codec import PIXELS, Codec, Pixels, load_codec
 from flowturbo.models.prompts import check_words, names_of, said_style, styled
 from flowturbo.models.sit import Embedded, Modulated
 from flowturbo.models.text import Tokenizer, short
@@ -36,16 +37,22 @@ class Model(nn.Module):
         network: the module that computes the velocity.
         card: the JSON card: architecture, path, condition, codec, training recipe, data and
             licence, measured numbers, defaults.
+        codec: what turns its states into pictures and back.
         folder: where it was loaded from, with its plans (``plans/*.json``) and refiner, if any.
     """
 
     def __init__(
-        self, network: nn.Module, card: dict[str, Any], folder: Path | None = None
+        self,
+        network: nn.Module,
+        card: dict[str, Any],
+        folder: Path | None = None,
+        codec: Codec | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.card = card
         self.folder = folder
+        self._codec = codec
 
     @property
     def name(self) -> str:
@@ -177,28 +184,46 @@ class Model(nn.Module):
         return self.network.null_condition(cond)  # type: ignore[operator, no-any-return]
 
     @property
-    def limits(self) -> tuple[float, float] | None:
-        """Of states, beyond which `decode` clips them; None of latents."""
-        return (-1.0, 1.0) if self._pixels else None
-
-    @property
-    def _pixels(self) -> bool:
-        return bool(self.card.get("codec", {"kind": "pixels"})["kind"] == "pixels")
-
-    def decode(self, x: Tensor) -> Tensor:
-        """States (B, C, H, W) to pictures (B, C, H, W) in [0, 1].
+    def codec(self) -> Codec:
+        """What turns its states into pictures; an autoencoder is loaded when first asked for.
 
         Raises:
-            ValueError: if the state is a latent: decode it with the autoencoder on the card.
+            ValueError: if the autoencoder is missing, damaged, or does not fit the states.
+            ImportError: if it needs diffusers, and that is missing.
         """
-        checks.tensor("x", x, ("B", *self.shape), dtypes=checks.DTYPES)
-        if not self._pixels:
-            autoencoder = self.card["codec"].get("autoencoder", "an autoencoder")
-            raise ValueError(
-                f"model {self.name!r} draws latents of {autoencoder}; take them from "
-                "flowturbo.sample and decode them with it"
+        if self._codec is None:
+            self._codec = load_codec(
+                self.card.get("codec", PIXELS),
+                self.shape,
+                model=self.name,
+                folder=self.folder,
+                device=self.device,
+                dtype=self.dtype,
             )
-        return ((x.float() + 1) / 2).clamp(0, 1)
+        return self._codec
+
+    @property
+    def limits(self) -> tuple[float, float] | None:
+        """Of states, beyond which `decode` clips them; None of latents."""
+        pixels = self.card.get("codec", PIXELS)["kind"] == "pixels"
+        return Pixels.limits if pixels else None
+
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the pictures; raises as ``codec``."""
+        return self.codec.picture_shape(self.shape)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """States (B, C, H, W) to pictures (B, 1 or 3, H, W) in [0, 1]; raises as ``codec``."""
+        checks.tensor("x", x, ("B", *self.shape), dtypes=checks.DTYPES)
+        return self.codec.decode(x)
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Pictures (B, 1 or 3, H, W) in [0, 1] to states, float32; raises as ``codec``.
+
+        Of latents, the mean of the autoencoder's distribution: the same each time.
+        """
+        return self.codec.encode(pictures)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

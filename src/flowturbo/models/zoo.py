@@ -9,6 +9,7 @@ import torch
 
 from flowturbo import checks
 from flowturbo.models.checkpoint import CARD, WEIGHTS, load_folder
+from flowturbo.models.hub import fetch
 from flowturbo.models.model import Model
 from flowturbo.models.text import short
 
@@ -28,6 +29,7 @@ def load(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    vae: str | Path | None = None,
 ) -> Model:
     """Load a model for inference.
 
@@ -36,19 +38,23 @@ def load(
             "hf:owner/repo" (optionally "hf:owner/repo@revision") for such a folder on the hub.
         device: where to put it.
         dtype: of the weights.
+        vae: of a model of latents, the autoencoder to decode them with: a folder or "hf:owner/repo"
+            with an ``AutoencoderKL`` or ``AutoencoderTiny`` of diffusers; by default the card's.
 
     Raises:
-        ValueError: if there is no such model, or its files are damaged; names the file.
+        ValueError: if there is no such model, its files are damaged, or ``vae`` does not fit; names
+            the file.
+        ImportError: if ``vae`` is given and diffusers is missing.
     """
     device, dtype = checks.device("device", device), checks.dtype("dtype", dtype)
-    return load_folder(find(name), device=device, dtype=dtype)
+    return load_folder(find(name), device=device, dtype=dtype, vae=vae)
 
 
 def find(name: str | Path) -> Path:
     """The folder of a model, fetched from the hub where ``name`` says so."""
     text = str(checks.path("name", name))
     if text.startswith("hf:"):
-        return _download(text)
+        return fetch(text, ["*.json", "*.safetensors", "plans/*"], "model")
     if text in bundled():
         return _HOME / text
     try:
@@ -69,20 +75,3 @@ def find(name: str | Path) -> Path:
         f"model {text!r}: no such model or folder; {hint}"
         f"bundled: {', '.join(bundled()) or 'none'}; others: a folder, or hf:owner/repo"
     )
-
-
-def _download(text: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    repo, _, revision = text.removeprefix("hf:").partition("@")
-    if repo.count("/") != 1:
-        raise ValueError(
-            f"model {text!r}: a hub model is written hf:owner/repo or hf:owner/repo@tag"
-        )
-    files = ["*.json", "*.safetensors", "plans/*"]
-    try:
-        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=files))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise ValueError(f"model {text!r} could not be fetched from the hub: {reason}") from e

@@ -29,6 +29,7 @@ def generate(
     plan: Plan | str | None = None,
     guidance: float | None = None,
     negative: str | None = None,
+    guidance_channels: int | None = None,
     style: str | None = None,
     seed: int = 0,
     refiner: Refiner | None = None,
@@ -47,6 +48,7 @@ def generate(
             default the card's, or `PLAIN` where that was fitted at another guidance.
         guidance: scale of classifier-free guidance, 1 is off; by default the card's.
         negative: a prompt to guide away from; by default the unconditional one.
+        guidance_channels: guide only the first so many channels, see `flowturbo.sample`.
         style: one of ``model.styles``, for all prompts.
         seed: of the first picture, from 0; that of the last is at most 2**63 - 1.
         refiner: for plans with refiner evaluations; by default the one that came with the model.
@@ -58,8 +60,10 @@ def generate(
 
     Raises:
         ValueError: before anything is drawn, for a prompt or style the model does not know, a plan
-            that is malformed, backward or of a part of the path, a missing refiner, or a number
-            out of range; after a batch, if its pictures are not finite.
+            that is malformed, backward or of a part of the path, a missing refiner, a number out of
+            range, or, for a model of latents, an autoencoder that is missing or does not fit; after
+            a batch, if its pictures are not finite.
+        ImportError: if the autoencoder needs diffusers, and that is missing.
     """
     check_model(model)
     batch = checks.whole("batch", batch, 1)
@@ -74,6 +78,7 @@ def generate(
     if refiner is not None:
         checks.function("refiner", refiner, "x, t, cond, history")
     refiner = needed_refiner(plan, resolve_refiner(model, plan, refiner))
+    _ = model.codec  # before anything is drawn
     guidance = float(model.defaults["guidance"] if guidance is None else guidance)
     if style is not None:
         prompts = [model.styled(prompt, style) for prompt in texts(prompts)]
@@ -92,6 +97,7 @@ def generate(
             rows,
             guidance=guidance,
             negative=null,
+            guidance_channels=guidance_channels,
             refiner=refiner,
             callback=callback,
         )

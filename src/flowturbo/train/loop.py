@@ -23,6 +23,7 @@ from flowturbo import noise
 from flowturbo.files import claim, replacing
 from flowturbo.images import save_png, sheet, to_pil
 from flowturbo.models.checkpoint import save_folder
+from flowturbo.models.codec import Codec, Pixels
 from flowturbo.models.model import Model
 from flowturbo.models.sit import SiT, SiTConfig
 from flowturbo.plan import Plan
@@ -133,7 +134,8 @@ def train(
 
     Args:
         architecture: of the network; must fit ``data.shape``.
-        data: what to train on.
+        data: what to train on: pixels in [-1, 1], or states of its ``codec``, if it has one, as
+            `flowturbo.train.LatentData`; the card then names that.
         out: the folder.
         config: how; the defaults of `TrainConfig` if not given.
         card: entries for the model's card: name, licences, defaults.
@@ -227,7 +229,8 @@ class FlowMatching:
     ) -> None:
         self.data, self.out, self.config = data, out, config
         condition = {"condition": data.condition} if data.condition else {}
-        self.card = {"path": "linear", "codec": {"kind": "pixels"}, **condition, **card}
+        self.codec: Codec = getattr(data, "codec", None) or Pixels()
+        self.card = {"path": "linear", "codec": self.codec.entry, **condition, **card}
         torch.manual_seed(config.seed)
         self.network = SiT(architecture)
         if self.network.shape != data.shape:
@@ -247,18 +250,20 @@ class FlowMatching:
 
     def export(self, network: Any, training: dict[str, Any]) -> None:
         """Write the model."""
+        self.codec.save(self.out)
         save_folder(self.out, network, {**self.card, "training": training})
 
     @torch.no_grad()
     def preview(self, network: Any, step: int) -> None:
         """A sheet of 40 pictures, the same seeds each time."""
-        model = Model(network, self.card)
+        model = Model(network, self.card, codec=self.codec)
         x0 = noise.draw(range(40), model.shape, device=model.device)
         cond = self.data.examples(40)
         guidance = 1.0 if cond is None else 2.0
         cond = None if cond is None else cond.to(x0.device)
         x1 = sample(Plan.parse("AB2:12", shift=1.6), model, x0, cond, guidance=guidance)
-        page = sheet(to_pil(model.decode(x1)), 10, scale=2)
+        pictures = model.decode(x1)
+        page = sheet(to_pil(pictures), 10, scale=2 if pictures.shape[2] <= 64 else 1)
         meta = {"step": str(step), "guidance": str(guidance)}
         save_png(page, self.out / "previews" / f"step-{step:08d}.png", meta)
 

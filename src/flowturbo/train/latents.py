@@ -1,0 +1,125 @@
+"""Training data as latents of an autoencoder, encoded once and kept in a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, distributed
+from tqdm import tqdm
+
+from flowturbo.files import check_room, replacing
+from flowturbo.models.checkpoint import read_weights
+from flowturbo.models.codec import Codec, Pixels
+from flowturbo.train.data import ArrayData
+
+__all__ = ["LatentData", "as_states"]
+
+CHUNK = 1024  # images in a file
+
+
+def as_states(data: ArrayData, codec: Codec, folder: str | Path) -> ArrayData | LatentData:
+    """``data`` as the states that ``codec`` makes of them; see `LatentData`."""
+    return data if isinstance(codec, Pixels) else LatentData(data, codec, folder)
+
+
+class LatentData:
+    """Images as their latents, which are encoded when the first batch is asked for.
+
+    They are kept in half precision, in memory and in ``folder``, in files named by the images and
+    the autoencoder, so that another run there goes on where this one stopped. The processes of one
+    run share the work.
+
+    Args:
+        data: the images. Grey ones become three equal channels for an autoencoder of RGB.
+        codec: the autoencoder.
+        folder: for the files.
+
+    Raises:
+        ValueError: if the images are not of a size or of channels that ``codec`` encodes.
+    """
+
+    def __init__(self, data: ArrayData, codec: Codec, folder: str | Path) -> None:
+        self.data, self.codec, self.folder = data, codec, Path(folder)
+        self.condition = data.condition
+        self._colours = max(data.shape[0], codec.picture_shape((1, 1, 1))[0])
+        self._shape = codec.state_shape((self._colours, *data.shape[1:]))
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a latent."""
+        return self._shape
+
+    def batch(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """``n`` latents (n, C, H, W) and their conditions, drawn with replacement."""
+        rows = torch.randint(len(self), (n,), generator=generator)
+        return self.latents[rows].float(), None if self.data.cond is None else self.data.cond[rows]
+
+    def examples(self, n: int) -> Tensor | None:
+        """Conditions for previews."""
+        return self.data.examples(n)
+
+    def digest(self) -> str:
+        """16 hexadecimal digits that name the images, their conditions and the autoencoder."""
+        whole = f"{self.data.digest()} {self.codec.fingerprint}"
+        return hashlib.sha256(whole.encode()).hexdigest()[:16]
+
+    @cached_property
+    def latents(self) -> Tensor:
+        """(N, C, H, W) float16.
+
+        Raises:
+            OSError: if the disk has no room for them.
+            ValueError: if the autoencoder gives what is not finite, or a file is damaged.
+        """
+        several = distributed.is_available() and distributed.is_initialized()
+        index, count = (distributed.get_rank(), distributed.get_world_size()) if several else (0, 1)
+        name = self.digest()
+        starts = range(0, len(self), CHUNK)
+        paths = [self.folder / f"{name}-{start:08d}.safetensors" for start in starts]
+        missing = [i for i in range(index, len(paths), count) if not paths[i].is_file()]
+        rows = sum(min(CHUNK, len(self) - starts[i]) for i in missing)
+        check_room(self.folder, 2 * rows * math.prod(self.shape), "latents")
+        with tqdm(total=rows, desc="encoding", disable=None if missing else True) as bar:
+            for i in missing:
+                latents = self._encode(self.data.images[starts[i] : starts[i] + CHUNK], bar)
+                with replacing(paths[i]) as temporary:
+                    save_file({"latents": latents}, temporary)
+        if several:
+            distributed.barrier()
+        return torch.cat([self._read(path) for path in paths])
+
+    @torch.no_grad()
+    def _encode(self, images: Tensor, bar: Any) -> Tensor:
+        made, device = [], self._device
+        for part in images.split(64):
+            pictures = part.float().expand(-1, self._colours, -1, -1) / 255
+            with torch.autocast(device.type, enabled=False):  # a loss asks for the first batch
+                latents = self.codec.encode(pictures.to(device)).half().cpu()
+            if not latents.isfinite().all():
+                raise ValueError(
+                    f"autoencoder {self.codec.name!r} encodes pictures to latents that are not "
+                    "finite in half precision; take another"
+                )
+            made.append(latents)
+            bar.update(len(part))
+        return torch.cat(made)
+
+    @property
+    def _device(self) -> torch.device:
+        network = getattr(self.codec, "network", None)
+        return torch.device("cpu") if network is None else next(network.parameters()).device
+
+    def _read(self, path: Path) -> Tensor:
+        found = read_weights(path).get("latents")
+        if found is None or found.dtype != torch.float16 or found.shape[1:] != self.shape:
+            raise ValueError(f"{path}: damaged; delete it, and it is made again")
+        return found

@@ -175,8 +175,7 @@ def evaluate(
             real = load_real(against, first.shape[1:], need_pictures=fid)
         known["codec"] = model.codec.fingerprint
         if see is not None:
-            features, seen_as = _checked(see, first, real)
-            known |= features
+            known["features"], seen_as = _checked(see, first, real)
     cond = _condition(model, prompts, pictures, seed)
     options = {
         "model": model.fingerprint,
@@ -187,7 +186,7 @@ def evaluate(
         "guidance": guidance,
         "seed": seed,
         "steps": steps,
-        "features": known,
+        **known,
     }
     kept, name = options, f"plan-{plan.digest}"
     if folder is not None:

@@ -7,6 +7,7 @@ same images however often the run was interrupted.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,11 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 class Data(Protocol):
-    """What the training loop needs of a data set."""
+    """What the training loop needs of a data set.
+
+    It may also have ``digest() -> str``, a name for its content: a run is then not resumed with
+    other data of the same shape.
+    """
 
     condition: dict[str, Any] | None
     """The "condition" entry of the model's card, or None for an unconditional model."""
@@ -80,6 +85,15 @@ class ArrayData:
         if self.cond.ndim == 1:
             return torch.arange(n) % (int(self.cond.max()) + 1)
         return self.cond[torch.linspace(0, len(self) - 1, n).long()]
+
+    def digest(self) -> str:
+        """16 hexadecimal digits that name the images, their conditions and what these mean."""
+        found = hashlib.sha256(json.dumps(self.condition, sort_keys=True).encode())
+        for x in (self.images, self.cond):
+            if x is not None:
+                found.update(f"{x.dtype} {tuple(x.shape)}".encode())
+                found.update(x.detach().cpu().contiguous().numpy().data)
+        return found.hexdigest()[:16]
 
 
 def load_data(path: str | Path, size: int, tokenizer: Tokenizer | None = None) -> ArrayData:

@@ -21,7 +21,7 @@ from flowturbo.models.model import fingerprint
 from flowturbo.plan import Plan
 from flowturbo.sampler import Refiner, Step, sample
 
-__all__ = ["content", "identity", "refiner_identity"]
+__all__ = ["content", "identity", "refiner_identity", "signature"]
 
 PROBES = 8  # rows of the states, spread evenly
 DIRECTIONS = 2
@@ -72,7 +72,7 @@ def _named(
 
     def note(step: Step) -> None:
         if refiner is None or step.evaluator == "refiner":
-            seen.append(_summary(step.v))
+            seen.append(signature(step.v))
 
     scale = cut(guidance, rows)
     sample(plan, field, x[rows], cut(cond, rows), guidance=scale, refiner=refiner, callback=note)
@@ -80,13 +80,16 @@ def _named(
 
 
 def _weights(whose: Any) -> str | None:
+    while not isinstance(whose, nn.Module) and "field" in getattr(whose, "__dict__", {}):
+        whose = whose.field  # of a wrapper
     if not isinstance(whose, nn.Module):
         return None
     known = all(isinstance(p, Tensor) for p in whose.state_dict().values())
     return fingerprint(whose) if known else None
 
 
-def _summary(v: Tensor) -> str:
+def signature(v: Tensor) -> str:
+    """A line of the shape and type of ``v``, its size, and its products with random directions."""
     flat = (torch.view_as_real(v) if v.is_complex() else v).detach().double().cpu().flatten()
     size = float(flat.square().mean().sqrt())
     directions = torch.Generator().manual_seed(0)

@@ -23,7 +23,7 @@ from flowturbo.train import mixed_plan
 from flowturbo.train.trajectories import Starts, draw_trajectories
 
 SCRIPT = """
-import os, signal, sys, time
+import json, os, signal, sys, time
 from pathlib import Path
 import torch, accelerate, matplotlib.figure
 import flowturbo as ft
@@ -51,7 +51,8 @@ for sign in ("trajectories.json", "checkpoints/step-*", "own-states/checkpoints/
         time.sleep(0.001)
     os.kill(child, signal.SIGKILL)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    print((run / "trajectories.json").read_text(), [p.name for p in run.rglob("step-*")])
+    drawn = len(json.loads((run / "trajectories.json").read_text())["digests"])
+    print(drawn, sorted(p.name for p in run.rglob("step-*")))
 assert os.waitpid(start(killed), 0)[1] == 0
 """
 
@@ -67,9 +68,10 @@ def test_killed_in_each_stage_and_resumed_equals_uninterrupted(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     drawing, training, tuning = done.stdout.splitlines()
-    assert '{"done": 64}' in drawing or '{"done": 128}' in drawing
+    assert drawing.startswith(("1 ", "2 "))
     assert "step-00000040" not in training
-    assert tuning.count("step-") == 2
+    assert "step-00000040" in tuning
+    assert "step-00000010" in tuning
     names = ["refiner.safetensors", "refiner.json", "refiner-run/trajectories.npy"]
     for name in names:
         assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
@@ -79,9 +81,9 @@ def test_a_finished_run_is_not_done_again(tmp_path):
     teacher, noise = CountCalls(gaussian), ft.noise.draw(range(20), (3,))
     options = dict(kind="conv", guidance=1.0, noise=noise, folder=tmp_path, plan="MMR")
     first = ft.train_refiner(teacher, **options, iterations=2, batch=4, steps=4)
-    calls = teacher.calls
+    teacher.calls = 0
     again = ft.train_refiner(teacher, **options, iterations=2, batch=4, steps=4)
-    assert teacher.calls == calls
+    assert teacher.calls == 3  # to know it by
     assert again.card == first.card
     assert again.fingerprint == first.fingerprint
     with pytest.raises(ValueError, match="own-states holds a run with plan"):
@@ -196,7 +198,7 @@ def test_training_calls_no_teacher_and_no_data():
         teacher, kind="conv", guidance=1.0, noise=noise, iterations=3, batch=4, steps=6,
         report=lambda what, done, total: calls.append(teacher.calls),
     )  # fmt: skip
-    assert set(calls[2:]) == {teacher.calls} == {2 * 6}
+    assert set(calls[12:]) == {teacher.calls} == {3 + 2 * 6}
 
 
 def test_text_models_take_prompts_from_the_caller_or_the_card():

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from flowturbo.files import replacing
@@ -69,7 +69,8 @@ def save_pair(
     _check_finite(tensors, f"the network to be saved as {dtype}")
     text = json.dumps({"format": FORMAT, **card}, indent=1, ensure_ascii=False)
     with replacing(weights) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        # not save_file, which leaves a file of its own behind when it is killed
+        temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
     with replacing(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 

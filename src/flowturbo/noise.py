@@ -11,10 +11,11 @@ from collections.abc import Iterable, Sequence
 from operator import index
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["digest", "draw"]
+__all__ = ["digest", "draw", "mixed"]
 
 
 def draw(
@@ -44,6 +45,15 @@ def _whole(seed: Any) -> int:
     if isinstance(seed, bool) or not 0 <= number < 2**63:
         raise ValueError(f"seed={seed!r}: must be a whole number from 0 to 2**63 - 1")
     return number
+
+
+def mixed(*numbers: int) -> int:
+    """A seed in [2**31, 2**32) that follows from whole numbers, from 0 each.
+
+    torch's generator on the CPU looks at the lowest 32 bits of a seed alone, so numbers side by
+    side in one of 64 bits would not all count. Pictures are drawn with seeds below 2**31.
+    """
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0]) | 1 << 31
 
 
 def digest(noise: Tensor) -> str:

@@ -173,6 +173,13 @@ def test_trajectories_are_the_guided_models(tmp_path):
     assert np.array_equal(again.arrays, drawn.arrays)
 
 
+def test_trajectories_of_each_seed_start_at_noise_of_their_own():
+    model = _model(classes=3)
+    starts = [Starts.of(model, 1.0, seed, None, None).rows(0, 3)[0] for seed in (0, 1, 256)]
+    assert not torch.equal(starts[0], ft.noise.draw(range(3), model.shape))  # of pictures
+    assert len({bytes(x.numpy()) for x in starts}) == 3
+
+
 def test_each_batch_of_trajectories_has_times_of_its_own(tmp_path):
     starts = Starts.of(gaussian, 1.0, 0, ft.noise.draw(range(6), (3,)), None)
     drawn = draw_trajectories(gaussian, tmp_path, starts, 8, 6, shift=1.6, jitter=0.3, batch=4)

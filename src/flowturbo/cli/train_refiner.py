@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from tqdm import tqdm
 
+from flowturbo.checks import whole
 from flowturbo.cli.options import Device, ModelName, resolve_device, resolve_guidance
 from flowturbo.models.text import Tokenizer
 from flowturbo.models.zoo import load
@@ -62,6 +63,8 @@ def run(
 
     if paper != (data is not None):
         raise ValueError("--paper and --data go together: the paper's refiner is trained on data")
+    if paper and (plan or prompts):
+        raise ValueError(f"{'--plan' if plan else '--prompts'}: not of the paper's refiner")
     teacher = load(model, device=resolve_device(device))
     options: dict[str, Any] = dict(seed=seed, bf16=bf16, compile=compile, save_every=save_every)
     given = {k: v for k, v in (("batch", batch), ("lr", lr)) if v is not None}
@@ -77,7 +80,8 @@ def run(
         tokenizer = condition.get("tokenizer")
         known = Tokenizer.from_json(tokenizer) if tokenizer else None
         images = load_data(data, teacher.shape[1], known)
-        config = paper_config(steps=iterations or 30_000, **given, **options)
+        number = 30_000 if iterations is None else whole("iterations", iterations, 1)
+        config = paper_config(steps=number, **given, **options)
         told = lambda step, loss: report("iterations", step, config.steps)
         train_paper_refiner(teacher, images, out, config, block=block, report=told)
         measured = {}

@@ -368,7 +368,7 @@ class Run:
     def advance(self) -> Tensor:
         """One step; returns its loss."""
         config, device, index = self.config, self.processes.device, self.processes.index
-        generator = torch.Generator().manual_seed((config.seed << 40) + (index << 32) + self.step)
+        generator = torch.Generator().manual_seed(noise.mixed(config.seed, index, self.step))
         with autocast(device, config.bf16):
             loss = self.objective.loss(self.forward, generator, device)
         loss.backward()  # type: ignore[no-untyped-call]

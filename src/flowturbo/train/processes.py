@@ -18,7 +18,7 @@ from torch import nn
 
 from flowturbo.files import claim, exclusive
 
-__all__ = ["FORMAT", "Processes", "is_first"]
+__all__ = ["FORMAT", "Processes"]
 
 FORMAT = 2  # of the folder of a run, and of how what it holds is computed
 
@@ -113,8 +113,3 @@ class Processes:
     def alone(self, network: Any) -> nn.Module:
         """The network that `parallel` was given."""
         return self._accelerator.unwrap_model(network)  # type: ignore[no-any-return]
-
-
-def is_first() -> bool:
-    """Whether this process is the one to speak, as its launcher says."""
-    return os.environ.get("RANK", "0") == "0"

@@ -93,17 +93,17 @@ class Starts:
 
     def rows(self, first: int, last: int) -> tuple[Tensor, Any, Tensor]:
         """Noise, conditions and scales of trajectories ``first`` to ``last``, always the same."""
-        base, given = (self.seed + 1) << 32, len(self.noise)
+        given = len(self.noise)
         which, shares = [], []
         for i in range(first, last):
-            generator = torch.Generator().manual_seed(base + (1 << 31) + i)
+            generator = torch.Generator().manual_seed(noise.mixed(self.seed, 0, i))
             drawn = int(torch.randint(2**31, (1,), generator=generator))
             which.append(i if i < given else drawn)
             shares.append(float(torch.rand(1, generator=generator)))
         low, high = self.guidance
         w = low + (high - low) * torch.tensor(shares, device=self.device)
-        fresh = range(base + max(first, given), base + max(last, given))
-        x0 = noise.draw(fresh, self.shape, device=self.device)
+        fresh = range(max(first, given), max(last, given))
+        x0 = noise.draw([noise.mixed(self.seed, 1, i) for i in fresh], self.shape, device=self.device)
         x0 = torch.cat([self.noise[first:last].to(x0), x0])
         pick = lambda c: c[[i % len(c) for i in which]].to(self.device)
         return x0, None if self.cond is None else map_condition(pick, self.cond), w

@@ -35,7 +35,7 @@ class Checkpoints:
             OSError: if the disk is full; those before stay.
         """
         write_tensors(self.folder / f"step-{step:08d}.safetensors", tensors, self.of)
-        for _, old in self._found()[:-KEPT]:
+        for old in [path for found, path in self._found() if found <= step][:-KEPT]:
             old.unlink()
 
     def last(self) -> tuple[int, dict[str, Tensor]]:

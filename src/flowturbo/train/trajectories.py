@@ -103,7 +103,9 @@ class Starts:
         low, high = self.guidance
         w = low + (high - low) * torch.tensor(shares, device=self.device)
         fresh = range(max(first, given), max(last, given))
-        x0 = noise.draw([noise.mixed(self.seed, 1, i) for i in fresh], self.shape, device=self.device)
+        x0 = noise.draw(
+            [noise.mixed(self.seed, 1, i) for i in fresh], self.shape, device=self.device
+        )
         x0 = torch.cat([self.noise[first:last].to(x0), x0])
         pick = lambda c: c[[i % len(c) for i in which]].to(self.device)
         return x0, None if self.cond is None else map_condition(pick, self.cond), w

@@ -11,13 +11,14 @@ import math
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from flowturbo import checks
 from flowturbo.checks import shown
 
-__all__ = ["LARGEST_SEED", "digest", "draw"]
+__all__ = ["LARGEST_SEED", "digest", "draw", "mixed"]
 
 LARGEST_SEED = 2**63 - 1
 
@@ -58,6 +59,15 @@ def _listed(seeds: Any) -> Sequence[Any]:
         return list(seeds)
     except TypeError:
         return [seeds]
+
+
+def mixed(*numbers: int) -> int:
+    """A seed in [2**31, 2**32) that follows from whole numbers, from 0 each.
+
+    torch's generator on the CPU looks at the lowest 32 bits of a seed alone, so numbers side by
+    side in one of 64 bits would not all count. Pictures are drawn with seeds below 2**31.
+    """
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0]) | 1 << 31
 
 
 @checks.known_keywords

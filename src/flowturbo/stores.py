@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from flowturbo.files import replacing
@@ -34,10 +34,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], of: str) -> None:
     """
     kept = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     with replacing(path) as temporary:
-        try:
-            save_file(kept, temporary, metadata={"seal": _seal(path, kept, of)})
-        except SafetensorError as e:
-            raise OSError(str(e).removeprefix("Error while serializing: ")) from e
+        # not save_file, which leaves a file of its own behind when it is killed
+        temporary.write_bytes(save(kept, metadata={"seal": _seal(path, kept, of)}))
 
 
 def read_tensors(path: Path, of: str) -> dict[str, Tensor] | None:

@@ -1,4 +1,4 @@
-"""`train-refiner`, `tune` and `evaluate`, killed at any moment and repeated, end the same."""
+"""Commands killed at any moment and repeated end the same."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -60,6 +61,30 @@ def run_twice(once: list[str], again: list[str]) -> int:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return int(done.stdout.splitlines()[-1].removeprefix("killed "))
+
+
+@pytest.mark.slow
+def test_training_killed_and_repeated_is_uninterrupted(tmp_path):
+    data = tmp_path / "data.npz"
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8)).astype(np.uint8)
+    np.savez(data, images=images, labels=np.arange(40) % 4)
+    train = lambda out: [
+        *["train", "--data", str(data), "--out", str(out), "--name", "tiny", "--size", "8"],
+        *["--width", "16", "--depth", "1", "--heads", "2", "--batch", "8", "--steps", "240"],
+        *["--save-every", "10", "--preview-every", "40", "--no-compile", "--no-bf16"],
+    ]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert run_twice(train(one), train(two)) > 1
+    last = [f"checkpoints/step-{step:08d}.safetensors" for step in (230, 240)]
+    previews = [p.relative_to(one) for p in (one / "previews").iterdir()]
+    assert len(previews) == 6
+    for name in ("model.safetensors", "card.json", "config.json", *last, *previews):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    logs = [(out / "log.jsonl").read_text().splitlines() for out in (one, two)]
+    lines = [[{**json.loads(x), "seconds": 0} for x in log] for log in logs]
+    assert lines[0] == lines[1]
+    left = [p for p in two.rglob("*") if p.name.startswith(".") and p.name != ".lock"]
+    assert left == []
 
 
 @pytest.fixture

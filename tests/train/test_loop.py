@@ -326,6 +326,22 @@ def test_a_run_killed_while_it_exports_is_exported_when_resumed(tmp_path, monkey
     assert ft.load(tmp_path).card["training"]["step"] == 2
 
 
+def test_each_seed_and_step_draws_its_own(tmp_path):
+    drawn = []
+
+    class Watched(ArrayData):
+        def batch(self, n, generator):
+            drawn.append(bytes(generator.get_state().numpy()))
+            return super().batch(n, generator)
+
+    network = SiTConfig(size=4, channels=1, width=8, depth=1, heads=1, patch=2)
+    data = Watched(torch.zeros(2, 1, 4, 4, dtype=torch.uint8))
+    for seed in (0, 1, 256):
+        config = TrainConfig(steps=2, batch=2, bf16=False, compile=False, seed=seed)
+        train(network, data, tmp_path / str(seed), config)
+    assert len(drawn) == len(set(drawn)) == 6
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_bfloat16_only_where_the_cpu_computes_in_it(monkeypatch, there):
     monkeypatch.setattr(loop, "has_bf16", lambda: there)

@@ -90,7 +90,9 @@ def test_a_refiner_of_another_shape_is_trained_and_read_back(model, data, tmp_pa
     with pytest.raises(ValueError, match=r"dt=0\.25 there, 0\.12 now"):
         train_paper_refiner(model, data, tmp_path, config, depth=3, width=8)
     for dt in (0.0, 1.5):
-        with pytest.raises(ValueError, match=f"dt={dt}: must be above 0 and at most 1"):
+        with pytest.raises(
+            ValueError, match=f"dt={dt}: must be a finite number above 0, at most 1"
+        ):
             train_paper_refiner(model, data, tmp_path / "new", config, dt=dt)
 
 

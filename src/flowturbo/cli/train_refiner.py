@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from tqdm import tqdm
 
+from flowturbo.checks import whole
 from flowturbo.cli.options import Device, ModelName, resolve_device, resolve_guidance
 from flowturbo.models.text import Tokenizer
 from flowturbo.models.zoo import load
@@ -73,6 +74,8 @@ def run(
         raise ValueError("--paper and --data go together: the paper's refiner is trained on data")
     if vae is not None and not paper:
         raise ValueError(f"--vae {vae}: only the training on data encodes; leave --vae out")
+    if paper and (plan or prompts):
+        raise ValueError(f"{'--plan' if plan else '--prompts'}: not of the paper's refiner")
     teacher = load(model, device=resolve_device(device), vae=vae)
     options: dict[str, Any] = dict(seed=seed, bf16=bf16, compile=compile, save_every=save_every)
     given = {k: v for k, v in (("batch", batch), ("lr", lr)) if v is not None}
@@ -90,7 +93,8 @@ def run(
         images = load_data(data, teacher.picture_shape[1], known)
         print(images.describe())
         states = as_states(images, teacher.codec, out / "refiner-run" / "latents")
-        config = paper_config(steps=iterations or 30_000, **given, **options)
+        number = 30_000 if iterations is None else whole("iterations", iterations, 1)
+        config = paper_config(steps=number, **given, **options)
         told = lambda step, loss: report("iterations", step, config.steps)
         train_paper_refiner(teacher, states, out, config, block=block, report=told)
         measured = {}

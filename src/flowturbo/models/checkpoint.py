@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from flowturbo.files import replacing
@@ -78,7 +78,8 @@ def save_weights(path: Path, network: nn.Module, dtype: torch.dtype) -> None:
     tensors = {k: p.detach().cpu().to(dtype).contiguous() for k, p in network.state_dict().items()}
     _check_finite(tensors, f"the network to be saved as {dtype}")
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        # not save_file, which leaves a file of its own behind when it is killed
+        temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
 def load_folder(

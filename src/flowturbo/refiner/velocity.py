@@ -90,8 +90,8 @@ class VelocityRefiner(nn.Module):
             depth=1,
             prediction="velocity",
             learn_sigma=False,
-            width=width or config.width,
-            heads=heads or config.heads,
+            width=config.width if width is None else width,
+            heads=config.heads if heads is None else heads,
         )
         return cls(borrowed(model, config, block, images=3, numbers=3), guidance_range)
 

@@ -95,23 +95,24 @@ class LatentData:
                     save_file({"latents": latents}, temporary)
         if several:
             distributed.barrier()
-        return torch.cat([self._read(path) for path in paths])
+        with _precise("cpu"):
+            return torch.cat([self._read(path) for path in paths])
 
     @torch.no_grad()
     def _encode(self, images: Tensor, bar: Any) -> Tensor:
         made, device = [], self._device
-        for part in images.split(64):
-            pictures = part.float().expand(-1, self._colours, -1, -1) / 255
-            with torch.autocast(device.type, enabled=False):  # a loss asks for the first batch
+        with _precise(device.type), _precise("cpu"):
+            for part in images.split(64):
+                pictures = part.float().expand(-1, self._colours, -1, -1) / 255
                 latents = self.codec.encode(pictures.to(device)).half().cpu()
-            if not latents.isfinite().all():
-                raise ValueError(
-                    f"autoencoder {self.codec.name!r} encodes pictures to latents that are not "
-                    "finite in half precision; take another"
-                )
-            made.append(latents)
-            bar.update(len(part))
-        return torch.cat(made)
+                if not latents.isfinite().all():
+                    raise ValueError(
+                        f"autoencoder {self.codec.name!r} encodes pictures to latents that are not "
+                        "finite in half precision; take another"
+                    )
+                made.append(latents)
+                bar.update(len(part))
+            return torch.cat(made)
 
     @property
     def _device(self) -> torch.device:
@@ -123,3 +124,8 @@ class LatentData:
         if found is None or found.dtype != torch.float16 or found.shape[1:] != self.shape:
             raise ValueError(f"{path}: damaged; delete it, and it is made again")
         return found
+
+
+def _precise(device: str) -> torch.autocast:
+    """No autocast: the first batch is asked for by a loss, which is computed under it."""
+    return torch.autocast(device, enabled=False)

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from flowturbo import _exponential
+from flowturbo._checks import LIMIT, numbers
 from flowturbo._tables import RUNGE_KUTTA, Table, adams, block, step
 from flowturbo.path import Times, check_times, shifted
 
 __all__ = ["LIMIT", "adams_bashforth", "blocks", "exponential", "runge_kutta"]
 
-LIMIT = 10_000  # evaluations in one plan
 NAMES = {"euler": "E", "heun": "H", "midpoint": "MID:", "rk4": "RK4:", "rk38": "RK38:"}
 START = {2: "midpoint", 3: "ralston3", 4: "rk4"}  # of Adams-Bashforth: as many stages as its order
 
@@ -95,7 +95,7 @@ def _points(
         return shifted(int(steps), shift, *ends)
     if shift != 1.0:
         raise ValueError(f"shift={shift} and times are both given; pass one of them")
-    points = check_times(times)
+    points = check_times(numbers("times", times))
     if len(points) != steps + 1:
         raise ValueError(f"{len(points)} times for {name}: {steps} steps need {steps + 1} points")
     if not (np.diff(points) * (1 if direction == "forward" else -1) > 0).all():

@@ -4,8 +4,8 @@ A schema is a pydantic model derived from `Schema`: strict, so that ``"3"`` is n
 no count, and without NaN or infinity. `read_json` and `check` turn the first thing that is wrong
 into one line that names the file, the key, the value, what is allowed and what to do.
 
-Sizes are looked at before anything is read: `MOST_BYTES` and `MOST_VALUES` of JSON take less than
-200 MB of memory, whatever they hold, and `open_archive` opens no archive that is larger unpacked.
+Sizes are looked at before anything is parsed: no JSON that would take more than `MOST_MEMORY`, and
+no archive that unpacks to more than its own size.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from flowturbo.files import open_regular, printable
 
 __all__ = [
     "MOST_BYTES",
+    "Format",
     "Schema",
     "check",
     "load_json",
@@ -35,10 +36,20 @@ __all__ = [
 ]
 
 MOST_BYTES = 16 * 2**20  # of a JSON file; the largest card of the bundled models has 0.2 MB
-MOST_VALUES = 1_000_000  # in it
+MOST_MEMORY = 180 * 2**20  # bytes that it may take while it is parsed
 DEEPEST = 64  # brackets within brackets
 
 S = TypeVar("S", bound="Schema")
+
+
+def _first(version: int) -> int:
+    if version != 1:
+        raise ValueError("this library reads version 1; update it, or write the file again")
+    return version
+
+
+Format = Annotated[int, AfterValidator(_first)]
+"""The version of a format of files; of each there is one so far."""
 
 
 class Schema(BaseModel):
@@ -82,18 +93,18 @@ def read_bytes(path: str | Path, most_bytes: int = MOST_BYTES) -> bytes:
     return content
 
 
-def parse_json(content: bytes | str, where: str) -> Any:
-    """``content`` as JSON, stricter than Python is; ``where`` names its source.
+def parse_json(content: bytes | str, where: str, fix: str = "restore the file") -> Any:
+    """``content`` as JSON, stricter than Python is; ``where`` names its source in messages.
 
     Raises:
         ValueError: if it is not JSON in UTF-8, gives a key of an object twice, holds NaN or a
-            number that is not finite, half of a surrogate pair, more than `MOST_VALUES` values, or
-            brackets nested deeper than `DEEPEST`.
+            number that is not finite, half of a surrogate pair, brackets nested deeper than
+            `DEEPEST`, or more values than fit in `MOST_MEMORY`.
     """
     try:
         raw = content.encode() if isinstance(content, str) else content
-        if sum(map(raw.count, (b",", b"[", b"{"))) > MOST_VALUES:
-            raise ValueError(f"over {MOST_VALUES} values")
+        if _memory(raw) > MOST_MEMORY:
+            raise ValueError("too many values")
         made = json.loads(
             raw.decode(), object_pairs_hook=_once, parse_constant=_refuse, parse_float=_finite
         )
@@ -101,25 +112,21 @@ def parse_json(content: bytes | str, where: str) -> Any:
         if re.search(rb"\\u[dD][89a-fA-F]", raw):  # a pair is one character, a half is none
             json.dumps(made, ensure_ascii=False).encode()
     except RecursionError:
-        raise ValueError(f"{where}: not JSON (nested too deep); restore the file") from None
+        raise ValueError(f"{where}: not JSON (nested too deep); {fix}") from None
     except ValueError as e:  # of JSON, of Unicode, of numbers with thousands of digits
         reason = e.reason if isinstance(e, UnicodeError) else e
-        raise ValueError(f"{where}: not JSON ({reason}); restore the file") from e
+        raise ValueError(f"{where}: not JSON ({reason}); {fix}") from e
     return made
 
 
-def check(value: Any, schema: type[S], where: str) -> S:
-    """``value`` as a ``schema``; ``where`` names its source in the ``ValueError`` otherwise."""
+def check(value: Any, schema: type[S], where: str, fix: str = "restore the file") -> S:
+    """``value`` as a ``schema``; else a ``ValueError`` that names ``where``, its source."""
     try:
         return schema.model_validate(value)
     except ValidationError as e:
-        first = e.errors(include_url=False)[0]
-        key = ".".join(map(_key, first["loc"]))
-        found = "" if first["type"] == "missing" else f"{_short(first['input'])}: "
-        more = f" (and {e.error_count() - 1} more)" if e.error_count() > 1 else ""
-        name = f"{key}: " if key else ""
-        message = first["msg"].removeprefix("Value error, ")
-        raise ValueError(f"{where}: {name}{found}{message}{more}; restore the file") from e
+        told = "; ".join(map(_told, e.errors(include_url=False)[:2]))
+        more = f" (and {e.error_count() - 2} more)" if e.error_count() > 2 else ""
+        raise ValueError(f"{where}: {told}{more}; {fix}") from None
 
 
 @contextmanager
@@ -149,6 +156,12 @@ def open_archive(path: str | Path) -> Iterator[zipfile.ZipFile]:
             raise ValueError(f"{printable(str(path))}: damaged ({reason})") from e
 
 
+def _memory(raw: bytes) -> int:
+    """What JSON takes at most: its text twice, numbers, strings and containers."""
+    text = len(raw) * (2 if raw.isascii() else 5)
+    return text + sum(n * raw.count(c) for c, n in ((b",", 40), (b'"', 40), (b"[", 72), (b"{", 120)))
+
+
 def _check_depth(made: Any) -> None:
     level, depth = [made], 0
     while level := [value for value in level if isinstance(value, (dict, list))]:
@@ -176,8 +189,21 @@ def _finite(text: str) -> float:
     return value
 
 
-def _key(part: int | str) -> str:
-    return printable(str(part)[:60])
+_SAID = {
+    "dict_type": "must be an object",
+    "extra_forbidden": "is not known",
+    "list_type": "must be a list",
+    "missing": "is missing",
+    "model_type": "must be an object",
+}
+
+
+def _told(error: Any) -> str:
+    """What is wrong: the key, the value, what is allowed."""
+    key = ".".join(printable(str(part)[:60]) for part in error["loc"])
+    value = _short(error["input"]) if key and error["type"] != "missing" else ""
+    message = error["msg"].removeprefix("Value error, ")
+    return ": ".join(part for part in (key, value, _SAID.get(error["type"], message)) if part)
 
 
 def _short(value: Any, most: int = 60) -> str:

@@ -2,8 +2,9 @@
 
 The file is the ``.pt2`` archive of AOTInductor, one library for each number of rows with the
 weights in it, and a manifest, ``extra/flowturbo.json``: what it was made of, and what it was made
-for. That is compared before anything of the archive is loaded. A library is native code: load only
-files that you would run as a program.
+for. That is checked, compared, and the archive tested for damage, before anything of it is loaded.
+Nothing in it is unpickled, but a library is native code: load only files that you would run as a
+program.
 """
 
 from __future__ import annotations
@@ -183,17 +184,22 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         ValueError: if it is no such file, is damaged, or is of a later version.
         OSError: if it cannot be read.
     """
+    from flowturbo.compiled.manifest import Manifest
+    from flowturbo.schema import MOST_BYTES, check, open_archive, parse_json
+
+    again = "export it again"
     try:
-        with zipfile.ZipFile(path) as archive:
-            (name,) = [n for n in archive.namelist() if n.endswith(_MANIFEST)]
-            manifest = json.loads(archive.read(name))
-    except (zipfile.BadZipFile, ValueError) as e:
-        raise ValueError(
-            f"{path}: not a sampler that this library exported, or damaged ({e})"
-        ) from e
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ValueError(f"{path}: of another version of this library; export it again")
-    return manifest
+        with open_archive(path) as archive:
+            entries = [e for e in archive.infolist() if e.filename.endswith(f"/{_MANIFEST}")]
+            if len(entries) != 1 or entries[0].file_size > MOST_BYTES:
+                raise ValueError(f"it has {len(entries)} manifests, or too large a one")
+            content = archive.read(entries[0])
+    except ValueError as e:
+        raise ValueError(f"{e}; not a sampler that this library exported, or damaged") from e
+    manifest = parse_json(content, f"{path}: {_MANIFEST}", again)
+    check(manifest, Manifest, f"{path}: {_MANIFEST}", again)
+    _null(manifest, path, torch.device("cpu"))
+    return manifest  # type: ignore[no-any-return]
 
 
 def load_compiled(
@@ -271,6 +277,8 @@ class LoadedSampler(Sampler):
     """
 
     def __init__(self, path: str | Path, manifest: dict[str, Any], device: torch.device) -> None:
+        from flowturbo.schema import open_archive
+
         refiner = manifest["refiner"] or {}
         known = _Refiner() if refiner.get("guidance_range") else None
         if known:
@@ -285,8 +293,10 @@ class LoadedSampler(Sampler):
         )
         super().__init__(_plan(manifest), shapes, known)
         self.manifest = manifest
-        null = manifest["null"]
-        self._null = null if null is None else torch.tensor(null, device=device).to(shapes.cond)
+        self._null = _null(manifest, path, device)
+        with open_archive(path) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} is damaged; copy or export it again")
         self._calls = {size: _library(path, f"rows{size}", device) for size in shapes.batch}
 
     def null_condition(self, cond: Any) -> Any:
@@ -300,10 +310,15 @@ class LoadedSampler(Sampler):
 def _library(path: str | Path, name: str, device: torch.device) -> Any:
     """A list of tensors to a list of them; without the compiler, whose import takes seconds."""
     loader: Any = torch._C._aoti.AOTIModelPackageLoader  # type: ignore[attr-defined]
+    index = -1 if device.index is None else device.index
     try:
-        return loader(str(path), name, False, 1, -1 if device.index is None else device.index).run
-    except TypeError:  # earlier versions of torch take two
-        return loader(str(path), name).run
+        try:
+            return loader(str(path), name, False, 1, index).run
+        except TypeError:  # earlier versions of torch take two
+            return loader(str(path), name).run
+    except RuntimeError as e:
+        reason = str(e).splitlines()[0]
+        raise ValueError(f"{path}: {name} cannot be loaded ({reason}); export it again") from e
 
 
 class _Refiner:
@@ -315,6 +330,25 @@ class _Refiner:
 
 def _plan(manifest: Mapping[str, Any]) -> Plan:
     return Plan.from_json(json.dumps(manifest["plan"]))
+
+
+def _null(
+    manifest: Mapping[str, Any], path: str | Path, device: torch.device
+) -> Tensor | None:
+    """The unconditional condition, of one row."""
+    if manifest["null"] is None:
+        return None
+    example = _example(manifest["cond"], "meta")
+    try:
+        made = torch.tensor(manifest["null"], dtype=example.dtype, device=device)
+    except (ValueError, TypeError, RuntimeError) as e:
+        raise ValueError(f"{path}: {_MANIFEST}: null: {e}; export it again") from e
+    if made.shape != example.shape:
+        raise ValueError(
+            f"{path}: {_MANIFEST}: null of shape {tuple(made.shape)}, cond of {tuple(example.shape)}"
+            "; export it again"
+        )
+    return made
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -103,7 +103,11 @@ def loads(text: str | bytes, source: str) -> dict[str, Any]:
 
 
 def read_info(text: str) -> dict[str, Any]:
-    """The ``info`` of a plan from JSON; raises ``ValueError`` where it is not what is read of it."""
+    """The ``info`` of a plan from JSON.
+
+    Raises:
+        ValueError: if an entry that the library reads is not as it writes it.
+    """
     made = parse_json(text, "info", "correct it")
     check(made, Info, "info", "correct it")
     return made  # type: ignore[no-any-return]

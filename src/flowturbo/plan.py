@@ -64,8 +64,8 @@ class Plan:
     """A sampler of ``K`` evaluations, a frozen value; ``print(plan)`` shows the table.
 
     Attributes:
-        times: (K + 1,) float64 in [0, 1], K from 1 to 2000, all ascending or all descending: of the state before each
-            evaluation, and of the result.
+        times: (K + 1,) float64 in [0, 1], all ascending or all descending: of the state before each
+            evaluation, and of the result; K is at most 2000.
         evaluators: K times "model" or "refiner"; the first is "model".
         weights: (K, K) float64, lower triangular: row ``k`` is what evaluation ``k`` moves; from
             -1e4 to 1e4, for larger ones make errors of the rounding of a float32.

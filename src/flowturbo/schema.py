@@ -159,7 +159,8 @@ def open_archive(path: str | Path) -> Iterator[zipfile.ZipFile]:
 def _memory(raw: bytes) -> int:
     """What JSON takes at most: its text twice, numbers, strings and containers."""
     text = len(raw) * (2 if raw.isascii() else 5)
-    return text + sum(n * raw.count(c) for c, n in ((b",", 40), (b'"', 40), (b"[", 72), (b"{", 120)))
+    each = {b",": 40, b'"': 40, b"[": 72, b"{": 120}
+    return text + sum(raw.count(mark) * size for mark, size in each.items())
 
 
 def _check_depth(made: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from flowturbo.cli.options import resolve_dtype
+from flowturbo.files import printable
 from flowturbo.models.checkpoint import convert
 from flowturbo.models.sit import SiTConfig
 from flowturbo.models.zoo import load
@@ -31,6 +32,7 @@ def run(
 ) -> None:
     """Turn an official SiT checkpoint into a model folder, without running code from it.
 
+    What does not fit the options is refused with those that do, such as --size 64.
     With --refiner, put the refiner into the folder of its model.
 
     Example: flowturbo convert SiT-XL-2-256x256.pt -a XL/2 -o sit-xl
@@ -38,17 +40,17 @@ def run(
     config = SiTConfig.named(architecture, size=size, classes=classes)
     if refiner:
         made = PaperRefiner.from_official(checkpoint, config)
-        made.card = {"source": checkpoint.name}
+        made.card = {"source": printable(checkpoint.name)}
         save_refiner(out, made, load(out), dtype=resolve_dtype(dtype))
         print(f"{checkpoint} -> {out}")
         return
     card = {
-        "name": out.name,
+        "name": printable(out.name),
         "description": f"SiT-{architecture.upper().removeprefix('SIT-')}, converted.",
         "path": "linear",
         "codec": {"kind": "latent", "autoencoder": "stabilityai/sd-vae-ft-ema", "scale": 0.18215},
         "condition": {"kind": "class", "labels": [str(i) for i in range(classes)]},
-        "source": checkpoint.name,
+        "source": printable(checkpoint.name),
     }
     convert(checkpoint, out, config, card, dtype=resolve_dtype(dtype))
     print(f"{checkpoint} -> {out}")

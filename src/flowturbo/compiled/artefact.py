@@ -332,9 +332,7 @@ def _plan(manifest: Mapping[str, Any]) -> Plan:
     return Plan.from_json(json.dumps(manifest["plan"]))
 
 
-def _null(
-    manifest: Mapping[str, Any], path: str | Path, device: torch.device
-) -> Tensor | None:
+def _null(manifest: Mapping[str, Any], path: str | Path, device: torch.device) -> Tensor | None:
     """The unconditional condition, of one row."""
     if manifest["null"] is None:
         return None
@@ -344,10 +342,8 @@ def _null(
     except (ValueError, TypeError, RuntimeError) as e:
         raise ValueError(f"{path}: {_MANIFEST}: null: {e}; export it again") from e
     if made.shape != example.shape:
-        raise ValueError(
-            f"{path}: {_MANIFEST}: null of shape {tuple(made.shape)}, cond of {tuple(example.shape)}"
-            "; export it again"
-        )
+        shapes = f"null of shape {tuple(made.shape)}, cond of {tuple(example.shape)}"
+        raise ValueError(f"{path}: {_MANIFEST}: {shapes}; export it again")
     return made
 
 

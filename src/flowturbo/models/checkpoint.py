@@ -73,7 +73,7 @@ def save_folder(
 
     card = {
         "format": FORMAT,
-        "name": Path(folder).name,
+        "name": printable(Path(folder).name),
         **card,
         "architecture": "sit",
         "config": network.config.to_dict(),
@@ -281,7 +281,7 @@ def _check_kind(name: str, p: Tensor, where: str) -> None:
 
 def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     for name, p in tensors.items():
-        if not p.isfinite().all():
+        if p.numel() and not all(end.isfinite() for end in p.detach().aminmax()):
             raise ValueError(
                 f"{where}: {name} has weights that are NaN, infinite or too large for {p.dtype}; "
                 "restore the file, or take a wider dtype"

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowturbo.files import open_regular
 from flowturbo.models.sit import SIZES, SiTConfig
 
 __all__ = ["fix", "plain", "unpickled"]
@@ -42,8 +43,9 @@ def unpickled(source: Path) -> Any:
                 if entry.filename.endswith(".pkl") and entry.file_size > _MOST_PICKLE:
                     raise ValueError(f"{entry.filename} has over {_MOST_PICKLE} bytes; not read")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(source, map_location="cpu", weights_only=True)
+        allowed = torch.serialization.safe_globals([argparse.Namespace])
+        with allowed, open_regular(source) as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as e:  # whatever a damaged file makes of the unpickler
         other = re.search(r"(?:GLOBAL|global:?|class:?) `?([\w.]+\.[\w.]+)", str(e))
         reason = f"it holds a {other[1]}" if other else "it is damaged or another format"

@@ -19,11 +19,16 @@ LISTS = ("times", "told", "evaluators", "previous")  # told and previous only wh
 
 
 class Error(Schema):
-    """The error of a plan, or of a plain solver with its ``name``."""
+    """The error of a plan."""
 
-    name: str = ""
     rmse: float
     median: float
+
+
+class Plain(Error):
+    """The error of the best plain solver."""
+
+    name: str
 
 
 class Info(Schema):
@@ -31,7 +36,7 @@ class Info(Schema):
 
     guidance: list[float] = Field(default=[0.0, 0.0], min_length=2, max_length=2)
     error: Error | None = None
-    plain: Error | None = None
+    plain: Plain | None = None
 
     @model_validator(mode="after")
     def _ascends(self) -> Info:

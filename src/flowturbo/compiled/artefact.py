@@ -9,6 +9,7 @@ program.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import re
@@ -28,6 +29,7 @@ from flowturbo.compiled.sampler import compile, prepare
 from flowturbo.compiled.shapes import Inputs, Sampler, Shapes
 from flowturbo.field import Field
 from flowturbo.files import replacing
+from flowturbo.models.model import Model
 from flowturbo.plan import Plan
 from flowturbo.sampler import Refiner
 
@@ -99,8 +101,19 @@ def export(
         package_aoti(str(temporary), files)
         with zipfile.ZipFile(temporary, "a") as archive:
             root = archive.namelist()[0].partition("/")[0]
+            manifest["digest"] = _digest(manifest, archive.infolist())
             archive.writestr(f"{root}/{_MANIFEST}", json.dumps(manifest, indent=1))
     return manifest
+
+
+def _digest(manifest: Mapping[str, Any], parts: Sequence[zipfile.ZipInfo]) -> str:
+    """16 hexadecimal digits of a manifest and of the rest of its archive, which belong together.
+
+    A library takes the shapes that it was compiled for, whatever a manifest says.
+    """
+    told = {key: value for key, value in manifest.items() if key != "digest"}
+    rest = sorted((part.filename.partition("/")[2], part.CRC) for part in parts)
+    return hashlib.sha256(json.dumps([told, rest], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _module(program: Any) -> Any:
@@ -194,10 +207,13 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
             if len(entries) != 1 or entries[0].file_size > MOST_BYTES:
                 raise ValueError(f"it has {len(entries)} manifests, or too large a one")
             content = archive.read(entries[0])
+            parts = [e for e in archive.infolist() if e is not entries[0]]
     except ValueError as e:
-        raise ValueError(f"{e}; not a sampler that this library exported, or damaged") from e
+        raise ValueError(f"{e}; not a sampler that this library exported") from e
     manifest = parse_json(content, f"{path}: {_MANIFEST}", again)
     check(manifest, Manifest, f"{path}: {_MANIFEST}", again)
+    if manifest["digest"] != _digest(manifest, parts):
+        raise ValueError(f"{path}: the manifest is not that of these libraries; {again}")
     _null(manifest, path, torch.device("cpu"))
     return manifest  # type: ignore[no-any-return]
 
@@ -262,8 +278,8 @@ def _fallback(
         batch=manifest["batch"],
         dtype=dtype and _dtype(dtype),
         guidance=1.0 if manifest["guidance"] is None else manifest["guidance"],
-        shape=manifest["state"]["shape"],
-        cond=_example(manifest["cond"], "cpu"),
+        shape=getattr(model, "shape", manifest["state"]["shape"]),
+        cond=None if isinstance(model, Model) else _example(manifest["cond"], "cpu"),
         scope="none",
         progress=False,
     )

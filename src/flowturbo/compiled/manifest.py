@@ -66,6 +66,7 @@ class Manifest(Schema):
     cond: Cond | None
     null: list[Any] | None
     guidance: float | None
+    digest: str
 
     @model_validator(mode="after")
     def _fits(self) -> Manifest:

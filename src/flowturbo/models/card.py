@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from flowturbo.models.sit import MOST, SiTConfig
 from flowturbo.models.text import MAX_CHARACTERS, MAX_TOKENS
@@ -100,10 +100,17 @@ class SmallConfig(Schema):
 
     model_config = ConfigDict(extra="forbid")
 
-    shape: list[Count] = Field(min_length=1, max_length=3)
+    shape: list[Count]
     width: Count = 40
     depth: int = Field(default=3, ge=1, le=MOST["depth"])
     classes: int = Field(default=0, ge=0, le=MOST["classes"])
+
+    @field_validator("shape")
+    @classmethod
+    def _state(cls, shape: list[int]) -> list[int]:
+        if len(shape) not in (1, 3):
+            raise ValueError("must be [channels, height, width] or [size]")
+        return shape
 
 
 class MadeFor(Schema):

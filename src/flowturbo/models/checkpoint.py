@@ -86,7 +86,7 @@ def save_pair(
     weights: Path, path: Path, network: nn.Module, card: dict[str, Any], *, dtype: torch.dtype
 ) -> None:
     """Write the weights of a network and its card; see ``save_folder``."""
-    where = f"the network to be saved as {dtype}"
+    where = f"the network to be saved as {weights} in {dtype}"
     for name, p in network.state_dict().items():
         _check_kind(name, p, where)
     tensors = {k: p.detach().cpu().to(dtype).contiguous() for k, p in network.state_dict().items()}

@@ -12,17 +12,42 @@ import numpy.typing as npt
 from flowturbo.checks import shown
 from flowturbo.path import Times, check_times
 
-__all__ = ["EVALUATORS", "evaluators", "info", "numbers", "previous", "times", "weights"]
+__all__ = [
+    "EVALUATORS",
+    "LIMIT",
+    "evaluators",
+    "info",
+    "numbers",
+    "previous",
+    "times",
+    "told",
+    "weights",
+]
 
 EVALUATORS = ("model", "refiner")
+LIMIT = 2000  # evaluations in one plan, whose table is dense and then has 32 MB
+LARGEST = 1e4  # weight: it magnifies the rounding of float32 to 6e-4, less than a grey level
 
 
 def times(values: Any) -> Times:
     """The times of a plan: a grid that leads somewhere."""
-    grid = check_times(numbers("times", values))
+    grid = numbers("times", values)
+    if len(grid) > LIMIT + 1:
+        raise ValueError(f"{len(grid)} times: a plan has at most {LIMIT} evaluations")
+    grid = check_times(grid)
     if grid[0] == grid[-1]:
-        raise ValueError(f"times {grid.tolist()}: must lead from one time to another")
+        raise ValueError(f"times, all {grid[0]}: must lead from one time to another")
     return grid
+
+
+def told(values: Any, times: Times) -> Times:
+    """The time that each evaluator is told, (n,) in [0, 1]; by default that of its state."""
+    if values is None:
+        return times[:-1].copy()
+    array = numbers("told", values, (len(times) - 1,))
+    for k in np.flatnonzero((array < 0) | (array > 1))[:1]:
+        raise ValueError(f"told[{k}]={array[k]}: must lie in [0, 1] (0 = noise, 1 = data)")
+    return array
 
 
 def weights(values: Any, n: int) -> npt.NDArray[np.float64]:
@@ -35,11 +60,18 @@ def weights(values: Any, n: int) -> npt.NDArray[np.float64]:
             f"weights[{k}][{j}]={matrix[k, j]}: row {k} cannot use evaluation {j}, which comes "
             "after it; the matrix must be lower triangular"
         )
+    for k, j in np.argwhere(np.abs(matrix) > LARGEST)[:1]:
+        raise ValueError(
+            f"weights[{k}][{j}]={matrix[k, j]:.3g}: must be from -{LARGEST:g} to {LARGEST:g}; "
+            "take a lower order, or times that are more even"
+        )
     return matrix
 
 
 def numbers(name: str, values: Any, shape: tuple[int, ...] | None = None) -> Times:
     """``values`` as a new float64 array of ``shape``, finite; refused if they are anything else."""
+    if isinstance(values, (list, tuple)) and _holds_bool(values):
+        raise ValueError(f"{name}: must hold numbers only, not bool")
     try:
         array = np.asarray(values)
     except Exception:  # rows of unequal length, tensors without values, and what has no array
@@ -89,13 +121,16 @@ def previous(values: Sequence[int] | None, evaluators: Sequence[str]) -> tuple[i
 
 
 def info(info: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A read-only copy of ``info``, as JSON hands it back."""
+    """A read-only copy of ``info``, as JSON hands it back; what the library reads is checked."""
     if not isinstance(info, Mapping):
         raise ValueError(f"info={shown(info)}: must be a mapping")
     try:
-        return Info(json.loads(json.dumps(dict(info), allow_nan=False)))
+        text = json.dumps(dict(info), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"info: must be what JSON can hold: {error}") from None
+    from flowturbo._plan_json import read_info
+
+    return Info(read_info(text))
 
 
 class Info(dict[str, Any]):
@@ -109,3 +144,10 @@ class Info(dict[str, Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Info, (dict(self),)
+
+
+def _holds_bool(values: Sequence[Any]) -> bool:
+    return any(
+        _holds_bool(v) if isinstance(v, (list, tuple)) else isinstance(v, (bool, np.bool_))
+        for v in values
+    )

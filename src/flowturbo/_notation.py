@@ -16,6 +16,7 @@ ALLOWED = (
 )
 _SOLVER = re.compile(r"(AB[234](?:RK)?|(?:UNIPC|DPM)[23]|RK4|RK38|MID):([0-9]+)")
 _TOKEN = re.compile(r"([EHPR])([0-9]+)|(\[)|\]X([0-9]+)")
+LONGEST = 2000  # characters
 _COST = {"E": 1, "H": 2, "P": 1, "R": 2}
 
 
@@ -27,6 +28,8 @@ def parse(text: str) -> tuple[str, str | int, float | None]:
     """
     if not isinstance(text, str):
         raise ValueError(f"plan {shown(text)}: must be a text; {ALLOWED}")
+    if len(text) > LONGEST:
+        raise ValueError(f"plan of {len(text)} characters, {text[:20]!r}...: at most {LONGEST}")
     whole = "".join(text.split())  # as it is shown in errors
     body, at, suffix = (whole.upper() if whole.isascii() else whole).partition("@")
     shift = None

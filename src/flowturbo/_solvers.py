@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from flowturbo import _exponential, checks
-from flowturbo._checks import numbers
+from flowturbo._checks import LIMIT, numbers
 from flowturbo._tables import RUNGE_KUTTA, Table, adams, block, step
 from flowturbo.path import Times, check_times, shifted
 
 __all__ = ["LIMIT", "adams_bashforth", "blocks", "exponential", "runge_kutta"]
 
-LIMIT = 10_000  # evaluations in one plan
 NAMES = {"euler": "E", "heun": "H", "midpoint": "MID:", "rk4": "RK4:", "rk38": "RK38:"}
 START = {2: "midpoint", 3: "ralston3", 4: "rk4"}  # of Adams-Bashforth: as many stages as its order
 

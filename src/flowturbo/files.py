@@ -16,7 +16,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -31,6 +31,7 @@ __all__ = [
     "check_writable",
     "claim",
     "exclusive",
+    "open_regular",
     "printable",
     "replacing",
     "reserved",
@@ -98,6 +99,22 @@ def exclusive(folder: str | Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """``path`` opened for reading bytes, if it is a regular file or a link to one.
+
+    Raises:
+        OSError: if it is missing, cannot be read, or is a folder, a device or a pipe, which may
+            have no end; names ``path``.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise OSError("not a regular file")
+        return open(path, "rb")
+    except (OSError, ValueError) as e:  # a name with a null byte is a ValueError
+        reason = e.strerror if isinstance(e, OSError) and e.strerror else e
+        raise OSError(f"cannot read {printable(str(path))}: {reason}") from e
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -25,9 +25,9 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from flowturbo import _checks, _notation, _plan_json, _solvers, checks
+from flowturbo import _checks, _notation, _solvers, checks
 from flowturbo._restrict import restricted
-from flowturbo.files import replacing
+from flowturbo.files import printable, replacing
 from flowturbo.path import Times
 
 __all__ = ["Plan", "Row", "as_plan"]
@@ -79,14 +79,17 @@ class Plan:
 
     Attributes:
         times: (K + 1,) float64 in [0, 1], all ascending or all descending: of the state before each
-            evaluation, and of the result.
+            evaluation, and of the result; K is at most 2000.
         evaluators: K times "model" or "refiner"; the first is "model".
-        weights: (K, K) float64, lower triangular: row ``k`` is what evaluation ``k`` moves.
-        told: (K,) float64, the time each evaluator is told; ``times[:K]`` by default.
+        weights: (K, K) float64, lower triangular: row ``k`` is what evaluation ``k`` moves; from
+            -1e4 to 1e4, for larger ones make errors of the rounding of a float32.
+        told: (K,) float64 in [0, 1], the time each evaluator is told; ``times[:K]`` by default.
         previous: for a refiner row, which earlier evaluation is the last known velocity; ``k - 1``
             by default and for all model rows.
         name: what to call it, in the notation of ``parse`` where there is one.
-        info: how it was made, its measured error and the like; anything JSON can hold.
+        info: how it was made, its measured error and the like; anything JSON can hold, but for the
+            entries that are read again: "guidance" is [lowest, highest], "error" and "plain" hold
+            "rmse" and "median", the latter a "name" too.
 
     Raises:
         ValueError: if an argument is not as said above.
@@ -105,9 +108,9 @@ class Plan:
         n = len(times) - 1
         evaluators = _checks.evaluators(self.evaluators, n)
         weights = _checks.weights(self.weights, n)
-        told = times[:-1].copy() if self.told is None else _checks.numbers("told", self.told, (n,))
+        told = _checks.told(self.told, times)
         previous = _checks.previous(self.previous, evaluators)
-        if not isinstance(self.name, str) or not self.name.isprintable():
+        if not isinstance(self.name, str) or not self.name.isprintable() or len(self.name) > 4000:
             raise ValueError(f"name={checks.shown(self.name)}: must be a text of one line")
         for array in (times, weights, told):
             array.flags.writeable = False
@@ -465,6 +468,8 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON, one row a line, floats exact."""
+        from flowturbo import _plan_json
+
         columns: dict[str, Any] = {
             "name": self.name,
             "times": self.times.tolist(),
@@ -479,16 +484,19 @@ class Plan:
         return _plan_json.dumps(columns)
 
     @classmethod
-    def from_json(cls, text: str, *, source: str = "plan") -> Plan:
+    def from_json(cls, text: str | bytes, *, source: str = "plan") -> Plan:
         """The plan that ``to_json`` wrote; ``source`` names the text in messages.
 
         Raises:
             ValueError: one line, if the text is not such a plan or of another version.
         """
-        if not isinstance(text, str):
+        if not isinstance(text, (str, bytes)):
             raise ValueError(f"text={checks.shown(text)}: must be the JSON of a plan")
+        from flowturbo import _plan_json
+
+        columns = _plan_json.loads(text, source)
         try:
-            return cls(**_plan_json.loads(text))
+            return cls(**columns)
         except ValueError as error:
             raise ValueError(f"{source}: not a plan of this library: {error}") from None
 
@@ -505,5 +513,8 @@ class Plan:
             ValueError: one line that names the file, if it does not hold a plan.
             OSError: if it cannot be read.
         """
-        text = checks.path("path", path).read_bytes().decode("utf-8", errors="replace")
-        return cls.from_json(text, source=str(path))
+        from flowturbo import _plan_json
+        from flowturbo.schema import read_bytes
+
+        content = read_bytes(checks.path("path", path), _plan_json.MOST_BYTES)
+        return cls.from_json(content, source=printable(str(path)))

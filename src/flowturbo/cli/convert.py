@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from flowturbo.cli.options import resolve_dtype
+from flowturbo.files import printable
 from flowturbo.models.checkpoint import convert
 from flowturbo.models.codec import latent_entry
 from flowturbo.models.sit import SiTConfig
@@ -38,6 +39,7 @@ def run(
 ) -> None:
     """Turn an official SiT checkpoint into a model folder, without running code from it.
 
+    What does not fit the options is refused with those that do, such as --size 64.
     With --refiner, put the refiner into the folder of its model.
 
     Example: flowturbo convert SiT-XL-2-256x256.pt -a XL/2 --vae sd-vae-ft-ema -o sit-xl
@@ -47,7 +49,7 @@ def run(
         if vae is not None:
             raise ValueError(f"--vae {vae}: belongs to the model, not to its refiner; leave it out")
         made = PaperRefiner.from_official(checkpoint, config)
-        made.card = {"source": checkpoint.name}
+        made.card = {"source": printable(checkpoint.name)}
         save_refiner(out, made, load(out), dtype=resolve_dtype(dtype))
         print(f"{checkpoint} -> {out}")
         return
@@ -60,12 +62,12 @@ def run(
                 f"draws {config.channels}; take the autoencoder that it was trained with"
             )
     card = {
-        "name": out.name,
+        "name": printable(out.name),
         "description": f"SiT-{architecture.upper().removeprefix('SIT-')}, converted.",
         "path": "linear",
         "codec": codec,
         "condition": {"kind": "class", "labels": [str(i) for i in range(classes)]},
-        "source": checkpoint.name,
+        "source": printable(checkpoint.name),
     }
     convert(checkpoint, out, config, card, dtype=resolve_dtype(dtype))
     print(f"{checkpoint} -> {out}")

@@ -99,7 +99,7 @@ def _plan(plan: Plan) -> str:
     count = f"{plan.nfe['model']} evaluations"
     if plan.nfe["refiner"]:
         count += f", {plan.nfe['refiner']} of the refiner"
-    if "error" not in plan.info:
+    if not {"error", "plain"} <= plan.info.keys():
         return count
     own, plain = plan.info["error"], plan.info["plain"]
     tell = lambda e: f"{e['rmse']:.3f}, median {e['median']:.3f}"

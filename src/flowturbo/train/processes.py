@@ -52,7 +52,7 @@ class Processes:
         if self.count != started:
             raise ValueError(
                 f"{started} processes were started, and accelerate makes {self.count} of them work "
-                "together; start them with 'accelerate launch', on CPUs with --cpu"
+                "together; start them with torchrun, or with 'accelerate launch --multi_gpu'"
             )
         kind = str(self._accelerator.distributed_type.value)
         if kind != "NO" and not kind.startswith("MULTI_"):

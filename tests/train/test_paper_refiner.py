@@ -121,7 +121,7 @@ def test_the_offset_is_learnt_and_written(model, data, tmp_path):
 
 def test_data_of_another_model_are_refused(model, data, tmp_path):
     config = paper_config(steps=1, batch=2)
-    for labels in ({"kind": "class", "labels": ["b", "a"]}, None):
+    for labels in ({"kind": "class", "labels": ["b", "a", "c"]}, None):
         wrong = ArrayData(data.images, data.cond, labels)
         with pytest.raises(ValueError, match="other labels or another tokenizer"):
             train_paper_refiner(model, wrong, tmp_path, config)

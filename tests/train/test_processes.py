@@ -103,7 +103,7 @@ def test_one_process_works_alone_and_its_errors_are_its_own():
     with pytest.raises(ZeroDivisionError):
         processes.first(fail)
     network = torch.nn.Linear(1, 1)
-    assert processes.alone(processes.parallel(network)) is network
+    assert processes.parallel(network) is network
 
 
 def test_processes_that_do_not_work_together_are_refused(monkeypatch):

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, distributed
 from tqdm import tqdm
 
-from flowturbo.files import check_room, replacing
-from flowturbo.models.checkpoint import read_weights
+from flowturbo.files import check_room
 from flowturbo.models.codec import Codec, Pixels
+from flowturbo.stores import read_tensors, write_tensors
 from flowturbo.train.data import ArrayData
 
 __all__ = ["LatentData", "as_states"]
@@ -78,25 +77,33 @@ class LatentData:
 
         Raises:
             OSError: if the disk has no room for them.
-            ValueError: if the autoencoder gives what is not finite, or a file is damaged.
+            ValueError: if the autoencoder gives what is not finite.
+
+        Warns:
+            UserWarning: if a file is damaged, and made again.
         """
         several = distributed.is_available() and distributed.is_initialized()
         index, count = (distributed.get_rank(), distributed.get_world_size()) if several else (0, 1)
         name = self.digest()
         starts = range(0, len(self), CHUNK)
         paths = [self.folder / f"{name}-{start:08d}.safetensors" for start in starts]
-        missing = [i for i in range(index, len(paths), count) if not paths[i].is_file()]
+        kept = {i: self._kept(paths[i]) for i in range(index, len(paths), count)}
+        missing = [i for i, part in kept.items() if part is None]
         rows = sum(min(CHUNK, len(self) - starts[i]) for i in missing)
         check_room(self.folder, 2 * rows * math.prod(self.shape), "latents")
         with tqdm(total=rows, desc="encoding", disable=None if missing else True) as bar:
             for i in missing:
                 latents = self._encode(self.data.images[starts[i] : starts[i] + CHUNK], bar)
-                with replacing(paths[i]) as temporary:
-                    save_file({"latents": latents}, temporary)
+                write_tensors(paths[i], {"latents": latents}, name)
+                kept[i] = latents
         if several:
             distributed.barrier()
+        parts = [kept[i] if i in kept else self._kept(path) for i, path in enumerate(paths)]
+        for path, part in zip(paths, parts, strict=True):
+            if part is None:
+                raise ValueError(f"{path}: damaged; repeat the command, and it is made again")
         with _precise("cpu"):
-            return torch.cat([self._read(path) for path in paths])
+            return torch.cat([part for part in parts if part is not None])
 
     @torch.no_grad()
     def _encode(self, images: Tensor, bar: Any) -> Tensor:
@@ -119,11 +126,8 @@ class LatentData:
         network = getattr(self.codec, "network", None)
         return torch.device("cpu") if network is None else next(network.parameters()).device
 
-    def _read(self, path: Path) -> Tensor:
-        found = read_weights(path).get("latents")
-        if found is None or found.dtype != torch.float16 or found.shape[1:] != self.shape:
-            raise ValueError(f"{path}: damaged; delete it, and it is made again")
-        return found
+    def _kept(self, path: Path) -> Tensor | None:
+        return (read_tensors(path, self.digest()) or {}).get("latents")
 
 
 def _precise(device: str) -> torch.autocast:

@@ -383,7 +383,7 @@ class Run:
                 group["lr"] = config.lr_at(self.step)
             optimizer.step()
             optimizer.zero_grad()
-        self.average.update_parameters(self._alone)
+        self.average.update_parameters(self.objective.network)
         return loss.detach()
 
     def export(self) -> None:
@@ -400,12 +400,8 @@ class Run:
         self.checkpoints.write(self.step, tensors_of(self._modules, self.optimizers))
 
     @property
-    def _alone(self) -> nn.Module:
-        return self.processes.alone(self.network)
-
-    @property
     def _modules(self) -> dict[str, nn.Module]:
-        return {"network": self._alone, "average": self.average}
+        return {"network": self.objective.network, "average": self.average}
 
     def _lines(self) -> list[dict[str, Any]]:
         """The whole lines of the log; half a line, say of a run that was killed, is left out."""

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowturbo import noise
 from flowturbo.checks import number, shown, whole
 from flowturbo.models.identity import identity
 from flowturbo.models.model import Model
@@ -95,12 +96,12 @@ def train_paper_refiner(
     network = PaperRefiner.from_model(model, block=block, depth=depth, width=width)
     objective = _Paper(network, model, data, config, out, dt)
     shape = {"block": block, "depth": depth, "width": width, "dt": dt}
-    x, cond = data.batch(8, torch.Generator().manual_seed(0))
+    x, cond = noise.draw(range(8), model.shape, device=model.device), data.examples(8)
     cond = None if cond is None else cond.to(model.device)
     made = {
         "refiner": {"kind": "paper", **shape, "model": model.fingerprint},
         "training": asdict(config),
-        "field": {"identity": identity(model, x.to(model.device), cond)},
+        "field": {"identity": identity(model, x, cond)},
         "data": identified(data),
     }
     processes, folder = Processes(), out / "refiner-run"

@@ -107,9 +107,5 @@ class Processes:
         return json.dumps(made, sort_keys=True)
 
     def parallel(self, network: nn.Module) -> Any:
-        """``network`` on the device, its gradients averaged over the processes."""
+        """What to call in place of ``network``, which is put on the device: it averages gradients."""
         return self._accelerator.prepare_model(network)
-
-    def alone(self, network: Any) -> nn.Module:
-        """The network that `parallel` was given."""
-        return self._accelerator.unwrap_model(network)  # type: ignore[no-any-return]

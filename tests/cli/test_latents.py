@@ -202,7 +202,7 @@ def test_bad_options_are_one_line(converted, kl, photos, tmp_path, capsys):
 def test_from_images_to_pictures(photos, kl, tmp_path, capsys, monkeypatch):
     run, refiner, plan = tmp_path / "run", tmp_path / "refiner", tmp_path / "plan.json"
     small = ["--size", 8, "--width", 16, "--depth", 1, "--heads", 2, "--batch", 4]
-    quick = ["--no-compile", "--no-bf16", "--preview-every", 40]
+    quick = ["--no-compile", "--preview-every", 40]
     train = ["train", "--data", photos, "--vae", kl, "--out", run, "--steps", 40, *small, *quick]
     assert flowturbo(*train) == 0
     kept = sorted((run / "latents").iterdir())

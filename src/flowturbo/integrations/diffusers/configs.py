@@ -117,13 +117,13 @@ def translated(
     label = " or ".join(names) or "the configuration"
     options: Options = _options(names[0], own) if len(names) == 1 else {}
     said = {**options, **config, **given}
-    kind = said.get("prediction_type", "flow_prediction")
-    if kind != "flow_prediction" or not said.get("use_flow_sigmas", True):
-        raise ValueError(
-            f"{label} with prediction_type={kind!r}: the scheduler of a diffusion, not a flow; if "
-            "the network is a flow all the same, take FlowTurboScheduler(), with sign=1 if it "
-            "predicts data minus noise"
-        )
+    for key in ("prediction_type", "use_flow_sigmas"):
+        if said.get(key, OPTIONS[key][0][0]) not in OPTIONS[key][0]:
+            raise ValueError(
+                f"{label} with {key}={said[key]!r}: the scheduler of a diffusion, not a flow; if "
+                "the network is a flow all the same, take FlowTurboScheduler(), with sign=1 if it "
+                "predicts data minus noise"
+            )
     if not names:
         _refuse_unknown_keys(config, {*known, *REPLACED, MU_OPTIONAL})
     elif not set(names) <= set(UNDERSTOOD):
@@ -139,7 +139,8 @@ def translated(
         if key not in known and key not in REPLACED and said[key] != default:
             raise ValueError(f"{label} with {key}={said[key]!r}: this option is not understood")
     shift = next((f"{key}={given[key]!r}" for key in SHIFTS if key in given), None)
-    if shift and said.get("use_dynamic_shifting") and "algorithm_type" not in options:
+    optional = "algorithm_type" in options or MU_OPTIONAL in config
+    if shift and said.get("use_dynamic_shifting") and not optional:
         raise ValueError(
             f"{label} with use_dynamic_shifting=True, and {shift}: the shift comes with each "
             "picture, and this one would do nothing; pass use_dynamic_shifting=False too"

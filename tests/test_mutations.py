@@ -33,7 +33,8 @@ from flowturbo.refiner import VelocityRefiner, save_refiner
 TRIED = int(os.environ.get("FLOWTURBO_MUTATIONS", "2000"))
 HOSTILE = [
     None, True, False, 0, 1, -1, 2, 3.5, -0.0, 1e300, -1e300, 10**30, 10**400, 2**31, 1e-300,
-    20_000, "", "x", "1", "model", "refiner", "\0", "\ud800", "a\nb", "x" * 5000, "../..", "\x1b[31m",
+    20_000, "", "x", "1", "model", "refiner", "\0", "\ud800", "a\nb", "x" * 5000, "../..",
+    "\x1b[31m",
     [], {}, [None], [[]], [1, 2], [2.0, 1.0], ["a"], ["a", 3], {"a": 1}, {"": ""}, [[[[1]]]],
 ]  # fmt: skip
 TEXTS = [

@@ -107,5 +107,5 @@ class Processes:
         return json.dumps(made, sort_keys=True)
 
     def parallel(self, network: nn.Module) -> Any:
-        """What to call in place of ``network``, which is put on the device: it averages gradients."""
+        """``network`` on the device, to be called in its place: it averages gradients."""
         return self._accelerator.prepare_model(network)

@@ -228,8 +228,12 @@ def _temporary(path: Path) -> tuple[Path, int | None]:
     """A new file beside ``path``, and the handle that holds its lock, where it can be locked."""
     try:
         path = Path(os.path.realpath(path))
+        if path.is_symlink():  # it would have been resolved
+            raise OSError("a link that leads to itself")
         if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-            raise OSError(f"{path} is not a regular file")
+            raise OSError("not a regular file")
+        if path.exists() and not os.access(path, os.W_OK):
+            raise OSError("the file is write-protected")
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path.parent, _pattern(path))
         while True:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flowturbo.files import printable, replacing
 
-__all__ = ["is_picture", "read_picture", "save_png", "sheet", "to_pil"]
+__all__ = ["is_picture", "read_metadata", "read_picture", "save_png", "sheet", "to_pil"]
 
 # what Pillow identifies, but leaves to other programs
 _FOREIGN = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -64,6 +64,18 @@ def save_png(image: Image.Image, path: str | Path, metadata: Mapping[str, str]) 
         info.add_itxt(key, printable(value))
     with replacing(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=info)
+
+
+def read_metadata(path: str | Path) -> dict[str, str] | None:
+    """The text in a PNG file; None if the file is damaged, or no PNG."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.verify()
+        with Image.open(path, formats=["PNG"]) as image:
+            image.load()
+            return {str(k): str(v) for k, v in image.text.items()}  # type: ignore[attr-defined]
+    except Exception:  # damaged files end in most of them
+        return None
 
 
 def is_picture(path: Path) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 
 import autoencoders
 import numpy as np
@@ -105,7 +104,8 @@ def test_from_a_checkpoint_to_pictures(converted, kl, tmp_path, capsys):
     out, few = tmp_path / "out", ["-m", converted, *LAZY]
     guided = ["--guidance", 4, "--guidance-channels", 3]
     assert flowturbo("generate", "1", "2", *few, "--plan", "E3", *guided, "-o", out) == 0
-    assert sorted(os.listdir(out)) == ["0000-1-seed0.png", "0001-2-seed1.png"]
+    names = ["0000-1-seed0.png", "0001-2-seed1.png"]
+    assert sorted(p.name for p in out.glob("*.png")) == names
     shown = Image.open(out / "0001-2-seed1.png")
     codec = latent_codec(kl)
     assert shown.text["autoencoder"] == f"{kl} {codec.fingerprint}"

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from flowturbo.cli.options import resolve_dtype
+from flowturbo.cli.options import check_folder, resolve_dtype
+from flowturbo.cli.output import say
 from flowturbo.files import printable
 from flowturbo.models.checkpoint import convert
 from flowturbo.models.codec import latent_entry
@@ -44,6 +45,7 @@ def run(
 
     Example: flowturbo convert SiT-XL-2-256x256.pt -a XL/2 --vae sd-vae-ft-ema -o sit-xl
     """
+    check_folder(out)
     config = SiTConfig.named(architecture, size=size, classes=classes)
     if refiner:
         if vae is not None:
@@ -51,7 +53,7 @@ def run(
         made = PaperRefiner.from_official(checkpoint, config)
         made.card = {"source": printable(checkpoint.name)}
         save_refiner(out, made, load(out), dtype=resolve_dtype(dtype))
-        print(f"{checkpoint} -> {out}")
+        say(f"{checkpoint} -> {out}")
         return
     codec: dict[str, Any] = {"kind": "latent", "autoencoder": OFFICIAL, "channels": 4, "factor": 8}
     if vae is not None:
@@ -70,4 +72,4 @@ def run(
         "source": printable(checkpoint.name),
     }
     convert(checkpoint, out, config, card, dtype=resolve_dtype(dtype))
-    print(f"{checkpoint} -> {out}")
+    say(f"{checkpoint} -> {out}")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from flowturbo.cli.options import (
     DEFAULT_MODEL,
@@ -15,18 +14,23 @@ from flowturbo.cli.options import (
     GuidanceScale,
     ModelName,
     PlanName,
+    RefinerName,
     Seed,
     Vae,
+    find_refiner,
+    read_lines,
     read_plan,
+    reserve,
     resolve_device,
     resolve_dtype,
 )
+from flowturbo.cli.output import say, show
 from flowturbo.evaluate.evaluation import evaluate
 from flowturbo.evaluate.records import read_evaluation
 from flowturbo.evaluate.report import check_alike, evaluations
-from flowturbo.files import reserved, write_json
+from flowturbo.files import write_json
 from flowturbo.models.zoo import load
-from flowturbo.refiner.checkpoint import load_refiner
+from flowturbo.tasks.generate import resolve_plan
 
 __all__ = ["run"]
 
@@ -42,9 +46,7 @@ def run(
     ] = None,
     guidance: GuidanceScale = None,
     vae: Vae = None,
-    refiner: Annotated[
-        str | None, typer.Option("--refiner", help="A folder or bundled name with a refiner.")
-    ] = None,
+    refiner: RefinerName = None,
     against: Annotated[
         Path | None,
         typer.Option(
@@ -85,9 +87,7 @@ def run(
     Example: flowturbo evaluate --model digits --plan AB2:6 -n 500 --folder runs/digits -o ab2.json
     """
     if out is not None:
-        if out.suffix.lower() != ".json":
-            raise ValueError(f"-o {out}: a record is written as .json")
-        context.with_resource(reserved(out))
+        reserve(context, out, "a record", ".json")
     table = read_plan(plan)
     records = [_record(path) for path in beside or []]
     field = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype), vae=vae)
@@ -97,13 +97,14 @@ def run(
         "guidance": scale, "seed": seed, "steps": steps,
     }  # fmt: skip
     check_alike([about, *(r["conditions"] for r in records)])
+    chosen = resolve_plan(field, table, guidance)
     record = evaluate(
         field,
-        table,
+        chosen,
         pictures=pictures,
-        prompts=None if prompts is None else _lines(prompts),
+        prompts=None if prompts is None else read_lines(prompts),
         guidance=guidance,
-        refiner=None if refiner is None else load_refiner(refiner, field),
+        refiner=find_refiner(refiner, field, [chosen]),
         against=against,
         features="effnet" if features else None,
         fid=fid,
@@ -120,18 +121,11 @@ def run(
     try:
         shown = evaluations([record, *records])
     except ValueError:  # by prompts, features or what they were measured against
-        Console(width=200).print(evaluations([record]))
+        show(evaluations([record]))
         raise
-    Console(width=200).print(shown)
+    show(shown)
     if out is not None:
-        print(f"-> {out}")
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return [x for x in path.read_text(encoding="utf-8").splitlines() if x.strip()]
-    except (OSError, UnicodeDecodeError) as e:
-        raise ValueError(f"--prompts {path}: cannot be read ({e})") from e
+        say(f"-> {out}")
 
 
 def _record(path: Path) -> dict[str, Any]:

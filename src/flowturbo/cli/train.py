@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from tqdm import tqdm
 
-from flowturbo.cli.options import resolve_device
+from flowturbo.cli.options import check_folder, resolve_device
+from flowturbo.cli.output import say
 from flowturbo.models.codec import Codec, Pixels, latent_codec
 from flowturbo.models.sit import SiTConfig
 
@@ -57,6 +59,7 @@ def run(
     """
     from flowturbo.train import TrainConfig, as_states, load_data, train
 
+    check_folder(out)
     config = TrainConfig(
         steps=steps,
         batch=batch,
@@ -73,7 +76,7 @@ def run(
         save_every=save_every,
         preview_every=preview_every,
     )
-    if out.resolve().is_relative_to(data.resolve()):
+    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(data)):
         raise ValueError(
             f"--out {out}: in the data, which its pictures would become part of; choose another"
         )
@@ -82,7 +85,7 @@ def run(
         codec = latent_codec(vae, home=out, device=resolve_device("auto"))
         codec.state_shape((codec.picture_shape((1, 1, 1))[0], size, size))
     images = load_data(data, size)
-    print(images.describe())
+    say(images.describe())
     states = as_states(images, codec, out / "latents")
     condition = images.condition or {}
     tokenizer = condition.get("tokenizer")
@@ -109,4 +112,4 @@ def run(
             bar.set_postfix(loss=f"{loss:.4f}")
 
         train(architecture, states, out, config, card=card, report=report)
-    print(f"{steps} steps, {len(images)} images -> {out}")
+    say(f"{steps} steps, {len(images)} images -> {out}")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flowturbo.cli.options import Device, ModelName, resolve_device, resolve_guidance
-from flowturbo.files import reserved
+from flowturbo.cli.options import (
+    Device,
+    ModelName,
+    reserve,
+    resolve_device,
+    resolve_guidance,
+)
+from flowturbo.cli.output import say
 from flowturbo.fit.tune import tune
 from flowturbo.models.zoo import load
 from flowturbo.refiner.checkpoint import load_refiner
@@ -52,10 +57,8 @@ def run(
 
     Example: flowturbo tune --model digits --nfe 6 -o digits-6.json
     """
-    if out.suffix.lower() != ".json":
-        raise ValueError(f"-o {out}: a plan is written as .json")
     scale = None if guidance is None else resolve_guidance(guidance)
-    context.with_resource(reserved(out))
+    reserve(context, out, "a plan", ".json")
     field = load(model, device=resolve_device(device))
     plan = tune(
         field,
@@ -69,15 +72,15 @@ def run(
         search=search,
         contrast=contrast,
         folder=folder,
-        report=partial(print, flush=True),
+        report=say,
     )
     plan.save(out)
-    print(repr(plan))
+    say(repr(plan))
     for name, error in (
         ("this plan", plan.info["error"]),
         (plan.info["plain"]["name"], plan.info["plain"]),
     ):
-        print(
+        say(
             f"{name}: error {error['rmse']:.4f}, median {error['median']:.4f}, to the converged ODE"
         )
-    print(f"-> {out}")
+    say(f"-> {out}")

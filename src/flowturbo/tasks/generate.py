@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from flowturbo import checks, noise
 from flowturbo.checks import shown
+from flowturbo.field import cut
 from flowturbo.images import to_pil
 from flowturbo.models.model import Model, text, texts
 from flowturbo.plan import Plan, as_plan
@@ -43,7 +45,8 @@ def generate(
 
     Args:
         model: from `flowturbo.load`.
-        prompts: labels or prompts, one a picture; "" is unconditional.
+        prompts: labels or prompts, one a picture; "" is unconditional, and all there is for
+            a model without a condition.
         plan: a plan from noise to data, its notation, or the name of one of ``model.plans``; by
             default the card's, or `PLAIN` where that was fitted at another guidance.
         guidance: scale of classifier-free guidance, 1 is off; by default the card's.
@@ -82,13 +85,14 @@ def generate(
     guidance = float(model.defaults["guidance"] if guidance is None else guidance)
     if style is not None:
         prompts = [model.styled(prompt, style) for prompt in texts(prompts)]
-    cond = model.condition(prompts)
-    seed = checks.whole("seed", seed, 0, noise.LARGEST_SEED - max(0, len(cond) - 1))
-    null = None if negative is None else model.condition([negative])
+    said = texts(prompts)
+    cond = _condition(model, said)
+    seed = checks.whole("seed", seed, 0, noise.LARGEST_SEED - max(0, len(said) - 1))
+    null = None if negative is None else _condition(model, [negative])
     images = []
-    for i in range(0, len(cond), batch):
-        rows = cond[i : i + batch]
-        seeds = [seed + j for j in range(i, i + len(rows))]
+    for i in range(0, len(said), batch):
+        rows = cut(cond, slice(i, i + batch))
+        seeds = range(seed + i, seed + min(i + batch, len(said)))
         x0 = noise.draw(seeds, model.shape, device=model.device)
         x1 = sample(
             plan,
@@ -132,6 +136,15 @@ def check_whole(plan: Plan) -> None:
             "t=0, to data, t=1; take a plan of the whole path, or run this one on states of your "
             "own with flowturbo.sample"
         )
+
+
+def _condition(model: Any, prompts: Sequence[str]) -> Tensor | None:
+    """The condition of ``prompts``; None for a model that takes none, which draws "" alone."""
+    card = getattr(model, "card", {"condition": None})
+    if "condition" not in card and not any(prompt.strip() for prompt in prompts):
+        return None
+    condition: Tensor = model.condition(prompts)
+    return condition
 
 
 def resolve_plan(model: Model, plan: Plan | str | None, guidance: float | None = None) -> Plan:

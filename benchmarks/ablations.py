@@ -72,8 +72,8 @@ def fitting(bench: Bench, what: str, guidance: float, nfe: int) -> None:
     whose = {"model": bench.model.fingerprint, "guidance": guidance, "trajectories": count}
     journal = Journal(home, whose)
     fits = bench.fits(guidance)
-    some = lambda rows: fits.solved(rows.stop - rows.start, seed=rows.start + 1)
-    solved = journal.reference(some, count, 130 * trial.x0[0].nbytes, trial.x0.device)
+    some = lambda rows: (*fits.starts(rows.stop - rows.start, seed=rows.start + 1), guidance)
+    solved = journal.reference(bench.model, some, count)
 
     def entry(rows: slice, history: int) -> dict[str, Any]:
         make = lambda: fit_weights(

@@ -104,14 +104,18 @@ class Fits:
             ).save(path)
         return ft.Plan.load(path)
 
-    def solved(self, n: int, seed: int) -> Reference:
-        """``n`` trajectories to fit on."""
+    def starts(self, n: int, seed: int) -> tuple[torch.Tensor, Any]:
+        """Noises of ``n`` trajectories to fit on, and their conditions."""
         first, cond = 1_000_000_000 * (seed + 1), None
         shape, device = self.model.shape, self.model.device
         noise = ft.noise.draw(range(first, first + n), shape, device=device)
         if hasattr(self.model, "random_condition"):
             cond = self.model.random_condition(n, torch.Generator().manual_seed(seed))
-        return solve(self.model, noise, cond, guidance=self.guidance)
+        return noise, cond
+
+    def solved(self, n: int, seed: int) -> Reference:
+        """``n`` trajectories to fit on."""
+        return solve(self.model, *self.starts(n, seed), guidance=self.guidance)
 
     def at_given_times(self, trial: Trial, nfe: int, shift: float, seed: int = 0) -> ft.Plan:
         """Weights alone, on the grid of ``shift``, from as many trajectories as `tune` fits on."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from flowturbo import noise
-from flowturbo.noise import draw
+from flowturbo.noise import draw, mixed
 
 
 def test_an_image_of_a_batch_is_its_seed_drawn_alone():
@@ -52,3 +52,10 @@ def test_seeds_of_any_integer_type():
     expected = noise.draw([3], (2,))
     for seed in (np.int64(3), [np.int32(3)], torch.tensor([3]), range(3, 4)):
         assert torch.equal(noise.draw(seed, (2,)), expected)
+
+
+def test_mixed_seeds_follow_from_each_number_and_are_no_pictures():
+    seeds = {mixed(a, b, c) for a in range(3) for b in range(3) for c in range(50)}
+    assert len(seeds) == 3 * 3 * 50
+    assert all(2**31 <= s < 2**32 for s in seeds)
+    assert mixed(1, 2) == mixed(1, 2) != mixed(2, 1)

@@ -349,7 +349,7 @@ def test_restriction_to_the_start_is_the_plan_itself():
 
 @pytest.mark.parametrize("t", [1.0, 1.2, -0.1, float("nan"), float("inf")])
 def test_restriction_out_of_range(t):
-    with pytest.raises(ValueError, match="must lie from 0"):
+    with pytest.raises(ValueError, match=r"must (lie from 0|be a finite number)"):
         Plan.euler(4).restrict(t)
 
 
@@ -370,7 +370,7 @@ def tables(draw):
         times=times,
         evaluators=kinds,
         weights=[row + [0.0] * (n - len(row)) for row in rows],
-        told=draw(st.none() | st.lists(number, min_size=n, max_size=n)),
+        told=draw(st.none() | st.lists(st.floats(0, 1), min_size=n, max_size=n)),
         previous=[
             draw(st.integers(0, k - 1)) if kind == "refiner" else k - 1
             for k, kind in enumerate(kinds)
@@ -422,23 +422,23 @@ def test_save_and_load(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.replace('"version": 1', '"version": 9'), "version 9"),
-        (lambda s: s.replace('"version": 1,', ""), "version None"),
+        (lambda s: s.replace('"version": 1', '"version": 9'), "version: 9: .* reads version 1"),
+        (lambda s: s.replace('"version": 1,', ""), "version: is missing"),
         (
             lambda s: s.replace('"times"', '"tims"'),
-            "missing keys .*'times'.* unknown keys .*'tims'",
+            "times: is missing; tims: a list of 3: is not known",
         ),
         (lambda s: s[:-20], "p.json"),
         (lambda s: "", "p.json"),
-        (lambda s: "[]", "JSON object"),
+        (lambda s: "[]", "must be an object"),
         (lambda s: "[" * 100_000, "nested"),
         (lambda s: s.replace("0.5", "NaN", 1), "NaN"),
-        (lambda s: s.replace("0.5", '"0.5"', 1), "numbers"),
+        (lambda s: s.replace("0.5", '"0.5"', 1), "times.1: '0.5': Input should be a valid number"),
         (lambda s: s.replace("0.5", "1e999", 1), "finite"),
-        (lambda s: s.replace("[0.5]", "[0.5, 0.1]"), "weights.0. must be a list of 1"),
+        (lambda s: s.replace("[0.5]", "[0.5, 0.1]"), "weights.0: 2 numbers, must be 1"),
         (lambda s: s.replace('"info": {', '"name": "x", "info": {'), "twice"),
         (lambda s: s.replace('"model"', '"student"', 1), "student"),
-        (lambda s: s.replace('"times": [', '"times": 5, "told": ['), "times must be a list"),
+        (lambda s: s.replace('"times": [', '"times": 5, "told": ['), "times: 5: must be a list"),
         (lambda s: "\xff\xfe", "p.json"),
     ],
 )
@@ -549,14 +549,17 @@ def test_rows_are_the_table_in_plain_numbers():
         ("[H1P1]", "']x' with its count"),
         ("H1]x2", "no ']' without"),
         ("[]x2", "blocks inside"),
-        ("H0", "count from 1 to 10000"),
+        ("H0", "count from 1 to 2000"),
         ("H-1", "at 'H-1'"),
         ("H1.5", "at '.5'"),
-        ("E10001", "count from 1"),
-        ("E" + "9" * 5000, "count from 1"),
-        ("H5001", "at most 10000"),
-        ("[[[E99]x99]x99]x99", "at most 10000"),
-        ("[" * 5000 + "E1", "for every '\\['"),
+        ("E2001", "count from 1"),
+        ("E" + "9" * 1500, "count from 1"),
+        ("E" + "9" * 5000, "of 5001 characters, .*at most 2000"),
+        ("H1001", "at most 2000"),
+        ("[[[E99]x99]x99]x99", "at most 2000"),
+        ("[H1P1R1]x1000000", "count from 1 to 2000"),
+        ("[" * 1500 + "E1", "for every '\\['"),
+        ("[" * 1_000_000 + "E1", "of 1000002 characters"),
         ("AB5:8", "known solver"),
         ("UNIPC4:8", "known solver"),
         ("UNIPC:8", "known solver"),
@@ -564,7 +567,7 @@ def test_rows_are_the_table_in_plain_numbers():
         ("AB2:", "whole number"),
         ("AB2:0", "count from 1"),
         ("RK4:2.5", "whole number"),
-        ("RK4:2501", "at most 10000"),
+        ("RK4:501", "at most 2000"),
         ("AB2:8@", "number for the shift"),
         ("AB2:8@fast", "at 'fast'"),
         ("AB2:8@0", "shift=0.0"),
@@ -587,7 +590,7 @@ def test_bad_notation(text, message):
         (lambda: Plan.euler(0), "steps=0"),
         (lambda: Plan.euler(2.5), "steps=2.5"),
         (lambda: Plan.euler(True), "steps=True"),
-        (lambda: Plan.heun(10**12), "at most 10000"),
+        (lambda: Plan.heun(10**12), "at most 2000"),
         (lambda: Plan.euler(4, shift=-1), "shift=-1"),
         (lambda: Plan.euler(4, shift=2, times=[0, 1]), "both given"),
         (lambda: Plan.parse("E4@2", shift=3), "both give the shift"),
@@ -602,7 +605,7 @@ def test_bad_notation(text, message):
         (lambda: Plan.adams_bashforth(8, 2, "high"), "start='high'"),
         (lambda: Plan.adams_bashforth(0), "evaluations=0"),
         (lambda: Plan.unipc(0), "steps=0"),
-        (lambda: Plan.unipc(8, 4), "order=4: must be 2 or 3"),
+        (lambda: Plan.unipc(8, 4), "order=4: must be a whole number from 2 to 3"),
         (lambda: Plan.dpm(2, times=[0, 0.5, 0.5]), "no two equal"),
         (lambda: Plan.parse("UNIPC2:8", direction="backward"), "from noise to data only"),
     ],

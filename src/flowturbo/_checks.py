@@ -4,25 +4,50 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from flowturbo.checks import shown
 from flowturbo.path import Times, check_times
 
-__all__ = ["EVALUATORS", "evaluators", "info", "numbers", "previous", "times", "weights"]
+__all__ = [
+    "EVALUATORS",
+    "LIMIT",
+    "evaluators",
+    "info",
+    "numbers",
+    "previous",
+    "times",
+    "told",
+    "weights",
+]
 
 EVALUATORS = ("model", "refiner")
+LIMIT = 2000  # evaluations in one plan, whose table is dense and then has 32 MB
+LARGEST = 1e4  # weight: it magnifies the rounding of float32 to 6e-4, less than a grey level
 
 
 def times(values: Any) -> Times:
     """The times of a plan: a grid that leads somewhere."""
-    grid = check_times(numbers("times", values))
+    grid = numbers("times", values)
+    if len(grid) > LIMIT + 1:
+        raise ValueError(f"{len(grid)} times: a plan has at most {LIMIT} evaluations")
+    grid = check_times(grid)
     if grid[0] == grid[-1]:
-        raise ValueError(f"times {grid.tolist()}: must lead from one time to another")
+        raise ValueError(f"times, all {grid[0]}: must lead from one time to another")
     return grid
+
+
+def told(values: Any, times: Times) -> Times:
+    """The time that each evaluator is told, (n,) in [0, 1]; by default that of its state."""
+    if values is None:
+        return times[:-1].copy()
+    array = numbers("told", values, (len(times) - 1,))
+    for k in np.flatnonzero((array < 0) | (array > 1))[:1]:
+        raise ValueError(f"told[{k}]={array[k]}: must lie in [0, 1] (0 = noise, 1 = data)")
+    return array
 
 
 def weights(values: Any, n: int) -> npt.NDArray[np.float64]:
@@ -35,32 +60,43 @@ def weights(values: Any, n: int) -> npt.NDArray[np.float64]:
             f"weights[{k}][{j}]={matrix[k, j]}: row {k} cannot use evaluation {j}, which comes "
             "after it; the matrix must be lower triangular"
         )
+    for k, j in np.argwhere(np.abs(matrix) > LARGEST)[:1]:
+        raise ValueError(
+            f"weights[{k}][{j}]={matrix[k, j]:.3g}: must be from -{LARGEST:g} to {LARGEST:g}; "
+            "take a lower order, or times that are more even"
+        )
     return matrix
 
 
 def numbers(name: str, values: Any, shape: tuple[int, ...] | None = None) -> Times:
     """``values`` as a new float64 array of ``shape``, finite; refused if they are anything else."""
+    if isinstance(values, (list, tuple)) and _holds_bool(values):
+        raise ValueError(f"{name}: must hold numbers only, not bool")
     try:
         array = np.asarray(values)
-    except ValueError:  # rows of unequal length
-        raise ValueError(f"{name}: must be an array of numbers, its rows of one length") from None
+    except Exception:  # rows of unequal length, tensors without values, and what has no array
+        raise ValueError(
+            f"{name}={shown(values)}: must be an array of numbers, its rows of one length"
+        ) from None
     if array.dtype.kind not in "iuf":
-        raise ValueError(f"{name}: must hold numbers only, not {array.dtype}")
+        raise ValueError(f"{name}={shown(values)}: must hold numbers only, not {array.dtype}")
     if shape is not None and array.shape != shape:
         raise ValueError(f"{name} of shape {array.shape}: {shape[0] + 1} times need shape {shape}")
     if not np.isfinite(array).all():
-        raise ValueError(f"{name}: must be finite, without NaN")
+        raise ValueError(f"{name}={shown(values)}: must be finite, without NaN")
     return array.astype(np.float64) + 0.0  # -0.0 becomes 0.0, so that equal plans hash alike
 
 
 def evaluators(values: Sequence[str], n: int) -> tuple[str, ...]:
     """One name for each of ``n`` evaluations, the first "model"."""
+    if not isinstance(values, Sequence):
+        raise ValueError(f"evaluators={shown(values)}: must be {n} of 'model' or 'refiner'")
     evaluators = (values,) if isinstance(values, str) else tuple(values)
     if len(evaluators) != n:
         raise ValueError(f"{len(evaluators)} evaluators: {n + 1} times need {n}")
     for k, name in enumerate(evaluators):
-        if name not in EVALUATORS:
-            raise ValueError(f"evaluators[{k}]={name!r}: must be 'model' or 'refiner'")
+        if not isinstance(name, str) or name not in EVALUATORS:
+            raise ValueError(f"evaluators[{k}]={shown(name)}: must be 'model' or 'refiner'")
     if evaluators[0] != "model":
         raise ValueError(
             "evaluators[0]='refiner': must be 'model'; a refiner needs a velocity first"
@@ -73,11 +109,11 @@ def previous(values: Sequence[int] | None, evaluators: Sequence[str]) -> tuple[i
     default = tuple(range(-1, len(evaluators) - 1))
     if values is None:
         return default
-    if len(values) != len(default):
-        raise ValueError(f"previous of length {len(values)}: must be one per evaluation")
+    if not isinstance(values, Sequence) or len(values) != len(default):
+        raise ValueError(f"previous={shown(values)}: must be one per evaluation")
     for k, j in enumerate(values):
         if isinstance(j, bool) or not isinstance(j, (int, np.integer)):
-            raise ValueError(f"previous[{k}]={j!r}: must be a whole number")
+            raise ValueError(f"previous[{k}]={shown(j)}: must be a whole number")
         if j != k - 1 and not (evaluators[k] == "refiner" and 0 <= j < k):
             allowed = f"from 0 to {k - 1}" if evaluators[k] == "refiner" else f"{k - 1}"
             raise ValueError(f"previous[{k}]={j}: must be {allowed} for a {evaluators[k]} row")
@@ -85,10 +121,33 @@ def previous(values: Sequence[int] | None, evaluators: Sequence[str]) -> tuple[i
 
 
 def info(info: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A read-only copy of ``info``, as JSON hands it back."""
+    """A read-only copy of ``info``, as JSON hands it back; what the library reads is checked."""
     if not isinstance(info, Mapping):
-        raise ValueError(f"info={info!r}: must be a mapping")
+        raise ValueError(f"info={shown(info)}: must be a mapping")
     try:
-        return MappingProxyType(json.loads(json.dumps(dict(info), allow_nan=False)))
+        text = json.dumps(dict(info), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"info: must be what JSON can hold: {error}") from None
+    from flowturbo._plan_json import read_info
+
+    return Info(read_info(text))
+
+
+class Info(dict[str, Any]):
+    """A dictionary that cannot be changed, which unlike a mapping proxy JSON can hold."""
+
+    def _refuse(self, *args: Any, **named: Any) -> Any:
+        raise TypeError("the info of a plan cannot be changed; see Plan.with_info")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse  # type: ignore[assignment]
+    clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Info, (dict(self),)
+
+
+def _holds_bool(values: Sequence[Any]) -> bool:
+    return any(
+        _holds_bool(v) if isinstance(v, (list, tuple)) else isinstance(v, (bool, np.bool_))
+        for v in values
+    )

@@ -48,7 +48,9 @@ def solve(scheme: str, points: Times, order: int) -> Table:
         left = n - i if scheme == "UNIPC" or n < 15 or points[i + 1] == 1 else order
         before = [i - j for j in range(1, min(order, i + 1, left))]
         new = _step(points, i, start, data, before, 0.5 if scheme == "DPM" else 1.0)
-        table.move(points[i + 1], dict(enumerate((new - shown)[: i + 1].tolist())))
+        gain = new - shown
+        moved = np.flatnonzero(gain)
+        table.move(points[i + 1], dict(zip(moved.tolist(), gain[moved].tolist(), strict=True)))
         shown = new
         if scheme == "DPM":
             start = new

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from flowturbo._solvers import LIMIT
+from flowturbo.checks import shown
 
 __all__ = ["parse"]
 
@@ -15,6 +16,7 @@ ALLOWED = (
 )
 _SOLVER = re.compile(r"(AB[234](?:RK)?|(?:UNIPC|DPM)[23]|RK4|RK38|MID):([0-9]+)")
 _TOKEN = re.compile(r"([EHPR])([0-9]+)|(\[)|\]X([0-9]+)")
+LONGEST = 2000  # characters
 _COST = {"E": 1, "H": 2, "P": 1, "R": 2}
 
 
@@ -25,7 +27,9 @@ def parse(text: str) -> tuple[str, str | int, float | None]:
         ValueError: one line that shows the text, where it goes wrong, and what is allowed.
     """
     if not isinstance(text, str):
-        raise ValueError(f"plan {text!r}: must be a text; {ALLOWED}")
+        raise ValueError(f"plan {shown(text)}: must be a text; {ALLOWED}")
+    if len(text) > LONGEST:
+        raise ValueError(f"plan of {len(text)} characters, {text[:20]!r}...: at most {LONGEST}")
     whole = "".join(text.split())  # as it is shown in errors
     body, at, suffix = (whole.upper() if whole.isascii() else whole).partition("@")
     shift = None

@@ -3,14 +3,67 @@
 from __future__ import annotations
 
 import json
-import textwrap
-from typing import Any
+from typing import Any, Literal
 
-__all__ = ["VERSION", "dumps", "loads"]
+import numpy as np
+from pydantic import ConfigDict, Field, model_validator
+
+from flowturbo._checks import LIMIT
+from flowturbo.schema import Format, Schema, check, parse_json
+
+__all__ = ["MOST_BYTES", "VERSION", "dumps", "loads", "read_info"]
 
 VERSION = 1
-REQUIRED = {"name", "times", "evaluators", "weights", "info"}
+MOST_BYTES = 56 * 2**20  # of a plan of `LIMIT` evaluations with no weight 0
 LISTS = ("times", "told", "evaluators", "previous")  # told and previous only where they differ
+
+
+class Error(Schema):
+    """The error of a plan."""
+
+    rmse: float
+    median: float
+
+
+class Plain(Error):
+    """The error of the best plain solver."""
+
+    name: str
+
+
+class Info(Schema):
+    """What the library reads of ``info``, which may hold anything else."""
+
+    guidance: list[float] = Field(default=[0.0, 0.0], min_length=2, max_length=2)
+    error: Error | None = None
+    plain: Plain | None = None
+
+    @model_validator(mode="after")
+    def _ascends(self) -> Info:
+        if self.guidance[0] > self.guidance[1]:
+            raise ValueError(f"guidance={self.guidance}: must be [lowest, highest]")
+        return self
+
+
+class Row(Schema):
+    """A row of the lower triangle."""
+
+    weights: list[float]
+
+
+class PlanFile(Schema):
+    """A file of a plan, ``weights`` as rows of the lower triangle."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: Format
+    name: str
+    times: list[float]
+    evaluators: list[Literal["model", "refiner"]]
+    weights: list[list[Any]]
+    told: list[float] | None = None
+    previous: list[int] | None = None
+    info: dict[str, Any]
 
 
 def dumps(plan: dict[str, Any]) -> str:
@@ -26,46 +79,40 @@ def dumps(plan: dict[str, Any]) -> str:
 def _list(head: str, values: list[Any]) -> str:
     text = json.dumps([value or 0 for value in values])
     indent = " " * (len(head) - len(head.lstrip()) + 2)
-    return textwrap.fill(
-        text, 100, initial_indent=head, subsequent_indent=indent, break_on_hyphens=False
-    )
+    lines, at = [], 0
+    while len(head) + len(text) - at > 100:
+        end = text.rfind(" ", at, at + 101 - len(head))
+        lines.append(head + text[at:end])
+        head, at = indent, end + 1
+    return "\n".join([*lines, head + text[at:]])
 
 
-def loads(text: str) -> dict[str, Any]:
+def loads(text: str | bytes, source: str) -> dict[str, Any]:
     """The arguments of a plan, from what ``dumps`` wrote.
 
     Raises:
-        ValueError: one line, if the text is anything else.
+        ValueError: one line that begins with ``source``, if the text is anything else.
     """
-    try:
-        data = json.loads(text, parse_constant=_refuse, object_pairs_hook=_once)
-    except RecursionError:
-        raise ValueError("brackets nested too deep") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"a JSON object was expected, not {type(data).__name__}")
-    version = data.pop("version", None)
-    if version != VERSION:
-        raise ValueError(f"version {version!r}: this library reads version {VERSION}")
-    missing = sorted(REQUIRED - data.keys())
-    unknown = sorted(data.keys() - REQUIRED.union(LISTS))
-    if missing or unknown:
-        raise ValueError(f"missing keys {missing}, unknown keys {unknown}")
-    for key in (*LISTS, "weights"):
-        if not isinstance(data.get(key, []), list):
-            raise ValueError(f"{key} must be a list")
-    rows = data["weights"]
-    for k, row in enumerate(rows):
-        if not isinstance(row, list) or len(row) != k + 1:
-            raise ValueError(f"weights[{k}] must be a list of {k + 1} numbers")
-    data["weights"] = [[*row, *[0.0] * (len(rows) - len(row))] for row in rows]
-    return data
+    plan = check(parse_json(text, source), PlanFile, source)
+    size = len(plan.weights)
+    if size > LIMIT:
+        raise ValueError(f"{source}: {size} rows of weights; a plan has at most {LIMIT}")
+    weights = np.zeros((size, size))
+    for k, row in enumerate(plan.weights):
+        if len(row) != k + 1:
+            raise ValueError(f"{source}: weights.{k}: {len(row)} numbers, must be {k + 1}")
+        weights[k, : k + 1] = check({"weights": row}, Row, f"{source}: row {k}").weights
+    columns = {**dict(plan), "weights": weights}
+    del columns["version"]
+    return columns
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not allowed")
+def read_info(text: str) -> dict[str, Any]:
+    """The ``info`` of a plan from JSON.
 
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) != len(pairs):
-        raise ValueError("a key is given twice")
-    return dict(pairs)
+    Raises:
+        ValueError: if an entry that the library reads is not as it writes it.
+    """
+    made = parse_json(text, "info", "correct it")
+    check(made, Info, "info", "correct it")
+    return made  # type: ignore[no-any-return]

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from flowturbo import _exponential
+from flowturbo import _exponential, checks
+from flowturbo._checks import LIMIT, numbers
 from flowturbo._tables import RUNGE_KUTTA, Table, adams, block, step
 from flowturbo.path import Times, check_times, shifted
 
 __all__ = ["LIMIT", "adams_bashforth", "blocks", "exponential", "runge_kutta"]
 
-LIMIT = 10_000  # evaluations in one plan
 NAMES = {"euler": "E", "heun": "H", "midpoint": "MID:", "rk4": "RK4:", "rk38": "RK38:"}
 START = {2: "midpoint", 3: "ralston3", 4: "rk4"}  # of Adams-Bashforth: as many stages as its order
 
@@ -41,10 +41,8 @@ def runge_kutta(scheme: str, steps: int, **grid: Any) -> dict[str, Any]:
 
 def adams_bashforth(evaluations: int, order: int, start: str, **grid: Any) -> dict[str, Any]:
     """Adams-Bashforth, started through the lower orders or by Runge-Kutta steps."""
-    if order not in START:
-        raise ValueError(f"order={order!r}: must be 2, 3 or 4")
-    if start not in ("low", "runge-kutta"):
-        raise ValueError(f"start={start!r}: must be 'low' or 'runge-kutta'")
+    order = checks.whole("order", order, 2, 4)
+    checks.one_of("start", start, ("low", "runge-kutta"))
     _check_count("evaluations", evaluations)
     first = order - 1 if start == "runge-kutta" else 0  # steps by Runge-Kutta
     if first and evaluations <= first * order:
@@ -67,8 +65,7 @@ def adams_bashforth(evaluations: int, order: int, start: str, **grid: Any) -> di
 
 def exponential(scheme: str, steps: int, order: int, **grid: Any) -> dict[str, Any]:
     """UniPC ("UNIPC") or DPM-Solver++ ("DPM"), one evaluation a step."""
-    if order not in (2, 3):
-        raise ValueError(f"order={order!r}: must be 2 or 3")
+    order = checks.whole("order", order, 2, 3)
     _check_count("steps", steps)
     name = f"{scheme}{order}:{steps}"
     if grid["direction"] == "backward":
@@ -78,24 +75,26 @@ def exponential(scheme: str, steps: int, order: int, **grid: Any) -> dict[str, A
 
 
 def _check_count(what: str, count: int, each: int = 1) -> None:
-    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
-        raise ValueError(f"{what}={count!r}: must be a whole number from 1")
+    count = checks.whole(what, count, 1)
     if count * each > LIMIT:
-        raise ValueError(f"{what}={count}: {count * each} evaluations; at most {LIMIT}")
+        raise ValueError(
+            f"{what}={checks.shown(count)}: at most {LIMIT // each}, for a plan has at most "
+            f"{LIMIT} evaluations"
+        )
 
 
 def _points(
     name: str, steps: int, *, shift: float, times: Sequence[float] | Times | None, direction: str
 ) -> Times:
     """The ``steps + 1`` points of a grid: shifted, or as given; ``name`` is for messages."""
-    if direction not in ("forward", "backward"):
-        raise ValueError(f"direction={direction!r}: must be 'forward' (to data) or 'backward'")
+    checks.one_of("direction", direction, ("forward", "backward"))
+    shift = checks.number("shift", shift, above=0)
     if times is None:
         ends = (0.0, 1.0) if direction == "forward" else (1.0, 0.0)
         return shifted(int(steps), shift, *ends)
     if shift != 1.0:
         raise ValueError(f"shift={shift} and times are both given; pass one of them")
-    points = check_times(times)
+    points = check_times(numbers("times", times))
     if len(points) != steps + 1:
         raise ValueError(f"{len(points)} times for {name}: {steps} steps need {steps + 1} points")
     if not (np.diff(points) * (1 if direction == "forward" else -1) > 0).all():

@@ -8,7 +8,8 @@ A field is any callable ``(x, t, cond) -> v``:
 - ``v``, like ``x``, the velocity ``dx/dt``.
 
 A field may have a method ``embed_condition(cond)``: what of the condition need be computed but once
-a sample, to be passed in its place.
+a sample, to be passed in its place; and a method ``check_inputs(x, cond, negative)``, called before
+anything is computed, which raises ``ValueError`` for states or conditions that it cannot take.
 
 Wrappers are fields again and pass every other attribute (``shape``, ``condition``, ...) through.
 """
@@ -16,11 +17,13 @@ Wrappers are fields again and pass every other attribute (``shape``, ``condition
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from flowturbo import checks
+from flowturbo.checks import shown
 
 __all__ = [
     "Branches",
@@ -28,11 +31,15 @@ __all__ = [
     "CountCalls",
     "Field",
     "Guidance",
+    "check_rows",
+    "check_scale",
     "cut",
     "device_of",
     "embedded",
     "guided",
     "map_condition",
+    "tensors",
+    "time_of",
 ]
 
 
@@ -72,11 +79,51 @@ def device_of(field: Any) -> torch.device:
     return torch.device(getattr(field, "device", "cpu")) if weight is None else weight.device
 
 
+def tensors(cond: Any) -> list[Tensor]:
+    """The tensors of a condition, or a nest of them."""
+    if isinstance(cond, Tensor):
+        return [cond]
+    nest = cond.values() if isinstance(cond, dict) else cond
+    return [t for c in nest for t in tensors(c)] if isinstance(cond, (dict, tuple, list)) else []
+
+
+def check_rows(cond: Any, rows: int, name: str = "cond") -> None:
+    """Raise ``ValueError`` unless a condition is of tensors of ``rows`` rows, as guidance asks."""
+    if cond is None:
+        raise ValueError(f"{name}=None: guidance needs a condition; pass {name}, or guidance=1")
+    for c in tensors(cond) or [cond]:
+        if not isinstance(c, Tensor) or c.is_nested or c.shape[:1] != (rows,):
+            raise ValueError(
+                f"{name}={shown(c)}: guidance joins two conditions of a row per image; pass a "
+                f"tensor ({rows}, ...), or a tuple, list or dict of such, or guidance=1"
+            )
+
+
+def check_scale(scale: Any) -> float | Tensor:
+    """A scale of guidance: a finite number, or a tensor () or (B,) of them."""
+    if not isinstance(scale, Tensor):
+        try:
+            return checks.number("guidance", scale)
+        except ValueError:
+            raise ValueError(
+                f"guidance={shown(scale)}: must be a finite number (1 = off), or a tensor of one "
+                "per image"
+            ) from None
+    if scale.ndim > 1 or scale.is_complex() or scale.dtype == torch.bool:
+        raise ValueError(
+            f"guidance={shown(scale)}: must be a number (1 = off), or a tensor (B,) of one real "
+            "number per image"
+        )
+    if scale.device.type == "cpu" and checks.can_look(scale) and not scale.isfinite().all():
+        raise ValueError(f"guidance={shown(scale.tolist())}: must be finite (1 = off)")
+    return scale
+
+
 class _Wrapper:
     """A field around a field."""
 
     def __init__(self, field: Field) -> None:
-        self.field = field
+        self.field = checks.function("field", field, "x, t, cond", exactly=False)
 
     def __getattr__(self, name: str) -> Any:
         if name == "field":  # not yet set: unpickling and copying look it up early
@@ -84,6 +131,7 @@ class _Wrapper:
         return getattr(self.field, name)
 
 
+@checks.known_keywords
 class CountCalls(_Wrapper):
     """Counts evaluations in ``calls``; a guided evaluation in one batch is one."""
 
@@ -97,15 +145,17 @@ class CountCalls(_Wrapper):
         return self.field(x, t, cond)
 
 
+@checks.known_keywords
 class Cast(_Wrapper):
     """Runs ``field`` in ``dtype`` on a state kept in its own; times are never rounded."""
 
     def __init__(self, field: Field, dtype: torch.dtype) -> None:
         super().__init__(field)
-        self.dtype = dtype
+        self.dtype = checks.dtype("dtype", dtype)
 
     def __call__(self, x: Tensor, t: Any, cond: Any = None) -> Tensor:
         """``field(x, t, cond)`` computed in ``dtype``, returned in the dtype of ``x``."""
+        checks.tensor("x", x)
         cond = map_condition(self._to, cond)
         return self.field(x.to(self.dtype), t, cond).to(x.dtype)
 
@@ -125,6 +175,7 @@ class Branches:
     one: Any
 
 
+@checks.known_keywords
 class Guidance(_Wrapper):
     """Classifier-free guidance, ``v_u + scale*(v_c - v_u)`` (Ho & Salimans 2022, arXiv 2207.12598).
 
@@ -144,10 +195,12 @@ class Guidance(_Wrapper):
             SiT and DiT samplers guide 3 of 4); all by default.
 
     Raises:
-        ValueError: if ``scale`` is no number or tensor, or not finite, ``interval`` not in order,
-            or there is neither a ``null`` nor a ``field.null_condition``; when called, if ``cond``
-            and the null condition cannot be joined in one batch.
+        ValueError: if an argument is not as said, the field is guided already, or there is neither
+            a ``null`` nor a ``field.null_condition``; when called, if ``scale`` is not one per
+            image, or ``cond`` and the null condition cannot be joined in one batch.
     """
+
+    scale: float | Tensor
 
     def __init__(
         self,
@@ -159,20 +212,20 @@ class Guidance(_Wrapper):
         channels: int | None = None,
     ) -> None:
         super().__init__(field)
-        if not isinstance(scale, (Real, Tensor)):
-            raise ValueError(f"guidance={scale!r}: must be a number or a tensor, one per image")
-        here = not isinstance(scale, Tensor) or scale.device.type == "cpu"
-        looked = here and not torch.compiler.is_compiling()
-        if looked and not torch.as_tensor(scale).isfinite().all():
-            raise ValueError(f"guidance={scale}: must be finite (1 = off)")
-        if not interval[0] <= interval[1]:
-            raise ValueError(f"interval={interval}: must be (from, to) with from <= to")
-        if channels is not None and channels < 1:
-            raise ValueError(f"channels={channels}: guide at least 1 channel, or None for all")
+        if (inner := _guidance_in(field)) is not None:
+            raise ValueError(
+                f"guidance={shown(scale)}: the field is guided already, at {shown(inner.scale)}; "
+                "leave it at 1, or pass the field inside"
+            )
+        scale = check_scale(scale)
+        interval = _interval(interval)
+        if channels is not None:
+            channels = checks.whole("channels", channels, 1)
         if null is None and not hasattr(field, "null_condition"):
             raise ValueError(
-                f"guidance={scale} needs the condition of the unconditional branch, and the field "
-                "has no null_condition(cond); pass null=..., or guidance=1 if it is guided already"
+                f"guidance={shown(scale)} needs the condition of the unconditional branch, and the "
+                "field has no null_condition(cond); pass null=..., or guidance=1 if it is guided "
+                "already"
             )
         self.scale, self.null, self.interval, self.channels = scale, null, interval, channels
 
@@ -187,31 +240,65 @@ class Guidance(_Wrapper):
     def branches(self, field: Any, cond: Any) -> Branches:
         """The same as another field embeds it, joined with the same null condition."""
         if cond is None:
-            raise ValueError("guidance needs a condition: pass cond, or guidance=1")
-        null = self.field.null_condition(cond) if self.null is None else self.null  # type: ignore[attr-defined]
+            check_rows(cond, 0)
+        null = self._null(cond) if self.null is None else self.null
+        _check_alike(cond, null)
         one = cond if self._whole else embedded(field, cond)
         return Branches(embedded(field, map_condition(_cat, cond, null)), one)
+
+    def check(self, x: Tensor, cond: Any) -> None:
+        """Raise ``ValueError`` unless scale, channels and condition fit the images ``x`` (B, ...).
+
+        What ``branches`` made of a condition fits.
+        """
+        scale = self.scale
+        if isinstance(scale, Tensor) and (
+            scale.numel() not in (1, len(x)) or (scale.is_meta and not x.is_meta)
+        ):
+            raise ValueError(
+                f"guidance={shown(scale)}: must be one number, or one per image, and there are "
+                f"{len(x)} on {x.device}"
+            )
+        if self.channels is not None and (x.ndim < 2 or self.channels > x.shape[1]):
+            raise ValueError(
+                f"channels={self.channels}: guides the first so many of the second size of the "
+                f"state, which is {tuple(x.shape)}"
+            )
+        if not isinstance(cond, Branches):
+            check_rows(cond, len(x))
 
     def over(self, field: Field, x: Tensor, t: Any, cond: Any) -> Tensor:
         """The velocity of another field guided the same way, with the same null condition.
 
         ``cond`` may be what ``branches`` made of it for that field.
         """
+        self.check(checks.tensor("x", x, ("B", ...)), cond)
         low, high = self.interval
-        if isinstance(t, (int, float)):  # of rounded times, the border is inside
+        t = time_of(t, len(x))
+        if isinstance(t, float):  # of rounded times, the border is inside
             guided = self._whole or low - 1e-9 <= t <= high + 1e-9
-            t = x.new_full((), float(t), dtype=torch.promote_types(x.dtype, torch.float32))
+            t = x.new_full((), t, dtype=torch.promote_types(x.dtype, torch.float32))
         else:
             guided = self._whole or bool(torch.as_tensor((t >= low) & (t <= high)).any())
         if not guided:
             return field(x, t, cond.one if isinstance(cond, Branches) else cond)
-        shown = cond if isinstance(cond, Branches) else self.branches(field, cond)
+        if not isinstance(cond, Branches):
+            cond = self.branches(field, cond)
         t2 = torch.cat([t, t]) if t.ndim == 1 else t
-        v_c, v_u = field(torch.cat([x, x]), t2, shown.both).chunk(2)
+        v_c, v_u = _halves(field(torch.cat([x, x]), t2, cond.both), x)
         out = v_u + self._scale(x, t) * (v_c - v_u)
         if self.channels is not None:
             out = torch.cat([out[:, : self.channels], v_c[:, self.channels :]], dim=1)
         return out
+
+    def _null(self, cond: Any) -> Any:
+        try:
+            return self.field.null_condition(cond)  # type: ignore[attr-defined]
+        except (TypeError, AttributeError) as e:
+            raise ValueError(
+                f"cond={shown(cond)}: the null_condition of the field cannot take it ({e}); pass "
+                "what it takes, or the null condition itself"
+            ) from e
 
     @property
     def _whole(self) -> bool:
@@ -227,24 +314,85 @@ class Guidance(_Wrapper):
         return scale
 
 
-def guided(field: Field, scale: float | Tensor, *, null: Any = None) -> Field:
+def time_of(t: Any, rows: int) -> Tensor | float:
+    """A time as a field is told it: a number, or a tensor () or (B,)."""
+    if not isinstance(t, Tensor):
+        return checks.number("t", t)
+    if t.shape not in ((), (rows,)):
+        raise ValueError(f"t={shown(t)}: must be one time, or one per image, and there are {rows}")
+    return t
+
+
+def _guidance_in(field: Any) -> Guidance | None:
+    """The guidance that a field is wrapped in, if any."""
+    while isinstance(field, _Wrapper) and not isinstance(field, Guidance):
+        field = field.field
+    return field if isinstance(field, Guidance) else None
+
+
+def _interval(interval: Any) -> tuple[float, float]:
+    try:
+        low, high = (checks.number("interval", end) for end in interval)
+    except (TypeError, ValueError):
+        low, high = 1.0, 0.0
+    if low > high:
+        raise ValueError(f"interval={shown(interval)}: must be two times (from, to), from <= to")
+    return low, high
+
+
+def _halves(v: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The velocities of both branches, where the field answered one for each of their rows."""
+    if not isinstance(v, Tensor) or v.shape != (2 * len(x), *x.shape[1:]):
+        got = f"{tuple(v.shape)}" if isinstance(v, Tensor) else f"{type(v).__name__}, not a tensor"
+        raise ValueError(
+            f"the field returned {got} for {(2 * len(x), *x.shape[1:])}, both branches of guidance"
+        )
+    one, other = v.chunk(2)
+    return one, other
+
+
+def guided(
+    field: Field, scale: float | Tensor, *, null: Any = None, channels: int | None = None
+) -> Field:
     """``field`` under ``Guidance``; itself where the scale is the number 1, which needs no null."""
+    scale = check_scale(scale)
     off = not isinstance(scale, Tensor) and scale == 1.0
-    return field if off else Guidance(field, scale, null=null)
+    return field if off else Guidance(field, scale, null=null, channels=channels)
+
+
+def _check_alike(cond: Any, null: Any) -> None:
+    """Raise ``ValueError`` unless the null condition is a nest of the same form."""
+    if not isinstance(cond, (dict, tuple, list)):
+        return
+    alike = type(cond) is type(null) and len(cond) == len(null)
+    if alike and isinstance(cond, dict):
+        alike = cond.keys() == null.keys()
+    if not alike:
+        raise ValueError(
+            f"the null (negative) condition is {shown(null)}, the condition {shown(cond)}: it must "
+            "be alike"
+        )
+    pairs = (
+        [(cond[k], null[k]) for k in cond]
+        if isinstance(cond, dict)
+        else [*zip(cond, null, strict=True)]
+    )
+    for c, n in pairs:
+        _check_alike(c, n)
 
 
 def _cat(a: Any, b: Any) -> Any:
     if not isinstance(a, Tensor):
-        if a is not b and a != b:  # one batch can hold but one of them
+        if a is not b and (isinstance(b, Tensor) or a != b):  # one batch can hold but one of them
             raise ValueError(
-                f"guidance between the conditions {a!r} and {b!r}: only tensors of a row per image "
-                "can differ between the two branches; pass tensors"
+                f"guidance between the conditions {shown(a)} and {shown(b)}: only tensors of a row "
+                "per image can differ between the two branches; pass tensors"
             )
         return a
-    if not isinstance(b, Tensor) or b.shape[1:] != a.shape[1:] or len(b) not in (1, len(a)):
-        got = tuple(b.shape) if isinstance(b, Tensor) else type(b).__name__
+    alike = isinstance(b, Tensor) and not b.is_nested and b.shape[1:] == a.shape[1:]
+    if not alike or b.ndim != a.ndim or len(b) not in (1, len(a)) or b.device != a.device:
         raise ValueError(
-            f"the null condition is {got}, the condition {tuple(a.shape)}: it must be alike, with "
-            "one row or as many"
+            f"the null (negative) condition is {shown(b)}, the condition {shown(a)}: it must be "
+            "alike, with one row or as many"
         )
     return torch.cat([a, b.expand(len(a), *b.shape[1:])])

@@ -5,6 +5,8 @@ And what long runs ask of a folder: room on its disk, and that it holds no other
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import json
 import os
 import shutil
@@ -12,11 +14,16 @@ import stat
 import tempfile
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
+
+try:
+    import fcntl
+except ImportError:  # Windows: there temporary files of killed runs stay
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = [
     "check_room",
@@ -24,12 +31,15 @@ __all__ = [
     "check_writable",
     "claim",
     "exclusive",
+    "open_regular",
     "printable",
     "replacing",
+    "reserved",
     "write_json",
 ]
 
 _ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # controls, invisible, half characters, line ends
+_MARK = ".writing-"  # in the names of temporary files
 _JOINERS = "\u200c\u200d"  # of emoji, and of Persian and Indic scripts
 
 
@@ -38,7 +48,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path next to ``path``, renamed onto it on success and removed on failure.
 
     The file is synced to the disk before the rename, and its folder after it, so that after a power
-    failure ``path`` holds the old content or the new one. A symbolic link is followed.
+    failure ``path`` holds the old content or the new one. A symbolic link is followed. What killed
+    runs left of writing ``path`` is removed.
 
     Raises:
         OSError: if ``path`` is not a regular file (a device, a folder), its folder cannot be made
@@ -46,7 +57,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     target = Path(os.path.realpath(path))
-    temporary = _temporary(path)
+    temporary, handle = _temporary(path)
     try:
         yield temporary
         umask = os.umask(0)
@@ -58,14 +69,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except OSError as e:
         raise OSError(f"cannot write {path}: {e.strerror or e}; nothing was left behind") from e
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary, handle)
 
 
 @contextmanager
 def exclusive(folder: str | Path) -> Iterator[None]:
     """Hold ``folder`` for one run; the lock goes with the process, however it ends.
 
-    The folder is made if it is not there, and keeps an empty file ``.lock``.
+    The folder is made if it is not there, and keeps an empty file ``.lock``. Temporary files that
+    killed runs left in it are removed.
 
     Raises:
         ValueError: if another process, or another run in this one, holds it.
@@ -83,9 +95,26 @@ def exclusive(folder: str | Path) -> Iterator[None]:
     except OSError as e:
         raise OSError(f"cannot write {folder}: {e.strerror or e}; choose another folder") from e
     try:
+        _remove_leftovers(folder, f".*{_MARK}????????*")
         yield
     finally:
         lock.release()
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """``path`` opened for reading bytes, if it is a regular file or a link to one.
+
+    Raises:
+        OSError: if it is missing, cannot be read, or is a folder, a device or a pipe, which may
+            have no end; names ``path``.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise OSError("not a regular file")
+        return open(path, "rb")
+    except (OSError, ValueError) as e:  # a name with a null byte is a ValueError
+        reason = e.strerror if isinstance(e, OSError) and e.strerror else e
+        raise OSError(f"cannot read {printable(str(path))}: {reason}") from e
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -94,12 +123,33 @@ def write_json(path: str | Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
+@contextmanager
+def reserved(*paths: str | Path | None) -> Iterator[None]:
+    """Hold the names of files that a run is going to write, which refuses another run with them.
+
+    Raises:
+        ValueError: if another run holds one of them.
+        OSError: as `replacing`, now and not after long work.
+    """
+    with ExitStack() as held:
+        for path in (p for p in paths if p is not None):
+            temporary, handle = _temporary(Path(path))
+            held.callback(_remove, temporary, handle)
+            others = {*temporary.parent.glob(_pattern(Path(path)))} - {temporary}
+            if others and handle is not None:  # what no run holds was removed
+                raise ValueError(
+                    f"{path} is being written by another run; wait until it has ended, or choose "
+                    "another name"
+                )
+        yield
+
+
 def check_writable(path: str | Path) -> None:
     """Raise now, before long work, the ``OSError`` that writing ``path`` would end in."""
     path = Path(path)
     made = [p for p in path.parents if not p.exists()]
     try:
-        _temporary(path).unlink()
+        _remove(*_temporary(path))
     finally:
         for folder in made:
             with suppress(OSError):
@@ -145,7 +195,7 @@ def check_unclaimed(path: Path, made: dict[str, dict[str, Any]]) -> None:
         try:
             found = json.loads(path.read_text("utf-8"))
             known = all(isinstance(found[part], dict) for part in made)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             known = False
         if not known:
             raise ValueError(f"{path}: not of such a run; choose another folder")
@@ -174,16 +224,69 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _temporary(path: Path) -> Path:
+def _temporary(path: Path) -> tuple[Path, int | None]:
+    """A new file beside ``path``, and the handle that holds its lock, where it can be locked."""
     try:
         path = Path(os.path.realpath(path))
+        if path.is_symlink():  # it would have been resolved
+            raise OSError("a link that leads to itself")
         if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-            raise OSError(f"{path} is not a regular file")
+            raise OSError("not a regular file")
+        if path.exists() and not os.access(path, os.W_OK):
+            raise OSError("the file is write-protected")
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=f".{path.stem[:40]}.", suffix=path.suffix, dir=path.parent
-        )
+        _remove_leftovers(path.parent, _pattern(path))
+        while True:
+            handle, name = tempfile.mkstemp(
+                prefix=_prefix(path), suffix=path.suffix, dir=path.parent
+            )
+            if not _lock(handle, wait=True):
+                os.close(handle)
+                return Path(name), None
+            if os.path.exists(name):  # another run may have taken it for a leftover until then
+                return Path(name), handle
+            os.close(handle)
     except OSError as e:
         raise OSError(f"cannot write {path}: {e.strerror or e}; choose another folder") from e
-    os.close(handle)
-    return Path(name)
+
+
+def _prefix(path: Path) -> str:
+    stem = path.stem
+    if len(stem) > 40:
+        stem = f"{stem[:40]}-{hashlib.sha256(stem.encode(errors='replace')).hexdigest()[:8]}"
+    return f".{stem}{_MARK}"
+
+
+def _pattern(path: Path) -> str:
+    """What matches the names of temporary files of ``path``, links followed."""
+    path = Path(os.path.realpath(path))
+    return f"{glob.escape(_prefix(path))}????????{glob.escape(path.suffix)}"
+
+
+def _remove(temporary: Path, handle: int | None) -> None:
+    temporary.unlink(missing_ok=True)
+    if handle is not None:
+        os.close(handle)
+
+
+def _remove_leftovers(folder: Path, pattern: str) -> None:
+    """Remove the temporary files of ``folder`` that no living run holds."""
+    for path in folder.glob(pattern):
+        with suppress(OSError):
+            handle = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+            try:
+                if _lock(handle):
+                    path.unlink()
+            finally:
+                os.close(handle)
+
+
+def _lock(handle: int, wait: bool = False) -> bool:
+    """Lock an open file, where the file system can; the lock goes with the process."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True

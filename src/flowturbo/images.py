@@ -1,17 +1,25 @@
-"""Tensors to pictures: PIL images, contact sheets, PNG files with metadata."""
+"""Tensors to pictures and back: PIL images, contact sheets, PNG files with metadata; reading."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+import torch
+from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
 from flowturbo.files import printable, replacing
 
-__all__ = ["save_png", "sheet", "to_pil"]
+__all__ = ["is_picture", "read_metadata", "read_picture", "save_png", "sheet", "to_pil"]
+
+# what Pillow identifies, but leaves to other programs
+_FOREIGN = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+# pictures that Pillow does not read, or of which it reads a thumbnail
+_OTHERS = {".emf", ".eps", ".heic", ".heif", ".hif", ".jxl", ".svg", ".svgz", ".wmf", ".xcf"}
+_OTHERS |= {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw"}
 
 
 def to_pil(pictures: Tensor) -> list[Image.Image]:
@@ -56,3 +64,85 @@ def save_png(image: Image.Image, path: str | Path, metadata: Mapping[str, str]) 
         info.add_itxt(key, printable(value))
     with replacing(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=info)
+
+
+def read_metadata(path: str | Path) -> dict[str, str] | None:
+    """The text in a PNG file; None if the file is damaged, or no PNG."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.verify()
+        with Image.open(path, formats=["PNG"]) as image:
+            image.load()
+            return {str(k): str(v) for k, v in image.text.items()}  # type: ignore[attr-defined]
+    except Exception:  # damaged files end in most of them
+        return None
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is a picture, by its name or, where that says nothing, by its content.
+
+    Raises:
+        ValueError: if it is one by its name, but of a format that is not read, such as HEIC.
+    """
+    formats, suffix = _formats(), path.suffix.lower()
+    if Image.registered_extensions().get(suffix) in formats:
+        return True
+    if suffix in _OTHERS:
+        raise ValueError(f"{path}: pictures in {suffix} are not read; convert it to PNG or JPEG")
+    signed = [f for f in formats if Image.OPEN[f][1] is not None]  # others take almost anything
+    try:
+        with _quiet():
+            Image.open(path, formats=signed).close()
+    except Exception:
+        return False
+    return True
+
+
+def read_picture(path: Path, size: int | tuple[int, int]) -> Tensor:
+    """A picture file as (3, H, W) uint8, of animated ones the first frame.
+
+    It is turned as its EXIF data say, cropped to the shape of ``size`` (a side, or H and W) around
+    its middle, put on white where it is transparent, and scaled.
+
+    Raises:
+        ValueError: if it is not a whole picture, is too large to open (see
+            ``PIL.Image.MAX_IMAGE_PIXELS``), or has pixels of no known range; names the file.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    try:
+        with _quiet(), Image.open(path, formats=_formats()) as image:
+            kind = image.format
+            ImageOps.exif_transpose(image, in_place=True)
+            across = min(image.width, max(1, image.height * width // height))
+            down = min(image.height, max(1, image.width * height // width))
+            left, top = (image.width - across) // 2, (image.height - down) // 2
+            cut = image.crop((left, top, left + across, top + down))
+        made = _rgb(cut, kind).resize((width, height), Image.Resampling.LANCZOS)
+        return torch.from_numpy(np.array(made)).permute(2, 0, 1)
+    except Exception as e:  # damaged files end in most of them
+        raise ValueError(f"{path}: not a readable image ({str(e) or type(e).__name__})") from e
+
+
+def _quiet() -> warnings.catch_warnings[None]:
+    """Without the warnings of Pillow, which are of odd metadata; damaged pixels raise."""
+    return warnings.catch_warnings(action="ignore")
+
+
+def _formats() -> list[str]:
+    """What Pillow reads by itself, and what others have registered with it."""
+    Image.init()
+    return [f for f in Image.OPEN if f not in _FOREIGN]
+
+
+def _rgb(image: Image.Image, kind: str | None) -> Image.Image:
+    """RGB, on white where it is transparent; 16 bits are scaled, which PIL would clip."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):
+        levels = (np.asarray(image) // 257).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(levels).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError("pixels of 32 bits have no fixed range; save it with 8 or 16 bits")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    page = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(page, image).convert("RGB")

@@ -7,16 +7,23 @@ drawn on the CPU, so the device does not matter either.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from operator import index
+import math
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["digest", "draw"]
+from flowturbo import checks
+from flowturbo.checks import shown
+
+__all__ = ["LARGEST_SEED", "digest", "draw", "mixed"]
+
+LARGEST_SEED = 2**63 - 1
 
 
+@checks.known_keywords
 def draw(
     seeds: int | Sequence[int],
     shape: Sequence[int],
@@ -27,25 +34,44 @@ def draw(
     """Standard normal noise (len(seeds), *shape), row ``i`` from a generator seeded ``seeds[i]``.
 
     Raises:
-        ValueError: if a seed is not a whole number in [0, 2**63).
+        ValueError: if a seed is not a whole number in [0, 2**63), or another argument not as said.
     """
+    shape, dtype = checks.sizes("shape", shape), checks.dtype("dtype", dtype)
+    device = checks.device("device", device)
     rows = []
-    for seed in seeds if isinstance(seeds, Iterable) else [seeds]:
-        generator = torch.Generator().manual_seed(_whole(seed))
-        rows.append(torch.randn(tuple(shape), generator=generator, dtype=dtype))
-    return torch.stack(rows).to(device) if rows else torch.empty(0, *shape, dtype=dtype)
+    for seed in _listed(seeds):
+        generator = torch.Generator().manual_seed(checks.whole("seed", seed, 0, LARGEST_SEED))
+        try:
+            rows.append(torch.randn(shape, generator=generator, dtype=dtype))
+        except RuntimeError:
+            size = math.prod(shape) * dtype.itemsize / 1e9
+            raise ValueError(
+                f"shape={shown(shape)}: {size:.3g} GB of noise, which there is no memory for"
+            ) from None
+    return torch.stack(rows).to(device) if rows else torch.empty(0, *shape, dtype=dtype).to(device)
 
 
-def _whole(seed: Any) -> int:
+def _listed(seeds: Any) -> Sequence[Any]:
+    """Seeds one by one; one of them may stand alone."""
+    if isinstance(seeds, (str, bytes, Mapping, Set)):
+        raise ValueError(f"seed={shown(seeds)}: must be a whole number from 0 to 2**63 - 1")
     try:
-        number = index(seed)
+        return list(seeds)
     except TypeError:
-        number = -1
-    if isinstance(seed, bool) or not 0 <= number < 2**63:
-        raise ValueError(f"seed={seed!r}: must be a whole number from 0 to 2**63 - 1")
-    return number
+        return [seeds]
 
 
+def mixed(*numbers: int) -> int:
+    """A seed in [2**31, 2**32) that follows from whole numbers, from 0 each.
+
+    torch's generator on the CPU looks at the lowest 32 bits of a seed alone, so numbers side by
+    side in one of 64 bits would not all count. Pictures are drawn with seeds below 2**31.
+    """
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0]) | 1 << 31
+
+
+@checks.known_keywords
 def digest(noise: Tensor) -> str:
     """16 hexadecimal digits that name a tensor of noises."""
+    checks.tensor("noise", noise)
     return hashlib.sha256(noise.detach().cpu().float().numpy().tobytes()).hexdigest()[:16]

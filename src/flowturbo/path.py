@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from flowturbo import checks
+
 __all__ = [
     "check_times",
     "interpolate",
@@ -67,8 +69,7 @@ def uniform(steps: int, start: float = 0.0, end: float = 1.0) -> Times:
 
 def shift_times(t: Times, shift: float) -> Times:
     """The times ``t`` in [0, 1], shifted as by ``shifted``; its ``ValueError`` for a bad shift."""
-    if not (np.isfinite(shift) and shift > 0):
-        raise ValueError(f"shift={shift}: must be a finite number above 0 (1 = uniform)")
+    shift = checks.number("shift", shift, above=0)
     with np.errstate(invalid="ignore", divide="ignore"):  # of extreme shifts, refused in grids
         return t / (1 + (shift - 1) * (1 - t))  # told of t, not of the noise level; exact for 1
 
@@ -90,8 +91,8 @@ def shifted(steps: int, shift: float, start: float = 0.0, end: float = 1.0) -> T
     Raises:
         ValueError: if an argument is outside its range.
     """
-    if steps < 1:
-        raise ValueError(f"steps={steps}: a grid needs at least 1 step")
+    steps = checks.whole("steps", steps, 1)
+    start, end = checks.number("start", start, 0, 1), checks.number("end", end, 0, 1)
     grid = shift_times(np.linspace(0.0, 1.0, steps + 1), shift)
     grid = start + (end - start) * grid if end >= start else end + (start - end) * grid[::-1]
     grid[0], grid[-1] = start, end
@@ -113,9 +114,10 @@ def check_times(times: Sequence[float] | Times) -> Times:
     grid = np.array(times, dtype=np.float64)
     if grid.ndim != 1 or len(grid) < 2:
         raise ValueError(f"times of shape {grid.shape}: a grid needs at least 2 points in one row")
-    if not np.isfinite(grid).all() or grid.min() < 0 or grid.max() > 1:
-        raise ValueError(f"times {grid.tolist()}: all must lie in [0, 1] (0 = noise, 1 = data)")
+    for k in np.flatnonzero(~((grid >= 0) & (grid <= 1)))[:1]:
+        raise ValueError(f"times[{k}]={grid[k]}: all must lie in [0, 1] (0 = noise, 1 = data)")
     steps = np.diff(grid)
     if not ((steps >= 0).all() or (steps <= 0).all()):
-        raise ValueError(f"times {grid.tolist()}: must all ascend or all descend; sort them")
+        shown = f"{grid[:6].tolist()}{'...' * (len(grid) > 6)}"
+        raise ValueError(f"times {shown}: must all ascend or all descend; sort them")
     return grid

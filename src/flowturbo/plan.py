@@ -25,12 +25,12 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from flowturbo import _checks, _notation, _plan_json, _solvers
+from flowturbo import _checks, _notation, _solvers, checks
 from flowturbo._restrict import restricted
-from flowturbo.files import replacing
+from flowturbo.files import printable, replacing
 from flowturbo.path import Times
 
-__all__ = ["Plan", "Row"]
+__all__ = ["Plan", "Row", "as_plan"]
 
 Grid: TypeAlias = Sequence[float] | Times | None
 
@@ -59,20 +59,37 @@ class Row(NamedTuple):
     released: tuple[int, ...]
 
 
+def as_plan(plan: Any) -> Plan:
+    """``plan`` itself, or its notation parsed; ``ValueError`` for anything else."""
+    if isinstance(plan, Plan):
+        return plan
+    if isinstance(plan, Path) or (isinstance(plan, str) and plan.endswith(".json")):
+        raise ValueError(f"plan={checks.shown(plan)}: read the file with Plan.load first")
+    if not isinstance(plan, str):
+        raise ValueError(
+            f"plan={checks.shown(plan)}: must be a Plan, or the notation of one ('AB2:8')"
+        )
+    return Plan.parse(plan)
+
+
+@checks.known_keywords
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Plan:
     """A sampler of ``K`` evaluations, a frozen value; ``print(plan)`` shows the table.
 
     Attributes:
         times: (K + 1,) float64 in [0, 1], all ascending or all descending: of the state before each
-            evaluation, and of the result.
+            evaluation, and of the result; K is at most 2000.
         evaluators: K times "model" or "refiner"; the first is "model".
-        weights: (K, K) float64, lower triangular: row ``k`` is what evaluation ``k`` moves.
-        told: (K,) float64, the time each evaluator is told; ``times[:K]`` by default.
+        weights: (K, K) float64, lower triangular: row ``k`` is what evaluation ``k`` moves; from
+            -1e4 to 1e4, for larger ones make errors of the rounding of a float32.
+        told: (K,) float64 in [0, 1], the time each evaluator is told; ``times[:K]`` by default.
         previous: for a refiner row, which earlier evaluation is the last known velocity; ``k - 1``
             by default and for all model rows.
         name: what to call it, in the notation of ``parse`` where there is one.
-        info: how it was made, its measured error and the like; anything JSON can hold.
+        info: how it was made, its measured error and the like; anything JSON can hold, but for the
+            entries that are read again: "guidance" is [lowest, highest], "error" and "plain" hold
+            "rmse" and "median", the latter a "name" too.
 
     Raises:
         ValueError: if an argument is not as said above.
@@ -91,10 +108,10 @@ class Plan:
         n = len(times) - 1
         evaluators = _checks.evaluators(self.evaluators, n)
         weights = _checks.weights(self.weights, n)
-        told = times[:-1].copy() if self.told is None else _checks.numbers("told", self.told, (n,))
+        told = _checks.told(self.told, times)
         previous = _checks.previous(self.previous, evaluators)
-        if not isinstance(self.name, str) or not self.name.isprintable():
-            raise ValueError(f"name={self.name!r}: must be a text of one line")
+        if not isinstance(self.name, str) or not self.name.isprintable() or len(self.name) > 4000:
+            raise ValueError(f"name={checks.shown(self.name)}: must be a text of one line")
         for array in (times, weights, told):
             array.flags.writeable = False
         values = (times, evaluators, weights, told, previous, _checks.info(self.info))
@@ -114,11 +131,13 @@ class Plan:
 
     def cost(self, *, model: float = 1.0, refiner: float = 0.0, fixed: float = 0.0) -> float:
         """Cost of one run, in the unit of the costs of one evaluation of each and of the rest."""
+        each = {"model": model, "refiner": refiner, "fixed": fixed}
+        model, refiner, fixed = (checks.number(k, v, 0) for k, v in each.items())
         return self.nfe["model"] * model + self.nfe["refiner"] * refiner + fixed
 
     def seen_by(self, k: int) -> range:
         """The evaluations the refiner of row ``k`` may see, oldest first, the last known last."""
-        return range(self.previous[k] + 1)
+        return range(self.previous[checks.whole("k", k, 0, len(self) - 1)] + 1)
 
     @cached_property
     def released(self) -> tuple[tuple[int, ...], ...]:
@@ -222,6 +241,7 @@ class Plan:
             ValueError: if the text is not a plan (the message shows where) or the grid is bad.
         """
         solver, count, suffix = _notation.parse(text)
+        shift = checks.number("shift", shift, above=0)
         if suffix is not None:
             if shift != 1.0:
                 raise ValueError(f"plan {text!r} and shift={shift} both give the shift; pass one")
@@ -268,6 +288,7 @@ class Plan:
         name, letters, suffix = _notation.parse(text)
         if not isinstance(letters, str) or suffix is not None:
             raise ValueError(f"plan {text!r}: only blocks such as 'H1P5R3' here; use Plan.parse")
+        shipped = checks.flag("shipped", shipped)
         grid: dict[str, Any] = {"shift": shift, "times": times, "direction": direction}
         return cls(**_solvers.blocks(name, letters, shipped, **grid))
 
@@ -388,6 +409,16 @@ class Plan:
         Raises:
             ValueError: one line with the reason, if the scheduler has no such table.
         """
+        if not (hasattr(scheduler, "config") or hasattr(scheduler, "step")):
+            raise ValueError(
+                f"scheduler={checks.shown(scheduler)}: must be a flow scheduler of diffusers"
+            )
+        if mu is not None:
+            mu = checks.number("mu", mu)
+        if sigmas is not None:
+            sigmas = _checks.numbers("sigmas", sigmas)
+        if timesteps is not None:
+            timesteps = _checks.numbers("timesteps", timesteps)
         from flowturbo.integrations import schedulers
 
         columns = schedulers.from_scheduler(
@@ -413,6 +444,7 @@ class Plan:
         Raises:
             ValueError: if ``t`` is not in that range.
         """
+        t = checks.number("t", t)
         start, end = self.times[0], self.times[-1]
         nearest = self.times[np.abs(self.times - t).argmin()]
         time = float(nearest) if abs(nearest - t) <= 1e-9 else float(t)
@@ -436,6 +468,8 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON, one row a line, floats exact."""
+        from flowturbo import _plan_json
+
         columns: dict[str, Any] = {
             "name": self.name,
             "times": self.times.tolist(),
@@ -450,20 +484,25 @@ class Plan:
         return _plan_json.dumps(columns)
 
     @classmethod
-    def from_json(cls, text: str, *, source: str = "plan") -> Plan:
+    def from_json(cls, text: str | bytes, *, source: str = "plan") -> Plan:
         """The plan that ``to_json`` wrote; ``source`` names the text in messages.
 
         Raises:
             ValueError: one line, if the text is not such a plan or of another version.
         """
+        if not isinstance(text, (str, bytes)):
+            raise ValueError(f"text={checks.shown(text)}: must be the JSON of a plan")
+        from flowturbo import _plan_json
+
+        columns = _plan_json.loads(text, source)
         try:
-            return cls(**_plan_json.loads(text))
+            return cls(**columns)
         except ValueError as error:
             raise ValueError(f"{source}: not a plan of this library: {error}") from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan to a JSON file, whole or not at all (``OSError`` if it cannot be)."""
-        with replacing(Path(path)) as temporary:
+        with replacing(checks.path("path", path)) as temporary:
             temporary.write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
@@ -474,5 +513,8 @@ class Plan:
             ValueError: one line that names the file, if it does not hold a plan.
             OSError: if it cannot be read.
         """
-        text = Path(path).read_bytes().decode("utf-8", errors="replace")
-        return cls.from_json(text, source=str(path))
+        from flowturbo import _plan_json
+        from flowturbo.schema import read_bytes
+
+        content = read_bytes(checks.path("path", path), _plan_json.MOST_BYTES)
+        return cls.from_json(content, source=printable(str(path)))

@@ -12,7 +12,6 @@ is kept between calls: two threads can share a plan, a model and a refiner.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,9 +19,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from flowturbo.field import Branches, Field, Guidance, embedded, guided
+from flowturbo import checks
+from flowturbo.field import (
+    Branches,
+    Field,
+    Guidance,
+    embedded,
+    guided,
+    tensors,
+)
 from flowturbo.path import predicted_data
-from flowturbo.plan import Plan, Row
+from flowturbo.plan import Plan, Row, as_plan
 
 __all__ = [
     "Callback",
@@ -30,6 +37,7 @@ __all__ = [
     "Refiner",
     "Step",
     "bind_refiner",
+    "check_inputs",
     "check_refiner",
     "evaluators",
     "moved",
@@ -93,6 +101,7 @@ class Step:
 Callback = Callable[[Step], Tensor | None]
 
 
+@checks.known_keywords
 def sample(
     plan: Plan | str,
     model: Field,
@@ -101,6 +110,7 @@ def sample(
     *,
     guidance: float | Tensor = 1.0,
     negative: Any = None,
+    guidance_channels: int | None = None,
     refiner: Refiner | None = None,
     callback: Callback | None = None,
     differentiable: bool = False,
@@ -110,10 +120,13 @@ def sample(
     Args:
         plan: the table to run, or its notation.
         model: any field ``(x, t, cond) -> v``; it is told ``t`` as a 0-dim tensor.
-        x: the state to start from, (B, ...); float16 and bfloat16 states are kept in float32.
-        cond: the condition, passed on as it is.
+        x: the state to start from, (B, ...) of real numbers; float16 and bfloat16 states are kept
+            in float32. Of no images, B = 0, comes a state of none, and nothing is evaluated.
+        cond: the condition, passed on as it is; with guidance, tensors of B rows.
         guidance: scale of classifier-free guidance, one number or one per image (B,); 1 is off.
         negative: the condition to guide away from; the model's null condition by default.
+        guidance_channels: guide only the first so many channels of the state, the official SiT
+            samplers 3 of 4; all by default.
         refiner: evaluates the rows of ``plan`` that ask for one, guided as its attributes say.
         callback: called with a ``Step`` after each update; a tensor it returns replaces the state.
         differentiable: keep the graph, to differentiate through the sampler.
@@ -122,25 +135,119 @@ def sample(
         The state at ``plan.times[-1]``, of the shape and dtype of ``x``.
 
     Warns:
-        UserWarning: once, if a fitted plan is used with other weights than it was fitted to, of the
-            model or of the refiner, or more than a quarter outside its range of guidance.
+        UserWarning: once, if a fitted plan or a refiner is used with other weights than it was made
+            for, or a plan more than a quarter outside its range of guidance.
 
     Raises:
-        ValueError: if the plan needs a refiner and there is none, or the refiner needs another plan
-            or scale, ``x`` holds no floating point numbers, ``guidance`` is no number, or the
-            model, the refiner or the callback returns anything but a tensor of the shape of ``x``.
+        ValueError: if an argument is not as said above, or the field has a ``check_inputs`` that
+            refuses it; the plan needs a refiner and there is none, or the refiner needs another
+            plan or scale; the model, the refiner or the callback returns anything but a real tensor
+            of the shape of ``x``, or, on the CPU, NaN or infinity (elsewhere a look at the values
+            would wait for the device, and they stay in the result).
     """
-    plan = Plan.parse(plan) if isinstance(plan, str) else plan
-    if not (x.is_floating_point() or x.is_complex()):
-        raise ValueError(f"x of {x.dtype}: the state must be floating point; pass x.float()")
+    plan = as_plan(plan)
+    if not torch.compiler.is_compiling():
+        _check(model, x, cond, negative, refiner, callback, differentiable)
+    if guidance_channels is not None:
+        _check_channels(guidance_channels, x)
     refiner = needed_refiner(plan, refiner)
+    model = guided(model, guidance, null=negative, channels=guidance_channels)
+    if isinstance(model, Guidance):
+        model.check(x, cond)
     warn_if_foreign(plan, model, refiner, guidance)
-    model = guided(model, guidance, null=negative)
     refiner = None if refiner is None else prepare_refiner(plan, model, refiner)
+    if len(x) == 0:
+        return x.clone()
     with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
         state = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         evaluate = evaluators(model, refiner, cond, plan.rows)
-        return run(plan.rows, evaluate, state, callback).to(x.dtype)
+        each = step
+        if state.device.type == "cpu" and checks.can_look(state):
+            each = _finite_step(plan)
+            callback = callback and _finite_callback(callback)
+        return run(plan.rows, evaluate, state, callback, each).to(x.dtype)
+
+
+def _check(
+    model: Any,
+    x: Any,
+    cond: Any,
+    negative: Any,
+    refiner: Any,
+    callback: Any,
+    differentiable: Any,
+) -> None:
+    """The ``ValueError`` of ``sample`` for arguments that need no plan to be seen wrong."""
+    checks.function("model", model, "x, t, cond")
+    on_cpu = isinstance(x, Tensor) and x.device.type == "cpu"
+    checks.tensor("x", x, ("B", ...), dtypes=checks.DTYPES, finite=on_cpu)
+    if refiner is not None:
+        checks.function("refiner", refiner, "x, t, cond, history")
+    if callback is not None:
+        checks.function("callback", callback, "step")
+    checks.flag("differentiable", differentiable)
+    for name, value in (("cond", cond), ("negative", negative)):
+        if any(c.is_meta and not x.is_meta for c in tensors(value)):
+            raise ValueError(
+                f"{name}={checks.shown(value)}: holds no values; pass it on {x.device}"
+            )
+    check_inputs(model, refiner, x, cond, negative)
+
+
+def check_inputs(
+    model: Any, refiner: Any, x: Tensor, cond: Any = None, negative: Any = None
+) -> None:
+    """The ``ValueError`` of a field's or refiner's own check; see ``flowturbo.field``."""
+    for name, evaluator in (("model", model), ("refiner", refiner)):
+        check = getattr(evaluator, "check_inputs", None)
+        try:
+            if check is not None:
+                check(x, cond, negative)
+        except ValueError as e:
+            raise ValueError(f"{name} {checks.shown(evaluator)} is called with {e}") from None
+
+
+def _finite_step(plan: Plan) -> Callable[..., tuple[Tensor, Tensor]]:
+    """``step`` that refuses NaN and infinity, and says where they come from."""
+
+    def finite(
+        row: Row, evaluate: Mapping[str, Evaluate], x: Tensor, velocities: Velocities
+    ) -> tuple[Tensor, Tensor]:
+        after, v = step(row, evaluate, x, velocities)
+        if after.isfinite().all():
+            return after, v
+        every = sorted({**velocities, row.k: v}.items())
+        k = next((j for j, u in every if not u.isfinite().all()), None)
+        reason = f"the velocities of plan {plan.name!r} are too large for {x.dtype}"
+        if k is not None:
+            whose, at = plan.evaluators[k], plan.told[k]
+            reason = f"the {whose} returned NaN or infinity at t={at:g}, in plan {plan.name!r}"
+        raise ValueError(
+            f"the state is not finite after evaluation {row.k + 1} of {len(plan)}: {reason}; lower "
+            "the guidance, or take another plan"
+        )
+
+    return finite
+
+
+def _finite_callback(callback: Callback) -> Callback:
+    def finite(step: Step) -> Tensor | None:
+        edited = callback(step)
+        if isinstance(edited, Tensor) and not edited.isfinite().all():
+            raise ValueError(f"the callback returned NaN or infinity at t={step.time:g}")
+        return edited
+
+    return finite
+
+
+def _check_channels(channels: Any, x: Tensor) -> None:
+    most = x.shape[1] if x.ndim > 1 else 0
+    whole = isinstance(channels, int) and not isinstance(channels, bool)
+    if not whole or not 1 <= channels <= most:
+        raise ValueError(
+            f"guidance_channels={channels!r}: must be a whole number, 1 to the {most} channels of "
+            "the state, or None for all"
+        )
 
 
 def needed_refiner(plan: Plan, refiner: Any) -> Any:
@@ -163,7 +270,16 @@ def prepare_refiner(plan: Plan, model: Field, refiner: Refiner) -> Refiner:
     Raises:
         ValueError: if ``plan`` shows it too few velocities, or the scale is not one it knows.
     """
-    check_refiner(plan, refiner, model.scale if isinstance(model, Guidance) else 1.0)
+    scale: float | Tensor = 1.0
+    channels = None
+    if isinstance(model, Guidance):
+        scale, channels = model.scale, model.channels
+    check_refiner(plan, refiner, scale)
+    if channels is not None and hasattr(refiner, "guidance_range"):
+        raise ValueError(
+            f"guidance_channels={channels}: this refiner was made for velocities guided in all "
+            "channels; leave guidance_channels out, or take another refiner or a plan without R"
+        )
     return bind_refiner(model, refiner)
 
 
@@ -201,24 +317,30 @@ def bind_refiner(model: Field, refiner: Any) -> Refiner:
 def warn_if_foreign(
     plan: Plan, model: Field, refiner: Refiner | None, guidance: float | Tensor | None
 ) -> None:
-    """Say once that a fitted plan is used where it was not fitted; a scale of None is not known."""
+    """Say once what is used where it was not made for; a scale of None is not known."""
+    made = {"fingerprint": plan.info.get("fingerprint"), "refiner": plan.info.get("refiner")}
     for what, used in (("fingerprint", model), ("refiner", refiner)):
-        made_for, here = plan.info.get(what), None
-        if made_for:
-            here = getattr(used, "fingerprint", None)
-        if here and here != made_for:
+        here = getattr(used, "fingerprint", None) if made[what] else None
+        if here and here != made[what]:
             whose = "a refiner of weights" if what == "refiner" else "weights"
-            warnings.warn(
-                f"plan {plan.name!r} was fitted to {whose} {made_for} ({plan.info.get('model')}), "
-                f"not {here}: its error here is not known; fit one with flowturbo.tune",
-                stacklevel=3,
+            checks.warn(
+                f"plan {plan.name!r} was fitted to {whose} {made[what]} "
+                f"({plan.info.get('model')}), not {here}: its error here is not known; fit one "
+                "with flowturbo.tune"
             )
+    made_for = (getattr(refiner, "card", None) or {}).get("model") or {}
+    here = getattr(model, "fingerprint", None) if made_for.get("fingerprint") else None
+    if here and here != made_for["fingerprint"]:
+        checks.warn(
+            f"the refiner was made for {made_for.get('name')!r}, weights "
+            f"{made_for['fingerprint']}, not {here}: its error here is not known; make one with "
+            "flowturbo.train_refiner"
+        )
     if isinstance(guidance, float | int) and not serves(plan, guidance):
         low, high = plan.info["guidance"]
-        warnings.warn(
+        checks.warn(
             f"plan {plan.name!r} was fitted at guidance {low:g} to {high:g}, not {guidance:g}: "
-            "its error here is not known; fit one with flowturbo.tune",
-            stacklevel=3,
+            "its error here is not known; fit one with flowturbo.tune"
         )
 
 
@@ -271,13 +393,13 @@ def evaluators(
     ``model`` may be a ``Guidance``; ``refiner`` is as ``prepare_refiner`` makes it.
     """
     shown = embedded(model, cond)
-    made = {"model": lambda row, x, _: _like(model(x, _told(model, row, x), shown), x, "model")}
+    made = {"model": lambda row, x, _: _like(model(x, _told(model, row, x), shown), x, row)}
     if refiner is not None:
         seen = _embedded_rows(refiner, [r for r in rows if r.evaluator == "refiner"], cond)
 
         def refine(row: Row, x: Tensor, velocities: Velocities) -> Tensor:
             history = [(t, velocities[j]) for j, t in row.seen]
-            return _like(refiner(x, _told(refiner, row, x), seen[row.k], history), x, "refiner")
+            return _like(refiner(x, _told(refiner, row, x), seen[row.k], history), x, row)
 
         made["refiner"] = refine
     return made
@@ -325,7 +447,7 @@ def run(
             x1 = predicted_data(before, v, row.time)
             edited = callback(Step(row.k, len(rows), row.to, x, v, x1, row.evaluator))
             if edited is not None:
-                x = _like(edited, x, "callback")
+                x = _like(edited, x, row, "callback")
     return x
 
 
@@ -335,10 +457,13 @@ def _told(evaluator: Any, row: Row, x: Tensor) -> float | Tensor:
     return row.told if known else x.new_full((), row.told)
 
 
-def _like(value: Any, x: Tensor, whose: str) -> Tensor:
-    """``value``, refused unless shaped like ``x``; wider numbers would widen the state for good."""
-    if not isinstance(value, Tensor):
-        raise ValueError(f"the {whose} returned {type(value).__name__}, not a tensor")
-    if value.shape != x.shape:
-        raise ValueError(f"the {whose} returned {tuple(value.shape)} for {tuple(x.shape)}")
+def _like(value: Any, x: Tensor, row: Row, whose: str = "") -> Tensor:
+    """``value``, refused unless it is like ``x``; wider numbers would widen the state for good."""
+    alike = isinstance(value, Tensor) and value.shape == x.shape and value.device == x.device
+    if not alike or not value.is_floating_point():
+        whose, at = whose or row.evaluator, row.to if whose else row.told
+        raise ValueError(
+            f"the {whose} returned {checks.shown(value)} at t={at:g}: must be a tensor of real "
+            f"numbers like the state, {tuple(x.shape)} on {x.device}"
+        )
     return value if torch.promote_types(value.dtype, x.dtype) == x.dtype else value.to(x.dtype)

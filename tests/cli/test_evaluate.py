@@ -41,7 +41,7 @@ def test_bad_input_is_one_line(text_model, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     (tmp_path / "not.json").write_text("{}", encoding="utf-8")
     for arguments, message in (
-        (["-n", "3"], "pictures=3: must be at least 10"),
+        (["-n", "3"], "pictures=3: must be a whole number from 10"),
         (["-o", "record.txt"], "-o record.txt: a record is written as .json"),
         (["--beside", tmp_path / "not.json"], "not a record of `flowturbo evaluate`"),
         (["--beside", tmp_path / "none.json"], "none.json"),

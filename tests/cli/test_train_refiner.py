@@ -56,6 +56,9 @@ def test_bad_input_is_one_line(model, tmp_path, capsys):
         (["--plan", "RM"], "begin with MM"),
         (["--kind", "unet"], "kind='unet'"),
         (["--minutes", "0"], "minutes=0"),
+        (["--paper", "--data", "x", "--plan", "MMR"], "--plan: not of the paper's refiner"),
+        (["--lr", "0"], "lr=0"),
+        (["--batch", "0"], "batch=0"),
     ):
         assert _run("-m", model, "-o", tmp_path / "r", *FEW, *arguments) == 2
         error = capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import zipfile
@@ -13,7 +14,7 @@ import torch
 
 import flowturbo as ft
 from flowturbo.cli import main
-from flowturbo.compiled.artefact import read_manifest
+from flowturbo.compiled.artefact import _digest, read_manifest
 from flowturbo.models.checkpoint import save_folder
 from flowturbo.models.sit import SiT, SiTConfig
 from flowturbo.refiner import VelocityRefiner, save_refiner
@@ -95,13 +96,17 @@ def test_the_manifest_says_what_it_is(artefact, folder):
 def elsewhere(artefact, tmp_path):
     """The artefact with other contents of its manifest."""
 
-    def changed(**made_for):
+    def changed(edit=None, digest=True, **made_for):
         path = tmp_path / "elsewhere.pt2"
         with zipfile.ZipFile(artefact) as old, zipfile.ZipFile(path, "w") as new:
             for name in old.namelist():
                 if name.endswith("flowturbo.json"):
                     manifest = json.loads(old.read(name))
                     manifest["made_for"] |= made_for
+                    if edit:
+                        edit(manifest)
+                    if digest and "digest" in manifest:
+                        manifest["digest"] = _digest(manifest, new.infolist())
                     new.writestr(name, json.dumps(manifest))
         return path
 
@@ -130,9 +135,104 @@ def test_it_falls_back_only_when_asked(elsewhere, folder):
         ft.load_compiled(path, fallback=model, refiner=refiner)
 
 
+EDITS = {
+    "another version": (lambda m: m.update(format=9), "format: 9: this library reads version 1"),
+    "no machine": (lambda m: m.pop("made_for"), "made_for: is missing"),
+    "torch": (lambda m: m["made_for"].update(torch=2), "made_for.torch: 2: .*string"),
+    "instructions": (lambda m: m["made_for"].update(instructions=[]), "made_for.instructions"),
+    "model": (lambda m: m.update(model=3.5), "model: 3.5: must be an object"),
+    "refiner": (lambda m: m.update(refiner="x"), "refiner: 'x': must be an object"),
+    "range": (lambda m: m["refiner"].update(guidance_range=[1]), "refiner.guidance_range"),
+    "plan": (lambda m: m["plan"].update(times=[0, "1"]), "times.1: '1'"),
+    "plan, weights": (lambda m: m["plan"].pop("weights"), "weights: is missing"),
+    "dtype": (lambda m: m.update(dtype="os.system"), "dtype: 'os.system'"),
+    "state": (lambda m: m["state"].update(shape=[1, 4.5, 4]), "state.shape.1: 4.5"),
+    "vast": (lambda m: m["state"].update(shape=[2**20, 2**20]), "at most 268435456 numbers"),
+    "negative": (lambda m: m["cond"].update(shape=[-1]), "cond.shape.0: -1"),
+    "batch": (lambda m: m.update(batch=[]), "batch: a list of 0"),
+    "batch, order": (lambda m: m.update(batch=[2, 1]), "must ascend"),
+    "null": (lambda m: m.update(null="x"), "null: 'x': must be a list"),
+    "null, ragged": (lambda m: m.update(null=[[1], [1, 2]]), "null: "),
+    "null, shape": (lambda m: m.update(null=[1, 2]), r"null of shape \(2,\), cond of \(1,\)"),
+    "guidance": (lambda m: m.update(guidance=None), "must be there together"),
+    "no digest": (lambda m: m.pop("digest"), "digest: is missing; export it again"),
+}
+
+
+@pytest.mark.parametrize("kind", EDITS)
+def test_a_manifest_is_checked_before_anything_is_loaded(elsewhere, kind):
+    edit, message = EDITS[kind]
+    with pytest.raises(ValueError, match=rf"elsewhere.pt2: .*{message}") as e:
+        ft.load_compiled(elsewhere(edit))
+    assert "\n" not in str(e.value)
+
+
+def test_a_manifest_that_was_edited_does_not_pass_for_that_of_the_libraries(elsewhere):
+    edit = lambda m: m["state"].update(shape=[1, 800, 800])
+    with pytest.raises(ValueError, match="not that of these libraries; export it again"):
+        ft.load_compiled(elsewhere(edit, digest=False))
+
+
+def test_a_flipped_byte_in_a_library_is_noticed(artefact, tmp_path):
+    data = bytearray(artefact.read_bytes())
+    data[data.index(b"\x7fELF") + 5000] ^= 1
+    (tmp_path / "a.pt2").write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.pt2: .*\.so is damaged"):
+        ft.load_compiled(tmp_path / "a.pt2")
+
+
+def test_nothing_in_it_is_unpickled(artefact, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    path = tmp_path / "a.pt2"
+    with zipfile.ZipFile(artefact) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            if not name.endswith("flowturbo.json"):
+                new.writestr(name, old.read(name))
+                continue
+            for planted in ("data.pkl", "data/weights/weight_0.pt", "data/constants/x.pt"):
+                new.writestr(f"{name.partition('/')[0]}/{planted}", pickle.dumps(Evil()))
+            manifest = json.loads(old.read(name))
+            manifest["digest"] = _digest(manifest, new.infolist())
+            new.writestr(name, json.dumps(manifest))
+    fast = ft.load_compiled(path)
+    assert fast(torch.randn(2, 1, 4, 4), torch.tensor([0, 1])).isfinite().all()
+    assert not (tmp_path / "ran").exists()
+    (tmp_path / "b.pt2").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(ValueError, match="not a sampler that this library exported"):
+        ft.load_compiled(tmp_path / "b.pt2")
+    assert not (tmp_path / "ran").exists()
+
+
+ARCHIVES = {
+    "compressed": lambda z: z.writestr("a/b", bytes(10**6), zipfile.ZIP_DEFLATED),
+    "elsewhere": lambda z: z.writestr("a/../../b", b""),
+    "absolute": lambda z: z.writestr("/b", b""),
+    "no manifest": lambda z: z.writestr("a/b", b""),
+    "two manifests": lambda z: [z.writestr(f"{a}/extra/flowturbo.json", b"{}") for a in "ab"],
+}
+
+
+@pytest.mark.parametrize("kind", ARCHIVES)
+def test_other_archives_are_refused(tmp_path, kind):
+    with zipfile.ZipFile(tmp_path / "a.pt2", "w") as archive:
+        ARCHIVES[kind](archive)
+    with pytest.raises(ValueError, match=r"a\.pt2: .*not a sampler that this library exported"):
+        ft.load_compiled(tmp_path / "a.pt2")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda p: os.symlink("/dev/zero", p)])
+def test_what_is_no_file_is_not_waited_for(tmp_path, make):
+    make(tmp_path / "a.pt2")
+    with pytest.raises(OSError, match=r"cannot read .*a\.pt2: not a regular file"):
+        ft.load_compiled(tmp_path / "a.pt2")
+
+
 def test_what_is_no_artefact(tmp_path):
     (tmp_path / "a.pt2").write_bytes(b"PK not a zip")
-    with pytest.raises(ValueError, match=r"a\.pt2: not a sampler that this library exported"):
+    with pytest.raises(ValueError, match=r"a\.pt2: damaged .*; not a sampler that this lib"):
         ft.load_compiled(tmp_path / "a.pt2")
     with pytest.raises(OSError, match="missing"):
         ft.load_compiled(tmp_path / "missing.pt2")

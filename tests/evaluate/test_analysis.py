@@ -183,9 +183,18 @@ def test_a_record_of_fields():
     ("given", "message"),
     [
         (dict(parts=["curves"]), "parts=.'curves',.: must be of curvature, solvers, rows"),
-        (dict(trajectories=1), "trajectories=1: must be at least 2"),
-        (dict(steps=4), "steps=4: must be at least 8"),
-        (dict(nfe=()), "nfe=0: must be at least 1"),
+        (dict(trajectories=1), "trajectories=1: must be a whole number from 2"),
+        (dict(steps=4), "steps=4: must be a whole number from 8"),
+        (dict(nfe=()), r"nfe=\(\): give one"),
+        (dict(nfe=(4, 2.5)), "nfe=2.5: must be a whole number"),
+        (dict(nfe="4"), "nfe='4': must be a list"),
+        (dict(seed=1.5), "seed=1.5: must be a whole number"),
+        (dict(shift=0), "shift=0: must be a finite number above 0"),
+        (dict(guidance="2"), "guidance='2': must be a finite number"),
+        (dict(plans="E4"), "plans='E4': must be a list"),
+        (dict(plans=[None]), "plan=None: must be a flowturbo.Plan"),
+        (dict(cond=torch.zeros(3)), r"cond=<tensor \(3,\).*: trajectories=64 takes 64 rows"),
+        (dict(trajectorie=3), "has no argument 'trajectorie'; did you mean 'trajectories'"),
         (dict(plans=[ft.Plan.parse("H1R1")]), "refiner=None"),
     ],
 )
@@ -219,7 +228,7 @@ def test_command_and_figures_from_the_record_alone(tiny, tmp_path, monkeypatch, 
     assert flowturbo(*models, *few, "--plan", "AB2:3@1.6", "--plan", "H1P1", "-o", out) == 0
     shown = capsys.readouterr().out
     names = ["curvature.png", "gaps.png", "record.json", "rows.png", "solvers.png"]
-    assert sorted(p.name for p in out.iterdir()) == names
+    assert sorted(p.name for p in out.iterdir()) == [".lock", *names]
     for word in ("AB2:3@1.6", "extrapolate", "noise", "median"):
         assert word in shown
     record = read_record(out / "record.json")
@@ -279,7 +288,7 @@ def test_plans_by_notation_and_plans_of_a_part():
 
 
 def test_trajectories_that_are_not_finite_are_refused():
-    with pytest.raises(ValueError, match="of 'm' are not finite at guidance"):
+    with pytest.raises(ValueError, match=r"model 'm': .* not finite at t=0, guidance=1"):
         analyze({"m": Plane(lambda x, t: x / 0)}, trajectories=3, steps=8)
 
 

@@ -138,5 +138,7 @@ def test_a_model_of_latents_is_measured_without_decoding(text_model):
     model = ft.load(text_model)
     latent = ft.Model(model.network, {**model.card, "codec": {"kind": "latent"}})
     few = dict(batch=1, repeats=1, scopes=["none"], cond=model.condition(["tiger"]), progress=False)
-    parts = [benchmark(m, [ft.Plan.parse("E2")], **few)["parts"] for m in (model, latent)]
-    assert ["decode" in part for part in parts] == [True, False]
+    records = [benchmark(m, [ft.Plan.parse("E2")], **few) for m in (model, latent)]
+    assert ["decode" in record["parts"] for record in records] == [True, False]
+    assert records[0]["missing"] == {}
+    assert "pass --vae" in records[1]["missing"]["decode"]

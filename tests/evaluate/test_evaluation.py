@@ -16,6 +16,7 @@ from flowturbo.evaluate.compare import compare
 from flowturbo.evaluate.evaluation import evaluate
 from flowturbo.evaluate.frechet import frechet_distance
 from flowturbo.evaluate.report import evaluations
+from flowturbo.files import exclusive
 from flowturbo.fit.reference import error, fine
 
 
@@ -155,12 +156,16 @@ def test_plans_share_what_is_converged(words, tmp_path, monkeypatch):
 def test_a_refiner_is_counted_and_kept_apart(words, tmp_path):
     few = FEW | {"features": None, "folder": tmp_path}
     refiner = Reuse()
-    with pytest.raises(ValueError, match=r"refiner=Reuse, folder=.*without a fingerprint"):
-        evaluate(words, "H1R1", refiner=refiner, **few)
-    refiner.fingerprint = "of-its-own"
     found = evaluate(words, "H1R1", refiner=refiner, **few)
     assert found["evaluations"] == {"model": 2, "refiner": 2}
-    assert any("of-its-own" in p.name for p in tmp_path.iterdir())
+    half = lambda x, t, cond, history: history[-1][1] / 2
+    other = evaluate(words, "H1R1", refiner=half, **few)
+    assert other["trajectory"] == evaluate(words, "H1R1", refiner=half, **few)["trajectory"]
+    assert other["trajectory"] != found["trajectory"]
+    assert (
+        other["trajectory"]
+        == evaluate(words, "H1R1", refiner=half, **FEW | {"features": None})["trajectory"]
+    )
 
 
 def test_real_pictures_as_images_or_features(words, record, tmp_path):
@@ -232,9 +237,16 @@ def test_the_function_and_the_package_go_by_one_name():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"pictures": 9}, "pictures=9: must be at least 10"),
-        ({"batch": 0}, "batch=0: must be at least 1"),
-        ({"steps": 7}, "steps=7: must be at least 8"),
+        ({"pictures": 9}, "pictures=9: must be a whole number from 10"),
+        ({"pictures": 24.0}, r"pictures=24\.0: must be a whole number"),
+        ({"batch": 0}, "batch=0: must be a whole number from 1"),
+        ({"steps": 7}, "steps=7: must be a whole number from 8"),
+        ({"seed": -1}, "seed=-1: must be a whole number from 0"),
+        ({"guidance": "2"}, "guidance='2': must be a finite number"),
+        ({"plan": ["E2"]}, "plan=.*: must be a flowturbo.Plan"),
+        ({"picture": 3}, "has no argument 'picture'; did you mean 'pictures'"),
+        ({"prompts": 3}, "prompts=3: must be a list"),
+        ({"features": 3}, "features=3: must be 'effnet', a function, or None"),
         ({"resamples": 1}, "resamples=1: must be at least 2"),
         ({"features": lambda p: p}, r"features=<lambda>: gave \(2, 3, 8, 8\)"),
         ({"features": "inception"}, "features='inception': must be 'effnet'"),
@@ -244,7 +256,7 @@ def test_the_function_and_the_package_go_by_one_name():
         ({"prompts": ["xyzzy"]}, "xyzzy"),
         ({"plan": "H1R1"}, "refiner=None"),
         ({"plan": "Q3"}, "Q3"),
-        ({"guidance": 1e30}, "not finite"),
+        ({"guidance": 1e30}, r"not finite, from the model at t=.*, evaluation \d+ of plan"),
     ],
 )
 def test_refuses(words, given, message):
@@ -259,7 +271,11 @@ def test_refuses_real_pictures_that_do_not_fit(words, tmp_path, monkeypatch):
         ("few", np.zeros((2, 12))),
     ):
         np.savez(tmp_path / f"{name}.npz", features=array)
-    for name, message in (("wide", "3 wide"), ("flat", r"\(9,\)"), ("few", "at least 10 rows")):
+    for name, message in (
+        ("wide", "3 wide"),
+        ("flat", r"\(9,\)"),
+        ("few", "2 rows of features; at least 10"),
+    ):
         with pytest.raises(ValueError, match=message):
             evaluate(words, "E2", against=tmp_path / f"{name}.npz", **FEW)
     (tmp_path / "broken.npz").write_bytes(b"no")
@@ -326,8 +342,8 @@ class Spread(torch.nn.Module):
 def test_features_of_one_name_are_told_apart(words, tmp_path):
     few = FEW | {"folder": tmp_path}
     evaluate(words, "E2", **few | {"features": lambda p: pooled(p)})
-    with pytest.raises(ValueError, match="features_norm="):
-        evaluate(words, "E2", **few | {"features": lambda p: 100 * pooled(p)})
+    with pytest.raises(ValueError, match="seen="):
+        evaluate(words, "E2", **few | {"features": lambda p: -pooled(p)})
 
 
 def test_a_network_of_features_may_want_gradients(words):
@@ -353,19 +369,42 @@ def test_a_call_that_fails_claims_no_folder(words, tmp_path):
     few = FEW | {"folder": tmp_path}
     with pytest.raises(ValueError, match="not finite"):
         evaluate(words, "E2", guidance=1e30, **few)
-    assert not [*tmp_path.iterdir()]
+    assert [p.name for p in tmp_path.iterdir()] == [".lock"]
     evaluate(words, "E2", guidance=2.0, **few)
 
 
-def test_a_damaged_file_is_named(words, tmp_path):
+def test_a_damaged_file_is_named_and_drawn_again(words, tmp_path):
     few = FEW | {"folder": tmp_path}
     whole = evaluate(words, "E2", **few)
-    damaged = tmp_path / "converged-000000.safetensors"
-    damaged.write_bytes(damaged.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"converged-000000\.safetensors: damaged .* delete it"):
+    path = tmp_path / "converged-000000.safetensors"
+    content = path.read_bytes()
+    flipped = bytearray(content)
+    flipped[-5] ^= 1
+    for damaged in (content[:100], b"", bytes(flipped)):
+        path.write_bytes(damaged)
+        with pytest.warns(UserWarning, match=r"converged-000000\.safetensors: damaged"):
+            assert evaluate(words, "E2", **few) == whole
+        assert path.read_bytes() == content
+    (tmp_path / "converged-000010.safetensors").replace(path)  # a chunk of other rows
+    with pytest.warns(UserWarning, match=r"converged-000000\.safetensors: damaged"):
+        assert evaluate(words, "E2", **few) == whole
+
+
+def test_a_folder_of_another_field_or_in_use_is_refused(words, tmp_path):
+    class Scaled(ft.Model):
+        scale = 1.0
+
+        def forward(self, x, t, cond=None):
+            return self.scale * super().forward(x, t, cond)
+
+    model = Scaled(words.network, words.card)
+    few = FEW | {"features": None, "folder": tmp_path}
+    evaluate(model, "E2", **few)
+    model.scale = 0.9  # the weights are the same
+    with pytest.raises(ValueError, match=r"field=.* there, .* now"):
+        evaluate(model, "E2", **few)
+    with exclusive(tmp_path), pytest.raises(ValueError, match="is in use by another run"):
         evaluate(words, "E2", **few)
-    damaged.unlink()
-    assert evaluate(words, "E2", **few) == whole
 
 
 @pytest.mark.parametrize(
@@ -385,10 +424,8 @@ def test_what_is_no_model_or_no_list_is_told(words):
         evaluate(lambda x, t, cond: x, "E2", **FEW)
     with pytest.raises(ValueError, match=r"prompts='tiger': pass a list"):
         evaluate(words, "E2", prompts="tiger", **FEW)
-    with pytest.raises(ValueError, match=r"pictures=24\.0: must be a whole number"):
-        evaluate(words, "E2", **FEW | {"pictures": 24.0})
     latent = ft.Model(words.network, {**words.card, "codec": {"kind": "latent"}})
-    with pytest.raises(ValueError, match=r"draws latents of .* pass features=None"):
+    with pytest.raises(ValueError, match=r"draws latents, .* pass features=None"):
         evaluate(latent, "E2", **FEW)
     assert evaluate(latent, "E2", **FEW | {"features": None})["trajectory"]["rmse"] > 0
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import pickle
 import shutil
 import sys
 import warnings
@@ -16,7 +19,7 @@ import flowturbo as ft
 from flowturbo.fit.contrast import Contrast
 from flowturbo.fit.cost import affordable, time_evaluations
 from flowturbo.fit.polish import polish, run, score
-from flowturbo.fit.reference import error, solve
+from flowturbo.fit.reference import error, fine, solve
 from flowturbo.fit.weights import fit_weights
 from flowturbo.path import shifted
 
@@ -185,8 +188,8 @@ def test_a_killed_search_goes_on_and_ends_the_same(tmp_path):
     again = ft.tune(calls, nfe=4, noise=noises(64), folder=tmp_path / "b")
     assert again == whole
     assert calls.calls < 20  # the test part only
-    with pytest.raises(ValueError, match=r"guidance=1\.0 there, 2\.0 now"):
-        ft.tune(mixture, nfe=4, guidance=2.0, noise=noises(64), folder=tmp_path / "b")
+    with pytest.raises(ValueError, match=r"seed=0 there, 1 now"):
+        ft.tune(mixture, nfe=4, seed=1, noise=noises(64), folder=tmp_path / "b")
 
 
 def test_searches_share_what_they_have_in_common(tmp_path):
@@ -222,11 +225,32 @@ def test_a_disk_too_small_is_refused_before_anything_is_computed(tmp_path, monke
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(nfe=1), "nfe=1"),
-        (dict(direction="up"), "direction='up'"),
-        (dict(noise=None), "noise=None"),
-        (dict(noise=noises(2)), "noise of 2 rows"),
-        (dict(guidance=(3.0, 1.0)), "guidance="),
+        (dict(nfe=1), "nfe=1: must be a whole number from 2"),
+        (dict(nfe=2.5), "nfe=2.5: must be a whole number"),
+        (dict(trajectories=-1), "trajectories=-1: must be a whole number from 1"),
+        (dict(seed=1.5), "seed=1.5: must be a whole number"),
+        (dict(budget_ms=0), "budget_ms=0: must be a finite number above 0"),
+        (dict(direction="up"), "direction='up': must be one of 'forward', 'backward'"),
+        (dict(search="no"), "search='no': must be True or False"),
+        (dict(folder=3), "folder=3: must be a path"),
+        (dict(report=3), "report=3: must be a function"),
+        (dict(refiner=3), "refiner=3"),
+        (dict(guidance=(3.0, 1.0)), r"guidance=\(3\.0, 1\.0\): must be \(lowest, highest\)"),
+        (dict(guidance="2"), "guidance='2': must be a finite number"),
+        (dict(guidance=(1, 2, 3)), r"guidance=\(1, 2, 3\): must be \(lowest, highest\)"),
+        (dict(guidance=float("nan")), "guidance=nan: must be a finite number"),
+        (dict(trajectorys=8), "has no argument 'trajectorys'; did you mean 'trajectories'"),
+        (dict(noise=None), "noise=None: a field without a shape"),
+        (dict(noise=noises(2)), r"noise=<tensor \(2, 2\).*: must be .* at least 4 rows"),
+        (dict(noise=torch.zeros(())), "noise=.*: must be"),
+        (dict(noise=np.zeros((16, 2))), "noise=<array .*: must be a tensor"),
+        (dict(noise=torch.zeros(16, 2, dtype=torch.long)), "noise=<tensor .* must be of torch"),
+        (dict(noise=noises(16) / 0), "noise=<tensor .*: must be finite"),
+        (dict(cond=torch.zeros(3)), r"cond=<tensor \(3,\) .*: noise has 16 rows"),
+        (dict(cond=(None, torch.zeros(()))), r"cond=.*: noise has 16 rows"),
+        (dict(cond=[1] * 16), r"cond=\[1, .*: a list of labels or numbers is no condition"),
+        (dict(cond=["a"]), r"cond=\['a'\]: a list of labels"),
+        (dict(cond=np.array(["a"] * 16)), "cond=<array .*: must hold numbers"),
     ],
     ids=str,
 )
@@ -263,6 +287,140 @@ def test_a_fitted_plan_used_elsewhere_warns_with_the_reason(reference):
     oracle.fingerprint = "b"
     with pytest.warns(UserWarning, match="fitted to a refiner of weights a .*, not b"):
         ft.sample(refined, mixture, noises(4), refiner=oracle)
+
+
+RESTING = {
+    "-x*t": lambda x, t, cond: -x * t,
+    "t": lambda x, t, cond: t * torch.ones_like(x),
+    "0": lambda x, t, cond: 0 * x,
+    "1": lambda x, t, cond: torch.ones_like(x),
+    "x": lambda x, t, cond: x,
+}
+
+
+@pytest.mark.parametrize("name", RESTING)
+@pytest.mark.parametrize("shape", [(32, 2), (32,), (5, 1)], ids=str)
+@pytest.mark.parametrize("contrast", [False, True])
+def test_fields_that_start_at_rest_or_never_change(name, shape, contrast):
+    x0 = noises(64).float().flatten()[: int(np.prod(shape))].reshape(shape)
+    plan = ft.tune(RESTING[name], nfe=2, noise=x0, contrast=contrast)
+    assert plan.info["error"]["rmse"] <= plan.info["plain"]["rmse"]
+    assert plan.info["plain"]["rmse"] < 0.5
+    assert plan.nfe == {"model": 2, "refiner": 0}
+    if name in "01":
+        assert plan.info["error"]["rmse"] < 1e-5
+    assert np.abs(plan.weights).max() < 5
+
+
+def test_a_refiner_on_a_field_without_any_error_ends():
+    plan = ft.tune(RESTING["1"], nfe=3, noise=noises(32), refiner=Oracle())
+    assert plan.nfe["refiner"] == 0
+
+
+def test_weights_that_velocities_do_not_decide_are_those_of_adams_bashforth():
+    times = shifted(4, 1.6)
+    plain = ft.Plan.adams_bashforth(4, times=times)
+    for name in "01":
+        plan, _ = fit_weights(RESTING[name], solve(RESTING[name], noises(8)), times)
+        np.testing.assert_allclose(plan.weights, plain.weights, atol=1e-4)
+
+
+@pytest.mark.parametrize("text", ["H2", "H1P2", "H1P1R1", "[H1P1R1]x2", "RK4:1", "H1"])
+def test_plans_whose_times_repeat_are_polished(reference, text):
+    few = reference.rows(0, 64)
+    plan, refiner = ft.Plan.parse(text), Oracle() if "R1" in text else None
+    made = polish(plan, mixture, few, refiner=refiner, iterations=1)
+    before, after = (score(run(p, mixture, few, refiner), few) for p in (plan, made))
+    assert after < 0.8 * before
+    same = lambda p: [[bool(a == b) for a in p.times] for b in p.times]
+    assert same(made) == same(plan)
+    assert made.times[[0, -1]].tolist() == plan.times[[0, -1]].tolist()
+    if len(set(plan.times)) > 2:
+        assert (made.times != plan.times).any()
+
+
+def test_polishing_keeps_what_is_told_and_what_is_known(reference):
+    few = reference.rows(0, 64)
+    times = np.linspace(0, 1, 5)
+    columns = dict(
+        times=times,
+        told=[0.0, 0.24, 0.5, 0.75],
+        evaluators=("model", "model", "refiner", "refiner"),
+        weights=np.diag(np.diff(times)),
+        previous=(-1, 0, 1, 1),
+    )
+    plan = ft.Plan(**columns)
+    made = polish(plan, mixture, few, refiner=Oracle(), iterations=1)
+    assert made != plan
+    assert made.previous == plan.previous
+    np.testing.assert_allclose(made.told - made.times[:-1], [0, -0.01, 0, 0], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        (lambda x, t, cond: x / 0, r"not finite at t=0, guidance=1"),
+        (lambda x, t, cond: x / (1 - t), r"not finite at t=1, guidance=1"),
+        (lambda x, t, cond: torch.where(t < 0.5, x, torch.nan), r"not finite at t=0\.5"),
+        (lambda x, t, cond: x[:1], r"gives \(1, 2\) at t=0 for states \(16, 2\)"),
+        (lambda x, t, cond: x if t < 0.6 else None, r"gives NoneType at t=0\.6"),
+    ],
+)
+def test_a_field_that_gives_no_velocity_is_told_with_the_time(field, message):
+    with pytest.raises(ValueError, match=message):
+        ft.tune(field, nfe=2, noise=noises(16))
+
+
+@pytest.mark.parametrize("model", [None, "digits", 3])
+def test_what_is_no_field_is_refused(model):
+    with pytest.raises(ValueError, match=r"model=.*must be a model of flowturbo\.load, or a field"):
+        ft.tune(model, noise=noises(16))
+
+
+def test_a_field_on_which_no_plan_stays_finite_is_told():
+    known = torch.from_numpy(np.append(fine(48).told, 1.0))
+
+    def field(x, t, cond):
+        return x if (known - t).abs().min() < 1e-6 else torch.full_like(x, torch.nan)
+
+    with pytest.raises(ValueError, match="nfe=3: no plan of so few evaluations stays finite"):
+        ft.tune(field, nfe=3, noise=noises(40))
+
+
+def test_arrays_are_conditions():
+    field = lambda x, t, cond: cond["to"][:, None] - x
+    to = np.linspace(-1, 1, 32, dtype=np.float32)
+    plans = [ft.tune(field, nfe=2, noise=noises(32), cond={"to": c, "by": 1})
+             for c in (to, torch.from_numpy(to))]  # fmt: skip
+    assert plans[0] == plans[1]
+
+
+def test_half_precision_is_sampled_in_single_as_elsewhere():
+    plans = [
+        ft.tune(mixture, nfe=2, noise=x) for x in (noises(32).half(), noises(32).half().float())
+    ]
+    assert plans[0] == plans[1]
+
+
+def test_the_info_of_a_plan_is_json_and_cannot_be_changed():
+    plan = ft.tune(mixture, nfe=2, noise=noises(8), guidance=np.float64(1))
+    assert json.loads(json.dumps(plan.info)) == plan.info
+    assert json.loads(json.dumps(ft.Plan.parse("E2").info)) is not None
+    with pytest.raises(TypeError, match="cannot be changed"):
+        plan.info["error"] = 0
+    with pytest.raises(TypeError, match="cannot be changed"):
+        plan.info.update(error=0)
+    assert pickle.loads(pickle.dumps(plan)) == copy.deepcopy(plan) == plan
+
+
+def test_progress_is_told_regularly(monkeypatch):
+    monkeypatch.setattr("flowturbo.fit.watched.EVERY", 0.0)
+    lines = []
+    ft.tune(mixture, nfe=3, noise=noises(130), report=lines.append, search=False)
+    told = [line for line in lines if "evaluations of the model so far" in line]
+    assert len(told) > 20
+    solved = [line for line in lines if "trajectories solved" in line]
+    assert solved == [f"{n} of 130 trajectories solved" for n in (64, 128, 130)]
 
 
 class Oracle:

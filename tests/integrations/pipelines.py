@@ -85,6 +85,37 @@ CELLS = {
     ),
 }
 
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+PLAIN = {  # whose networks are in no family
+    "Wan": Cell("WanPipeline", "wan", dynamic=False, arguments={"num_frames": 5}),
+    "Flux2": Cell("Flux2Pipeline", "flux2"),
+    "LTX": Cell("LTXPipeline", "ltx", size=32, arguments={"num_frames": 9}),
+    "LTX condition": Cell(
+        "LTXConditionPipeline", "ltx", size=32, dynamic=False, arguments={"num_frames": 9}
+    ),
+    "HunyuanVideo": Cell(
+        "HunyuanVideoPipeline", "hunyuan", dynamic=False, arguments={"num_frames": 5}
+    ),
+    "Chroma": Cell("ChromaPipeline", "chroma"),
+    "CogView4": Cell("CogView4Pipeline", "cogview4"),
+    "Mochi": Cell("MochiPipeline", "mochi", dynamic=False, arguments={"num_frames": 7}),
+    "SkyReels": Cell(
+        "SkyReelsV2DiffusionForcingPipeline",
+        "skyreels",
+        dynamic=False,
+        arguments={"prompt": None, "num_frames": 5, "base_num_frames": 5},
+    ),
+    "EasyAnimate": Cell("EasyAnimatePipeline", "easy_animate", arguments={"num_frames": 5}),
+}
+
+
+def scheduler(name: str, **config: Any) -> Any:
+    """What such a pipeline of ``PLAIN`` comes with."""
+    if name in ("Wan", "SkyReels"):
+        return diffusers.UniPCMultistepScheduler(**FLOW, flow_shift=3.0, **config)
+    own = {"Mochi": {"invert_sigmas": True}, "LTX condition": {"shift": 1.0}}
+    return EULER(**own.get(name, {"shift": 3.0}), **config)
+
 
 def picture(size: int) -> torch.Tensor:
     """Images (B, 3, size, size) in [0, 1]."""
@@ -103,13 +134,18 @@ def embeds(parts: str) -> dict[str, Any]:
     made = torch.Generator().manual_seed(3)
     each = torch.randn(2, BATCH, TOKENS, WIDTH, generator=made)
     given: dict[str, Any] = {"prompt_embeds": each[0], "negative_prompt_embeds": each[1]}
-    if parts in ("sd3", "flux"):
+    if parts in ("sd3", "flux", "hunyuan"):
         pooled = torch.randn(2, BATCH, WIDTH, generator=made)
         given |= {"pooled_prompt_embeds": pooled[0], "negative_pooled_prompt_embeds": pooled[1]}
     if parts in ("lumina2", "sana", "aura_flow", "qwen"):
         ones = torch.ones(BATCH, TOKENS, dtype=torch.long)
         name = "embeds_mask" if parts == "qwen" else "attention_mask"
         given |= {f"prompt_{name}": ones, f"negative_prompt_{name}": ones}
+    if parts in ("ltx", "hunyuan", "chroma", "mochi", "easy_animate"):
+        mask = torch.ones(BATCH, TOKENS, dtype=torch.bool)
+        given |= {"prompt_attention_mask": mask, "negative_prompt_attention_mask": mask}
+    if parts in ("flux2", "hunyuan"):
+        given = {name: value for name, value in given.items() if "negative" not in name}
     if parts == "sana":
         given["negative_prompt"] = None
     if parts == "z_image":
@@ -316,3 +352,197 @@ def unet() -> dict[str, Any]:
     )
     rest = absent(*TEXT, "safety_checker", "feature_extractor")
     return {"unet": made(network), "vae": vae(), "requires_safety_checker": False, **rest}
+
+
+@cache
+def wan_vae() -> Any:
+    network = diffusers.AutoencoderKLWan(
+        base_dim=3,
+        z_dim=4,
+        dim_mult=[1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[True],
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
+    )
+    return made(network)
+
+
+VIDEO = {
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "in_channels": 4,
+    "out_channels": 4,
+    "text_dim": WIDTH,
+    "freq_dim": 16,
+    "ffn_dim": 16,
+    "num_layers": 1,
+    "rope_max_seq_len": 32,
+}
+
+
+@cache
+def wan() -> dict[str, Any]:
+    transformer = made(diffusers.WanTransformer3DModel(**VIDEO))
+    return {"transformer": transformer, "vae": wan_vae(), **absent(*TEXT)}
+
+
+@cache
+def skyreels() -> dict[str, Any]:
+    transformer = made(diffusers.SkyReelsV2Transformer3DModel(**VIDEO, inject_sample_info=False))
+    return {"transformer": transformer, "vae": wan_vae(), **absent(*TEXT)}
+
+
+@cache
+def flux2() -> dict[str, Any]:
+    transformer = diffusers.Flux2Transformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+    )
+    autoencoder = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(4,),
+        down_block_types=("DownEncoderBlock2D",),
+        up_block_types=("UpDecoderBlock2D",),
+        layers_per_block=1,
+        norm_num_groups=1,
+        latent_channels=4,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        mid_block_add_attention=False,
+        sample_size=16,
+    )
+    return {"transformer": made(transformer), "vae": made(autoencoder), **absent(*TEXT)}
+
+
+@cache
+def ltx() -> dict[str, Any]:
+    transformer = diffusers.LTXVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        cross_attention_dim=WIDTH,
+        num_layers=1,
+        caption_channels=WIDTH,
+    )
+    autoencoder = diffusers.AutoencoderKLLTXVideo(
+        latent_channels=4,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1, 1),
+        spatio_temporal_scaling=(True, True, False, False),
+        decoder_spatio_temporal_scaling=(True, True, False, False),
+        patch_size=1,
+    )
+    return {"transformer": made(transformer), "vae": made(autoencoder), **absent(*TEXT)}
+
+
+@cache
+def hunyuan() -> dict[str, Any]:
+    transformer = diffusers.HunyuanVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=10,
+        num_layers=1,
+        num_single_layers=1,
+        num_refiner_layers=1,
+        patch_size=1,
+        patch_size_t=1,
+        text_embed_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        rope_axes_dim=(2, 4, 4),
+    )
+    autoencoder = diffusers.AutoencoderKLHunyuanVideo(
+        latent_channels=4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+    )
+    text = absent(*TEXT, "text_encoder_2", "tokenizer_2")
+    return {"transformer": made(transformer), "vae": made(autoencoder), **text}
+
+
+@cache
+def chroma() -> dict[str, Any]:
+    transformer = diffusers.ChromaTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        axes_dims_rope=(4, 6, 6),
+        approximator_hidden_dim=16,
+        approximator_layers=1,
+        approximator_num_channels=16,
+    )
+    return {"transformer": made(transformer), "vae": vae(), **absent(*TEXT)}
+
+
+@cache
+def cogview4() -> dict[str, Any]:
+    transformer = diffusers.CogView4Transformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        text_embed_dim=WIDTH,
+        time_embed_dim=8,
+        condition_dim=4,
+        sample_size=8,
+        rope_axes_dim=(16, 16),
+    )
+    return {"transformer": made(transformer), "vae": vae(), **absent(*TEXT)}
+
+
+@cache
+def mochi() -> dict[str, Any]:
+    transformer = diffusers.MochiTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        pooled_projection_dim=WIDTH,
+        in_channels=12,
+        text_embed_dim=WIDTH,
+        time_embed_dim=4,
+        max_sequence_length=TOKENS,
+    )
+    return {"transformer": made(transformer), "vae": vae(), **absent(*TEXT)}
+
+
+@cache
+def easy_animate() -> dict[str, Any]:
+    transformer = diffusers.EasyAnimateTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=2,
+        text_embed_dim=WIDTH,
+        num_layers=1,
+        sample_width=8,
+        sample_height=8,
+        patch_size=2,
+        add_norm_text_encoder=False,
+    )
+    autoencoder = diffusers.AutoencoderKLMagvit(
+        latent_channels=4,
+        block_out_channels=(4, 4, 4, 4),
+        layers_per_block=1,
+        norm_num_groups=1,
+        down_block_types=("SpatialDownBlock3D", *("SpatialTemporalDownBlock3D",) * 3),
+        up_block_types=("SpatialUpBlock3D", *("SpatialTemporalUpBlock3D",) * 3),
+    )
+    return {"transformer": made(transformer), "vae": made(autoencoder), **absent(*TEXT)}

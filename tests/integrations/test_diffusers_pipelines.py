@@ -518,8 +518,9 @@ def test_refusals_leave_the_pipeline_alone():
 
 @pytest.mark.parametrize("pipe", [object(), None, torch.nn.Linear(1, 1)], ids=str)
 def test_what_is_no_pipeline_is_refused(pipe):
-    with pytest.raises(ValueError, match="must be a diffusers pipeline"):
-        enable(pipe, plan="AB2:4")
+    for call in (lambda: enable(pipe, plan="AB2:4"), lambda: disable(pipe), lambda: summary(pipe)):
+        with pytest.raises(ValueError, match="must be a diffusers pipeline"):
+            call()
 
 
 def test_two_pipelines_of_one_network_are_not_both_enabled():
@@ -589,15 +590,17 @@ def test_a_fitted_plan_says_what_it_was_not_fitted_to():
         assert re.search(message, said) if message else not said
 
 
-def test_unknown_families_are_refused_with_how_to_add_one():
+def test_a_refiner_needs_a_family_and_is_told_how_to_add_one():
     cell, pipe = own_sd3()
 
     class Other(type(pipe.transformer)):
         pass
 
     pipe.transformer.__class__ = Other
-    with pytest.raises(ValueError, match=r"Other, of no family known.*family=Family"):
-        enable(pipe)
+    before = dict(vars(pipe))
+    with pytest.raises(ValueError, match=r"Other, of no family that a refiner.*family=Family"):
+        enable(pipe, plan=REFINED, refiner=Probe())
+    assert dict(vars(pipe)) == before
     probe = Probe()
     enable(pipe, plan=REFINED, refiner=probe, family=Family(name="other"))
     cell.call(pipe, len(REFINED))

@@ -3,7 +3,9 @@
 import copy
 import inspect
 import json
+import pickle
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -144,8 +146,10 @@ def test_a_given_plan_wins_over_the_grid():
     assert np.allclose(scheduler.sigmas, 1 - Plan.parse("AB2:6@2").times)
     with pytest.raises(ValueError, match=r"num_inference_steps=8.*6 evaluations"):
         scheduler.set_timesteps(8)
-    with pytest.raises(ValueError, match="its own times"):
-        scheduler.set_timesteps(timesteps=LEVELS * 1000)
+    scheduler.set_timesteps(timesteps=LEVELS * 900)  # as CogView4 has them
+    assert np.allclose(scheduler.timesteps, 1000 - 1000 * Plan.parse("AB2:6@2").times[:-1])
+    with pytest.raises(ValueError, match=r"num_inference_steps=3.*6 evaluations"):
+        scheduler.set_timesteps(timesteps=[1000, 500, 100])
 
 
 @pytest.mark.parametrize(
@@ -196,7 +200,6 @@ REFUSED = {
     "use_exponential_sigmas": "sigmas=...",
     "use_beta_sigmas": "sigmas=...",
     "stochastic_sampling": "draw no noise",
-    "invert_sigmas": "the other way",
 }
 
 
@@ -220,9 +223,9 @@ def test_every_option_of_flow_match_euler_is_taken_or_refused():
 def test_schedulers_of_diffusions_are_refused():
     with pytest.raises(ValueError, match="a diffusion, not a flow"):
         FlowTurboScheduler.from_config(diffusers.DDIMScheduler().config)
-    lcm = diffusers.FlowMatchLCMScheduler(scale_factors=[1.0, 2.0])
+    config = dict(EULER().config) | {"scale_factors": [1.0, 2.0]}
     with pytest.raises(ValueError, match=r"scale_factors.*grow"):
-        FlowTurboScheduler.from_config(lcm.config)
+        FlowTurboScheduler.from_config(config)
 
 
 @pytest.mark.parametrize(
@@ -236,6 +239,9 @@ def test_schedulers_of_diffusions_are_refused():
         {"shift": "3"},
         {"shift_terminal": 1.0},
         {"plan": 3},
+        {"use_dynamic_shifting": "no"},
+        {"invert_sigmas": 1},
+        {"base_shift": "a lot"},
         {"plan": Plan.euler(4, direction="backward")},
     ],
     ids=str,
@@ -253,6 +259,7 @@ EVERY_OPTION = {
     "max_shift": 1.3,
     "base_image_seq_len": 128,
     "max_image_seq_len": 2048,
+    "invert_sigmas": True,
     "shift_terminal": 0.05,
     "time_shift_type": "linear",
     "solver": "UNIPC3",
@@ -286,6 +293,22 @@ def test_saved_and_loaded_it_is_the_same(plan, tmp_path):
         ready(after, num_inference_steps=steps).plan
     )
     json.loads(before.to_json_string())
+
+
+def test_a_saved_configuration_names_what_was_not_given_as_those_of_diffusers_do(tmp_path):
+    scheduler = FlowTurboScheduler(shift=2.0)
+    scheduler.save_pretrained(tmp_path)
+    config = dict(scheduler.config)  # as the common tests of diffusers compare them
+    assert "shift" not in config.pop("_use_default_values")
+    assert config == FlowTurboScheduler.from_pretrained(tmp_path).config
+    EULER(shift=2.0).save_pretrained(tmp_path)
+    assert FlowTurboScheduler.from_pretrained(tmp_path).config.shift == 2.0
+    assert FlowTurboScheduler.from_pretrained(tmp_path, flow_shift=5.0).config.shift == 5.0
+    with pytest.raises(ValueError, match="did you mean shift"):
+        FlowTurboScheduler.from_pretrained(tmp_path, shfit=5.0)
+    theirs = dict(EULER(shift=2.0).config)  # which pipelines ask for
+    del theirs["_use_default_values"]
+    assert theirs.items() <= config.items()
 
 
 def test_push_to_hub_uploads_the_configuration(monkeypatch):
@@ -343,6 +366,39 @@ def test_whole_timesteps_are_refused(timestep):
     scheduler = ready(num_inference_steps=3)
     with pytest.raises(ValueError, match="whole numbers"):
         scheduler.step(noise(), timestep, noise())
+
+
+def test_whole_timesteps_in_a_tensor_are_those_without_their_fraction():
+    given, truncated = ready(num_inference_steps=7), ready(num_inference_steps=7)
+    x = y = noise()
+    for t in given.timesteps:
+        x = given.step(-mixture(x, 1 - t.double() / 1000), t, x).prev_sample
+        whole = t.long()  # as SkyReels has them
+        y = truncated.step(-mixture(y, 1 - t.double() / 1000), whole, y).prev_sample
+    assert torch.equal(x, y)
+    truncated.set_timesteps(7)
+    truncated.step(y, truncated.timesteps[2:3].long(), y)
+    assert truncated.step_index == 3
+    truncated.set_timesteps(2000)
+    with pytest.raises(ValueError, match="timestep=500: 2 of the timesteps"):
+        truncated.step(y, torch.tensor(500), y)
+
+
+def test_a_timestep_left_out_or_done_twice_is_refused():
+    for begin in (None, 0):
+        scheduler = ready(num_inference_steps=4)
+        if begin is not None:
+            scheduler.set_begin_index(begin)
+        scheduler.step(noise(), scheduler.timesteps[0], noise())
+        for timestep in (scheduler.timesteps[2], 500.0, torch.tensor(1000.0), torch.tensor(250)):
+            with pytest.raises(ValueError, match=r"the next of this run is 1.*copy\.copy"):
+                scheduler.step(noise(), timestep, noise())
+        scheduler.step(noise(), scheduler.timesteps[1], noise())
+    scheduler = ready(FlowTurboScheduler(plan="H2"), num_inference_steps=4)
+    for t in scheduler.timesteps.tolist():  # of which two are the same
+        if scheduler.step_index is None:
+            scheduler.set_begin_index(0)
+        scheduler.step(noise(), t, noise())
 
 
 def test_steps_without_or_beyond_a_run_are_refused():
@@ -449,3 +505,67 @@ def test_threads_with_copies_do_not_disturb_one_another():
     for i in range(8):
         alone = ready(FlowTurboScheduler(shift=2.0), num_inference_steps=4 + i)
         assert torch.equal(results[i], loop(alone, noise() + i))
+
+
+def test_threads_that_share_a_scheduler_do_not_disturb_one_another():
+    shared = FlowTurboScheduler(shift=2.0, solver="AB3")
+    barrier, results = threading.Barrier(8), {}
+
+    def run(i):
+        barrier.wait()
+        shared.set_timesteps(4 + i % 4)  # as many as another thread, and not
+        x = noise() + i
+        for t in shared.timesteps:
+            time.sleep(0)  # let another in
+            x = shared.step(-mixture(x, 1 - t.double() / 1000), t, x).prev_sample
+            assert shared.predicted.shape == x.shape
+        results[i] = x, shared.step_index, shared.num_inference_steps
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i in range(8):
+        alone = ready(FlowTurboScheduler(shift=2.0, solver="AB3"), num_inference_steps=4 + i % 4)
+        assert torch.equal(results[i][0], loop(alone, noise() + i))
+        assert results[i][1:] == (4 + i % 4, 4 + i % 4)
+
+
+def test_a_run_may_go_on_in_another_thread():
+    scheduler, x = ready(num_inference_steps=4), noise()
+    expected = loop(ready(num_inference_steps=4), noise())
+    for k in range(4):
+        done = []
+
+        def step(k=k, x=x, done=done):
+            t = scheduler.timesteps[k]
+            done.append(scheduler.step(-mixture(x, 1 - t.double() / 1000), t, x).prev_sample)
+
+        thread = threading.Thread(target=step)
+        thread.start()
+        thread.join()
+        (x,) = done
+    assert torch.equal(x, expected)
+    assert scheduler.step_index == 4
+
+
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
+def test_a_copy_of_any_kind_goes_on_by_itself(how):
+    scheduler, x = ready(num_inference_steps=4), noise()
+    expected = loop(ready(num_inference_steps=4), noise())
+    x = scheduler.step(-mixture(x, 0.0), scheduler.timesteps[0], x).prev_sample
+    other = how(scheduler)
+    assert other.config == scheduler.config
+    scheduler.set_timesteps(2)
+    for t in other.timesteps[1:]:
+        x = other.step(-mixture(x, 1 - t.double() / 1000), t, x).prev_sample
+    assert torch.equal(x, expected)
+    assert scheduler.step_index is None
+
+
+def test_noise_levels_are_on_the_device_asked_for():
+    for plan in (None, "AB2:4"):
+        scheduler = FlowTurboScheduler(plan=plan)
+        scheduler.set_timesteps(4, device="meta")
+        assert scheduler.sigmas.device.type == scheduler.timesteps.device.type == "meta"

@@ -299,7 +299,7 @@ class Damping(diffusers.FlowMatchEulerDiscreteScheduler):
         (make("FlowMatchEulerDiscrete"), {"steps": True}, "steps=True"),
         (make("FlowMatchEulerDiscrete"), {"steps": 10**6}, "from 1 to 1000"),
         (make("FlowMatchEulerDiscrete"), {"steps": 8, "sigmas": 0.5}, "steps=8, and 1 sigmas"),
-        (None, {}, "not a flow scheduler; it has no set_timesteps or step"),
+        (None, {}, "scheduler=None: must be a flow scheduler of diffusers"),
     ],
 )
 def test_refused_in_one_line_with_the_reason(scheduler, given, message):

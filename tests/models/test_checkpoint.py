@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -95,6 +96,23 @@ def _edit_weights(change):
     return edit
 
 
+def _cast(tensors, dtype):
+    tensors.update({name: p.to(dtype) for name, p in tensors.items()})
+    return tensors
+
+
+def _rewrite(change):
+    def edit(folder: Path) -> None:
+        (folder / CARD).write_bytes(change((folder / CARD).read_text()))
+
+    return edit
+
+
+def _replace(path: Path, make) -> None:
+    path.unlink()
+    make(path)
+
+
 def _pickle(folder: Path) -> None:
     torch.save({"a": torch.zeros(1)}, folder / WEIGHTS)
 
@@ -111,15 +129,53 @@ DAMAGE = {
     "empty": (lambda f: (f / WEIGHTS).write_bytes(b""), "corrupt"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "no model.safetensors"),
     "no card": (lambda f: (f / CARD).unlink(), "no card.json"),
-    "card not JSON": (lambda f: (f / CARD).write_text("{"), "not a JSON card"),
-    "card not text": (lambda f: (f / CARD).write_bytes(b"\xff\xfe"), "not a JSON card"),
-    "card a list": (lambda f: (f / CARD).write_text("[]"), "not a flowturbo card"),
-    "card of the future": (_edit_card(format=99), "not a flowturbo card"),
-    "other architecture": (_edit_card(architecture="unet"), "architecture 'unet'"),
+    "card not JSON": (lambda f: (f / CARD).write_text("{"), "card.json: not JSON"),
+    "card not text": (lambda f: (f / CARD).write_bytes(b"\xff\xfe"), "not JSON"),
+    "card in UTF-16": (_rewrite(lambda s: s.encode("utf-16")), "not JSON"),
+    "card with a BOM": (_rewrite(lambda s: s.encode("utf-8-sig")), "not JSON .*BOM"),
+    "a key twice": (
+        _rewrite(lambda s: s.replace("{", '{"format": 1, ', 1).encode()),
+        "given twice",
+    ),
+    "half a character": (_rewrite(lambda s: s.replace('"a"', '"\\ud800"').encode()), "surrogates"),
+    "NaN on the card": (_rewrite(lambda s: s.replace("4.0", "NaN").encode()), "NaN is not allowed"),
+    "an endless number": (_rewrite(lambda s: s.replace("4.0", "1e999").encode()), "not finite"),
+    "a huge number": (_rewrite(lambda s: s.replace("4.0", "9" * 5000).encode()), "not JSON"),
+    "a large number": (_rewrite(lambda s: s.replace("4.0", "9" * 400).encode()), "mlp_ratio"),
+    "many values": (lambda f: (f / CARD).write_text("[" + "[]," * 3_000_000), "too many values"),
+    "a large card": (lambda f: (f / CARD).write_text(" " * 2**25), "larger than 16777216 bytes"),
+    "card a folder": (lambda f: _replace(f / CARD, Path.mkdir), "card.json is not a regular file"),
+    "card a pipe": (lambda f: _replace(f / CARD, os.mkfifo), "card.json is not a regular file"),
+    "weights a pipe": (lambda f: _replace(f / WEIGHTS, os.mkfifo), "is not a regular file"),
+    "card a loop": (lambda f: _replace(f / CARD, lambda p: p.symlink_to(p)), "no card.json"),
+    "weights a device": (
+        lambda f: _replace(f / WEIGHTS, lambda p: p.symlink_to("/dev/zero")),
+        "model.safetensors is not a regular file",
+    ),
+    "card a list": (lambda f: (f / CARD).write_text("[]"), "card.json: must be an object"),
+    "card of the future": (_edit_card(format=99), "format: 99: this library reads version 1"),
+    "other architecture": (_edit_card(architecture="unet"), "architecture: 'unet'.* 'sit'"),
+    "another path": (_edit_card(path="cosine"), "path: 'cosine'.* 'linear'"),
     "unknown option": (_edit_card(config={"deepth": 2}), "did you mean 'depth'"),
     "deeper": (_edit_card(config={"depth": 3}), "another architecture"),
+    "far deeper": (_edit_card(config={"depth": 900}), "32 tensors cannot be of depth=900"),
+    "deeper than any": (_edit_card(config={"depth": 20_000}), "depth=20000: .* 1 to 1000"),
+    "vast": (_edit_card(config={"size": 2**14, "width": 2**16}), "the config wants"),
+    "vaster": (_edit_card(config={"classes": 10**10}), "classes=10000000000: must be"),
     "wider": (_edit_card(config={"width": 64}), "the config wants"),
     "NaN": (_edit_weights(lambda t: t["blocks.0.mlp.fc1.bias"].fill_(torch.nan)), "NaN"),
+    "complex": (_edit_weights(lambda t: _cast(t, torch.complex64)), "C64; weights must be"),
+    "whole numbers": (_edit_weights(lambda t: _cast(t, torch.int32)), "I32; weights must be"),
+    "float8": (_edit_weights(lambda t: _cast(t, torch.float8_e4m3fn)), "F8_E4M3; weights must"),
+    "too large for float32": (
+        _edit_weights(lambda t: _cast(t, torch.float64)["pos_embed"].fill_(1e300)),
+        "too large for torch.float32",
+    ),
+    "empty tensor": (_edit_weights(lambda t: t.update(pos_embed=torch.zeros(1, 0, 32))), "wants"),
+    "vast header": (
+        lambda f: (f / WEIGHTS).write_bytes((2**40).to_bytes(8, "little") + b"{" * 99),
+        "a header of 1099511627776 bytes",
+    ),
     "missing tensor": (_edit_weights(lambda t: t.pop("pos_embed")), "1 tensors missing"),
     "pickle in disguise": (_pickle, "pickle"),
     "pickle": (_only_pickle, "flowturbo convert"),
@@ -206,7 +262,7 @@ def test_hub_failure_is_one_line(monkeypatch):
 
 def test_configuration_of_a_latent_model_refuses_to_decode(tiny, tmp_path):
     save_folder(tmp_path / "m", tiny, {"codec": {"kind": "latent", "autoencoder": "sd-vae"}})
-    with pytest.raises(ValueError, match="latents of sd-vae"):
+    with pytest.raises(ValueError, match=r"'sd-vae': no such folder; pass --vae"):
         ft.load(tmp_path / "m").decode(torch.zeros(1, 2, 8, 8))
 
 
@@ -219,7 +275,26 @@ def test_configuration_of_a_latent_model_refuses_to_decode(tiny, tmp_path):
         ("config", "classes", -1),
         ("config", "mlp_ratio", "4"),
         ("config", "mlp_ratio", -4),
+        ("config", "mlp_ratio", True),
+        ("config", "time_scale", 1e300),
         (None, "condition", None),
+        (None, "name", 3),
+        (None, "description", ["a"]),
+        (None, "data", "MNIST"),
+        (None, "training", 5),
+        (None, "defaults", {"guidance": "2"}),
+        (None, "defaults", {"guidance": 1e300}),
+        (None, "defaults", {"plan": 8}),
+        (None, "codec", {"kind": "latent", "autoencoder": 5}),
+        ("condition", "kind", "words"),
+        ("condition", "labels", [0, 1, 2, 3, 4]),
+        ("condition", "styles", "noto"),
+        ("condition", "groups", {"A": 3}),
+        ("condition", "groups", {"A": []}),
+        ("condition", "groups", {"A": [None]}),
+        ("condition", "prompts", [1]),
+        ("condition", "tokenizer", {"vocabulary": ["a"], "length": "16"}),
+        ("condition", "kind", "text"),
         (None, "codec", "pixels"),
         (None, "codec", {}),
         (None, "defaults", []),
@@ -237,8 +312,10 @@ def test_a_card_with_a_wrong_entry_is_refused_by_name(folder, part, key, value):
 
 def test_a_card_nested_too_deep_is_refused(folder):
     (folder / CARD).write_text("[" * 100_000)
-    with pytest.raises(ValueError, match="not a JSON card"):
-        ft.load(folder)
+    for depth in (100, 900, 100_000):
+        (folder / CARD).write_text("[" * depth + "]" * depth)
+        with pytest.raises(ValueError, match="nested"):
+            ft.load(folder)
 
 
 @pytest.mark.parametrize("found", [{"a": 1}, {1: torch.ones(1)}, {"a": {"b": torch.ones(1)}}])

@@ -8,9 +8,12 @@ import torch
 from PIL import Image
 
 import flowturbo as ft
+from flowturbo.field import Guidance
 from flowturbo.models.checkpoint import save_folder
 from flowturbo.refiner import PaperRefiner, save_refiner
+from flowturbo.refiner.velocity import VelocityRefiner
 from flowturbo.tasks.generate import PLAIN, resolve_plan
+from flowturbo.train import mixed_plan
 
 
 def test_pictures_are_pil_images_of_the_models_size(digits):
@@ -103,3 +106,25 @@ def test_a_default_fitted_at_another_guidance_gives_way_to_a_plain_solver(tiny, 
     assert resolve_plan(model, None) == resolve_plan(model, None, 2.5) == fitted
     assert resolve_plan(model, None, 4.0) == ft.Plan.parse(PLAIN)
     assert resolve_plan(model, "fast", 4.0) == fitted
+
+
+def test_guidance_of_the_first_channels_is_that_of_the_wrapper(tiny, tmp_path):
+    save_folder(tmp_path, tiny, {"condition": {"kind": "class", "labels": list("abcde")}})
+    model = ft.load(tmp_path)
+    x, cond = ft.noise.draw([0, 1], model.shape), model.condition(["a", "e"])
+    one = ft.sample("AB2:3", model, x, cond, guidance=3.0, guidance_channels=1)
+    assert torch.equal(one, ft.sample("AB2:3", Guidance(model, 3.0, channels=1), x, cond))
+    every = ft.sample("AB2:3", model, x, cond, guidance=3.0)
+    assert not torch.allclose(one, every, atol=1e-3)
+    assert torch.equal(every, ft.sample("AB2:3", model, x, cond, guidance=3.0, guidance_channels=2))
+    for channels in (0, 3, -1, 1.0, True, "2"):
+        with pytest.raises(ValueError, match=r"guidance_channels=.*, 1 to the 2 channels"):
+            ft.sample("E1", model, x, cond, guidance=3.0, guidance_channels=channels)
+
+
+def test_a_refiner_for_guidance_of_all_channels_is_not_used_with_fewer(digits):
+    refiner = VelocityRefiner.from_model(digits, (1.0, 4.0))
+    told = dict(plan=mixed_plan("MMR"), guidance=2.0, refiner=refiner)
+    assert ft.generate(digits, ["1"], **told)
+    with pytest.raises(ValueError, match="guided in all channels; leave guidance_channels out"):
+        ft.generate(digits, ["1"], guidance_channels=1, **told)

@@ -269,11 +269,12 @@ def test_captions_that_cannot_be_read_name_the_file(tmp_path):
     (tmp_path / "a.txt").write_text(" ".join(f"word{i}" for i in range(40)))
     assert load_data(tmp_path, 4).condition["tokenizer"]["length"] == 40
     (tmp_path / "a.txt").write_text(" ".join(f"w{i}" for i in range(140)))
-    with pytest.raises(ValueError, match=r"captions of .*140 tokens, the model reads 128"):
+    with pytest.raises(ValueError, match=r"a.txt: a caption of 140 tokens, .*; at most 128"):
         load_data(tmp_path, 4)
+    (tmp_path / "a.txt").unlink()
     table = tmp_path / "metadata.jsonl"
     table.write_bytes(b'{"file_name": "a.png", "text": "caf\xe9"}')
-    with pytest.raises(ValueError, match=r"metadata.jsonl: lines need"):
+    with pytest.raises(ValueError, match=r"metadata.jsonl: not a text in UTF-8"):
         load_data(tmp_path, 4)
     table.write_text('{"file_name": "a.png", "text": null}')
     with pytest.raises(ValueError, match=r"has no caption"):
@@ -323,6 +324,22 @@ def test_a_run_killed_while_it_exports_is_exported_when_resumed(tmp_path, monkey
             train(network, data, tmp_path, config)
     train(network, data, tmp_path, config)
     assert ft.load(tmp_path).card["training"]["step"] == 2
+
+
+def test_each_seed_and_step_draws_its_own(tmp_path):
+    drawn = []
+
+    class Watched(ArrayData):
+        def batch(self, n, generator):
+            drawn.append(bytes(generator.get_state().numpy()))
+            return super().batch(n, generator)
+
+    network = SiTConfig(size=4, channels=1, width=8, depth=1, heads=1, patch=2)
+    data = Watched(torch.zeros(2, 1, 4, 4, dtype=torch.uint8))
+    for seed in (0, 1, 256):
+        config = TrainConfig(steps=2, batch=2, bf16=False, compile=False, seed=seed)
+        train(network, data, tmp_path / str(seed), config)
+    assert len(drawn) == len(set(drawn)) == 6
 
 
 @pytest.mark.parametrize("there", [True, False])

@@ -25,9 +25,13 @@ from flowturbo.cli import (
     train_refiner,
     tune,
 )
-from flowturbo.files import printable
+from flowturbo.cli.command import Command, Stopped
+from flowturbo.cli.output import escape_unencodable, say, tell
 
 __all__ = ["app", "main"]
+
+_NO_MEMORY = "out of memory: lower --batch, or take a smaller model"
+_LONGEST = 1000  # characters of a message, which may hold what the user typed
 
 app = typer.Typer(
     name="flowturbo",
@@ -48,14 +52,15 @@ for command in (
     models,
     convert,
 ):
-    app.command(name=command.__name__.rpartition(".")[2].replace("_", "-"))(command.run)
+    name = command.__name__.rpartition(".")[2].replace("_", "-")
+    app.command(name=name, cls=Command)(command.run)
 
 
 def _version(value: bool) -> None:
     if value:
         from flowturbo import __version__
 
-        print(f"flowturbo {__version__}")
+        say(f"flowturbo {__version__}")
         raise typer.Exit
 
 
@@ -69,9 +74,12 @@ def _options(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; exits with status 0, 1 or 2."""
+    """Run the command line; exits with status 0, 1 or 2, or 130 where it was interrupted."""
+    escape_unencodable()
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *where: _say(f"warning: {message}")
+        for category in (DeprecationWarning, PendingDeprecationWarning):  # are for developers
+            warnings.simplefilter("ignore", category)
+        warnings.showwarning = lambda message, *where: tell(f"warning: {message}")
         sys.exit(_status(arguments))
 
 
@@ -85,13 +93,16 @@ def _status(arguments: list[str] | None) -> int:
         return _fail(str(e), 2)
     except OSError as e:
         return _fail(str(e), 1)
+    except Warning as e:  # python -W error
+        return _fail(f"a warning, and warnings are errors here: {e}", 1)
     except (MemoryError, torch.OutOfMemoryError):
-        return _fail("out of memory: lower --batch, or take a smaller model", 1)
-    except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", 130)
+        return _fail(_NO_MEMORY, 1)
+    except (Stopped, KeyboardInterrupt, typer.Abort) as e:
+        tell(f"stopped; {e}" if str(e) else "stopped")
+        return 130
     except Exception as e:
         if "can't allocate memory" in str(e):  # torch's word on the CPU
-            return _fail("out of memory: lower --batch, or take a smaller model", 1)
+            return _fail(_NO_MEMORY, 1)
         if not hasattr(e, "format_message"):  # typer's or click's word on the command line
             raise
         if type(e).__name__ == "NoArgsIsHelpError":
@@ -101,9 +112,7 @@ def _status(arguments: list[str] | None) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    _say(f"error: {message}")
+    if len(message) > _LONGEST:
+        message = f"{message[: _LONGEST - 200]} ... {message[-200:]}"
+    tell(f"error: {message}")
     return status
-
-
-def _say(message: str) -> None:
-    print(f"flowturbo: {printable(' '.join(message.split()))}", file=sys.stderr)

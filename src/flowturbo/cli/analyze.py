@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from flowturbo.cli.options import (
     DEFAULT_MODEL,
@@ -15,21 +14,27 @@ from flowturbo.cli.options import (
     GuidanceScale,
     ModelName,
     PlanNames,
+    RefinerName,
     Seed,
+    check_folder,
+    find_refiner,
     read_plan,
     resolve_device,
     resolve_dtype,
 )
+from flowturbo.cli.output import say, show
 from flowturbo.evaluate.analysis import PARTS, analyze
 from flowturbo.evaluate.analysis_figures import figures, read_record, tables
-from flowturbo.files import check_writable, write_json
+from flowturbo.evaluate.report import check_picture
+from flowturbo.files import exclusive, write_json
 from flowturbo.models.zoo import load
-from flowturbo.tasks.generate import resolve_plan, resolve_refiner
+from flowturbo.tasks.generate import resolve_plan
 
 __all__ = ["run"]
 
 
 def run(
+    context: typer.Context,
     model: ModelName = DEFAULT_MODEL,
     against: Annotated[
         list[str] | None,
@@ -38,6 +43,7 @@ def run(
         ),
     ] = None,
     plan: PlanNames = None,
+    refiner: RefinerName = None,
     part: Annotated[
         str, typer.Option("--part", help="What to measure, of curvature, solvers and rows.")
     ] = ",".join(PARTS),
@@ -62,13 +68,16 @@ def run(
     Example: flowturbo analyze --model digits --plan AB2:8@1.6 --plan H1P6 -o analysis
     """
     path = out / "record.json"
-    check_writable(path)
+    check_folder(out)
+    check_picture(out / "rows.png")
+    context.with_resource(exclusive(out))
     if record is not None:
         made = read_record(record)
     else:
         made = _measure(
             [model, *(against or [])],
             plan,
+            refiner,
             device=device,
             dtype=dtype,
             guidance=guidance,
@@ -82,28 +91,34 @@ def run(
         )
         write_json(path, made)
     for table in tables(made):
-        Console(width=120).print(table)
+        show(table)
     if record is None:
-        print(f"-> {path}")
+        say(f"-> {path}")
     for picture in figures(made, out):
-        print(f"-> {picture}")
+        say(f"-> {picture}")
 
 
 def _measure(
-    names: list[str], plans: list[str] | None, *, device: str, dtype: str, **options: Any
+    names: list[str],
+    plans: list[str] | None,
+    refiner: str | None,
+    *,
+    device: str,
+    dtype: str,
+    **options: Any,
 ) -> dict[str, Any]:
     tables = [read_plan(p) for p in plans] if plans else [None]
     where: dict[str, Any] = {"device": resolve_device(device), "dtype": resolve_dtype(dtype)}
     models = [load(name, **where) for name in names]
     first = models[0]
     chosen = [resolve_plan(first, t, options["guidance"]) for t in tables]
-    found = [resolve_refiner(first, p, None) for p in chosen]
+    light = find_refiner(refiner, first, chosen)
     if options["guidance"] is None:
         options["guidance"] = float(first.defaults["guidance"])
     named = {m.name: m for m in models}
     if len(named) < len(models):
         raise ValueError(f"models {', '.join(m.name for m in models)}: names on cards must differ")
-    return analyze(named, chosen, next((r for r in found if r is not None), None), **options)
+    return analyze(named, chosen, light, **options)
 
 
 def _numbers(text: str) -> list[int]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from flowturbo.cli.options import (
     DEFAULT_MODEL,
@@ -15,29 +14,37 @@ from flowturbo.cli.options import (
     GuidanceScale,
     ModelName,
     PlanNames,
+    RefinerName,
     Seed,
+    Vae,
+    find_refiner,
     read_plan,
+    reserve,
     resolve_device,
     resolve_dtype,
 )
+from flowturbo.cli.output import say, show
 from flowturbo.evaluate.benchmark import benchmark
-from flowturbo.evaluate.report import plot, table
-from flowturbo.files import check_writable, write_json
+from flowturbo.evaluate.report import check_picture, plot, table
+from flowturbo.files import reserved, write_json
 from flowturbo.integrations.peers import peers
 from flowturbo.models.zoo import load
-from flowturbo.tasks.generate import resolve_plan, resolve_refiner
+from flowturbo.tasks.generate import resolve_plan
 
 __all__ = ["run"]
 
 
 def run(
+    context: typer.Context,
     model: ModelName = DEFAULT_MODEL,
     plan: PlanNames = None,
+    refiner: RefinerName = None,
     prompts: Annotated[
         list[str] | None, typer.Option("--prompt", help="By default names on the card.")
     ] = None,
     batch: Annotated[int, typer.Option("--batch", help="Pictures at once.")] = 8,
     guidance: GuidanceScale = None,
+    vae: Vae = None,
     scope: Annotated[
         str,
         typer.Option("--scope", help="What is compiled, of none, network, row and plan."),
@@ -66,18 +73,19 @@ def run(
     if batch < 1:
         raise ValueError(f"--batch {batch}: must be at least 1")
     tables = [read_plan(p) for p in plan] if plan else [None]
-    for path in (out, picture):
-        if path is not None:
-            check_writable(path)
-    field = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype))
+    if picture is not None:
+        check_picture(picture)
+    if out is not None:
+        reserve(context, out, "a record", ".json")
+    context.with_resource(reserved(picture))
+    field = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype), vae=vae)
     plans = [resolve_plan(field, t, guidance) for t in tables]
-    refiners = [resolve_refiner(field, p, None) for p in plans]
     rows = ((prompts or field.names or [""]) * batch)[:batch]
     found, missing = peers(plans[0].nfe["model"]) if with_peers else ({}, {})
     record = benchmark(
         field,
         plans,
-        next((r for r in refiners if r is not None), None),
+        find_refiner(refiner, field, plans),
         cond=field.condition(rows) if field.card.get("condition") else None,
         batch=batch,
         guidance=float(field.defaults["guidance"] if guidance is None else guidance),
@@ -85,17 +93,18 @@ def run(
         peers=found,
         missing=missing,
         repeats=repeats,
-        reference=reference,
+        reference=reference or None,
         seed=seed,
     )
-    Console(width=150).print(table(record))
-    for name, how in missing.items():
-        print(f"not measured: {name} ({how})")
-    cost = {k: v for k, v in record["latency"].items() if v is not None and k != "worst"}
-    print("an uncompiled batch costs, in ms: " + ", ".join(f"{k} {v:.3g}" for k, v in cost.items()))
     if out is not None:
         write_json(out, record)
-        print(f"-> {out}")
     if picture is not None:
         plot(record, picture)
-        print(f"-> {picture}")
+    show(table(record))
+    for name, how in record["missing"].items():
+        say(f"not measured: {name} ({how})")
+    cost = {k: v for k, v in record["latency"].items() if v is not None and k != "worst"}
+    say("an uncompiled batch costs, in ms: " + ", ".join(f"{k} {v:.3g}" for k, v in cost.items()))
+    for path in (out, picture):
+        if path is not None:
+            say(f"-> {path}")

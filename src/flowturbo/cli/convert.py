@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from flowturbo.cli.options import resolve_dtype
+from flowturbo.cli.options import check_folder, resolve_dtype
+from flowturbo.cli.output import say
+from flowturbo.files import printable
 from flowturbo.models.checkpoint import convert
+from flowturbo.models.codec import latent_entry
 from flowturbo.models.sit import SiTConfig
 from flowturbo.models.zoo import load
 from flowturbo.refiner import PaperRefiner, save_refiner
 
 __all__ = ["run"]
+
+OFFICIAL = "hf:stabilityai/sd-vae-ft-ema"  # of the checkpoints of SiT and DiT; not fetched here
 
 
 def run(
@@ -24,6 +29,10 @@ def run(
     ] = "XL/2",
     size: Annotated[int, typer.Option("--size", help="Side of the latent.")] = 32,
     classes: Annotated[int, typer.Option("--classes", help="Number of classes.")] = 1000,
+    vae: Annotated[
+        str | None,
+        typer.Option("--vae", help=f"Its autoencoder: a folder, or hf:owner/repo [{OFFICIAL}]."),
+    ] = None,
     refiner: Annotated[
         bool, typer.Option("--refiner", help="The checkpoint is the paper's refiner.")
     ] = False,
@@ -31,24 +40,36 @@ def run(
 ) -> None:
     """Turn an official SiT checkpoint into a model folder, without running code from it.
 
+    What does not fit the options is refused with those that do, such as --size 64.
     With --refiner, put the refiner into the folder of its model.
 
-    Example: flowturbo convert SiT-XL-2-256x256.pt -a XL/2 -o sit-xl
+    Example: flowturbo convert SiT-XL-2-256x256.pt -a XL/2 --vae sd-vae-ft-ema -o sit-xl
     """
+    check_folder(out)
     config = SiTConfig.named(architecture, size=size, classes=classes)
     if refiner:
+        if vae is not None:
+            raise ValueError(f"--vae {vae}: belongs to the model, not to its refiner; leave it out")
         made = PaperRefiner.from_official(checkpoint, config)
-        made.card = {"source": checkpoint.name}
+        made.card = {"source": printable(checkpoint.name)}
         save_refiner(out, made, load(out), dtype=resolve_dtype(dtype))
-        print(f"{checkpoint} -> {out}")
+        say(f"{checkpoint} -> {out}")
         return
+    codec: dict[str, Any] = {"kind": "latent", "autoencoder": OFFICIAL, "channels": 4, "factor": 8}
+    if vae is not None:
+        codec = latent_entry(vae, out)
+        if codec["channels"] != config.channels:
+            raise ValueError(
+                f"--vae {vae}: decodes latents of {codec['channels']} channels, and the model "
+                f"draws {config.channels}; take the autoencoder that it was trained with"
+            )
     card = {
-        "name": out.name,
+        "name": printable(out.name),
         "description": f"SiT-{architecture.upper().removeprefix('SIT-')}, converted.",
         "path": "linear",
-        "codec": {"kind": "latent", "autoencoder": "stabilityai/sd-vae-ft-ema", "scale": 0.18215},
+        "codec": codec,
         "condition": {"kind": "class", "labels": [str(i) for i in range(classes)]},
-        "source": checkpoint.name,
+        "source": printable(checkpoint.name),
     }
     convert(checkpoint, out, config, card, dtype=resolve_dtype(dtype))
-    print(f"{checkpoint} -> {out}")
+    say(f"{checkpoint} -> {out}")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from flowturbo.cli.options import (
     DEFAULT_MODEL,
@@ -16,21 +14,29 @@ from flowturbo.cli.options import (
     GuidanceScale,
     ModelName,
     PlanName,
+    RefinerName,
     Seed,
+    Vae,
+    find_refiner,
+    read_lines,
     read_plan,
+    reserve,
     resolve_device,
     resolve_dtype,
 )
+from flowturbo.cli.output import say, show
 from flowturbo.evaluate.evaluation import evaluate
+from flowturbo.evaluate.records import read_evaluation
 from flowturbo.evaluate.report import check_alike, evaluations
-from flowturbo.files import check_writable, write_json
+from flowturbo.files import write_json
 from flowturbo.models.zoo import load
-from flowturbo.refiner.checkpoint import load_refiner
+from flowturbo.tasks.generate import resolve_plan
 
 __all__ = ["run"]
 
 
 def run(
+    context: typer.Context,
     model: ModelName = DEFAULT_MODEL,
     plan: PlanName = None,
     pictures: Annotated[int, typer.Option("-n", "--number", help="Pictures to draw.")] = 5000,
@@ -39,9 +45,8 @@ def run(
         typer.Option("--prompts", help="A file, one a line; by default drawn from the card."),
     ] = None,
     guidance: GuidanceScale = None,
-    refiner: Annotated[
-        str | None, typer.Option("--refiner", help="A folder or bundled name with a refiner.")
-    ] = None,
+    vae: Vae = None,
+    refiner: RefinerName = None,
     against: Annotated[
         Path | None,
         typer.Option(
@@ -82,25 +87,24 @@ def run(
     Example: flowturbo evaluate --model digits --plan AB2:6 -n 500 --folder runs/digits -o ab2.json
     """
     if out is not None:
-        if out.suffix.lower() != ".json":
-            raise ValueError(f"-o {out}: a record is written as .json")
-        check_writable(out)
+        reserve(context, out, "a record", ".json")
     table = read_plan(plan)
     records = [_record(path) for path in beside or []]
-    field = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype))
+    field = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype), vae=vae)
     scale = float(field.defaults["guidance"] if guidance is None else guidance)
     about = {
         "fingerprint": field.fingerprint, "dtype": str(field.dtype), "pictures": pictures,
         "guidance": scale, "seed": seed, "steps": steps,
     }  # fmt: skip
     check_alike([about, *(r["conditions"] for r in records)])
+    chosen = resolve_plan(field, table, guidance)
     record = evaluate(
         field,
-        table,
+        chosen,
         pictures=pictures,
-        prompts=None if prompts is None else _lines(prompts),
+        prompts=None if prompts is None else read_lines(prompts),
         guidance=guidance,
-        refiner=None if refiner is None else load_refiner(refiner, field),
+        refiner=find_refiner(refiner, field, [chosen]),
         against=against,
         features="effnet" if features else None,
         fid=fid,
@@ -117,24 +121,15 @@ def run(
     try:
         shown = evaluations([record, *records])
     except ValueError:  # by prompts, features or what they were measured against
-        Console(width=200).print(evaluations([record]))
+        show(evaluations([record]))
         raise
-    Console(width=200).print(shown)
+    show(shown)
     if out is not None:
-        print(f"-> {out}")
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return [x for x in path.read_text(encoding="utf-8").splitlines() if x.strip()]
-    except (OSError, UnicodeDecodeError) as e:
-        raise ValueError(f"--prompts {path}: cannot be read ({e})") from e
+        say(f"-> {out}")
 
 
 def _record(path: Path) -> dict[str, Any]:
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        evaluations([record])
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise ValueError(f"--beside {path}: not a record of `flowturbo evaluate` ({e})") from e
-    return record
+        return read_evaluation(path)
+    except ValueError as e:
+        raise ValueError(f"--beside {e}") from e

@@ -13,22 +13,27 @@ from flowturbo.cli.options import (
     DtypeName,
     ModelName,
     PlanName,
+    RefinerName,
+    find_refiner,
     read_plan,
+    reserve,
     resolve_batch,
     resolve_device,
     resolve_dtype,
 )
+from flowturbo.cli.output import say
 from flowturbo.compiled import export
-from flowturbo.files import check_writable
 from flowturbo.models.zoo import load
-from flowturbo.tasks.generate import resolve_plan, resolve_refiner
+from flowturbo.tasks.generate import resolve_plan
 
 __all__ = ["run"]
 
 
 def run(
+    context: typer.Context,
     model: ModelName = DEFAULT_MODEL,
     plan: PlanName = None,
+    refiner: RefinerName = None,
     guidance: Annotated[
         float | None,
         typer.Option("--guidance", "-g", help="The default; 1 leaves guidance out for good."),
@@ -43,14 +48,12 @@ def run(
     Example: flowturbo export --model digits --plan AB2:8@1.6 --batch 1,8 -o digits.pt2
     """
     table, sizes = read_plan(plan), resolve_batch(batch)
-    if out.suffix != ".pt2":
-        raise ValueError(f"-o {out}: a compiled sampler is written as .pt2")
-    check_writable(out)
+    reserve(context, out, "a compiled sampler", ".pt2")
     network = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype))
     table = resolve_plan(network, table, guidance)
-    refiner = resolve_refiner(network, table, None)
+    light = find_refiner(refiner, network, [table])
     manifest = export(
-        out, network, table, refiner, batch=sizes, dtype=network.dtype, guidance=guidance
+        out, network, table, light, batch=sizes, dtype=network.dtype, guidance=guidance
     )
     made_for = ", ".join(manifest["made_for"][k] for k in ("torch", "system", "device", "kind"))
-    print(f"{network.name} {table!r}, batch {batch}, for {made_for} -> {out}")
+    say(f"{network.name} {table!r}, batch {batch}, for {made_for} -> {out}")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -20,12 +23,19 @@ from flowturbo.cli.options import (
     GuidanceScale,
     ModelName,
     PlanName,
+    RefinerName,
     Seed,
+    Vae,
+    check_folder,
+    find_refiner,
     read_plan,
+    reserve,
     resolve_device,
     resolve_dtype,
 )
-from flowturbo.files import check_writable, printable
+from flowturbo.cli.output import say
+from flowturbo.cli.pictures import PictureFolder, cut_batches
+from flowturbo.files import check_room, exclusive, printable
 from flowturbo.images import save_png, sheet
 from flowturbo.models.model import Model
 from flowturbo.models.zoo import load
@@ -40,7 +50,11 @@ MOST_PICTURES = 1_000_000
 
 
 def run(
-    prompts: Annotated[list[str], typer.Argument(help="Labels or prompts, one or more.")],
+    context: typer.Context,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(help="Labels or prompts; none where the model takes no condition."),
+    ] = None,
     model: ModelName = DEFAULT_MODEL,
     style: Annotated[
         list[str] | None,
@@ -49,10 +63,16 @@ def run(
     n: Annotated[int, typer.Option("-n", "--number", help="Pictures for each prompt.")] = 1,
     seed: Seed = 0,
     plan: PlanName = None,
+    refiner: RefinerName = None,
     guidance: GuidanceScale = None,
     negative: Annotated[
         str | None, typer.Option("--negative", help="A prompt to guide away from.")
     ] = None,
+    guidance_channels: Annotated[
+        int | None,
+        typer.Option("--guidance-channels", help="Guide the first so many channels only."),
+    ] = None,
+    vae: Vae = None,
     out: Annotated[
         Path,
         typer.Option(
@@ -69,7 +89,7 @@ def run(
     device: Device = "auto",
     dtype: DtypeName = "float32",
 ) -> None:
-    """Draw pictures.
+    """Draw pictures; into a folder they are written as they are drawn, and it goes on if stopped.
 
     Example: flowturbo generate "red apple" --style noto -n 8 --seed 0 -o apple.png
     """
@@ -82,49 +102,139 @@ def run(
         raise ValueError(f"-o {out}: pictures are written as .png, or into a folder")
     table = read_plan(plan)
     as_sheet = out.suffix.lower() == ".png" and not out.is_dir()
-    check_writable(out if as_sheet else out / "0.png")
-    network = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype))
-    if style:
-        prompts = [network.styled(p, s) for p in prompts for s in style]
+    reserve(context, out, "a sheet", ".png") if as_sheet else check_folder(out)
+    network = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype), vae=vae)
+    prompts = _prompts(network, prompts or [], style or [], negative)
     if n * len(prompts) > MOST_PICTURES:
         raise ValueError(f"-n {n}: {n * len(prompts)} pictures; at most {MOST_PICTURES} at a time")
     wanted = [p for p in prompts for _ in range(n)]
-    scale = scale or max(1, 128 // network.shape[1])
-    drawn = network.shape[1] * network.shape[2] * scale**2 * (len(wanted) if as_sheet else 1)
+    channels, height, width = network.picture_shape
+    scale = scale or max(1, 128 // height)
+    drawn = height * width * scale**2 * (len(wanted) if as_sheet else 1)
     if drawn > MOST_PIXELS:
-        raise ValueError(f"{len(wanted)} pictures at --scale {scale}: over {MOST_PIXELS} pixels")
-    table = resolve_plan(network, table, guidance)
-    batches = -(-len(wanted) // batch)
-    start = time.perf_counter()
-    with tqdm(
-        total=batches * len(table), desc=f"{network.name} {table.name}", disable=None, delay=0.3
-    ) as bar:
-
-        def tick(step: Step) -> None:
-            bar.update()
-
-        images = generate(
-            network,
-            wanted,
-            plan=table,
-            guidance=guidance,
-            negative=negative,
-            seed=seed,
-            batch=batch,
-            callback=tick,
+        raise ValueError(
+            f"{len(wanted)} pictures at --scale {scale}: over {MOST_PIXELS} pixels in a file; "
+            "lower --scale, or give a folder as -o"
         )
-    seconds = time.perf_counter() - start
-    facts = _facts(network, table, guidance, negative)
+    table = resolve_plan(network, table, guidance)
+    light = find_refiner(refiner, network, [table])
+    guidance = float(network.defaults["guidance"] if guidance is None else guidance)
+    facts = _facts(network, table, guidance, negative, guidance_channels)
+    draw = partial(
+        generate,
+        network,
+        plan=table,
+        guidance=guidance,
+        negative=negative,
+        guidance_channels=guidance_channels,
+        refiner=light,
+        batch=batch,
+    )
+    series = _Series(draw, wanted, seed, len(table), f"{network.name} {table.name}")
     if as_sheet:
+        check_room(out.parent, drawn * channels, "pictures")
+        images = series.whole(batch)
         page = sheet(images, columns or _columns(n, prompts, style or []), scale=scale)
         save_png(page, out, {**facts, "condition": _list(wanted), "seed": _seeds(seed, wanted)})
     else:
-        _save_each(images, wanted, seed, out, facts, scale)
+        options = {
+            **facts, "negative": negative, "guidance channels": guidance_channels,
+            "autoencoder": facts.get("autoencoder"), "prompts": prompts, "seed": seed,
+            "scale": scale, "digest": table.digest,
+            "refiner": getattr(light, "fingerprint", None) if table.nfe["refiner"] else None,
+            "batch": batch, "device": network.device.type, "dtype": str(network.dtype),
+            **({"number": n} if len(prompts) > 1 else {}),  # of one prompt there may be more
+        }  # fmt: skip
+        series.into(PictureFolder(out, wanted, seed, facts, options), batch, scale)
     counts = ", ".join(f"{m} {kind}" for kind, m in table.nfe.items() if m)
-    print(
-        f"{len(images)} picture{'s' * (len(images) > 1)}, {counts} evaluations each, "
-        f"{seconds:.2f} s, {len(images) / seconds:.1f} images/s -> {printable(str(out))}"
-    )
+    say(f"{series.told}, {counts} evaluations each{series.speed} -> {out}")
+
+
+@dataclass
+class _Series:
+    """Pictures drawn in batches, with a bar; counts those drawn and the seconds it took."""
+
+    draw: Callable[..., list[Image.Image]]
+    prompts: list[str]
+    seed: int
+    evaluations: int
+    name: str
+    drawn: int = 0
+    seconds: float = 0.0
+
+    def whole(self, batch: int) -> list[Image.Image]:
+        """All pictures; nothing is left of them where that is interrupted."""
+        try:
+            batches = cut_batches(len(self.prompts), batch)
+            return [image for _, images in self.batches(batches) for image in images]
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                "nothing was written; into a folder (-o FOLDER) pictures are written as they come"
+            ) from None
+
+    def into(self, folder: PictureFolder, batch: int, scale: int) -> None:
+        """Draw and write the pictures that ``folder`` lacks."""
+        enlarged = lambda image: image.resize((image.width * scale, image.height * scale), 0)
+        with exclusive(folder.folder):
+            try:
+                for rows, images in self.batches(folder.missing(batch)):
+                    folder.write(rows, [*map(enlarged, images)])
+            except (KeyboardInterrupt, OSError) as e:
+                left = f"{folder.there} pictures are in {folder.folder}, the same command goes on"
+                raise type(e)(f"{e}; {left}" if str(e) else left) from None
+
+    def batches(self, batches: Sequence[range]) -> Iterator[tuple[range, list[Image.Image]]]:
+        """Draw ``batches`` of the pictures one after another."""
+        total = len(batches) * self.evaluations
+        start = time.perf_counter()
+        with (
+            tqdm(total=total, desc=printable(self.name), disable=None, delay=0.3) as bar,
+            warnings.catch_warnings(),
+        ):
+            warnings.filterwarnings("ignore", "prompt words not known")  # told of all at once
+
+            def tick(step: Step) -> None:
+                bar.update()
+
+            for rows in batches:
+                prompts = self.prompts[rows.start : rows.stop]
+                images = self.draw(prompts, seed=self.seed + rows.start, callback=tick)
+                self.drawn += len(images)
+                self.seconds = time.perf_counter() - start
+                yield rows, images
+
+    @property
+    def told(self) -> str:
+        """How many pictures, and how many of them were there already."""
+        n = len(self.prompts)
+        kept = n - self.drawn
+        return f"{n} picture{'s' * (n > 1)}" + f" ({kept} were there already)" * (kept > 0)
+
+    @property
+    def speed(self) -> str:
+        """Seconds, and pictures a second, where any was drawn."""
+        if not self.drawn:
+            return ""
+        return f", {self.seconds:.2f} s, {self.drawn / self.seconds:.1f} images/s"
+
+
+def _prompts(
+    model: Model, prompts: list[str], styles: list[str], negative: str | None
+) -> list[str]:
+    """The prompts in each of the styles, all of them checked before the first is drawn."""
+    if not prompts and not model.card.get("condition"):
+        prompts = [""]
+    if not prompts:
+        raise ValueError(
+            f"Missing argument 'PROMPTS...': labels or prompts for model {model.name!r} "
+            '("" is any)'
+        )
+    if styles:
+        prompts = [model.styled(p, s) for p in prompts for s in styles]
+    for asked in (prompts, [] if negative is None else [negative]):
+        if asked and (model.card.get("condition") or any(p.strip() for p in asked)):
+            model.condition(asked)
+    return prompts
 
 
 def _columns(n: int, prompts: list[str], styles: list[str]) -> int:
@@ -134,15 +244,18 @@ def _columns(n: int, prompts: list[str], styles: list[str]) -> int:
 
 
 def _facts(
-    model: Model, plan: Plan, guidance: float | None, negative: str | None
+    model: Model, plan: Plan, guidance: float, negative: str | None, channels: int | None
 ) -> dict[str, str]:
-    guidance = model.defaults["guidance"] if guidance is None else guidance
     facts = {
         "model": f"{model.name} {model.fingerprint}",
         "plan": plan.name,
         "guidance": str(guidance),
         "version": f"flowturbo {__version__}",
     }
+    if model.codec.fingerprint:
+        facts["autoencoder"] = f"{model.codec.name} {model.codec.fingerprint}"
+    if channels is not None:
+        facts["guidance channels"] = str(channels)
     return facts if negative is None else {**facts, "negative": negative}
 
 
@@ -154,29 +267,3 @@ def _list(prompts: list[str]) -> str:
 
 def _seeds(seed: int, prompts: list[str]) -> str:
     return str(seed) if len(prompts) == 1 else f"{seed}-{seed + len(prompts) - 1}"
-
-
-def _save_each(
-    images: list[Image.Image],
-    prompts: list[str],
-    seed: int,
-    folder: Path,
-    facts: dict[str, str],
-    scale: int,
-) -> None:
-    """One file a picture; if one cannot be written, those before it are removed."""
-    written: list[Path] = []
-    try:
-        for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
-            slug = re.sub(r"[^\w]+", "-", prompt).strip("-")[:40]
-            slug = slug or ("picture" if prompt.strip() else "unconditional")
-            path = folder / f"{i:04d}-{slug}-seed{seed + i}.png"
-            page = image.resize((image.width * scale, image.height * scale), 0)
-            existed = path.exists()
-            save_png(page, path, {**facts, "condition": prompt, "seed": str(seed + i)})
-            if not existed:
-                written.append(path)
-    except BaseException:
-        for path in written:
-            path.unlink(missing_ok=True)
-        raise

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from flowturbo.files import printable
+from flowturbo.cli.output import say, say_json, show
 from flowturbo.models.checkpoint import WEIGHTS, read_card
 from flowturbo.models.model import plans_of
 from flowturbo.models.prompts import names_of
@@ -37,28 +34,29 @@ def run(
 
     Example: flowturbo models digits
     """
+    if name is not None and not name.strip():
+        raise ValueError(f"NAME {name!r}: must not be empty")
     if group is not None and (name is None or as_json):
         raise ValueError(f"--group {short(group)}: give a model, and no --json, with it")
-    console = Console()
     if name is None and not as_json:
-        console.print(_overview())
-        console.print("the card of one: flowturbo models NAME")
+        show(_overview())
+        say("the card of one: flowturbo models NAME")
         return
     cards = {n: read_card(find(n)) for n in ([name] if name else bundled())}
     if as_json:
-        print(json.dumps(cards[name] if name else cards, indent=1, ensure_ascii=False))
+        say_json(cards[name] if name else cards)
         return
     for n, card in cards.items():
         if group is not None:
             for line in _group(card.get("condition", {}).get("groups", {}), group, n):
-                print(printable(line))
+                say(line)
             continue
         size = (find(n) / WEIGHTS).stat().st_size / 1e6
         title = f"{card.get('name', n)}: {card.get('description', '')} ({size:.1f} MB)"
-        console.print(Text(printable(title)), soft_wrap=True)
-        console.print(_card(card, find(n)))
+        say(title)
+        show(_card(card, find(n)))
         for line in _how(n, card.get("condition", {})):
-            print(printable(line))  # whole, to be copied
+            say(line)  # whole, to be copied
 
 
 def _overview() -> Table:
@@ -90,7 +88,7 @@ def _card(card: dict[str, Any], home: Path) -> Table:
         rows = {**_prompts(condition), **rows}
     rows |= {f"plan {n}": _plan(p) for n, p in plans_of(home).items()}
     for key, value in rows.items():
-        table.add_row(Text(printable(key)), Text(printable(value)))
+        table.add_row(key, value)
     return table
 
 
@@ -99,7 +97,7 @@ def _plan(plan: Plan) -> str:
     count = f"{plan.nfe['model']} evaluations"
     if plan.nfe["refiner"]:
         count += f", {plan.nfe['refiner']} of the refiner"
-    if "error" not in plan.info:
+    if not {"error", "plain"} <= plan.info.keys():
         return count
     own, plain = plan.info["error"], plan.info["plain"]
     tell = lambda e: f"{e['rmse']:.3f}, median {e['median']:.3f}"

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+from math import inf, nan
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 
+from flowturbo.files import check_writable, reserved
+from flowturbo.models.checkpoint import CARD
+from flowturbo.models.model import Model
 from flowturbo.plan import Plan
+from flowturbo.refiner.checkpoint import load_refiner
+from flowturbo.sampler import Refiner
+from flowturbo.tasks.generate import resolve_refiner
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -19,7 +28,10 @@ __all__ = [
     "PlanName",
     "PlanNames",
     "Seed",
+    "Vae",
+    "read_lines",
     "read_plan",
+    "reserve",
     "resolve_batch",
     "resolve_device",
     "resolve_dtype",
@@ -39,6 +51,12 @@ PlanNames = Annotated[
     list[str] | None,
     typer.Option("--plan", help="May be given several times; by default the card's."),
 ]
+RefinerName = Annotated[
+    str | None,
+    typer.Option(
+        "--refiner", help="A folder or bundled name with a refiner; by default the model's own."
+    ),
+]
 GuidanceScale = Annotated[
     float | None, typer.Option("--guidance", "-g", help="Scale of guidance; 1 is off.")
 ]
@@ -46,6 +64,10 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of the first picture, fr
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, ...")]
 DtypeName = Annotated[
     str, typer.Option("--dtype", help="float32, bfloat16 or float16, of the weights.")
+]
+Vae = Annotated[
+    str | None,
+    typer.Option("--vae", help="Autoencoder of a model of latents: a folder, or hf:owner/repo."),
 ]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -64,7 +86,8 @@ def resolve_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as e:
         reason = str(e).splitlines()[0]
-        raise ValueError(f"device={name!r} cannot be used here ({reason}); try cpu") from e
+        near = "cuda" if "gpu" in name.lower() else "cpu"
+        raise ValueError(f"device={name!r} cannot be used here ({reason}); try {near}") from e
     return device
 
 
@@ -79,9 +102,12 @@ def resolve_guidance(text: str) -> tuple[float, float]:
     """The (lowest, highest) scale of "2" or "1-4"; ``ValueError`` if it is neither."""
     low, dash, high = text.partition("-")
     try:
-        return float(low), float(high if dash else low)
+        scales = float(low), float(high if dash else low)
     except ValueError:
-        raise ValueError(f"--guidance {text!r}: must be a scale (2) or a range (1-4)") from None
+        scales = nan, nan
+    if not -inf < scales[0] <= scales[1] < inf:
+        raise ValueError(f"--guidance {text!r}: must be a scale (2) or a range (1-4)")
+    return scales
 
 
 def resolve_batch(text: str) -> list[int]:
@@ -93,11 +119,65 @@ def resolve_batch(text: str) -> list[int]:
 
 
 def read_plan(text: str | None) -> Plan | str | None:
-    """The plan of a file or a notation, before weights are loaded; else a name of the model's."""
-    if text is None or text.isalpha():
+    """The plan of a file, before weights are loaded; else a notation, or a name of the model's.
+
+    Raises:
+        ValueError: if the file is missing or holds no plan.
+    """
+    if text is None or Path(text).suffix.lower() != ".json":
         return text
-    if text.endswith(".json"):
-        if not Path(text).is_file():
-            raise ValueError(f"--plan {text}: no such file")
-        return Plan.load(text)
-    return Plan.parse(text)
+    if not Path(text).is_file():
+        raise ValueError(f"--plan {text}: no such file")
+    return Plan.load(text)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The prompts in a file, one a line; ``ValueError`` if there are none, or it is no text."""
+    try:
+        lines = [x for x in path.read_text(encoding="utf-8").splitlines() if x.strip()]
+    except (OSError, UnicodeDecodeError) as e:
+        raise ValueError(f"--prompts {path}: cannot be read ({e})") from e
+    if not lines:
+        raise ValueError(f"--prompts {path}: holds no prompts, one a line")
+    return lines
+
+
+def find_refiner(name: str | None, model: Model, plans: Sequence[Plan]) -> Refiner | None:
+    """The refiner called ``name``, or the one that came with ``model`` where a plan needs it.
+
+    A warning says if no plan needs the one that was named.
+
+    Raises:
+        ValueError: if there is none, and a plan needs it; if it was made for another model.
+    """
+    needing = [p for p in plans if p.nfe["refiner"]]
+    if name is not None:
+        refiner = load_refiner(name, model)
+        if not needing:
+            shown = ", ".join(p.name for p in plans)
+            warnings.warn(f"--refiner {name}: not used, plan {shown} has no R", stacklevel=2)
+        return refiner
+    for plan in needing:
+        own = resolve_refiner(model, plan, None)
+        if own is None:
+            raise ValueError(
+                f"plan {plan.name!r} has {plan.nfe['refiner']} refiner evaluations, and model "
+                f"{model.name!r} came without a refiner: give one with --refiner, or take a plan "
+                "without R"
+            )
+        return own
+    return None
+
+
+def reserve(context: typer.Context, out: Path, what: str, *suffixes: str) -> None:
+    """Hold an output of a command until it ends; refuse, before long work, another suffix."""
+    if out.suffix.lower() not in suffixes:
+        raise ValueError(f"-o {out}: {what} is written as {' or '.join(suffixes)}")
+    context.with_resource(reserved(out))
+
+
+def check_folder(out: Path, option: str = "-o") -> None:
+    """Refuse, before long work, an output that is no folder, or cannot be written."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{option} {out}: is there already and is no folder")
+    check_writable(out / CARD)

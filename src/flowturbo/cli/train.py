@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from tqdm import tqdm
 
+from flowturbo.cli.options import check_folder, resolve_device
+from flowturbo.cli.output import say
+from flowturbo.models.codec import Codec, Pixels, latent_codec
 from flowturbo.models.sit import SiTConfig
 
 __all__ = ["run"]
@@ -23,7 +27,12 @@ def run(
     name: Annotated[str | None, _option("name", "On the card; the folder's by default.")] = None,
     licence: Annotated[str, _option("licence", "Of the data, for the card.")] = "not stated",
     size: Annotated[int, _option("size", "Side of the images.")] = 32,
-    patch: Annotated[int, _option("patch", "Side of a patch.")] = 4,
+    vae: Annotated[
+        str | None, _option("vae", "Train on latents of this autoencoder: a folder, hf:owner/repo.")
+    ] = None,
+    patch: Annotated[
+        int | None, _option("patch", "Side of a patch; by default 4, of latents 2.")
+    ] = None,
     width: Annotated[int, _option("width", "Channels of a token.")] = 192,
     depth: Annotated[int, _option("depth", "Blocks.")] = 6,
     heads: Annotated[int, _option("heads", "Attention heads.")] = 6,
@@ -48,8 +57,9 @@ def run(
 
     Example: flowturbo train --data photos/ --out runs/photos --size 32 --steps 20000
     """
-    from flowturbo.train import TrainConfig, load_data, train
+    from flowturbo.train import TrainConfig, as_states, load_data, train
 
+    check_folder(out)
     config = TrainConfig(
         steps=steps,
         batch=batch,
@@ -66,13 +76,23 @@ def run(
         save_every=save_every,
         preview_every=preview_every,
     )
+    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(data)):
+        raise ValueError(
+            f"--out {out}: in the data, which its pictures would become part of; choose another"
+        )
+    codec: Codec = Pixels()
+    if vae is not None:
+        codec = latent_codec(vae, home=out, device=resolve_device("auto"))
+        codec.state_shape((codec.picture_shape((1, 1, 1))[0], size, size))
     images = load_data(data, size)
+    say(images.describe())
+    states = as_states(images, codec, out / "latents")
     condition = images.condition or {}
     tokenizer = condition.get("tokenizer")
     architecture = SiTConfig(
-        size=size,
-        channels=images.shape[0],
-        patch=patch,
+        size=states.shape[1],
+        channels=states.shape[0],
+        patch=patch if patch is not None else 4 if vae is None else 2,
         width=width,
         depth=depth,
         heads=heads,
@@ -91,5 +111,5 @@ def run(
             bar.update(step - bar.n)
             bar.set_postfix(loss=f"{loss:.4f}")
 
-        train(architecture, images, out, config, card=card, report=report)
-    print(f"{steps} steps, {len(images)} images -> {out}")
+        train(architecture, states, out, config, card=card, report=report)
+    say(f"{steps} steps, {len(images)} images -> {out}")

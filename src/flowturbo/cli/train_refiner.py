@@ -8,7 +8,17 @@ from typing import Annotated, Any
 import typer
 from tqdm import tqdm
 
-from flowturbo.cli.options import Device, ModelName, resolve_device, resolve_guidance
+from flowturbo.checks import whole
+from flowturbo.cli.options import (
+    Device,
+    ModelName,
+    check_folder,
+    read_lines,
+    read_plan,
+    resolve_device,
+    resolve_guidance,
+)
+from flowturbo.cli.output import say
 from flowturbo.models.text import Tokenizer
 from flowturbo.models.zoo import load
 
@@ -47,6 +57,9 @@ def run(
     data: Annotated[
         Path | None, _option("data", "With --paper: an .npz or a folder of images.")
     ] = None,
+    vae: Annotated[
+        str | None, _option("vae", "With --paper: encode the images by this instead of the card's.")
+    ] = None,
     seed: Annotated[int, _option("seed", "Of everything random.")] = 0,
     bf16: Annotated[bool, typer.Option(help="Run the refiner in bfloat16.")] = False,
     compile: Annotated[bool, typer.Option(help="Compile the refiner.")] = False,
@@ -57,12 +70,23 @@ def run(
 
     Example: flowturbo train-refiner --model digits --guidance 1-4 --minutes 10 -o runs/refiner
     """
-    from flowturbo.plan import Plan
-    from flowturbo.train import load_data, paper_config, train_paper_refiner, train_refiner
+    from flowturbo.train import (
+        as_states,
+        load_data,
+        paper_config,
+        train_paper_refiner,
+        train_refiner,
+    )
 
     if paper != (data is not None):
         raise ValueError("--paper and --data go together: the paper's refiner is trained on data")
-    teacher = load(model, device=resolve_device(device))
+    if vae is not None and not paper:
+        raise ValueError(f"--vae {vae}: only the training on data encodes; leave --vae out")
+    if paper and (plan or prompts):
+        raise ValueError(f"{'--plan' if plan else '--prompts'}: not of the paper's refiner")
+    check_folder(out)
+    pattern, lines = read_plan(plan), read_lines(prompts) if prompts else []
+    teacher = load(model, device=resolve_device(device), vae=vae)
     options: dict[str, Any] = dict(seed=seed, bf16=bf16, compile=compile, save_every=save_every)
     given = {k: v for k, v in (("batch", batch), ("lr", lr)) if v is not None}
     bars: dict[str, tqdm] = {}
@@ -76,18 +100,20 @@ def run(
         condition = teacher.card.get("condition", {})
         tokenizer = condition.get("tokenizer")
         known = Tokenizer.from_json(tokenizer) if tokenizer else None
-        images = load_data(data, teacher.shape[1], known)
-        config = paper_config(steps=iterations or 30_000, **given, **options)
+        images = load_data(data, teacher.picture_shape[1], known)
+        say(images.describe())
+        states = as_states(images, teacher.codec, out / "refiner-run" / "latents")
+        number = 30_000 if iterations is None else whole("iterations", iterations, 1)
+        config = paper_config(steps=number, **given, **options)
         told = lambda step, loss: report("iterations", step, config.steps)
-        train_paper_refiner(teacher, images, out, config, block=block, report=told)
+        train_paper_refiner(teacher, states, out, config, block=block, report=told)
         measured = {}
     else:
-        lines = prompts.read_text(encoding="utf-8").splitlines() if prompts else []
         refiner = train_refiner(
             teacher,
-            cond=teacher.condition([x for x in lines if x.strip()]) if prompts else None,
+            cond=teacher.condition(lines) if prompts else None,
             folder=out,
-            plan=Plan.load(plan) if plan and plan.endswith(".json") else plan,
+            plan=pattern,
             report=report,
             kind=kind,
             guidance=resolve_guidance(guidance),
@@ -102,5 +128,5 @@ def run(
     for bar in bars.values():
         bar.close()
     for what, errors in measured.items():
-        print(f"{what}: {', '.join(f'{name} {error}' for name, error in errors.items())}")
-    print(f"refiner of {teacher.name} -> {out}")
+        say(f"{what}: {', '.join(f'{name} {error}' for name, error in errors.items())}")
+    say(f"refiner of {teacher.name} -> {out}")

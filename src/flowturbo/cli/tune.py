@@ -7,8 +7,14 @@ from typing import Annotated
 
 import typer
 
-from flowturbo.cli.options import Device, ModelName, resolve_device, resolve_guidance
-from flowturbo.files import check_writable
+from flowturbo.cli.options import (
+    Device,
+    ModelName,
+    reserve,
+    resolve_device,
+    resolve_guidance,
+)
+from flowturbo.cli.output import say
 from flowturbo.fit.tune import tune
 from flowturbo.models.zoo import load
 from flowturbo.refiner.checkpoint import load_refiner
@@ -17,6 +23,7 @@ __all__ = ["run"]
 
 
 def run(
+    context: typer.Context,
     model: ModelName,
     nfe: Annotated[int, typer.Option("--nfe", help="Evaluations of the model.")] = 6,
     budget_ms: Annotated[
@@ -50,10 +57,8 @@ def run(
 
     Example: flowturbo tune --model digits --nfe 6 -o digits-6.json
     """
-    if out.suffix.lower() != ".json":
-        raise ValueError(f"-o {out}: a plan is written as .json")
     scale = None if guidance is None else resolve_guidance(guidance)
-    check_writable(out)
+    reserve(context, out, "a plan", ".json")
     field = load(model, device=resolve_device(device))
     plan = tune(
         field,
@@ -67,15 +72,15 @@ def run(
         search=search,
         contrast=contrast,
         folder=folder,
-        report=print,
+        report=say,
     )
     plan.save(out)
-    print(repr(plan))
+    say(repr(plan))
     for name, error in (
         ("this plan", plan.info["error"]),
         (plan.info["plain"]["name"], plan.info["plain"]),
     ):
-        print(
+        say(
             f"{name}: error {error['rmse']:.4f}, median {error['median']:.4f}, to the converged ODE"
         )
-    print(f"-> {out}")
+    say(f"-> {out}")

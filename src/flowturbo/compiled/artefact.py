@@ -2,12 +2,14 @@
 
 The file is the ``.pt2`` archive of AOTInductor, one library for each number of rows with the
 weights in it, and a manifest, ``extra/flowturbo.json``: what it was made of, and what it was made
-for. That is compared before anything of the archive is loaded. A library is native code: load only
-files that you would run as a program.
+for. That is checked, compared, and the archive tested for damage, before anything of it is loaded.
+Nothing in it is unpickled, but a library is native code: load only files that you would run as a
+program.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import re
@@ -21,12 +23,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from flowturbo import checks
 from flowturbo._version import __version__
 from flowturbo.compiled.backend import inductor_options
 from flowturbo.compiled.sampler import compile, prepare
 from flowturbo.compiled.shapes import Inputs, Sampler, Shapes
 from flowturbo.field import Field
 from flowturbo.files import replacing
+from flowturbo.models.model import Model
 from flowturbo.plan import Plan
 from flowturbo.sampler import Refiner
 
@@ -36,6 +40,7 @@ FORMAT = 1
 _MANIFEST = "extra/flowturbo.json"
 
 
+@checks.known_keywords
 def export(
     path: str | Path,
     model: Field,
@@ -63,7 +68,8 @@ def export(
         ValueError: as ``compile``, and if the condition cannot go into a file.
         OSError: if the file cannot be written.
     """
-    path = Path(path)
+    path = checks.path("path", path)
+    checks.flag("progress", progress)
     if path.suffix != ".pt2":
         raise ValueError(f"path={str(path)!r}: a compiled sampler is written as .pt2")
     function, shapes, null_of = prepare(
@@ -79,6 +85,7 @@ def export(
     )
     if not (shapes.cond is None or isinstance(shapes.cond, Tensor)):
         raise ValueError("cond: only a tensor, or None, can be exported; use flowturbo.compile")
+    options = inductor_options(options)
     null = None if shapes.guidance is None else null_of(shapes.cond)
     from torch._inductor import aot_compile
     from torch._inductor.package.package import package_aoti
@@ -87,19 +94,31 @@ def export(
     files: dict[str, Any] = {}
     with torch.no_grad(), warnings.catch_warnings(), replacing(path) as temporary:
         warnings.simplefilter("ignore", FutureWarning)  # of torch, at itself
-        for size in tqdm(shapes.batch, desc=f"export {function.plan.name}", disable=None):
+        quiet = None if progress else True
+        for size in tqdm(shapes.batch, desc=f"export {function.plan.name}", disable=quiet):
             inputs = shapes.example(size, null)
             program = torch.export.export(function, inputs, strict=False)
             files[f"rows{size}"] = aot_compile(
                 _module(program),
                 inputs,
-                options={**inductor_options(options), "aot_inductor.package": True},
+                options={**options, "aot_inductor.package": True},
             )
         package_aoti(str(temporary), files)
         with zipfile.ZipFile(temporary, "a") as archive:
             root = archive.namelist()[0].partition("/")[0]
+            manifest["digest"] = _digest(manifest, archive.infolist())
             archive.writestr(f"{root}/{_MANIFEST}", json.dumps(manifest, indent=1))
     return manifest
+
+
+def _digest(manifest: Mapping[str, Any], parts: Sequence[zipfile.ZipInfo]) -> str:
+    """16 hexadecimal digits of a manifest and of the rest of its archive, which belong together.
+
+    A library takes the shapes that it was compiled for, whatever a manifest says.
+    """
+    told = {key: value for key, value in manifest.items() if key != "digest"}
+    rest = sorted((part.filename.partition("/")[2], part.CRC) for part in parts)
+    return hashlib.sha256(json.dumps([told, rest], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _module(program: Any) -> Any:
@@ -183,19 +202,28 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         ValueError: if it is no such file, is damaged, or is of a later version.
         OSError: if it cannot be read.
     """
+    from flowturbo.compiled.manifest import Manifest
+    from flowturbo.schema import MOST_BYTES, check, open_archive, parse_json
+
+    again = "export it again"
     try:
-        with zipfile.ZipFile(path) as archive:
-            (name,) = [n for n in archive.namelist() if n.endswith(_MANIFEST)]
-            manifest = json.loads(archive.read(name))
-    except (zipfile.BadZipFile, ValueError) as e:
-        raise ValueError(
-            f"{path}: not a sampler that this library exported, or damaged ({e})"
-        ) from e
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ValueError(f"{path}: of another version of this library; export it again")
-    return manifest
+        with open_archive(path) as archive:
+            entries = [e for e in archive.infolist() if e.filename.endswith(f"/{_MANIFEST}")]
+            if len(entries) != 1 or entries[0].file_size > MOST_BYTES:
+                raise ValueError(f"it has {len(entries)} manifests, or too large a one")
+            content = archive.read(entries[0])
+            parts = [e for e in archive.infolist() if e is not entries[0]]
+    except ValueError as e:
+        raise ValueError(f"{e}; not a sampler that this library exported") from e
+    manifest = parse_json(content, f"{path}: {_MANIFEST}", again)
+    check(manifest, Manifest, f"{path}: {_MANIFEST}", again)
+    if manifest["digest"] != _digest(manifest, parts):
+        raise ValueError(f"{path}: the manifest is not that of these libraries; {again}")
+    _null(manifest, path, torch.device("cpu"))
+    return manifest  # type: ignore[no-any-return]
 
 
+@checks.known_keywords
 def load_compiled(
     path: str | Path,
     *,
@@ -220,6 +248,13 @@ def load_compiled(
             there is no fallback; if it is damaged; if ``fallback`` has other weights.
         OSError: if it cannot be read.
     """
+    path = checks.path("path", path)
+    if device is not None:
+        device = checks.device("device", device)
+    if fallback is not None:
+        checks.function("fallback", fallback, "x, t, cond")
+    if refiner is not None:
+        checks.function("refiner", refiner, "x, t, cond, history")
     manifest = read_manifest(path)
     wanted = manifest["made_for"]
     try:
@@ -247,7 +282,7 @@ def _fallback(
                 f"{reason}; and the fallback has other weights, {_fingerprint(given)}, than its "
                 f"{name}, {made_for}"
             )
-    warnings.warn(f"{reason}; the plan is run uncompiled", stacklevel=3)
+    checks.warn(f"{reason}; the plan is run uncompiled")
     dtype = manifest["dtype"]
     return compile(
         model,
@@ -256,8 +291,8 @@ def _fallback(
         batch=manifest["batch"],
         dtype=dtype and _dtype(dtype),
         guidance=1.0 if manifest["guidance"] is None else manifest["guidance"],
-        shape=manifest["state"]["shape"],
-        cond=_example(manifest["cond"], "cpu"),
+        shape=getattr(model, "shape", manifest["state"]["shape"]),
+        cond=None if isinstance(model, Model) else _example(manifest["cond"], "cpu"),
         scope="none",
         progress=False,
     )
@@ -271,6 +306,8 @@ class LoadedSampler(Sampler):
     """
 
     def __init__(self, path: str | Path, manifest: dict[str, Any], device: torch.device) -> None:
+        from flowturbo.schema import open_archive
+
         refiner = manifest["refiner"] or {}
         known = _Refiner() if refiner.get("guidance_range") else None
         if known:
@@ -285,8 +322,10 @@ class LoadedSampler(Sampler):
         )
         super().__init__(_plan(manifest), shapes, known)
         self.manifest = manifest
-        null = manifest["null"]
-        self._null = null if null is None else torch.tensor(null, device=device).to(shapes.cond)
+        self._null = _null(manifest, path, device)
+        with open_archive(path) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} is damaged; copy or export it again")
         self._calls = {size: _library(path, f"rows{size}", device) for size in shapes.batch}
 
     def null_condition(self, cond: Any) -> Any:
@@ -300,10 +339,15 @@ class LoadedSampler(Sampler):
 def _library(path: str | Path, name: str, device: torch.device) -> Any:
     """A list of tensors to a list of them; without the compiler, whose import takes seconds."""
     loader: Any = torch._C._aoti.AOTIModelPackageLoader  # type: ignore[attr-defined]
+    index = -1 if device.index is None else device.index
     try:
-        return loader(str(path), name, False, 1, -1 if device.index is None else device.index).run
-    except TypeError:  # earlier versions of torch take two
-        return loader(str(path), name).run
+        try:
+            return loader(str(path), name, False, 1, index).run
+        except TypeError:  # earlier versions of torch take two
+            return loader(str(path), name).run
+    except RuntimeError as e:
+        reason = str(e).splitlines()[0]
+        raise ValueError(f"{path}: {name} cannot be loaded ({reason}); export it again") from e
 
 
 class _Refiner:
@@ -315,6 +359,21 @@ class _Refiner:
 
 def _plan(manifest: Mapping[str, Any]) -> Plan:
     return Plan.from_json(json.dumps(manifest["plan"]))
+
+
+def _null(manifest: Mapping[str, Any], path: str | Path, device: torch.device) -> Tensor | None:
+    """The unconditional condition, of one row."""
+    example = _example(manifest["cond"], "meta")
+    if manifest["null"] is None or example is None:
+        return None
+    try:
+        made = torch.tensor(manifest["null"], dtype=example.dtype, device=device)
+    except (ValueError, TypeError, RuntimeError) as e:
+        raise ValueError(f"{path}: {_MANIFEST}: null: {e}; export it again") from e
+    if made.shape != example.shape:
+        shapes = f"null of shape {tuple(made.shape)}, cond of {tuple(example.shape)}"
+        raise ValueError(f"{path}: {_MANIFEST}: {shapes}; export it again")
+    return made
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowturbo.checks import did_you_mean, shown
 from flowturbo.compiled.function import Function
 from flowturbo.plan import Row
 from flowturbo.sampler import History, Velocities, run, step
@@ -28,9 +29,21 @@ def inductor_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
 
     On CPUs a tanh of its own, as in GELU, takes three times as long as one made of exp, which is
     off by 1e-7 at the most.
+
+    Raises:
+        ValueError: if there is no such option.
     """
     from torch._inductor import config
 
+    if not isinstance(options, Mapping | None):
+        raise ValueError(f"options={shown(options)}: must be options of inductor by their names")
+    known = config.get_config_copy()  # type: ignore[attr-defined]
+    for name, value in (options or {}).items():
+        if name not in known:
+            raise ValueError(
+                f"options[{name!r}]={shown(value)}: inductor has no such option"
+                f"{did_you_mean(name, known)}"
+            )
     ours = {"cpp.use_decompose_tanh": True} if hasattr(config.cpp, "use_decompose_tanh") else {}
     return {**ours, **(options or {})}
 

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowturbo.compiled.shapes import tensors
-from flowturbo.field import map_condition
+from flowturbo.field import map_condition, tensors
 
 __all__ = ["Captured", "Place"]
 

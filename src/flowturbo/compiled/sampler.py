@@ -6,23 +6,27 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from flowturbo import checks
+from flowturbo.checks import shown
 from flowturbo.compiled.backend import SCOPES, Compiler, Recompiled, inductor_options
 from flowturbo.compiled.capture import Captured, Place
 from flowturbo.compiled.function import Function, in_dtype
 from flowturbo.compiled.memory import peak_bytes
-from flowturbo.compiled.shapes import Inputs, Sampler, Shapes, tensors
-from flowturbo.field import Field, Guidance, cut
+from flowturbo.compiled.shapes import Inputs, Sampler, Shapes
+from flowturbo.field import Field, Guidance, cut, tensors
 from flowturbo.models.model import Model
-from flowturbo.plan import Plan
-from flowturbo.sampler import Refiner, check_refiner, needed_refiner, warn_if_foreign
+from flowturbo.plan import Plan, as_plan
+from flowturbo.sampler import Refiner, check_inputs, check_refiner, needed_refiner, warn_if_foreign
 
 __all__ = ["CompiledSampler", "compile", "prepare"]
 
 
+@checks.known_keywords
 def compile(
     model: Field,
     plan: Plan | str,
@@ -68,8 +72,10 @@ def compile(
     Raises:
         ValueError: if an argument is not as said, or the field cannot be compiled whole.
     """
-    if scope not in SCOPES:
-        raise ValueError(f"scope={scope!r}: must be one of {', '.join(SCOPES)}")
+    checks.one_of("scope", scope, SCOPES)
+    if capture is not None:
+        checks.flag("capture", capture)
+    checks.flag("progress", progress)
     function, shapes, null = prepare(
         model,
         plan,
@@ -85,7 +91,8 @@ def compile(
     if capture and not cuda:
         raise ValueError(f"capture=True: CUDA graphs need CUDA, and this is {shapes.device}")
     capture = cuda and scope == "plan" if capture is None else capture
-    return CompiledSampler(function, shapes, null, scope, capture, options or {}, progress)
+    options = inductor_options(options)
+    return CompiledSampler(function, shapes, null, scope, capture, options, progress)
 
 
 def prepare(
@@ -104,31 +111,45 @@ def prepare(
 
     Arguments and errors are those of ``compile``.
     """
-    plan = Plan.parse(plan) if isinstance(plan, str) else plan
-    wanted = [batch] if isinstance(batch, int) else list(batch)
-    if not wanted or any(not isinstance(b, int) or isinstance(b, bool) or b < 1 for b in wanted):
-        raise ValueError(f"batch={batch}: must be numbers of rows, each at least 1")
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype={dtype}: must be a floating point type, or None")
+    plan = as_plan(plan)
+    wanted = _numbers_of_rows(batch)
+    checks.function("model", model, "x, t, cond")
+    if dtype is not None:
+        dtype = checks.dtype("dtype", dtype)
+    if device is not None:
+        device = checks.device("device", device)
+    if refiner is not None:
+        checks.function("refiner", refiner, "x, t, cond, history")
     refiner = needed_refiner(plan, refiner)
     guide = model if isinstance(model, Guidance) else None
     field: Any = guide.field if guide else model
-    if guidance is None:
-        guidance = float(guide.scale) if guide else getattr(model, "defaults", {}).get("guidance")
-    guidance = 1.0 if guidance is None else float(guidance)
+    scale: Any = guidance
+    if scale is None:
+        scale = guide.scale if guide else getattr(model, "defaults", {}).get("guidance", 1.0)
+    if isinstance(scale, Tensor) and scale.numel() == 1:
+        scale = scale.item()
+    guidance = checks.number("guidance", scale)
     shape = getattr(field, "shape", None) if shape is None else shape
     if shape is None:
         raise ValueError("shape=None: the field has none; pass shape=(channels, height, width)")
+    shape = checks.sizes("shape", shape)
     if cond is None and isinstance(field, Model) and field.card.get("condition"):
         cond = field.condition([""])
+    for c in [cond] if isinstance(cond, np.ndarray) else tensors(cond):
+        if not len(checks.tensor("cond", c, ("B", ...))):
+            raise ValueError(f"cond={shown(c)}: an example needs a row at least")
     weight = next(field.parameters(), None) if isinstance(field, nn.Module) else None
     placed = tensors(cond) + ([] if weight is None else [weight])
     if device is None:
         device = placed[-1].device if placed else "cpu"
+    for part in placed:
+        if part.device != torch.device(device):
+            whose = "the model" if part is weight else "cond"
+            raise ValueError(f"device={str(device)!r}: {whose} is on {part.device}; move it there")
     kept = dtype or (weight.dtype if weight is not None else torch.float32)
     shapes = Shapes(
-        shape=tuple(shape),
-        batch=tuple(sorted(set(wanted))),
+        shape=shape,
+        batch=wanted,
         dtype=torch.float64 if kept == torch.float64 else torch.float32,
         device=torch.empty(0, device=device).device,  # with its index
         cond=cut(cond, slice(1)),
@@ -138,6 +159,7 @@ def prepare(
         guide = guide or Guidance(field, guidance)  # checks
         if cond is None:
             raise ValueError("guidance needs a condition: pass an example as cond, or guidance=1")
+    check_inputs(field, refiner, shapes.example(1)[0], shapes.cond)
     if refiner is not None:
         check_refiner(plan, refiner, guidance)
     warn_if_foreign(plan, field, refiner, guidance)
@@ -154,6 +176,13 @@ def prepare(
         return field.null_condition(cond) if guide is None or guide.null is None else guide.null
 
     return function.eval(), shapes, null
+
+
+def _numbers_of_rows(batch: Any) -> tuple[int, ...]:
+    wanted = {checks.whole("batch", n, 1) for n in (batch if checks.is_list(batch) else [batch])}
+    if not wanted:
+        raise ValueError(f"batch={shown(batch)}: must be a number of rows, or several")
+    return tuple(sorted(wanted))
 
 
 class CompiledSampler(Sampler):
@@ -181,7 +210,8 @@ class CompiledSampler(Sampler):
         options: Mapping[str, Any],
         progress: bool,
     ) -> None:
-        super().__init__(function.plan, shapes, function.refiner)
+        check = getattr(function.field, "check_inputs", None)
+        super().__init__(function.plan, shapes, function.refiner, check)
         self._null, self._compiler = null, Compiler()
         self._calls: dict[int, Callable[..., Tensor]] = {}
         import torch._dynamo  # slow to import
@@ -191,7 +221,7 @@ class CompiledSampler(Sampler):
         self.report: dict[str, Any] = {"scope": scope, "capture": capture}
         self.report |= {"seconds": {}, "difference": {}, "largest": {}, "peak_bytes": {}}
         limit = torch._dynamo.config.patch(recompile_limit=4 * len(shapes.batch) + 8)
-        with config.patch(inductor_options(options)), limit:
+        with config.patch(dict(options)), limit:
             sizes = tqdm(
                 shapes.batch[::-1],  # the largest first: the others fit into its memory
                 desc=f"compile {self.plan.name} ({scope})",

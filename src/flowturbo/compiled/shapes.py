@@ -6,20 +6,20 @@ the largest.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowturbo.field import map_condition
+from flowturbo import checks
+from flowturbo.checks import shown
+from flowturbo.field import check_scale, map_condition
 from flowturbo.plan import Plan
 from flowturbo.sampler import check_refiner
 
-__all__ = ["Inputs", "Sampler", "Shapes", "tensors"]
+__all__ = ["Inputs", "Sampler", "Shapes"]
 
 Inputs = tuple[Tensor, Any, Any, Tensor | None]  # x, cond, null, scale
 
@@ -63,28 +63,27 @@ class Shapes:
     def state(self, x: Tensor) -> Tensor:
         """``x`` as the loop holds it; ``ValueError`` unless it fits."""
         sizes = f"compiled for states {self.shape}, batch {self.batch}, {self.dtype}, {self.device}"
-        if not isinstance(x, Tensor) or x.shape[1:] != self.shape or not len(x):
-            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"x is {got}: {sizes}; compile another sampler for other shapes")
+        if checks.tensor("x", x, ("B", ...)).shape[1:] != self.shape:
+            raise ValueError(f"x={shown(x)}: {sizes}; compile another sampler for other shapes")
         low = self.dtype == torch.float32 and x.dtype in (torch.float16, torch.bfloat16)
         if x.device != self.device or not (x.dtype == self.dtype or low):
             raise ValueError(
-                f"x is {x.dtype} on {x.device}: {sizes}; pass x.to({str(self.device)!r}, "
-                f"{self.dtype})"
+                f"x={shown(x)}: {sizes}; pass x.to({str(self.device)!r}, {self.dtype})"
             )
         return x.to(self.dtype)
 
     def scale(self, guidance: Any, rows: int) -> Tensor:
         """The scale of each row, (rows,)."""
+        guidance = check_scale(guidance)
         if isinstance(guidance, Tensor):
-            if guidance.shape not in ((), (1,), (rows,)) or not guidance.isfinite().all():
+            if guidance.shape not in ((), (1,), (rows,)) or guidance.is_meta:
                 raise ValueError(
-                    f"guidance={guidance}: must be finite, one number or one per image ({rows},)"
+                    f"guidance={shown(guidance)}: must be one number, or one per image ({rows},)"
                 )
             return guidance.to(self.device, self.dtype).expand(rows).contiguous()
-        if not isinstance(guidance, Real) or not math.isfinite(guidance):
-            raise ValueError(f"guidance={guidance!r}: must be a finite number, or one per image")
-        return torch.full((rows,), float(guidance), dtype=self.dtype, device=self.device)
+        if abs(guidance) > torch.finfo(self.dtype).max:
+            raise ValueError(f"guidance={guidance}: is too large for {self.dtype}")
+        return torch.full((rows,), guidance, dtype=self.dtype, device=self.device)
 
     def condition(self, name: str, value: Any, rows: int, least: int | None = None) -> Any:
         """``value``, refused unless it is like the condition compiled for, but for its rows."""
@@ -103,18 +102,26 @@ class Sampler:
         shapes: what it takes.
     """
 
-    def __init__(self, plan: Plan, shapes: Shapes, refiner: Any = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        shapes: Shapes,
+        refiner: Any = None,
+        check_inputs: Callable[..., None] | None = None,
+    ) -> None:
         self.plan, self.shapes = plan, shapes
         self._refiner = refiner  # or what has its range of guidance
+        self._check_inputs = check_inputs  # of the field, see ``flowturbo.field``
 
+    @checks.known_keywords
     def __call__(
         self, x: Tensor, cond: Any = None, *, guidance: Any = None, negative: Any = None
     ) -> Tensor:
         """Carry ``x`` from ``plan.times[0]`` to ``plan.times[-1]``.
 
         Args:
-            x: the state to start from, (n, *shape) for any n from 1; float16 and bfloat16 states
-                are kept in float32.
+            x: the state to start from, (n, *shape) for any n; float16 and bfloat16 states are kept
+                in float32.
             cond: the condition of n rows.
             guidance: scale, one number or one per image (n,), as when compiled if None. Compiled
                 with guidance, 1 is a scale as any other and saves nothing.
@@ -124,14 +131,15 @@ class Sampler:
             The state at ``plan.times[-1]``, of the shape and dtype of ``x``; a tensor of its own.
 
         Raises:
-            ValueError: if an argument does not fit what was compiled.
+            ValueError: if an argument does not fit what was compiled, or, on the CPU, a class is
+                out of range (elsewhere a look at the values would wait for the device).
         """
         with torch.inference_mode(False), torch.no_grad():  # as compiled, whatever the caller's
             out = [
                 self._call(size, _padded(inputs, size))[:rows]
                 for inputs, rows, size in self._split(x, cond, guidance, negative)
             ]
-            return (out[0] if len(out) == 1 else torch.cat(out)).to(x.dtype)
+            return (torch.cat(out) if len(out) > 1 else out[0] if out else x.clone()).to(x.dtype)
 
     def _split(
         self, x: Tensor, cond: Any, guidance: Any, negative: Any
@@ -140,15 +148,18 @@ class Sampler:
         cond = self.shapes.condition("cond", cond, n)
         scale, null = None, None
         if self.shapes.guidance is None:
-            if negative is not None or not (guidance is None or _one(guidance)):
+            off = guidance is None or _one(check_scale(guidance))
+            if negative is not None or not off:
                 raise ValueError(
-                    f"guidance={guidance}: compiled without guidance; compile with guidance=2.0, "
-                    "say, then any scale will do"
+                    f"guidance={shown(guidance)}: compiled without guidance; compile with "
+                    "guidance=2.0, say, then any scale will do"
                 )
         else:
             scale = self.shapes.scale(self.shapes.guidance if guidance is None else guidance, n)
             null = self.null_condition(cond) if negative is None else negative
             null = self.shapes.condition("negative", null, n, least=1)
+        if self._check_inputs is not None and state.device.type == "cpu":
+            self._check_inputs(state, cond, null)
         if self._refiner is not None:
             check_refiner(self.plan, self._refiner, 1.0 if guidance is None else guidance)
         every: Inputs = (state, cond, null, scale)
@@ -165,20 +176,14 @@ class Sampler:
         raise NotImplementedError
 
 
-def tensors(cond: Any) -> list[Tensor]:
-    """The tensors of a condition, or a nest of them."""
-    if isinstance(cond, Tensor):
-        return [cond]
-    nest = cond.values() if isinstance(cond, dict) else cond
-    return [t for c in nest for t in tensors(c)] if isinstance(cond, (dict, tuple, list)) else []
-
-
 def _is(c: Any) -> bool:
     return isinstance(c, Tensor)
 
 
 def _one(guidance: Any) -> bool:
-    return bool((guidance == 1).all()) if isinstance(guidance, Tensor) else guidance == 1
+    if isinstance(guidance, Tensor):
+        return not guidance.is_meta and bool((guidance == 1).all())
+    return bool(guidance == 1)
 
 
 def _padded(inputs: Inputs, size: int) -> Inputs:
@@ -197,8 +202,8 @@ def _padded(inputs: Inputs, size: int) -> Inputs:
 def _mismatch(value: Any, like: Any, rows: int, least: int, device: torch.device) -> str | None:
     """In which way a condition is not ``like`` another with ``rows``, or ``least``, rows."""
     if _is(like):
-        if not _is(value):
-            return f"is {type(value).__name__}, not a tensor ({rows}, ...)"
+        if not _is(value) or value.is_nested:
+            return f"is {shown(value)}, not a tensor ({rows}, ...)"
         want = (*like.shape[1:],)
         if value.shape[1:] != want or value.ndim != like.ndim or len(value) not in (least, rows):
             return f"is {tuple(value.shape)}, not {(rows, *want)}"
@@ -209,8 +214,8 @@ def _mismatch(value: Any, like: Any, rows: int, least: int, device: torch.device
         pairs = [(value[k], like[k]) for k in like]
     elif isinstance(like, (tuple, list)) and type(value) is type(like) and len(value) == len(like):
         pairs = [*zip(value, like, strict=True)]
-    elif _is(value) or isinstance(like, (dict, tuple, list)) or value != like:
-        return f"is {type(value).__name__}, not {'None' if like is None else type(like).__name__}"
+    elif type(value) is not type(like) or isinstance(like, (dict, tuple, list)) or value != like:
+        return f"is {shown(value)}, not {'None' if like is None else type(like).__name__}"
     else:
         return None
     found = (_mismatch(v, k, rows, least, device) for v, k in pairs)

@@ -20,23 +20,25 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from flowturbo import noise
-from flowturbo.evaluate.benchmark import conditions
+from flowturbo import checks, noise
+from flowturbo.evaluate.benchmark import conditions, several
 from flowturbo.evaluate.curvature import PREDICTIONS, change, gap_errors, mean, predictions, rate
 from flowturbo.evaluate.error_profile import check_whole, profile
+from flowturbo.evaluate.records import KIND
 from flowturbo.field import cut, device_of
 from flowturbo.fit.reference import Reference, error, solve
+from flowturbo.fit.starts import check_condition, check_field
 from flowturbo.fit.tune import summary
 from flowturbo.plan import Plan
 from flowturbo.sampler import check_refiner, needed_refiner, sample
 
 __all__ = ["KIND", "PARTS", "analyze", "solvers"]
 
-KIND = "flowturbo analysis 1"
 PARTS = ("curvature", "solvers", "rows")
 _CHECKED = 8  # trajectories that are solved again, twice as finely
 
 
+@checks.known_keywords
 def analyze(
     models: Mapping[str, Any],
     plans: Sequence[Plan | str] = (),
@@ -79,8 +81,13 @@ def analyze(
     Raises:
         ValueError: if an argument is not as said, or the trajectories are not finite.
     """
-    _check(models, parts, nfe, trajectories, steps, batch)
-    chosen = [Plan.parse(plan) if isinstance(plan, str) else plan for plan in plans]
+    _check(models, parts, nfe)
+    least = {"trajectories": (trajectories, 2), "steps": (steps, 8), "batch": (batch, 1)}
+    for name, (value, low) in {**least, "seed": (seed, 0)}.items():
+        checks.whole(name, value, low)
+    shift, guidance = checks.number("shift", shift, above=0), checks.number("guidance", guidance)
+    given_plans = several("plans", plans)
+    chosen = [Plan.parse(plan) if isinstance(plan, str) else plan for plan in given_plans]
     for plan in chosen:
         check_whole(plan)
         if needed_refiner(plan, refiner) is not None:
@@ -88,7 +95,9 @@ def analyze(
     first = next(iter(models.values()))
     x = noise.draw(range(seed, seed + trajectories), first.shape, device=device_of(first))
     given = cond is not None
-    if not given and hasattr(first, "random_condition"):
+    if given:
+        cond = check_condition(cond, trajectories, f"trajectories={trajectories} takes", x.device)
+    elif hasattr(first, "random_condition"):
         cond = first.random_condition(trajectories, torch.Generator().manual_seed(seed))
     record: dict[str, Any] = {
         "kind": KIND,
@@ -107,11 +116,10 @@ def analyze(
         **({"curvature": {}} if "curvature" in parts else {}),
     }
     for i, (name, model) in enumerate(models.items()):
-        reference = _solve(model, x, cond, guidance, steps, batch, progress and name)
-        if not reference.states[-1].isfinite().all():
-            raise ValueError(
-                f"the trajectories of {name!r} are not finite at guidance={guidance}; lower it"
-            )
+        try:
+            reference = _solve(model, x, cond, guidance, steps, batch, progress and name)
+        except ValueError as e:
+            raise ValueError(f"model {name!r}: {e}") from e
         finer = solve(
             model, x[:_CHECKED], cut(cond, slice(_CHECKED)), guidance=guidance, steps=2 * steps
         )
@@ -149,31 +157,32 @@ def solvers(nfe: int, shift: float = 1.0) -> dict[str, Plan]:
     return {family: Plan.parse(text, shift=shift) for family, text in texts.items()}
 
 
-def _check(
-    models: Mapping[str, Any],
-    parts: Sequence[str],
-    nfe: Sequence[int],
-    trajectories: int,
-    steps: int,
-    batch: int,
-) -> None:
+def _check(models: Mapping[str, Any], parts: Sequence[str], nfe: Sequence[int]) -> None:
+    if not isinstance(models, Mapping):
+        raise ValueError(f"models={checks.shown(models)}: must be a dictionary, models by name")
+    for name, model in models.items():
+        check_field(f"models[{name!r}]", model)
+        if not hasattr(model, "shape"):
+            raise ValueError(
+                f"models[{name!r}]={checks.shown(model)}: must have a shape, of states"
+            )
     shapes = {tuple(m.shape) for m in models.values()}
     if len(shapes) != 1:
         told = ", ".join(map(str, shapes)) or "none"
         raise ValueError(f"models of shapes {told}: pass one or more, of one shape")
-    unknown = [p for p in parts if p not in PARTS]
+    unknown = [p for p in several("parts", parts) if p not in PARTS]
     if unknown or not parts:
         raise ValueError(f"parts={tuple(parts)}: must be of {', '.join(PARTS)}")
+    for n in several("nfe", nfe):
+        checks.whole("nfe", n, 1)
+    if not nfe:
+        raise ValueError("nfe=(): give one number of evaluations at least")
     cards = [m.card.get("condition") for m in models.values() if hasattr(m, "card")]
     if any(card != cards[0] for card in cards):
         raise ValueError(
             f"models {', '.join(models)}: are told different things by one condition; compare "
             'those whose cards have the same "condition"'
         )
-    least = {"trajectories": (trajectories, 2), "steps": (steps, 8), "batch": (batch, 1)}
-    for name, (value, low) in {**least, "nfe": (min(nfe, default=0), 1)}.items():
-        if value < low:
-            raise ValueError(f"{name}={value}: must be at least {low}")
 
 
 def _solve(

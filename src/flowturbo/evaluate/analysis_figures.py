@@ -6,7 +6,6 @@ differ in their dashes or marks too.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from flowturbo.evaluate.analysis import KIND
+from flowturbo.evaluate.records import read_analysis
 from flowturbo.files import replacing
 
 __all__ = [
@@ -36,27 +35,21 @@ _PANELS = {
     "velocity": ("velocity", "time t of the linear path\n(0 noise, 1 data)"),
     "noise": ("noise prediction", "time u of a diffusion model\n(0 noise, 1 data)"),
 }
-STYLE: dict[Any, Any] = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.parse_math": False,  # a name may have dollars
+}
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
     """The record in a JSON file.
 
     Raises:
-        ValueError: if it holds no record of an analysis.
-        OSError: if it cannot be read.
+        ValueError: if it cannot be read, or holds no record of an analysis, naming what is wrong.
     """
-    try:
-        record = json.loads(Path(path).read_text("utf-8"))
-        known = record["kind"] == KIND and {"models", "conditions"} <= {*record}
-        tables(record)
-    except (ValueError, LookupError, TypeError):
-        known = False
-    if not known:
-        raise ValueError(
-            f"{path}: not a record of flowturbo analyze, or not whole; give the record.json it left"
-        )
-    return record  # type: ignore[no-any-return]
+    return read_analysis(path)
 
 
 def tables(record: Mapping[str, Any]) -> list[Table]:

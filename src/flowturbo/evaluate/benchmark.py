@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowturbo import noise
+from flowturbo import checks, noise
 from flowturbo.compiled import CompiledSampler
 from flowturbo.compiled import compile as compile_sampler
 from flowturbo.compiled.backend import SCOPES, inductor_options
@@ -26,10 +26,11 @@ from flowturbo.evaluate.timing import (
     spread,
 )
 from flowturbo.field import CountCalls, Guidance, device_of
+from flowturbo.fit.starts import check_condition, check_field
 from flowturbo.plan import Plan
 from flowturbo.sampler import sample
 
-__all__ = ["Method", "Peer", "benchmark", "conditions"]
+__all__ = ["Method", "Peer", "benchmark", "conditions", "several"]
 
 _PACKAGES = (
     "flowturbo", "torch", "diffusers", "flow_matching", "torchdiffeq",
@@ -61,9 +62,10 @@ class Method:
     sampler: CompiledSampler | None = None
 
 
+@checks.known_keywords
 def benchmark(
     model: Any,
-    plans: Sequence[Plan],
+    plans: Sequence[Plan | str],
     refiner: Any = None,
     *,
     cond: Any = None,
@@ -75,7 +77,7 @@ def benchmark(
     dtype: torch.dtype | None = None,
     options: Mapping[str, Any] | None = None,
     repeats: int = 20,
-    reference: str | None = "RK4:32",
+    reference: Plan | str | None = "RK4:32",
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -83,7 +85,7 @@ def benchmark(
 
     Args:
         model: a field with a ``shape``, as ``flowturbo.load`` gives it.
-        plans: to measure.
+        plans: to measure, or their notation.
         refiner: for those that need one.
         cond: the condition of the batch; None for fields that take none.
         batch: pictures at once.
@@ -91,7 +93,8 @@ def benchmark(
         scopes: of ``flowturbo.compile``; each plan is measured in each. On CUDA "row", "network"
             and "none" may be followed by " captured", the sample in one CUDA graph.
         peers: other samplers by name.
-        missing: peers that are not installed, and how to install them; goes into the record.
+        missing: peers that are not installed, and how to install them; goes into the record, with
+            "decode" where the model's autoencoder is not at hand.
         dtype: to run the networks in; None as they are. Peers run in it too.
         options: of inductor.
         repeats: turns to measure.
@@ -108,14 +111,24 @@ def benchmark(
     Raises:
         ValueError: if an argument is not as said.
     """
-    unknown = [s for s in scopes if s not in _MEASURED]
-    if unknown or not plans or batch < 1:
+    check_field("model", model)
+    if not hasattr(model, "shape"):
+        raise ValueError(f"model={checks.shown(model)}: must have a shape, of its states")
+    for name, value, least in (("batch", batch, 1), ("repeats", repeats, 1), ("seed", seed, 0)):
+        checks.whole(name, value, least)
+    guidance = checks.number("guidance", guidance)
+    tables = [_plan("plans", plan) for plan in several("plans", plans)]
+    unknown = [s for s in several("scopes", scopes) if s not in _MEASURED]
+    if unknown or not scopes or not tables:
         raise ValueError(
-            f"scopes={tuple(scopes)}, plans={len(plans)}, batch={batch}: scopes must be of "
-            f"{', '.join(_MEASURED)}, with one plan and one picture at least"
+            f"scopes={tuple(scopes)}, plans={len(tables)}: scopes must be of "
+            f"{', '.join(_MEASURED)}, one at least, with one plan at least"
         )
+    exactly = None if reference is None else _plan("reference", reference)
     x = noise.draw(range(seed, seed + batch), model.shape, device=device_of(model))
-    dtype = dtype or _dtype(model)
+    if cond is not None:
+        cond = check_condition(cond, batch, f"batch={batch} takes", x.device)
+    dtype = _dtype(model) if dtype is None else checks.dtype("dtype", dtype)
     compiled = partial(
         compile_sampler,
         model,
@@ -127,7 +140,7 @@ def benchmark(
         progress=progress,
     )
     ours = partial(_ours, compiled, refiner, x, cond)
-    methods = [ours(plan, scope) for plan in plans for scope in scopes]
+    methods = [ours(plan, scope) for plan in tables for scope in scopes]
     base = compiled("E1", scope="none")
     null = None if guidance == 1.0 else base.null_condition(cond)
     for name, peer in (peers or {}).items():
@@ -135,8 +148,13 @@ def benchmark(
         methods.append(Method(name=name, call=partial(run, base.field), eager=run, scope="peer"))
     probes = [ours(Plan.parse(text), "none") for text in _PROBES[: 5 if refiner else 3]]
     parts: dict[str, Callable[[], Any]] = {"network": partial(_network, base.field, x, cond, null)}
-    if _decodes(model, x):
-        parts["decode"] = partial(model.decode, x)
+    missing = dict(missing or {})
+    if hasattr(model, "decode"):
+        try:
+            model.decode(x[:1])
+            parts["decode"] = partial(model.decode, x)
+        except (ValueError, ImportError) as e:  # an autoencoder that is not at hand
+            missing["decode"] = str(e)
     parts["matrix product"], operations = matrix_product(x.device, dtype)
     every: dict[tuple[str, str], Callable[[], Any]]
     every = {("method", m.name): m.call for m in methods}
@@ -144,8 +162,8 @@ def benchmark(
     every |= {("probe", p.name): p.call for p in probes}
     with torch.no_grad():
         exact = None
-        if reference:
-            exact = sample(Plan.parse(reference), model, x, cond, guidance=guidance)
+        if exactly is not None:
+            exact = sample(exactly, model, x, cond, guidance=guidance)
         taken = interleaved(every, x.device, repeats=repeats, progress=progress)
         middle = {name: spread(ms) for name, ms in taken.items()}
         peak = 1000 * operations / middle["part", "matrix product"]["least"]
@@ -162,7 +180,7 @@ def benchmark(
             "inductor": inductor_options(options),
             "repeats": repeats,
             "seeds": [seed, seed + batch - 1],
-            "reference": reference,
+            "reference": None if exactly is None else exactly.name,
         },
         "methods": rows,
         "parts": {name: middle["part", name] for name in parts},
@@ -171,8 +189,26 @@ def benchmark(
             [middle["probe", p.name]["median"] for p in probes],
         ),
         "matrix_product_flops_per_second": peak,
-        "missing": dict(missing or {}),
+        "missing": missing,
     }
+
+
+def several(name: str, values: Any) -> Sequence[Any]:
+    """``values``, refused unless they are a list or tuple; a text is no list of letters."""
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise ValueError(f"{name}={checks.shown(values)}: must be a list")
+    return values
+
+
+def _plan(name: str, plan: Any) -> Plan:
+    if isinstance(plan, str):
+        return Plan.parse(plan)
+    if not isinstance(plan, Plan):
+        raise ValueError(
+            f"{name}={checks.shown(plan)}: must be a flowturbo.Plan or its notation, such as "
+            "'AB2:6'"
+        )
+    return plan
 
 
 def _ours(
@@ -268,17 +304,6 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _decodes(model: Any, x: Tensor) -> bool:
-    """Whether pictures come of states ``x``: some models draw latents and leave that to others."""
-    if not hasattr(model, "decode"):
-        return False
-    try:
-        model.decode(x[:1])
-    except ValueError:
-        return False
-    return True
 
 
 def _dtype(model: Any) -> torch.dtype:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowturbo import checks
 from flowturbo.fit.reference import Reference, error
 from flowturbo.fit.tune import summary
 from flowturbo.plan import Plan
@@ -75,8 +76,12 @@ def profile(
     ]
 
 
-def check_whole(plan: Plan) -> None:
-    """The ``ValueError`` that a plan is refused with which does not run from noise to data."""
+def check_whole(plan: Any) -> None:
+    """The ``ValueError`` for what is no plan, or one that does not run from noise to data."""
+    if not isinstance(plan, Plan):
+        raise ValueError(
+            f"plan={checks.shown(plan)}: must be a flowturbo.Plan or its notation, such as 'AB2:6'"
+        )
     start, end = float(plan.times[0]), float(plan.times[-1])
     if end < start:
         raise ValueError(f"plan {plan.name!r} runs from data to noise: take a forward plan")

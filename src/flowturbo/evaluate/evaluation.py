@@ -18,9 +18,9 @@ noises and conditions with the ODE solved finely: the *converged* sampler's. Wha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowturbo import noise
+from flowturbo import checks, noise
 from flowturbo.evaluate.benchmark import conditions
 from flowturbo.evaluate.compare import agreement as agreement_of
 from flowturbo.evaluate.compare import compare
@@ -39,8 +39,10 @@ from flowturbo.evaluate.fidelity import check_installed, official_scores
 from flowturbo.evaluate.real import Real, digest, load_real
 from flowturbo.evaluate.timing import count_operations, interleaved, spread
 from flowturbo.field import cut
-from flowturbo.fit.reference import error, fine
+from flowturbo.files import exclusive
+from flowturbo.fit.reference import error, fine, first_infinite
 from flowturbo.fit.tune import summary
+from flowturbo.models.identity import identity, refiner_identity, signature
 from flowturbo.models.model import Model
 from flowturbo.plan import Plan
 from flowturbo.sampler import Refiner, check_refiner, needed_refiner, sample
@@ -57,6 +59,7 @@ Features = Callable[[Tensor], Tensor]
 tells features from others, and ``probabilities``, features to those of classes (B, classes)."""
 
 
+@checks.known_keywords
 @torch.no_grad()
 def evaluate(
     model: Model,
@@ -122,14 +125,26 @@ def evaluate(
             of 8 pictures, not compiled.
 
     Raises:
-        ValueError: if an argument is not as said, the pictures are not finite, or ``folder`` holds
-            an evaluation of other noises.
+        ValueError: if an argument is not as said, the pictures are not finite, or ``folder`` is in
+            use or holds an evaluation of other noises, or another field's.
         ImportError: without the extra ``flowturbo[eval]``, or ``flowturbo[fid]`` where asked for.
-        OSError: if the disk has no room.
+        OSError: if the disk has no room; what was drawn until then stays in ``folder``.
+
+    Warns:
+        UserWarning: if a file in ``folder`` is damaged; what it held is drawn again.
     """
     if not isinstance(model, Model):
         raise ValueError(f"model of type {type(model).__name__}: must be one of flowturbo.load")
-    _check(pictures, batch, steps, agreement, resamples, repeats)
+    for name, value, least in (
+        ("pictures", pictures, 10), ("batch", batch, 1), ("steps", steps, 8),
+        ("agreement", agreement, 0), ("resamples", resamples, 0), ("repeats", repeats, 0),
+        ("seed", seed, 0),
+    ):  # fmt: skip
+        checks.whole(name, value, least)
+    if resamples == 1:
+        raise ValueError("resamples=1: must be at least 2, or 0 for no interval")
+    if guidance is not None:
+        guidance = checks.number("guidance", guidance)
     if features is None and against is not None and not fid:
         raise ValueError(
             f"features=None, against={str(against)!r}: nothing to compare them by; leave one out"
@@ -141,8 +156,10 @@ def evaluate(
     if refiner is not None:
         check_refiner(plan, refiner, guidance)
     see = EffNetFeatures(model.device) if features == "effnet" else features
-    if isinstance(see, str):
-        raise ValueError(f"features={features!r}: must be 'effnet', a function, or None")
+    if see is not None and not callable(see):
+        raise ValueError(
+            f"features={checks.shown(features)}: must be 'effnet', a function, or None"
+        )
     if fid:
         check_installed()
         if against is None:
@@ -150,13 +167,15 @@ def evaluate(
                 "fid=True, against=None: FID is a distance to real pictures; pass against=..., a "
                 "folder or an .npz file of them"
             )
-    real, known = None, {"features": None}
+    known: dict[str, Any] = {"codec": None, "features": None}
+    real, seen_as = None, None
     if see is not None or fid:
         first = _pictures(model, seed)
         if against is not None:
             real = load_real(against, first.shape[1:], need_pictures=fid)
+        known["codec"] = model.codec.fingerprint
         if see is not None:
-            known = _checked(see, first, real)
+            known["features"], seen_as = _checked(see, first, real)
     cond = _condition(model, prompts, pictures, seed)
     options = {
         "model": model.fingerprint,
@@ -169,67 +188,68 @@ def evaluate(
         "steps": steps,
         **known,
     }
-    run = _Run(model, guidance, see, Drawn(folder, options, batch, progress), seed)
-    record: dict[str, Any] = {
-        "conditions": {
-            **options,
-            **conditions(model, refiner, noise.draw([seed], model.shape, device=model.device)),
-            "plan": plan.name,
-            "digest": plan.digest,
-            "seeds": [seed, seed + pictures - 1],
-            "batch": batch,
-            "against": None if real is None else real.about,
-        },
-        "evaluations": plan.nfe,
-        **run.cost(plan, refiner, cond, repeats),
-        "reference": {"evaluations": fine(steps).nfe["model"], **run.check(steps, cond, pictures)},
-    }
-    converged = run.draw("converged", fine(steps), None, cond, pictures)
-    drawn = run.draw(_file(plan, refiner, folder), plan, refiner, cond, pictures)
-    both = (drawn["states"].split(batch), converged["states"].split(batch))
-    far = torch.cat([error(a, b) for a, b in zip(*both, strict=True)])
-    record["trajectory"] = summary(far.numpy())
-    if see is not None:
-        seen = (drawn["features"], converged["features"])
-        record |= compare(
-            *seen,
-            None if real is None else run.real_features(real),
-            probabilities=getattr(see, "probabilities", None),
-            resamples=resamples,
-            device=model.device,
-            progress=progress,
-        )
-        gallery = run.gallery(fine(steps), cond, pictures, agreement)
-        if gallery is not None:
-            record["agreement"] = agreement_of(*seen, *gallery)
-    if fid and real is not None and real.pictures is not None:
-        to = partial(official_scores, batch=batch, device=model.device, progress=progress)
-        record["official"] = {
-            k: to(run.eight_bits(v["states"]), real.pictures)
-            for k, v in (("plan", drawn), ("converged", converged))
+    kept, name = options, f"plan-{plan.digest}"
+    if folder is not None:
+        some = slice(0, 8)
+        x0 = noise.draw(range(seed, seed + 8), model.shape, device=model.device)
+        field = identity(model, x0, cut(cond, some), guidance=guidance)
+        kept = {**options, "field": field, "seen": seen_as}
+        if refiner is not None:
+            whose = refiner_identity(refiner, model, x0, cut(cond, some), guidance=guidance)
+            name = f"{name}-{whose}"
+    store = Drawn(folder, kept, batch, progress)
+    with nullcontext() if folder is None else exclusive(folder):
+        run = _Run(model, guidance, see, store, seed)
+        record: dict[str, Any] = {
+            "conditions": {
+                **options,
+                **conditions(model, refiner, noise.draw([seed], model.shape, device=model.device)),
+                "plan": plan.name,
+                "digest": plan.digest,
+                "seeds": [seed, seed + pictures - 1],
+                "batch": batch,
+                "against": None if real is None else real.about,
+            },
+            "evaluations": plan.nfe,
+            **run.cost(plan, refiner, cond, repeats),
+            "reference": {
+                "evaluations": fine(steps).nfe["model"],
+                **run.check(steps, cond, pictures),
+            },
         }
-    return record
-
-
-def _check(
-    pictures: int, batch: int, steps: int, agreement: int, resamples: int, repeats: int
-) -> None:
-    for name, value, least in (
-        ("pictures", pictures, 10), ("batch", batch, 1), ("steps", steps, 8),
-        ("agreement", agreement, 0), ("resamples", resamples, 0), ("repeats", repeats, 0),
-    ):  # fmt: skip
-        if not isinstance(value, Integral):
-            raise ValueError(f"{name}={value}: must be a whole number")
-        if value < least:
-            raise ValueError(f"{name}={value}: must be at least {least}")
-    if resamples == 1:
-        raise ValueError("resamples=1: must be at least 2, or 0 for no interval")
+        converged = run.draw("converged", fine(steps), None, cond, pictures)
+        drawn = run.draw(name, plan, refiner, cond, pictures)
+        both = (drawn["states"].split(batch), converged["states"].split(batch))
+        far = torch.cat([error(a, b) for a, b in zip(*both, strict=True)])
+        record["trajectory"] = summary(far.numpy())
+        if see is not None:
+            seen = (drawn["features"], converged["features"])
+            record |= compare(
+                *seen,
+                None if real is None else run.real_features(real),
+                probabilities=getattr(see, "probabilities", None),
+                resamples=resamples,
+                device=model.device,
+                progress=progress,
+            )
+            gallery = run.gallery(fine(steps), cond, pictures, agreement)
+            if gallery is not None:
+                record["agreement"] = agreement_of(*seen, *gallery)
+        if fid and real is not None and real.pictures is not None:
+            to = partial(official_scores, batch=batch, device=model.device, progress=progress)
+            record["official"] = {
+                k: to(run.eight_bits(v["states"]), real.pictures)
+                for k, v in (("plan", drawn), ("converged", converged))
+            }
+        return record
 
 
 def _condition(model: Model, prompts: Sequence[str | int] | None, pictures: int, seed: int) -> Any:
     if isinstance(prompts, str):
         raise ValueError(f"prompts={prompts!r}: pass a list of them, [{prompts!r}]")
     if prompts is not None:
+        if not isinstance(prompts, (list, tuple)):
+            raise ValueError(f"prompts={checks.shown(prompts)}: must be a list of them, or None")
         if not prompts:
             raise ValueError("prompts=[]: give one at least, or None to draw them from the card")
         return model.condition([prompts[i % len(prompts)] for i in range(pictures)])
@@ -249,8 +269,8 @@ def _pictures(model: Model, seed: int) -> Tensor:
         ) from e
 
 
-def _checked(see: Any, first: Tensor, real: Real | None) -> dict[str, Any]:
-    """What a folder tells features by; what could not be compared later is refused now."""
+def _checked(see: Any, first: Tensor, real: Real | None) -> tuple[str, str]:
+    """The name of features, and what tells them apart; what could not be compared is refused."""
     name = str(getattr(see, "name", getattr(see, "__name__", type(see).__name__)))
     rows = _seen(see, first)
     if rows.ndim != 2 or len(rows) != 2:
@@ -266,27 +286,11 @@ def _checked(see: Any, first: Tensor, real: Real | None) -> dict[str, Any]:
                 f"against={real.about['name']!r}: features {there.shape[1]} wide, those of "
                 f"{name} are {rows.shape[1]}; make both with one network"
             )
-    if hasattr(see, "name"):
-        return {"features": name}
-    size = float(f"{float(rows.norm()):.4g}")  # tells those apart that are called alike
-    return {"features": name, "features_norm": size}
+    return name, signature(rows)
 
 
 def _seen(see: Any, pictures: Tensor) -> Tensor:
     return see(pictures).float().cpu()  # type: ignore[no-any-return]
-
-
-def _file(plan: Plan, refiner: Any, folder: Any) -> str:
-    """What the files of a plan are called: not as those of another, nor with another refiner."""
-    if refiner is None:
-        return f"plan-{plan.digest}"
-    mark = getattr(refiner, "fingerprint", None)
-    if folder is not None and mark is None:
-        raise ValueError(
-            f"refiner={type(refiner).__name__}, folder={str(folder)!r}: a refiner without a "
-            "fingerprint cannot be told from others there; give it one, or leave the folder out"
-        )
-    return f"plan-{plan.digest}-{mark}"
 
 
 @dataclass(frozen=True)
@@ -304,9 +308,10 @@ class _Run:
         x0 = noise.draw(seeds, self.model.shape, device=self.model.device)
         x1 = sample(plan, self.model, x0, cut(cond, rows), guidance=self.guidance, refiner=refiner)
         if not x1.isfinite().all():
+            where = first_infinite(plan, self.model, x0, cut(cond, rows), self.guidance, refiner)
             raise ValueError(
-                f"the pictures are not finite: guidance={self.guidance} is too large for plan "
-                f"{plan.name!r} in {self.model.dtype}; lower it"
+                f"the pictures are not finite, from {where}: guidance={self.guidance:g} may be too "
+                f"large in {self.model.dtype}; lower it"
             )
         return x1
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from flowturbo.field import map_condition
-from flowturbo.train.data import load_images
+from flowturbo.train.data import is_npz, load_images
+from flowturbo.train.npz import read_arrays
 
 __all__ = ["Real", "digest", "load_real"]
 
@@ -39,18 +40,17 @@ def load_real(path: str | Path, shape: Sequence[int], *, need_pictures: bool = F
         ValueError: if there is nothing of the kind; names the file.
     """
     path = Path(path)
-    features = _npz_features(path) if path.suffix == ".npz" and path.is_file() else None
-    if features is None:
-        try:
+    try:
+        features = _features(path) if is_npz(path) else None
+        if features is None:
             pictures = _channels(load_images(path, (shape[1], shape[2])), shape[0])
-        except ValueError as e:
-            raise ValueError(f"against: {e}") from e
-        if len(pictures) < LEAST:
-            raise ValueError(f"against={str(path)!r}: {len(pictures)} pictures; at least {LEAST}")
-        about = {"name": path.name, "pictures": len(pictures), "digest": digest(pictures)}
-        return Real(pictures=pictures, features=None, about=about)
-    if need_pictures:
-        raise ValueError(f"against={str(path)!r}: holds features; fid=True needs pictures")
+            _check_enough(len(pictures), "pictures", path)
+            about = {"name": path.name, "pictures": len(pictures), "digest": digest(pictures)}
+            return Real(pictures=pictures, features=None, about=about)
+        if need_pictures:
+            raise ValueError(f"{path} holds features; fid=True needs pictures")
+    except ValueError as e:
+        raise ValueError(f"against: {e}") from e
     about = {"name": path.name, "features": len(features), "digest": digest(features)}
     return Real(pictures=None, features=features, about=about)
 
@@ -62,23 +62,23 @@ def _channels(pictures: Tensor, channels: int) -> Tensor:
     return pictures.expand(-1, channels, -1, -1) if pictures.shape[1] == 1 else pictures
 
 
-def _npz_features(path: Path) -> Tensor | None:
-    """What an ``.npz`` file holds as "features" (M, D); None if it holds none."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found = file["features"] if "features" in file.files else None
-    except Exception as e:
-        raise ValueError(f"against={str(path)!r}: cannot be read as .npz ({e})") from e
+def _features(path: Path) -> Tensor | None:
+    """What an ``.npz`` file holds as "features" (M, D), in float32; None if it holds none."""
+    found = read_arrays(path, ("features",))[0].get("features")
     if found is None:
         return None
-    if found.ndim != 2 or found.dtype.kind != "f" or len(found) < LEAST:
-        raise ValueError(
-            f"against={str(path)!r}: 'features' {found.shape} {found.dtype}; must be (M, D) "
-            f"floats, at least {LEAST} rows"
-        )
-    if not np.isfinite(found).all():
-        raise ValueError(f"against={str(path)!r}: some of its 'features' are not finite")
-    return torch.from_numpy(found.astype(np.float32))
+    if found.ndim != 2 or found.dtype.kind != "f":
+        raise ValueError(f"{path}: 'features' {found.shape} {found.dtype}; must be (M, D) floats")
+    _check_enough(len(found), "rows of features", path)
+    features = torch.from_numpy(found.astype(np.float64)).float()
+    if not features.isfinite().all():
+        raise ValueError(f"{path}: some of its 'features' are not finite in float32")
+    return features
+
+
+def _check_enough(n: int, what: str, path: Path) -> None:
+    if n < LEAST:
+        raise ValueError(f"{path}: {n} {what}; at least {LEAST} are needed")
 
 
 def digest(x: Any) -> str:

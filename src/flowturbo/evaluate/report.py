@@ -10,7 +10,7 @@ from rich.table import Table
 
 from flowturbo.files import replacing
 
-__all__ = ["check_alike", "evaluations", "plot", "table"]
+__all__ = ["check_alike", "check_picture", "evaluations", "plot", "table"]
 
 _COLOURS = {"none": "tab:blue", "plan": "tab:red", "row": "tab:orange", "network": "tab:green"}
 
@@ -37,7 +37,7 @@ def table(record: Mapping[str, Any]) -> Table:
 
 
 _ALIKE = (
-    "fingerprint", "dtype", "pictures", "prompts", "guidance", "seed", "steps", "features",
+    "fingerprint", "codec", "dtype", "pictures", "prompts", "guidance", "seed", "steps", "features",
     "against",
 )  # fmt: skip
 
@@ -124,6 +124,26 @@ def _range(bounds: Sequence[float], how: str) -> str:
     return f"{bounds[0]:{how}}, {bounds[1]:{how}}"
 
 
+def check_picture(path: str | Path) -> None:
+    """Raise now, before long work, unless matplotlib is there and writes a picture ``path``.
+
+    Raises:
+        ImportError: if matplotlib is missing.
+        ValueError: if ``path`` is of a kind that it does not write.
+    """
+    kinds = _figure().canvas.get_supported_filetypes()
+    if Path(path).suffix[1:].lower() not in kinds:
+        raise ValueError(f"{path}: a picture is written as one of .{', .'.join(kinds)}")
+
+
+def _figure(**options: Any) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as e:
+        raise ImportError("pictures need matplotlib: pip install 'flowturbo[eval]'") from e
+    return Figure(**options)
+
+
 def plot(
     record: Mapping[str, Any], path: str | Path, errors: Mapping[str, float] | None = None
 ) -> None:
@@ -139,22 +159,20 @@ def plot(
         ImportError: if matplotlib is missing.
         ValueError: if there is no error to show.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as e:
-        raise ImportError("the plot needs matplotlib: pip install 'flowturbo[train]'") from e
     error = errors or {r["name"]: r["error"]["rmse"] for r in record["methods"] if "error" in r}
     shown = [r for r in record["methods"] if r["name"] in error]
     if not shown:
         raise ValueError("the record holds no errors; measure with a reference, or pass errors")
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = _figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for row in shown:
         ms, colour = row["ms"], _COLOURS.get(row["scope"], "tab:gray")
         around = [[ms["median"] - ms["low"]], [ms["high"] - ms["median"]]]
         axes.errorbar(ms["median"], error[row["name"]], xerr=around, fmt="o", color=colour)
-        axes.annotate(row["name"], (ms["median"], error[row["name"]]), fontsize=7)
-    axes.set(xscale="log", yscale="log", xlabel="ms a batch", title=_title(record))
+        where = (ms["median"], error[row["name"]])
+        axes.annotate(row["name"], where, fontsize=7, parse_math=False)
+    axes.set(xscale="log", yscale="log", xlabel="ms a batch")
+    axes.set_title(_title(record), parse_math=False)
     axes.set_ylabel("distance" if errors else "error to the converged ODE")
     axes.grid(alpha=0.3)
     with replacing(path) as temporary:

@@ -15,6 +15,7 @@ paper needs where ink, that errors make fainter, has its share in the slope.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +23,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-__all__ = ["Contrast", "products"]
+__all__ = ["Contrast", "products", "solved"]
 
 SURE = 2.0  # standard errors
 SPARE = 7e-4  # of the slope, measured on `digits`
@@ -62,9 +63,11 @@ class Contrast:
             raised: (n,) how the slope changes with each number of the step.
             missing: of the slope, before the step.
         """
-        across = torch.linalg.solve(gram, raised)
+        across = solved(gram, raised)
         bends = float(raised @ across)
-        return step if bends <= 0 else step + across * ((missing - float(raised @ step)) / bends)
+        if not bends > 0 or not math.isfinite(missing):
+            return step
+        return step + across * ((missing - float(raised @ step)) / bends)
 
     def held(self, x: Tensor, along: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """What to add of the directions ``along``, (len,) float64, to give ends ``x`` the contrast
@@ -90,11 +93,22 @@ class Contrast:
         return dot / self._square if self._square else torch.zeros_like(dot)
 
     def _dot(self, x: Tensor) -> Tensor:
-        return (x.double() * self.end).flatten(1).sum(1).cpu()
+        return (x.double() * self.end).reshape(len(x), -1).sum(1).cpu()
 
     @cached_property
     def _square(self) -> Tensor:
         return self._dot(self.end).mean()
+
+
+def solved(gram: Tensor, right: Tensor) -> Tensor:
+    """The least ``w`` with ``gram @ w`` nearest to ``right``, (n,) float64 on the CPU.
+
+    What decides nothing, where ``gram`` is singular, stays 0, and so does all of a system whose
+    numbers are not finite: its plan fails by its error.
+    """
+    if not (gram.isfinite().all() and right.isfinite().all()):
+        return torch.zeros_like(right)
+    return torch.linalg.lstsq(gram, right[:, None], driver="gelsd").solution[:, 0]
 
 
 def products(a: Sequence[Tensor], b: Sequence[Tensor], chunk: int = 1 << 20) -> Tensor:

@@ -2,49 +2,62 @@
 
 Every number follows from the options of the folder and from its own key, so a run that finds it in
 the journal ends exactly as one that computes it, and searches with the same trajectories share a
-folder.
+folder. Each line and each file is sealed with a digest of what it holds and of the options; what
+does not match is computed again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from flowturbo.field import Field
 from flowturbo.files import check_room, claim, replacing
-from flowturbo.fit.reference import Reference
+from flowturbo.fit.reference import Reference, solve
+from flowturbo.models.identity import content
 from flowturbo.plan import Plan
+from flowturbo.stores import read_tensors, warn_damaged, write_tensors
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "sealed_options"]
+
+FORMAT = 2  # of the folder, and of how what it holds is computed
+Starts = Callable[[slice], tuple[Tensor, Any, float | Tensor]]
+
+
+def sealed_options(options: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What ``options.json`` of a folder holds."""
+    return {"search": {"format": FORMAT, **options}}
 
 
 class Journal:
     """Results by name; in memory only where ``folder`` is None.
 
     Args:
-        folder: where to keep them.
+        folder: where to keep them, held by this run alone (`flowturbo.files.exclusive`).
         options: what all results follow from; a folder of other options is refused.
+
+    Raises:
+        ValueError: if ``folder`` holds results of other options, naming what differs.
+        OSError: if it cannot be read or written.
+
+    Warns:
+        UserWarning: for lines and files that are damaged, which are left out.
     """
 
     def __init__(self, folder: str | Path | None, options: dict[str, Any]) -> None:
         self.folder = None if folder is None else Path(folder)
         self.entries: dict[str, Any] = {}
-        if self.folder is None:
-            return
-        claim(self.folder / "options.json", {"search": options})
-        journal = self.folder / "journal.jsonl"
-        if journal.is_file():
-            for line in journal.read_text("utf-8").splitlines():
-                if line.endswith("]"):  # a killed run may have left half a line
-                    key, value = json.loads(line)
-                    self.entries[key] = value
-            with replacing(journal) as temporary:
-                temporary.write_text(
-                    "".join(json.dumps([k, v]) + "\n" for k, v in self.entries.items()), "utf-8"
-                )
+        made = sealed_options(options)
+        self._of = json.dumps(made, sort_keys=True)
+        if self.folder is not None:
+            claim(self.folder / "options.json", made)
+            self._read(self.folder / "journal.jsonl")
 
     def number(self, key: str, make: Callable[[], float]) -> float:
         """The number called ``key``, made if it is not there."""
@@ -59,46 +72,113 @@ class Journal:
         return Plan.from_json(self._entry(key, lambda: make().to_json()))
 
     def write(self, key: str, value: Any) -> None:
-        """Keep ``value``, anything JSON can hold; the last of a key counts."""
+        """Keep ``value``, anything JSON can hold; the last of a key counts.
+
+        Raises:
+            OSError: if the disk is full; what was kept before stays.
+        """
         self.entries[key] = value
-        if self.folder is not None:
-            with (self.folder / "journal.jsonl").open("a", encoding="utf-8") as f:
-                f.write(json.dumps([key, value]) + "\n")
+        if self.folder is None:
+            return
+        path = self.folder / "journal.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as f:
+                f.write(self._line(key, value))
+        except OSError as e:
+            raise OSError(
+                f"cannot write {path}: {e.strerror or e}; make room and repeat the run, which goes "
+                "on from what it kept"
+            ) from e
 
     def reference(
         self,
-        make: Callable[[slice], Reference],
+        field: Field,
+        starts: Starts,
         rows: int,
-        size: int,
-        device: str | torch.device = "cpu",
+        *,
+        steps: int = 64,
         batch: int = 64,
+        report: Callable[[int, int], None] | None = None,
     ) -> Reference:
-        """``rows`` trajectories of ``size`` bytes each, made and kept ``batch`` at a time.
+        """``rows`` trajectories of ``field``, solved and kept ``batch`` at a time.
 
-        Those that are kept are put on ``device``.
+        Args:
+            field: the velocity field.
+            starts: noises, conditions and scales of guidance of some rows.
+            rows: how many.
+            steps: of `solve`.
+            batch: rows of a file.
+            report: called with (rows done, rows in all).
 
         Raises:
             OSError: before anything is computed, if the disk has no room for them.
         """
-        parts = []
+        parts = [slice(i, min(i + batch, rows)) for i in range(0, rows, batch)]
         if self.folder is not None:
-            there = len(list(self.folder.glob("reference-*")))
-            check_room(self.folder, max(0, rows - there * batch) * size)
-        for i in range(0, rows, batch):
-            some = slice(i, min(i + batch, rows))
-            path = None if self.folder is None else self.folder / f"reference-{i:06d}.pt"
-            if path is not None and path.is_file():
-                kept = torch.load(path, map_location=device, weights_only=True)
-                parts.append(Reference(**kept))
-                continue
-            part = make(some)
-            if path is not None:
-                with replacing(path) as temporary:
-                    torch.save(part.columns(), temporary)
-            parts.append(part)
-        return Reference.join(parts)
+            missing = sum(p.stop - p.start for p in parts if not self._file(p).is_file())
+            check_room(self.folder, 2 * (steps + 1) * starts(slice(0, 1))[0].nbytes * missing)
+        found = []
+        for part in parts:
+            found.append(self._part(field, starts(part), steps, part))
+            if report:
+                report(part.stop, rows)
+        return Reference.join(found)
+
+    def _part(
+        self, field: Field, start: tuple[Tensor, Any, float | Tensor], steps: int, rows: slice
+    ) -> Reference:
+        noise, cond, guidance = start
+        of = "" if self.folder is None else f"{self._of} {steps} {content(start)}"
+        kept = None if self.folder is None else read_tensors(self._file(rows), of)
+        if kept is not None:
+            return Reference(
+                times=kept["times"].numpy(),
+                states=kept["states"].to(noise.device),
+                velocities=kept["velocities"].to(noise.device),
+                cond=cond,
+                guidance=guidance,
+            )
+        part = solve(field, noise, cond, guidance=guidance, steps=steps, batch=len(noise))
+        if self.folder is not None:
+            made = {"states": part.states, "velocities": part.velocities}
+            write_tensors(self._file(rows), made | {"times": torch.from_numpy(part.times)}, of)
+        return part
+
+    def _file(self, rows: slice) -> Path:
+        return Path(self.folder or "") / f"reference-{rows.start:06d}.safetensors"
 
     def _entry(self, key: str, make: Callable[[], Any]) -> Any:
         if key not in self.entries:
             self.write(key, make())
         return self.entries[key]
+
+    def _line(self, key: str, value: Any) -> str:
+        told = f"{json.dumps(key)}, {json.dumps(value)}"
+        seal = hashlib.sha256(f"{self._of} {told}".encode()).hexdigest()[:16]
+        return f'[{told}, "{seal}"]\n'
+
+    def _read(self, path: Path) -> None:
+        """Take up the lines that match their seal, and leave a file of these alone."""
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return
+        except OSError as e:
+            raise OSError(f"cannot read {path}: {e.strerror or e}") from e
+        *lines, torn = data.split(b"\n")  # a killed run may have left half a line
+        damaged = 0
+        for line in lines:
+            try:
+                key, value, _ = json.loads(line)
+                known = self._line(key, value).encode() == line + b"\n"
+            except (ValueError, TypeError, RecursionError):
+                known = False
+            if known:
+                self.entries[key] = value
+            damaged += not known
+        if damaged:
+            warn_damaged(path, f"{damaged} of {len(lines)} lines are damaged, or of another run")
+        if damaged or torn:
+            with replacing(path) as temporary:
+                kept = "".join(self._line(k, v) for k, v in self.entries.items())
+                temporary.write_text(kept, encoding="utf-8")

@@ -9,11 +9,13 @@ with ``J`` by finite differences, so the field need not be differentiable, and r
 ``D_ii = |r_i|^(q - 2)``: the mean of ``|r_i|^q`` falls, for ``q = 1`` not only the few largest
 errors (iteratively reweighted least squares; damping as in Levenberg-Marquardt). Steps can be
 held to the contrast of what comes out, a linear condition (`flowturbo.fit.contrast`). An evaluation
-before the number that moves is replayed, not computed again.
+before the number that moves is replayed, not computed again. Rows at one time, such as those of a
+Heun step, move together; the first time and the last stay.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,7 +25,7 @@ import torch
 from torch import Tensor
 
 from flowturbo.field import Field, guided
-from flowturbo.fit.contrast import Contrast
+from flowturbo.fit.contrast import Contrast, solved
 from flowturbo.fit.reference import Reference, error
 from flowturbo.plan import Plan, Row
 from flowturbo.sampler import (
@@ -39,6 +41,7 @@ from flowturbo.sampler import run as run_rows
 
 __all__ = ["polish", "run", "score"]
 
+NEAREST = 1e-3  # that times may come to each other
 LEAST_GAIN = 0.01  # of a step, for another with the slopes of the last
 
 
@@ -57,9 +60,10 @@ def run(plan: Plan, field: Field, reference: Reference, refiner: Refiner | None 
 def score(x: Tensor, reference: Reference, power: float = 1.0) -> float:
     """What the search lowers: the power mean of the rows' errors (root mean squares over pixels).
 
-    The mean itself at ``power`` 1, the root mean square at 2.
+    The mean itself at ``power`` 1, the root mean square at 2; infinite where a row is not finite.
     """
-    return float((error(x, reference.states[-1]) ** power).mean() ** (1 / power))
+    mean = float((error(x, reference.states[-1]) ** power).mean() ** (1 / power))
+    return mean if math.isfinite(mean) else math.inf
 
 
 def polish(
@@ -85,13 +89,15 @@ def polish(
         iterations: Gauss-Newton steps at the most, each about K^2 * history / 2 evaluations of
             the N rows.
         history: how many of the last velocities of a row may change weight.
-        move_times: also move the times told to the evaluators, but for the first.
+        move_times: also move times, with what is told to the evaluators then, but for the first
+            and the last.
         power: of the mean of errors to lower, 1 (robust) to 2 (the root mean square).
         contrast: of the ends, to be kept.
         report: called with (iteration, score) after each.
 
     Returns:
-        The plan with the lowest mean on ``reference``, perhaps ``plan`` itself.
+        The plan with the lowest mean on ``reference``, perhaps ``plan`` itself; with other weights
+        and times it has no ``info``.
     """
     field = guided(field, reference.guidance)
     plain = replace(reference, guidance=1.0)
@@ -111,6 +117,8 @@ def polish(
     best, x, calls = recorded(plan)
     lowest = score(x, plain, power)
     for i in range(iterations):
+        if not 0 < lowest < math.inf:
+            break
         before, tries = lowest, 4
         slopes = [_slope(best, m, field, plain, refiner, x, calls) for m in moves]
         while tries:
@@ -160,11 +168,12 @@ Move = tuple[int, int | None]  # row and column of a weight, or row and None for
 
 
 def _moves(plan: Plan, history: int, move_times: bool) -> list[Move]:
-    size = len(plan)
+    size, times = len(plan), plan.times
     weights: list[Move] = [
         (k, j) for k in range(size) for j in range(max(0, k + 1 - history), k + 1)
     ]
-    return weights + [(k, None) for k in range(1, size) if move_times]
+    inner = [k for k in range(1, size) if times[k - 1] != times[k] != times[-1]]
+    return weights + [(k, None) for k in inner if move_times]
 
 
 def _moved(plan: Plan, moves: list[Move], steps: np.ndarray[Any, Any]) -> Plan | None:
@@ -172,13 +181,15 @@ def _moved(plan: Plan, moves: list[Move], steps: np.ndarray[Any, Any]) -> Plan |
     times, weights = plan.times.copy(), plan.weights.copy()
     for (k, j), step in zip(moves, steps, strict=True):
         if j is None:
-            times[k] += step
+            times[plan.times == plan.times[k]] += step
         else:
             weights[k, j] += step
     gaps = np.diff(times) * np.sign(times[-1] - times[0])
-    if gaps.min() <= 1e-3 or times.min() < 0 or times.max() > 1:
+    least = np.minimum(np.abs(np.diff(plan.times)) * (1 - 1e-9), NEAREST)
+    if not (np.isfinite(steps).all() and (gaps >= least).all()):
         return None
-    return Plan(times=times, evaluators=plan.evaluators, weights=weights, name=plan.name)
+    told = np.clip(times[:-1] + (plan.told - plan.times[:-1]), 0, 1)
+    return replace(plan, times=times, weights=weights, told=told, info={})
 
 
 def _slope(
@@ -212,14 +223,15 @@ def _solve(
     contrast: Contrast | None,
 ) -> np.ndarray[Any, Any]:
     """The damped Gauss-Newton step, rows weighted by a power of their error."""
-    norms = residual.double().flatten(1).square().mean(1).sqrt()
-    row = norms.clamp(min=0.1 * float(norms.median())) ** (power / 2 - 1)
+    norms = residual.double().reshape(len(residual), -1).square().mean(1).sqrt()
+    least = max(0.1 * float(norms.median()), 1e-6 * float(norms.max()))
+    row = norms.clamp(min=least) ** (power / 2 - 1)
     shape = [-1, *[1] * (residual.ndim - 1)]
     flat = lambda a: (a.double() * row.reshape(shape)).flatten()
     jacobian = torch.stack([flat(s) for s in slopes])
     gram = jacobian @ jacobian.T
     gram = (gram + damping * torch.diag(gram.diagonal().clamp(min=1e-12))).cpu()
-    step = torch.linalg.solve(gram, -(jacobian @ flat(residual)).cpu())
+    step = solved(gram, -(jacobian @ flat(residual)).cpu())
     if contrast is not None:
         step = contrast.kept(gram, step, contrast.raised(x, slopes), contrast.missing(x))
     return step.numpy()  # type: ignore[no-any-return]

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from flowturbo.field import Field, cut, map_condition
 from flowturbo.plan import Plan
-from flowturbo.sampler import Step, sample
+from flowturbo.sampler import Refiner, Step, sample
 
-__all__ = ["Reference", "error", "fine", "solve"]
+__all__ = ["Reference", "error", "fine", "first_infinite", "solve"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +38,6 @@ class Reference:
     velocities: Tensor
     cond: Any
     guidance: float | Tensor
-
-    def __post_init__(self) -> None:
-        if isinstance(self.times, Tensor):  # as loaded from a file
-            object.__setattr__(self, "times", self.times.cpu().numpy())
 
     def __len__(self) -> int:
         return self.states.shape[1]
@@ -65,10 +61,6 @@ class Reference:
             + h * u * (1 - u) ** 2 * v[0]
             - h * u**2 * (1 - u) * v[1]
         )
-
-    def columns(self) -> dict[str, Any]:
-        """The attributes by name, times as a tensor."""
-        return {**vars(self), "times": torch.from_numpy(self.times)}
 
     def reversed(self) -> Reference:
         """The same trajectories run the other way: inversion."""
@@ -126,6 +118,9 @@ def solve(
         direction: "forward", or "backward" from data.
         batch: rows solved at a time.
         report: called with (rows done, rows in all).
+
+    Raises:
+        ValueError: if a velocity is not finite, naming the time.
     """
     plan = fine(steps, direction)
     kept = [*range(0, 12, 4), *range(12, len(plan))]  # the evaluations at points of the grid
@@ -158,6 +153,7 @@ def _record(
     index = set(kept)
 
     def note(step: Step) -> None:
+        _check_finite(step.v, plan.told[step.index], guidance)
         if step.index in index:
             velocities.append(step.v)
         if step.index + 1 in index or step.index + 1 == step.total:
@@ -166,7 +162,42 @@ def _record(
     end = sample(plan, field, x, cond, guidance=guidance, callback=note)
     last = Plan.euler(1, times=[plan.times[-1], plan.times[0]], direction=_other(plan))
     sample(last, field, end, cond, guidance=guidance, callback=lambda s: velocities.append(s.v))
+    _check_finite(velocities[-1], last.told[0], guidance)
     return torch.stack(states), torch.stack(velocities)
+
+
+def first_infinite(
+    plan: Plan,
+    field: Field,
+    x: Tensor,
+    cond: Any,
+    guidance: float | Tensor,
+    refiner: Refiner | None = None,
+) -> str:
+    """Where a sample of ``plan`` that is not finite became so, in words."""
+    found: list[str] = []
+
+    def note(step: Step) -> None:
+        if not found and not (step.v.isfinite().all() and step.x.isfinite().all()):
+            t = plan.told[step.index]
+            found.append(f"the {step.evaluator} at t={t:.4g}, evaluation {step.index + 1}")
+
+    sample(plan, field, x, cond, guidance=guidance, refiner=refiner, callback=note)
+    return f"{found[0]} of plan {plan.name!r}" if found else f"plan {plan.name!r}"
+
+
+def _check_finite(v: Tensor, t: float, guidance: float | Tensor) -> None:
+    if not v.isfinite().all():
+        raise ValueError(
+            f"the field gives a velocity that is not finite at t={t:.4g}, guidance="
+            f"{_range(guidance)}: its velocities must be finite from t=0 to 1, both ends included"
+        )
+
+
+def _range(scale: float | Tensor) -> str:
+    if not isinstance(scale, Tensor):
+        return f"{scale:g}"
+    return f"{float(scale.min()):g} to {float(scale.max()):g}"
 
 
 def _other(plan: Plan) -> str:
@@ -175,4 +206,4 @@ def _other(plan: Plan) -> str:
 
 def error(x: Tensor, reference: Tensor) -> Tensor:
     """Root mean square difference of each row, (N,), in float64."""
-    return (x - reference).double().flatten(1).square().mean(1).sqrt()
+    return (x - reference).double().reshape(len(x), -1).square().mean(1).sqrt()

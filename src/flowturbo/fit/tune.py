@@ -9,7 +9,9 @@ there is not returned. Least squares lower the contrast of pictures a little; fi
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -20,32 +22,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowturbo import noise as noises
+from flowturbo import checks
 from flowturbo._version import __version__
-from flowturbo.field import Field, cut, device_of
+from flowturbo.field import Field
+from flowturbo.files import check_unclaimed, exclusive
 from flowturbo.fit.contrast import Contrast
 from flowturbo.fit.cost import affordable, time_evaluations
-from flowturbo.fit.journal import Journal
+from flowturbo.fit.journal import Journal, sealed_options
 from flowturbo.fit.polish import polish, run, score
-from flowturbo.fit.reference import Reference, error, solve
+from flowturbo.fit.reference import Reference, error
+from flowturbo.fit.starts import LEAST, Scale, Starts, check_field, starts
+from flowturbo.fit.watched import watched
 from flowturbo.fit.weights import fit_weights
+from flowturbo.models.identity import content, identity, refiner_identity
 from flowturbo.path import shifted
 from flowturbo.plan import Plan
 from flowturbo.sampler import Refiner
 
 __all__ = ["tune"]
 
+SEEDS = 2**63 // 1_000_000_000 - 2  # each has a thousand million noises of its own
 STEPS = 48  # of the reference grid
 SHIFTS = (1.0, 1.3, 1.6, 2.0, 2.5, 3.2)
 NEAR = 1.6  # where the search over them begins
 POWER = 1.5  # of the polish: a mean of errors between the robust 1 and the square told
-LEAST = 32  # trajectories without which nothing is fitted
+DIVERGED = 1e100  # the error of what is not finite
 FIRST_ROWS = 16  # of the choosing part, to sort plain solvers on
 LONG = 8  # evaluations: of longer plans the polish moves two weights of a row, not four
 PLACE_ROWS = 32  # of the fitting part, to place refiners by
 Report = Callable[[str], None]
 
 
+@checks.known_keywords
 def tune(
     model: Field,
     *,
@@ -76,7 +84,8 @@ def tune(
         trajectories: to fit on; twice as many each to choose on and to tell errors from (as many
             each without a search).
         noise: the noises to use instead, (N, ...): half to fit on, a quarter each for the rest.
-        cond: the conditions of ``noise``; drawn at random for a model with a card.
+        cond: the conditions of the noises, tensors or arrays with a row for each; drawn at random
+            for a model with a card.
         seed: of the noises, conditions and scales drawn.
         direction: "forward" from noise to data, or "backward" (inversion).
         search: also search the times; otherwise only weights on a grid of shift 1.6 are fitted.
@@ -85,7 +94,9 @@ def tune(
             tells by an attribute ``limits`` (lowest, highest), as models of pixels do. Inversion
             does without.
         folder: keeps what was computed, so that a run that is repeated goes on where it stopped.
-        report: called with a line of text at each stage.
+            It belongs to one field, with the same noises, conditions and options; a field is told
+            from others by its weights, and by its velocities at a few states.
+        report: called with a line of text at each stage, and every ten seconds between.
 
     Returns:
         The plan; ``plan.info`` tells the model's fingerprint, the range of guidance, its error and
@@ -93,101 +104,110 @@ def tune(
         intervals), and what was left out and why.
 
     Raises:
-        ValueError: for a number out of range, or a field without ``shape`` and no ``noise``.
+        ValueError: if an argument is not as said, the field gives something else than finite
+            velocities like its states, or ``folder`` is in use or holds a search of another kind.
+        OSError: if the disk is full; what was computed until then stays in ``folder``.
+
+    Warns:
+        UserWarning: if a file in ``folder`` is damaged; what it held is computed again.
     """
-    if nfe < 2:
-        raise ValueError(f"nfe={nfe}: must be at least 2")
-    if direction not in ("forward", "backward"):
-        raise ValueError(f"direction={direction!r}: must be 'forward' or 'backward'")
-    if guidance is None:
-        guidance = float(getattr(model, "defaults", {}).get("guidance", 1.0))
-    say = report or (lambda line: None)
-    parts = (trajectories, 2 * trajectories if search else trajectories)
-    x0, cond, scale, cuts = _draw(model, parts, noise, cond, guidance, seed)
-    journal = Journal(
-        folder,
-        {
-            "guidance": guidance, "seed": seed, "trajectories": list(parts),
-            "direction": direction, "model": getattr(model, "fingerprint", None),
-            "noise": noises.digest(x0), **({"contrast": True} if contrast else {}),
-        },
-    )  # fmt: skip
-    rows = slice(0, min(len(x0), 8))
-    counts: list[tuple[int, int | None]] = [(nfe, None)]
+    check_field("model", model)
+    nfe, seed = checks.whole("nfe", nfe, 2), checks.whole("seed", seed, 0, SEEDS)
+    trajectories = checks.whole("trajectories", trajectories, 1)
+    checks.one_of("direction", direction, ("forward", "backward"))
     if budget_ms is not None:
-        some = (x0[rows], cut(cond, rows), cut(scale, rows))
-        whose = f"costs {getattr(refiner, 'fingerprint', None)}"
-        costs = journal.numbers(whose, lambda: time_evaluations(model, refiner, *some))
-        counts = [*affordable(budget_ms, costs)]
-        say(f"an evaluation takes {costs['model']:.2f} ms, a refiner's {costs['refiner']:.2f} ms")
-    say(f"solving {len(x0)} reference trajectories")
-    reference = journal.reference(
-        lambda rows: solve(
-            model,
-            x0[rows],
-            cut(cond, rows),
-            guidance=cut(scale, rows),
-            steps=STEPS,
-            batch=len(x0),
-        ),
-        len(x0),
-        2 * (STEPS + 1) * x0[0].nbytes,
-        x0.device,
+        budget_ms = checks.number("budget_ms", budget_ms, above=0)
+    for name, value in (("search", search), ("contrast", contrast)):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}={checks.shown(value)}: must be True or False")
+    for name, function in (("refiner", refiner), ("report", report)):
+        if function is not None and not callable(function):
+            raise ValueError(f"{name}={checks.shown(function)}: must be a function, or None")
+    if folder is not None and not isinstance(folder, (str, Path)):
+        raise ValueError(f"folder={checks.shown(folder)}: must be a path, or None")
+    guidance = _guidance(guidance, model)
+    start = starts(
+        model, noise, cond, guidance, trajectories=trajectories, search=search, seed=seed
     )
-    reference = reference if direction == "forward" else reference.reversed()
-    if len(x0) < LEAST:  # nothing is fitted: all but the test part is there to choose on
-        cuts[1] = 0
-    fit, choose, test = (reference.rows(a, b) for a, b in pairwise(cuts))
-    found: list[tuple[float, _Study, Plan]] = []
-    for n, most in counts:
-        near = found[-1][1].near if found else NEAR
-        study = _Study(
-            model, refiner, n, most, direction, contrast and direction == "forward",
-            fit, choose, test, journal, say, near, [],
-        )  # fmt: skip
-        plan = study.best(search)
-        found.append((study.scored(plan), study, plan))
-    _, study, plan = min(found, key=lambda f: f[0])
-    if search and len(fit):
-        plan = study.finished(plan)
-    return study.result(plan, guidance, seed)
+    contrast = contrast and direction == "forward"
+    say = report or (lambda line: None)
+    field = watched(model, say)
+    options, whose = {}, None
+    if folder is not None:
+        given = (field, start.noise, start.cond)
+        options = {
+            "guidance": guidance, "seed": seed, "parts": start.cuts, "direction": direction,
+            "contrast": contrast, "device": start.noise.device.type,
+            "model": getattr(model, "fingerprint", None),
+            "field": identity(*given, guidance=start.guidance),
+            "noise": content(start.noise), "condition": content(start.cond),
+        }  # fmt: skip
+        if refiner is not None:
+            whose = refiner_identity(refiner, *given, guidance=start.guidance)
+        check_unclaimed(Path(folder) / "options.json", sealed_options(options))
+    with nullcontext() if folder is None else exclusive(folder):
+        journal = Journal(folder, options)
+        counts: list[tuple[int, int | None]] = [(nfe, None)]
+        if budget_ms is not None:
+            counts = [*_afforded(budget_ms, field, refiner, start, journal, whose, say)]
+        say(f"solving {len(start)} reference trajectories")
+        tell = lambda done, of: say(f"{done} of {of} trajectories solved")
+        reference = journal.reference(field, start.rows, len(start), steps=STEPS, report=tell)
+        reference = reference if direction == "forward" else reference.reversed()
+        fit, choose, test = (reference.rows(a, b) for a, b in pairwise(start.cuts))
+        found: list[tuple[float, _Study, Plan]] = []
+        for n, most in counts:
+            near = found[-1][1].near if found else NEAR
+            study = _Study(
+                field, refiner, whose, n, most, direction, contrast, fit, choose, test, journal,
+                say, near, [],
+            )  # fmt: skip
+            plan = study.best(search)
+            found.append((study.scored(plan), study, plan))
+        _, study, plan = min(found, key=lambda f: f[0])
+        if search and len(fit):
+            plan = study.finished(plan)
+        return study.result(plan, guidance, seed)
 
 
-def _draw(
-    model: Any,
-    parts: tuple[int, int],
-    noise: Tensor | None,
-    cond: Any,
-    guidance: float | tuple[float, float],
-    seed: int,
-) -> tuple[Tensor, Any, float | Tensor, list[int]]:
-    """Noises, conditions, scales of guidance, and where the three parts begin and end."""
-    if noise is not None:
-        n = len(noise)
-        cuts = [0, -(-n // 2), -(-3 * n // 4), n]
-        if n < 4:
-            raise ValueError(f"noise of {n} rows: at least 4 (and {LEAST} to fit on)")
-    else:
-        if not hasattr(model, "shape"):
-            raise ValueError("noise=None: a field without a shape needs noise=... of its own")
-        fit, rest = parts
-        if fit < 1:
-            raise ValueError(f"trajectories={fit}: must be at least 1")
-        n = fit + 2 * rest
-        cuts = [0, fit, fit + rest, n]
-        first = 1_000_000_000 * (seed + 1)  # far from the seeds that pictures are drawn with
-        noise = noises.draw(range(first, first + n), model.shape, device=device_of(model))
-    generator = torch.Generator().manual_seed(seed)
-    if cond is None and hasattr(model, "random_condition"):
-        cond = model.random_condition(n, generator)
-    scale: float | Tensor = guidance if not isinstance(guidance, tuple) else guidance[0]
-    if isinstance(guidance, tuple):
-        low, high = guidance
-        if not low <= high:
-            raise ValueError(f"guidance={guidance}: must be (lowest, highest)")
-        if low < high:
-            scale = low + (high - low) * torch.rand(n, generator=generator).to(noise.device)
-    return noise, cond, scale, cuts
+def _afforded(
+    budget_ms: float,
+    field: Field,
+    refiner: Refiner | None,
+    start: Starts,
+    journal: Journal,
+    whose: str | None,
+    say: Report,
+) -> list[tuple[int, int]]:
+    """Evaluations of both kinds that the budget buys on this machine, timed on a few rows."""
+    machine = f"{platform.node()}, {torch.get_num_threads()} threads"
+    few = start.rows(slice(0, 8))
+    costs = journal.numbers(
+        f"costs {whose} on {machine}", lambda: time_evaluations(field, refiner, *few)
+    )
+    say(f"an evaluation takes {costs['model']:.2f} ms, a refiner's {costs['refiner']:.2f} ms")
+    return affordable(budget_ms, costs)
+
+
+def _guidance(guidance: Any, model: Any) -> Scale:
+    """A scale, or (lowest, highest); by default the scale on the model's card."""
+    if guidance is None:
+        return float(getattr(model, "defaults", {}).get("guidance", 1.0))
+    if not isinstance(guidance, (tuple, list)):
+        return checks.number("guidance", guidance)
+    if len(guidance) != 2:
+        raise ValueError(
+            f"guidance={checks.shown(guidance)}: must be (lowest, highest), or a scale"
+        )
+    low, high = (checks.number("guidance", g) for g in guidance)
+    if low > high:
+        raise ValueError(f"guidance={checks.shown(guidance)}: must be (lowest, highest)")
+    return low, high
+
+
+def _text(whose: Any, name: str) -> str | None:
+    found = getattr(whose, name, None)
+    return None if found is None else str(found)
 
 
 @dataclass
@@ -196,6 +216,7 @@ class _Study:
 
     field: Field
     refiner: Refiner | None
+    whose: str | None  # what names the refiner in the journal
     nfe: int
     most: int | None  # refiner evaluations at the most
     direction: str
@@ -228,7 +249,15 @@ class _Study:
         plain, notes = self.best_plain(), self.notes
         self.say(f"best plain solver: {plain.name}, error {self.scored(plain):.4f}")
         errors = {p: self.errors(p) for p in {best, plain}}
-        if best.digest != plain.digest and errors[best].mean() >= errors[plain].mean():
+        if min(e.max() for e in errors.values()) >= DIVERGED:
+            raise ValueError(
+                f"nfe={self.nfe}: no plan of so few evaluations stays finite on this field; allow "
+                "more"
+            )
+        end = self.test.states[-1]
+        least = torch.finfo(end.dtype).eps * float(end.double().square().mean().sqrt())
+        gain = errors[plain].mean() - errors[best].mean()
+        if best.digest != plain.digest and gain <= 10 * least:  # it may be rounding alone
             notes.append(
                 f"fitting did not pay on the test trajectories (mean error "
                 f"{errors[best].mean():.4f}, {plain.name} {errors[plain].mean():.4f})"
@@ -244,9 +273,9 @@ class _Study:
             self.say(note)
         info = {
             "made_by": f"flowturbo {__version__} tune",
-            "model": getattr(self.field, "name", None),
-            "fingerprint": getattr(self.field, "fingerprint", None),
-            "refiner": self.whose(best),
+            "model": _text(self.field, "name"),
+            "fingerprint": _text(self.field, "fingerprint"),
+            "refiner": _text(self.refiner, "fingerprint") if best.nfe["refiner"] else None,
             "guidance": list(guidance) if isinstance(guidance, tuple) else [guidance, guidance],
             "trajectories": {
                 "fit": len(self.fit), "choose": len(self.choose), "test": len(self.test)
@@ -266,7 +295,10 @@ class _Study:
         if self.direction == "forward":
             names += [f"{n}:{self.nfe}" for n in ("UNIPC2", "UNIPC3", "DPM2", "DPM3")]
         make = lambda name: lambda s: Plan.parse(name, shift=s, direction=self.direction)
-        each = [self.around(make(name), NEAR, FIRST_ROWS)[1] for name in names]
+        each = []
+        for name in names:
+            each.append(self.around(make(name), NEAR, FIRST_ROWS)[1])
+            self.say(f"{each[-1].name}: error {self.scored(each[-1], FIRST_ROWS):.4f}")
         each.sort(key=lambda plan: self.scored(plan, FIRST_ROWS))
         return min(each[:3], key=self.scored)
 
@@ -285,18 +317,19 @@ class _Study:
         """The mean error of ``plan`` on the choosing part, or on its first rows."""
         part = self.choose if rows is None else self.choose.rows(0, rows)
         return self.journal.number(
-            f"score {plan.digest} {len(part)} {self.whose(plan)}",
+            f"score {plan.digest} {len(part)} {self.named(plan.evaluators)}",
             lambda: score(run(plan, self.field, part, self.refiner), part),
         )
 
-    def whose(self, plan: Plan) -> str | None:
-        """What names the refiner of a plan that has one."""
-        return getattr(self.refiner, "fingerprint", None) if plan.nfe["refiner"] else None
+    def named(self, evaluators: Sequence[str]) -> str | None:
+        """What names the refiner in the journal, where the evaluators of a plan need one."""
+        return self.whose if "refiner" in evaluators else None
 
     def errors(self, plan: Plan) -> np.ndarray[Any, Any]:
-        """The error of each row of the test part."""
+        """The error of each row of the test part, ``DIVERGED`` of those that are not finite."""
         x = run(plan, self.field, self.test, self.refiner)
-        return error(x, self.test.states[-1]).cpu().numpy()
+        far = error(x, self.test.states[-1]).cpu().numpy()
+        return np.nan_to_num(far, nan=DIVERGED, posinf=DIVERGED)
 
     def fitted(self, evaluators: Sequence[str], search: bool) -> Plan:
         """The best fitted plan with these evaluators."""
@@ -324,9 +357,9 @@ class _Study:
                 self.field, part, times, evaluators, refiner=refiner,
                 contrast=self.kept(part), name=name,
             )  # fmt: skip
-            return plan.with_info({"fit": score(end, part)})
+            return plan.with_info({"fit": min(score(end, part), DIVERGED)})
 
-        whose = refiner and getattr(refiner, "fingerprint", None)
+        whose = self.named(evaluators)
         return self.journal.plan(f"weights {pattern} {shift} {len(part)} {whose}", make)
 
     def refined(self, best: Plan, search: bool) -> Plan:
@@ -370,8 +403,10 @@ class _Study:
             history=4 if len(plan) <= LONG else 2,
             power=POWER,
             contrast=self.kept(part),
+            report=lambda i, reached: self.say(f"moved {i + 1} times: error {reached:.4f}"),
         )
-        return self.journal.plan(f"polish {plan.digest} {self.whose(plan)} {name}", polished)
+        whose = self.named(plan.evaluators)
+        return self.journal.plan(f"polish {plan.digest} {whose} {name}", polished)
 
     def kept(self, part: Reference) -> Contrast | None:
         """The contrast of the ends of a part, where it is to be kept."""
@@ -384,7 +419,7 @@ class _Study:
         fit_to = lambda g: float(self.at_shift(_pattern(g), shift, PLACE_ROWS).info["fit"])
         while True:
             better = min((gaps, *_neighbours(gaps, self.most)), key=fit_to)
-            if fit_to(better) > 0.97 * fit_to(gaps):
+            if fit_to(better) >= 0.97 * fit_to(gaps):
                 return gaps
             gaps = better
             self.say(f"refiners after evaluations {gaps}: fitted to {fit_to(gaps):.4f}")

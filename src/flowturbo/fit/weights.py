@@ -3,11 +3,12 @@ r"""Weights of a plan at given times, by least squares.
 Row by row, the fitted sampler's own state is moved as close as its own velocities allow to the
 reference at the next time:
 
-    W[k] = argmin_w  sum_i | x_k + sum_j w_j v_j - x_ref(t_{k+1}) |^2  +  ridge * scale * |w|^2
+    W[k] = argmin_w  sum_i | x_k + sum_j w_j v_j - x_ref(t_{k+1}) |^2  +  ridge * scale * |w - a|^2
 
-over the last ``history`` velocities. No gradient passes through the model and no data are needed;
-errors made earlier are seen, and corrected, by later rows. The last row can be held to the
-contrast of what comes out (`flowturbo.fit.contrast`).
+over the last ``history`` velocities; ``a`` are the weights of Adams-Bashforth 2, which stay where
+the velocities do not decide (one that is 0, two that are alike). No gradient passes through the
+model and no data are needed; errors made earlier are seen, and corrected, by later rows. The last
+row can be held to the contrast of what comes out (`flowturbo.fit.contrast`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from flowturbo.field import Field
-from flowturbo.fit.contrast import Contrast, products
+from flowturbo.fit.contrast import Contrast, products, solved
 from flowturbo.fit.reference import Reference
 from flowturbo.path import Times
 from flowturbo.plan import Plan
@@ -59,10 +60,10 @@ def fit_weights(
     """
     k_all = len(times) - 1
     evaluators = tuple(evaluators or ["model"] * k_all)
-    weights = np.zeros((k_all, k_all))
+    weights = _plain(np.asarray(times), history)
     velocities: list[Tensor] = []
     before = reference.noise
-    still = Plan(times=times, evaluators=evaluators, weights=weights)
+    still = Plan(times=times, evaluators=evaluators, weights=np.zeros_like(weights))
 
     def fit_row(step: Step) -> Tensor:
         nonlocal before
@@ -71,7 +72,7 @@ def fit_weights(
         used = range(max(0, k + 1 - history), k + 1)
         target = reference.at(float(times[k + 1])) - before
         along = [velocities[j] for j in used]
-        weights[k, used] = w = _least_squares(along, target, ridge)
+        weights[k, used] = w = _least_squares(along, target, weights[k, used], ridge)
         for v, a in zip(along, w, strict=True):
             before = torch.add(before, v, alpha=float(a))
         if contrast is not None and k == k_all - 1:
@@ -91,9 +92,19 @@ def fit_weights(
     return Plan(times=times, evaluators=evaluators, weights=weights, name=name), end
 
 
-def _least_squares(velocities: Sequence[Tensor], target: Tensor, ridge: float) -> Any:
+def _plain(times: Times, history: int) -> Any:
+    """The weights of Adams-Bashforth 2, or of Euler where a row uses but one velocity, (K, K)."""
+    steps = np.diff(times)
+    weights = np.diag(steps)
+    for k in range(1, len(steps) if history > 1 else 0):
+        bend = steps[k] ** 2 / (2 * steps[k - 1])
+        weights[k, k - 1 : k + 1] += (-bend, bend)
+    return weights
+
+
+def _least_squares(velocities: Sequence[Tensor], target: Tensor, plain: Any, ridge: float) -> Any:
     rows = [v.flatten() for v in velocities]
-    gram = products(rows, rows)
-    right = products(rows, [target.flatten()])[:, 0]
-    gram = gram + ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    return torch.linalg.solve(gram, right).numpy()
+    gram, start = products(rows, rows), torch.from_numpy(plain)
+    right = products(rows, [target.flatten()])[:, 0] - gram @ start
+    damped = gram + ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    return (start + solved(damped, right)).numpy()

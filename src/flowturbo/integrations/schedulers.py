@@ -89,6 +89,8 @@ def _check(scheduler: Any, name: str, mu: float | None) -> Mapping[str, Any]:
     if missing or not isinstance(config, Mapping):
         missing = missing or ["config"]
         raise ValueError(f"{name}: not a flow scheduler; it has no {' or '.join(missing)}")
+    if "r_timestep" in inspect.signature(scheduler.step).parameters:
+        raise ValueError(f"{name}: for networks that are told where a step ends, which is no flow")
     dynamic = bool(config.get("use_dynamic_shifting"))
     kind = config.get("prediction_type", "flow_prediction")
     algorithm = str(config.get("algorithm_type"))

@@ -1,42 +1,59 @@
 """Checkpoints: a folder with ``model.safetensors`` and ``card.json``; pickles are refused.
 
-Weights are stored in half precision unless asked otherwise and loaded in float32. The only way in
-for a pickle is `convert`, which loads with ``weights_only=True``.
+Weights are stored in half precision unless asked otherwise and loaded in float32. The card is
+checked against its schema, and the names, shapes and types in the header of the weights against the
+card, before anything is read. The only way in for a pickle is `convert`, see
+`flowturbo.models.official`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from flowturbo.files import replacing
+from flowturbo.files import open_regular, printable, replacing
+from flowturbo.models import official
+from flowturbo.models.codec import PIXELS, check_entry, with_autoencoder
 from flowturbo.models.model import Model, rounded
 from flowturbo.models.sit import SiT, SiTConfig
+
+if TYPE_CHECKING:  # pydantic is imported with the first card
+    from flowturbo.schema import Schema
 
 __all__ = [
     "CARD",
     "FORMAT",
     "WEIGHTS",
+    "check_fit",
     "convert",
     "fill",
     "load_folder",
     "read_card",
+    "read_header",
     "read_tensors",
     "read_weights",
     "save_folder",
     "save_pair",
+    "save_weights",
 ]
 
 CARD, WEIGHTS = "card.json", "model.safetensors"
 FORMAT = 1
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+_DTYPES = {
+    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
+}  # fmt: skip
+_MAGIC = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # of pickles
+_CARD = "check the config on the card"
+_REAL = "weights must be dense, in float16, bfloat16, float32 or float64"
+_MOST_HEADER = 16 * 2**20  # bytes; that of a SiT-XL has 0.03 MB
 
 
 def save_folder(
@@ -49,15 +66,21 @@ def save_folder(
     """Write a network and its card to ``folder``; either file is whole or untouched.
 
     Raises:
-        ValueError: if a weight is not finite, or not in ``dtype``.
+        ValueError: if a weight is not a real number, not finite, or not in ``dtype``, or if
+            ``load_folder`` would refuse the card.
         OSError: if the folder cannot be written.
     """
+    from flowturbo.models.card import ModelCard
+    from flowturbo.schema import check
+
     card = {
-        "name": Path(folder).name,
+        "format": FORMAT,
+        "name": printable(Path(folder).name),
         **card,
         "architecture": "sit",
         "config": network.config.to_dict(),
     }
+    check(card, ModelCard, f"card of {folder}", "correct it")
     save_pair(Path(folder) / WEIGHTS, Path(folder) / CARD, network, card, dtype=dtype)
 
 
@@ -65,13 +88,22 @@ def save_pair(
     weights: Path, path: Path, network: nn.Module, card: dict[str, Any], *, dtype: torch.dtype
 ) -> None:
     """Write the weights of a network and its card; see ``save_folder``."""
-    tensors = {k: p.detach().cpu().to(dtype).contiguous() for k, p in network.state_dict().items()}
-    _check_finite(tensors, f"the network to be saved as {dtype}")
     text = json.dumps({"format": FORMAT, **card}, indent=1, ensure_ascii=False)
-    with replacing(weights) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    save_weights(weights, network, dtype)
     with replacing(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def save_weights(path: Path, network: nn.Module, dtype: torch.dtype) -> None:
+    """Write the weights of a network; see ``save_folder``."""
+    where = f"the network to be saved as {path} in {dtype}"
+    for name, p in network.state_dict().items():
+        _check_kind(name, p, where)
+    tensors = {k: p.detach().cpu().to(dtype).contiguous() for k, p in network.state_dict().items()}
+    _check_finite(tensors, where)
+    with replacing(path) as temporary:
+        # not save_file, which leaves a file of its own behind when it is killed
+        temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
 def load_folder(
@@ -79,83 +111,88 @@ def load_folder(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    vae: str | Path | None = None,
 ) -> Model:
-    """The model in ``folder``, for inference.
+    """The model in ``folder``, for inference; with the autoencoder ``vae``, where one is given.
 
     Raises:
         ValueError: if a file is missing, corrupt, truncated, of another architecture or shape, or
             holds weights that are not finite.
     """
     folder = Path(folder)
-    card = read_card(folder)
-    try:
-        config = SiTConfig.from_dict(card["config"])
-    except ValueError as e:
-        raise ValueError(f"{folder / CARD}: {e}") from e
-    tensors = read_weights(folder / WEIGHTS)
+    card, weights = read_card(folder), folder / WEIGHTS
+    if vae is not None:
+        card = with_autoencoder(card, vae)
+    config = SiTConfig.from_dict(card["config"])
+    header = read_header(weights, config.depth)
     with torch.device("meta"):
         network = SiT(config)
-    fill(network, tensors, str(folder / WEIGHTS), dtype)
+    check_fit(network, header, str(weights))
+    fill(network, read_weights(weights), str(weights), dtype)
     model = Model(network.to(device), card, folder)
+    if vae is not None:
+        model.codec  # noqa: B018 - refused now, where it was named
     return model.eval().requires_grad_(False)
 
 
 def read_card(
-    folder: Path, card: str = CARD, weights: str = WEIGHTS, architectures: Sequence[str] = ("sit",)
+    folder: Path, card: str = CARD, weights: str = WEIGHTS, schema: type[Schema] | None = None
 ) -> dict[str, Any]:
-    """The checked card of ``folder``."""
+    """The card of ``folder``, checked against ``schema``, by default that of models.
+
+    Raises:
+        ValueError: if a file is missing, or the card is not of the schema.
+    """
+    from flowturbo.models.card import ModelCard
+    from flowturbo.schema import check, load_json
+
     if not folder.is_dir():
         raise ValueError(f"model folder {str(folder)!r} does not exist")
-    pickles = [p.name for p in folder.iterdir() if p.suffix in _PICKLES]
     for name in (card, weights):
         if not (folder / name).is_file():
+            pickles = [p.name for p in folder.iterdir() if p.suffix in _PICKLES]
             if pickles:
                 raise ValueError(_refuse_pickle(folder / pickles[0]))
-            raise ValueError(f"{folder}: no {name}; want {card} and {weights}")
-    try:
-        made = json.loads((folder / card).read_text(encoding="utf-8"))
-        known = isinstance(made, dict) and isinstance(made.get("config"), dict)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
-        raise ValueError(f"{folder / card}: not a JSON card ({e}); restore the file") from e
-    if not known or made.get("format") != FORMAT:
-        raise ValueError(f"{folder / card}: not a flowturbo card of format {FORMAT}")
-    if made.get("architecture") not in architectures:
-        raise ValueError(
-            f"{folder / card}: architecture {made.get('architecture')!r} is not known; known: "
-            f"{', '.join(map(repr, architectures))}"
-        )
-    _check_card(made, str(folder / card))
+            found = f"{name} is not a regular file" if (folder / name).exists() else f"no {name}"
+            raise ValueError(f"{folder}: {found}; want {card} and {weights}")
+    made = load_json(folder / card)
+    check(made, schema or ModelCard, str(folder / card))
+    check_entry(made.get("codec", PIXELS), str(folder / card))
     return made  # type: ignore[no-any-return]
 
 
-def _check_card(card: dict[str, Any], where: str) -> None:
-    """Refuse a card whose entries are not what `Model` takes them for."""
-    for key in ("condition", "codec", "defaults"):
-        if not isinstance(card.get(key, {}), dict):
-            raise ValueError(f"{where}: {key!r} must be an object, not {card[key]!r:.60}")
-    about = card.get("condition", {})
-    if about.get("kind") == "class":
-        labels, classes = about.get("labels"), card["config"].get("classes", 0)
-        if not isinstance(labels, list) or len(labels) != classes:
-            count = len(labels) if isinstance(labels, list) else "no list of"
-            raise ValueError(f"{where}: {count} labels for {classes} classes; restore the file")
-    if about.get("kind") == "text" and not isinstance(about.get("tokenizer"), dict):
-        raise ValueError(f"{where}: the condition has no tokenizer; restore the file")
-    groups = about.get("groups", {})
-    lists = [*groups.values()] if isinstance(groups, dict) else [None]
-    if not all(isinstance(x, list) for x in [about.get("styles", []), *lists]):
-        raise ValueError(f"{where}: 'styles' must be a list, 'groups' of lists; restore the file")
-    if card.get("codec", {"kind": "pixels"}).get("kind") not in ("pixels", "latent"):
-        raise ValueError(f"{where}: codec {card['codec']!r:.60}: its kind is 'pixels' or 'latent'")
+def read_header(path: Path, depth: int = 0) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, without their values: on the meta device.
+
+    Raises:
+        ValueError: if it is a pickle, is damaged, holds other than real numbers, or holds fewer
+            tensors than a network of ``depth`` blocks has.
+        OSError: if it is missing or no regular file.
+    """
+    with open_regular(path) as file:
+        first = file.read(8)
+    if first[:2] in _MAGIC and not _is_safetensors(path):
+        raise ValueError(_refuse_pickle(path))
+    size = int.from_bytes(first, "little")
+    if size > _MOST_HEADER:
+        raise ValueError(f"{path}: corrupt (a header of {size} bytes); fetch or copy it again")
+    try:
+        with safe_open(path, "pt") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            found = {name: (s.get_dtype(), s.get_shape()) for name, s in slices.items()}
+    except (SafetensorError, OSError) as e:
+        raise ValueError(f"{path}: corrupt or truncated ({e}); fetch or copy it again") from e
+    for name, (dtype, _) in found.items():
+        if dtype not in _DTYPES:
+            raise ValueError(f"{path}: {printable(name)} is {dtype}; {_REAL}")
+    if 4 * depth > len(found):
+        raise ValueError(f"{path}: {len(found)} tensors cannot be of depth={depth}; {_CARD}")
+    with torch.device("meta"):
+        return {name: torch.empty(s, dtype=_DTYPES[dtype]) for name, (dtype, s) in found.items()}
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; pickles and damaged files are refused."""
-    if path.suffix in _PICKLES:
-        raise ValueError(_refuse_pickle(path))
-    with path.open("rb") as f:
-        if f.read(2) in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
-            raise ValueError(_refuse_pickle(path))
+    """The tensors of a safetensors file whose header is known to be right."""
     try:
         return load_file(path)
     except (SafetensorError, OSError) as e:
@@ -172,44 +209,58 @@ def convert(
 ) -> None:
     """Turn a SiT checkpoint of others (official names; pickle or safetensors) into a folder.
 
-    A pickle is loaded with ``weights_only=True``, so it cannot run code. Of a training checkpoint
-    the weights under "ema", else "model", are taken.
+    A pickle is loaded with ``weights_only=True``, so it cannot run code; see
+    `flowturbo.models.official`.
 
     Raises:
-        ValueError: if the file cannot be read that way, or names or shapes are not of ``config``.
+        ValueError: if the file cannot be read that way, or names, types or shapes are not of
+            ``config``; tells what of it to change.
+        OSError: if the folder cannot be written.
     """
     tensors = read_tensors(source)
     with torch.device("meta"):
         network = SiT(config)
-    fill(network, tensors, str(Path(source)), torch.float32)
+    fill(network, tensors, str(source), torch.float32, official.fix(tensors, config))
     save_folder(target, network, card or {}, dtype=dtype)
 
 
 def read_tensors(source: str | Path) -> dict[str, Tensor]:
-    """The weights in a checkpoint of others, pickle or safetensors; see ``convert``."""
+    """The weights in a checkpoint of others, pickle or safetensors, by their plain names."""
     source = Path(source)
     if not source.is_file():
-        raise ValueError(f"checkpoint {str(source)!r} does not exist")
-    if source.suffix == ".safetensors":
-        return read_weights(source)
-    try:
-        found = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as e:
-        reason = str(e).splitlines()[0]
-        raise ValueError(f"{source}: not a checkpoint of plain tensors ({reason})") from e
-    if not isinstance(found, dict):
-        raise ValueError(f"{source}: holds a {type(found).__name__}, not a dict of tensors")
-    nested = [found[k] for k in ("ema", "model", "state_dict") if isinstance(found.get(k), dict)]
-    tensors: dict[str, Tensor] = nested[0] if nested else found
-    named = lambda k, p: isinstance(k, str) and isinstance(p, Tensor)
-    strange = [k for k, p in tensors.items() if not named(k, p)]
-    if strange:
-        raise ValueError(f"{source}: entry {strange[0]!r} is not a tensor with a name")
-    return tensors
+        what = "is not a regular file" if source.exists() else "does not exist"
+        raise ValueError(f"checkpoint {str(source)!r} {what}")
+    if not _is_safetensors(source):
+        return official.plain(official.unpickled(source), source)
+    read_header(source)
+    return official.plain(read_weights(source), source)
 
 
-def fill(network: nn.Module, tensors: dict[str, Tensor], where: str, dtype: torch.dtype) -> None:
-    """Fill a network made on the meta device, after checking names, shapes and values."""
+def fill(
+    network: nn.Module,
+    tensors: Mapping[str, Tensor],
+    where: str,
+    dtype: torch.dtype,
+    fix: str = _CARD,
+) -> None:
+    """Fill a network made on the meta device, after `check_fit` and a check of the values."""
+    check_fit(network, tensors, where, fix)
+    for name, p in tensors.items():
+        if p.is_meta:
+            raise ValueError(f"{where}: {name} is on the meta device and has no values; {_REAL}")
+    made = rounded(tensors, dtype)
+    _check_finite(made, where)
+    network.load_state_dict(made, assign=True)
+
+
+def check_fit(
+    network: nn.Module, tensors: Mapping[str, Tensor], where: str, fix: str = _CARD
+) -> None:
+    """Refuse tensors that are not those of a network by their names, types and shapes.
+
+    Raises:
+        ValueError: naming the first that is wrong, with ``fix`` as what to do.
+    """
     wanted = network.state_dict()
     missing, unknown = (
         sorted(wanted.keys() - tensors.keys()),
@@ -218,22 +269,37 @@ def fill(network: nn.Module, tensors: dict[str, Tensor], where: str, dtype: torc
     if missing or unknown:
         raise ValueError(
             f"{where}: another architecture: {len(missing)} tensors missing {missing[:3]}, "
-            f"{len(unknown)} unknown {unknown[:3]}; check the config on the card"
+            f"{len(unknown)} unknown {[name[:60] for name in unknown[:3]]}; {fix}"
         )
     for name, p in wanted.items():
+        _check_kind(name, tensors[name], where)
         if tensors[name].shape != p.shape:
             raise ValueError(
                 f"{where}: {name} is {tuple(tensors[name].shape)}, the config wants "
-                f"{tuple(p.shape)}; check the config on the card"
+                f"{tuple(p.shape)}; {fix}"
             )
-    _check_finite(tensors, where)
-    network.load_state_dict(rounded(tensors, dtype), assign=True)
 
 
-def _check_finite(tensors: dict[str, Tensor], where: str) -> None:
+def _is_safetensors(path: Path) -> bool:
+    """Whether a header of JSON follows the eight bytes of its length."""
+    with open_regular(path) as file:
+        return file.read(9)[8:] == b"{"
+
+
+def _check_kind(name: str, p: Tensor, where: str) -> None:
+    if p.dtype not in _DTYPES.values() or p.layout != torch.strided or p.is_nested:
+        layout = str(p.layout).removeprefix("torch.") if p.layout != torch.strided else ""
+        kind = "nested" if p.is_nested else layout
+        raise ValueError(f"{where}: {name} is {' '.join([*kind.split(), str(p.dtype)])}; {_REAL}")
+
+
+def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     for name, p in tensors.items():
-        if not p.isfinite().all():
-            raise ValueError(f"{where}: {name} has NaN or infinite weights; restore the file")
+        if p.numel() and not all(end.isfinite() for end in p.detach().aminmax()):
+            raise ValueError(
+                f"{where}: {name} has weights that are NaN, infinite or too large for {p.dtype}; "
+                "restore the file, or take a wider dtype"
+            )
 
 
 def _refuse_pickle(path: Path) -> str:

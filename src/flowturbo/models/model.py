@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
 
-from flowturbo.field import Cast
+from flowturbo import checks
+from flowturbo.checks import shown
+from flowturbo.field import Cast, time_of
+from flowturbo.models.codec import PIXELS, Codec, Pixels, load_codec
 from flowturbo.models.prompts import check_words, names_of, said_style, split_style, styled
+from flowturbo.models.sit import Embedded, Modulated
 from flowturbo.models.text import Tokenizer, short
 from flowturbo.plan import Plan
 
-__all__ = ["Model", "fingerprint", "plans_of", "rounded"]
+__all__ = ["Model", "fingerprint", "plans_of", "rounded", "text", "texts"]
 
 _DIGESTS: WeakKeyDictionary[nn.Module, tuple[Any, list[Any], str]] = WeakKeyDictionary()
 _ROUNDED: dict[str, str] = {}  # fingerprints of weights as rounded at loading: those before
 
 
+@checks.known_keywords
 class Model(nn.Module):
     """A velocity field ``(x, t, cond) -> v`` with a card.
 
@@ -31,16 +37,22 @@ class Model(nn.Module):
         network: the module that computes the velocity.
         card: the JSON card: architecture, path, condition, codec, training recipe, data and
             licence, measured numbers, defaults.
+        codec: what turns its states into pictures and back.
         folder: where it was loaded from, with its plans (``plans/*.json``) and refiner, if any.
     """
 
     def __init__(
-        self, network: nn.Module, card: dict[str, Any], folder: Path | None = None
+        self,
+        network: nn.Module,
+        card: dict[str, Any],
+        folder: Path | None = None,
+        codec: Codec | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.card = card
         self.folder = folder
+        self._codec = codec
 
     @property
     def name(self) -> str:
@@ -77,7 +89,18 @@ class Model(nn.Module):
 
         It is computed in the dtype of the weights and returned in that of ``x``.
         """
+        ready = isinstance(cond, (Embedded, Modulated)) or torch.compiler.is_compiling()
+        if not ready:  # called by hand
+            time_of(t, len(checks.tensor("x", x, ("B", ...))))
+            if x.device.type == "cpu":  # elsewhere a look at the classes would wait
+                self.check_inputs(x, cond)
         return Cast(self.network, self.dtype)(x, t, cond)
+
+    def check_inputs(self, x: Any, cond: Any = None, negative: Any = None) -> None:
+        """Refuse what the network cannot take, before it computes; see ``SiT.check_inputs``."""
+        check = getattr(self.network, "check_inputs", None)
+        if check is not None:
+            check(x, cond, negative)
 
     def embed_condition(self, cond: Any) -> Any:
         """What of ``cond`` need be computed but once a sample, to pass in its place."""
@@ -99,6 +122,9 @@ class Model(nn.Module):
         Raises:
             ValueError: if the model has no such style, or the prompt asks for another itself.
         """
+        for name, value in (("prompt", prompt), ("style", style)):
+            if not isinstance(value, str):
+                raise ValueError(f"{name}={shown(value)}: must be a text")
         if not self.styles:
             raise ValueError(
                 f"style {short(style)}: model {self.name!r} has no styles; leave it out"
@@ -127,21 +153,22 @@ class Model(nn.Module):
             ValueError: for a label, or a prompt of words, that the model does not know, naming the
                 nearest; for a prompt that is too long.
         """
-        if isinstance(prompts, str):
-            raise ValueError(f"prompts={prompts!r}: pass a list of them, [{prompts!r}]")
+        said = texts(prompts)
         kind = self.card.get("condition", {}).get("kind")
         if kind == "class":
-            ids = torch.tensor([self._label(p) for p in prompts], dtype=torch.long)
+            ids = torch.tensor([self._label(p) for p in said], dtype=torch.long)
         elif kind == "text":
-            texts = [str(p) for p in prompts]
-            check_words(texts, self.tokenizer, self.names, self.styles)
-            ids = self._encode(texts)
+            check_words(said, self.tokenizer, self.names, self.styles)
+            ids = self._encode(said)
         else:
             raise ValueError(f"model {self.name!r} takes no condition; leave the prompts out")
         return ids.to(self.device)
 
     def random_condition(self, n: int, generator: torch.Generator) -> Tensor | None:
         """Conditions of ``n`` images, labels or prompts of the card drawn evenly; None if none."""
+        n = checks.whole("n", n, 0)
+        if not isinstance(generator, torch.Generator):
+            raise ValueError(f"generator={shown(generator)}: must be a torch.Generator")
         names, styles = self.names, self.styles or [""]
         if not names:
             return None
@@ -153,30 +180,50 @@ class Model(nn.Module):
 
     def null_condition(self, cond: Tensor) -> Tensor:
         """The unconditional condition, shaped like ``cond``."""
+        checks.tensor("cond", cond)
         return self.network.null_condition(cond)  # type: ignore[operator, no-any-return]
+
+    @property
+    def codec(self) -> Codec:
+        """What turns its states into pictures; an autoencoder is loaded when first asked for.
+
+        Raises:
+            ValueError: if the autoencoder is missing, damaged, or does not fit the states.
+            ImportError: if it needs diffusers, and that is missing.
+        """
+        if self._codec is None:
+            self._codec = load_codec(
+                self.card.get("codec", PIXELS),
+                self.shape,
+                model=self.name,
+                folder=self.folder,
+                device=self.device,
+                dtype=self.dtype,
+            )
+        return self._codec
 
     @property
     def limits(self) -> tuple[float, float] | None:
         """Of states, beyond which `decode` clips them; None of latents."""
-        return (-1.0, 1.0) if self._pixels else None
+        pixels = self.card.get("codec", PIXELS)["kind"] == "pixels"
+        return Pixels.limits if pixels else None
 
     @property
-    def _pixels(self) -> bool:
-        return bool(self.card.get("codec", {"kind": "pixels"})["kind"] == "pixels")
+    def picture_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the pictures; raises as ``codec``."""
+        return self.codec.picture_shape(self.shape)
 
     def decode(self, x: Tensor) -> Tensor:
-        """States (B, C, H, W) to pictures (B, C, H, W) in [0, 1].
+        """States (B, C, H, W) to pictures (B, 1 or 3, H, W) in [0, 1]; raises as ``codec``."""
+        checks.tensor("x", x, ("B", *self.shape), dtypes=checks.DTYPES)
+        return self.codec.decode(x)
 
-        Raises:
-            ValueError: if the state is a latent: decode it with the autoencoder on the card.
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Pictures (B, 1 or 3, H, W) in [0, 1] to states, float32; raises as ``codec``.
+
+        Of latents, the mean of the autoencoder's distribution: the same each time.
         """
-        if not self._pixels:
-            autoencoder = self.card["codec"].get("autoencoder", "an autoencoder")
-            raise ValueError(
-                f"model {self.name!r} draws latents of {autoencoder}; take them from "
-                "flowturbo.sample and decode them with it"
-            )
-        return ((x.float() + 1) / 2).clamp(0, 1)
+        return self.codec.encode(pictures)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -192,13 +239,14 @@ class Model(nn.Module):
         """Token ids, after the style where the network takes it apart from the words."""
         if not getattr(getattr(self.network, "config", None), "styles", 0):
             return self.tokenizer.encode(prompts)
-        texts, styles = zip(*(split_style(p, self.styles) for p in prompts), strict=True)
-        ids = self.tokenizer.encode(texts)
-        return torch.cat([torch.tensor(styles)[:, None], ids], dim=1)
+        parts = [split_style(p, self.styles) for p in prompts]
+        styles = torch.tensor([style for _, style in parts], dtype=torch.long)
+        ids = self.tokenizer.encode([text for text, _ in parts])
+        return torch.cat([styles[:, None], ids], dim=1)
 
-    def _label(self, label: str | int) -> int:
-        names = [str(n) for n in self.names]
-        text = str(label).strip()
+    def _label(self, label: str) -> int:
+        plain = lambda name: normalize("NFC", str(name).strip())  # one spelling of each letter
+        names, text = [plain(n) for n in self.names], plain(label)
         if text == "":
             return len(names)
         if text in names:
@@ -210,6 +258,31 @@ class Model(nn.Module):
         raise ValueError(
             f"label {short(text)}: model {self.name!r} has {len(names)} labels; {hint}"
         )
+
+
+def texts(prompts: Any) -> list[str]:
+    """Prompts, or labels and their indices, as texts."""
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts={shown(prompts)}: pass a list of them, [{shown(prompts)}]")
+    try:
+        listed = list(prompts)
+    except (TypeError, RuntimeError):  # of nested tensors
+        listed = None
+    if listed is None or isinstance(prompts, (bytes, Mapping, Set)):
+        raise ValueError(f"prompts={shown(prompts)}: must be a list of labels or prompts")
+    return [text(f"prompts[{i}]", prompt) for i, prompt in enumerate(listed)]
+
+
+def text(name: str, prompt: Any) -> str:
+    """A prompt, or a label or its index, as a text."""
+    if isinstance(prompt, str):
+        return prompt
+    try:
+        return str(checks.whole(name, prompt))
+    except ValueError:
+        raise ValueError(
+            f"{name}={shown(prompt)}: must be a text, or a whole number of a label"
+        ) from None
 
 
 def fingerprint(network: nn.Module) -> str:

@@ -7,11 +7,11 @@ in groups, and is what it suggests where a word is unknown.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+from flowturbo.checks import warn
 from flowturbo.models.text import Tokenizer, nearest, short, words
 
 __all__ = ["check_words", "names_of", "said_style", "split_style", "styled"]
@@ -63,4 +63,4 @@ def check_words(
     if missed:
         listed = ", ".join(map(short, [*missed][:8]))
         near = nearest([*missed], names, tokenizer.whole)
-        warnings.warn(f"prompt words not known: {listed}; {near}", stacklevel=4)
+        warn(f"prompt words not known: {listed}; {near}")

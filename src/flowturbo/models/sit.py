@@ -17,9 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowturbo import checks
+from flowturbo.checks import shown
 from flowturbo.models.diffusion import FIRST, from_linear, variance_preserving
 
-__all__ = ["SIZES", "Embedded", "Modulated", "SiT", "SiTConfig"]
+__all__ = ["MOST", "SIZES", "Embedded", "Modulated", "SiT", "SiTConfig"]
 
 SIZES = {  # width, depth, heads
     "S": (384, 12, 6),
@@ -27,6 +29,20 @@ SIZES = {  # width, depth, heads
     "L": (1024, 24, 16),
     "XL": (1152, 28, 16),
 }
+MOST = {  # far beyond what anybody trains, and small enough that all sizes stay whole numbers
+    "size": 2**14,
+    "channels": 2**12,
+    "patch": 2**14,
+    "width": 2**16,
+    "depth": 1000,
+    "heads": 2**16,
+    "text_length": 2**16,
+    "stem_width": 2**16,
+    "classes": 2**24,
+    "vocabulary": 2**24,
+    "styles": 2**16,
+}
+_MOST_HIDDEN = 2**20  # channels of an MLP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,16 +92,23 @@ class SiTConfig:
     time_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        sides = ("size", "channels", "patch", "width", "depth", "heads", "text_length")
-        for name in (*sides, "stem_width", "classes", "vocabulary", "styles"):
+        for name, most in MOST.items():
             value = getattr(self, name)
             least = 0 if name in ("classes", "vocabulary", "styles") else 1
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r}: must be a whole number, at least {least}")
-        if not isinstance(self.mlp_ratio, (int, float)) or not self.mlp_ratio * self.width >= 1:
-            raise ValueError(f"mlp_ratio={self.mlp_ratio!r}: must be a number above 0")
-        if not isinstance(self.time_scale, (int, float)) or not self.time_scale > 0:
-            raise ValueError(f"time_scale={self.time_scale!r}: must be a number above 0")
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                raise ValueError(
+                    f"{name}={_short(value)}: must be a whole number, {least} to {most}"
+                )
+        for name in ("mlp_ratio", "time_scale"):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not 0 < value <= 1e6:
+                raise ValueError(f"{name}={_short(value)}: must be a number above 0, at most 1e6")
+        hidden = int(self.width * self.mlp_ratio)
+        if not 1 <= hidden <= _MOST_HIDDEN:
+            raise ValueError(
+                f"mlp_ratio={self.mlp_ratio}: makes {hidden} hidden channels; 1 to {_MOST_HIDDEN}"
+            )
         if self.size % self.patch:
             raise ValueError(f"size={self.size}: must be a multiple of patch={self.patch}")
         if self.width % self.heads or self.width % 4:
@@ -94,13 +117,13 @@ class SiTConfig:
             raise ValueError("classes and vocabulary exclude each other; set one of them to 0")
         if self.styles and not self.vocabulary:
             raise ValueError(f"styles={self.styles}: only text models have styles; set vocabulary")
-        for name, allowed in (
+        for name, choices in (
             ("stem", ("patch", "conv")),
             ("modulation", ("block", "shared")),
             ("prediction", ("velocity", "data", "noise")),
         ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {allowed}")
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={_short(getattr(self, name))}: must be one of {choices}")
 
     @classmethod
     def named(cls, name: str, **changes: Any) -> SiTConfig:
@@ -122,12 +145,18 @@ class SiTConfig:
         known = [f.name for f in fields(cls)]
         for key in values:
             if key not in known:
-                near = get_close_matches(key, known, n=1)
+                near = get_close_matches(str(key)[:60], known, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
-                raise ValueError(f"unknown SiT option {key!r}{hint}")
+                raise ValueError(f"unknown SiT option {_short(key)}{hint}")
         return cls(**values)
 
     to_dict = asdict
+
+
+def _short(value: Any) -> str:
+    huge = isinstance(value, int) and abs(value) >= 10**30
+    text = "a huge number" if huge else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _mlp(*widths: int, act: nn.Module) -> nn.Sequential:
@@ -347,6 +376,49 @@ class SiT(nn.Module):
     def null_condition(self, cond: Tensor) -> Tensor:
         """The unconditional condition, of the shape of ``cond``."""
         return torch.full_like(cond, self.config.classes if self.config.classes else 0)
+
+    def check_inputs(self, x: Any, cond: Any = None, negative: Any = None) -> None:
+        """Refuse what the network cannot take, before it computes.
+
+        Raises:
+            ValueError: unless ``x`` is (B, *shape) on the device of the weights, ``cond`` the
+                indices or ids of B rows, embedded, or None, and ``negative`` the same of B rows
+                or one. The indices are looked at, on any device.
+        """
+        checks.tensor("x", x, ("B", *self.shape))
+        home = self.pos_embed.device
+        if x.device != home:
+            raise ValueError(f"x={shown(x)}: is not on {home} as the weights are; pass x.to(...)")
+        self._check_condition("cond", cond, (len(x),))
+        self._check_condition("negative", negative, (1, len(x)))
+
+    def _check_condition(self, name: str, cond: Any, rows: tuple[int, ...]) -> None:
+        c = self.config
+        if cond is None or isinstance(cond, (Embedded, Modulated)):
+            return
+        if not (c.classes or c.vocabulary):
+            raise ValueError(f"{name}={shown(cond)}: the model takes no condition; leave it out")
+        most = c.classes or c.vocabulary - 1
+        styled = bool(c.styles)
+        shapes = [(n,) if c.classes else (n, styled + c.text_length) for n in rows]
+        what = f"a tensor {shapes[-1]} of {'class indices' if c.classes else 'token ids'}"
+        what = f"a style from 0 to {c.styles} before each row of {what}" if styled else what
+        wanted = f"{what} from 0 to {most}, as model.condition([...]) makes it"
+        whole = isinstance(cond, Tensor) and cond.dtype in (torch.int32, torch.int64)
+        if not whole or cond.shape not in shapes:
+            raise ValueError(f"{name}={shown(cond)}: must be {wanted}")
+        if cond.device != self.pos_embed.device:
+            raise ValueError(
+                f"{name}={shown(cond)}: is not on {self.pos_embed.device} as the weights are; pass "
+                f"{name}.to(...)"
+            )
+        if checks.can_look(cond) and len(cond):
+            ranges = [(cond[:, 1:], most), (cond[:, 0], c.styles)] if styled else [(cond, most)]
+            for part, largest in ranges:
+                low, high = (int(end) for end in part.aminmax())
+                if low < 0 or high > largest:
+                    wrong = low if low < 0 else high
+                    raise ValueError(f"{name}={shown(cond)}: holds {wrong}, and must be {wanted}")
 
     def forward(
         self,

@@ -20,9 +20,18 @@ from torch import Tensor
 
 from flowturbo.files import printable
 
-__all__ = ["MAX_CHARACTERS", "Tokenizer", "build_vocabulary", "nearest", "short", "words"]
+__all__ = [
+    "MAX_CHARACTERS",
+    "MAX_TOKENS",
+    "Tokenizer",
+    "build_vocabulary",
+    "nearest",
+    "short",
+    "words",
+]
 
-MAX_CHARACTERS = 1000
+MAX_CHARACTERS = 1000  # of a prompt, and of an entry of a vocabulary
+MAX_TOKENS = 2**16  # of a prompt
 _WORD = re.compile(r"[^\W_]+")
 _EMOJI = re.compile("[\u2600-\u27bf\U0001f000-\U0001f3fa\U0001f400-\U0001faff]+")  # but skin tones
 
@@ -74,12 +83,20 @@ def short(text: str) -> str:
     return f"'{printable(text if len(text) <= 60 else text[:57] + '...')}'"
 
 
+def _check_length(text: str, prompt: str) -> None:
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(
+            f"prompt of {len(text)} characters, {short(prompt[:20])}...: at most "
+            f"{MAX_CHARACTERS}; shorten it"
+        )
+
+
 class Tokenizer:
     """Encodes prompts with a fixed vocabulary.
 
     Args:
         vocabulary: words, and from the first "##" on pieces; entry ``i`` has id ``i + 1``.
-        length: tokens in a prompt, at least 1.
+        length: tokens in a prompt, 1 to `MAX_TOKENS`.
         aliases: texts that stand for others before words are looked up, such as an emoji for its
             name.
     """
@@ -87,8 +104,8 @@ class Tokenizer:
     def __init__(
         self, vocabulary: Sequence[str], length: int = 16, aliases: Mapping[str, str] | None = None
     ) -> None:
-        if length < 1:
-            raise ValueError(f"length={length}: must be at least 1")
+        if isinstance(length, bool) or not isinstance(length, int) or not 1 <= length <= MAX_TOKENS:
+            raise ValueError(f"length={length!r}: must be a whole number, 1 to {MAX_TOKENS}")
         self.vocabulary = list(vocabulary)
         self.length = length
         self.aliases = dict(aliases or {})
@@ -115,6 +132,14 @@ class Tokenizer:
             row[: len(ids)] = torch.tensor(ids, dtype=torch.long)
         return rows
 
+    def ids(self, prompt: str) -> list[int]:
+        """The ids of a prompt's words and pieces, however many; none if no word of it is known.
+
+        Raises:
+            ValueError: if it has more than `MAX_CHARACTERS` characters.
+        """
+        return [i for w in words(self._text(prompt)) for i in self._split(w)]
+
     def sort(self, prompt: str) -> tuple[list[str], list[str]]:
         """The words of a prompt that are in the vocabulary, and the words and emoji that are not.
 
@@ -134,16 +159,22 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Tokenizer:
-        """The tokenizer on a card."""
+        """The tokenizer on a card.
+
+        Raises:
+            ValueError: if ``values`` is not what ``to_json`` makes; names the entry.
+        """
+        from flowturbo.models.card import TokenizerEntry
+        from flowturbo.schema import check
+
+        check(values, TokenizerEntry, "tokenizer")
         return cls(values["vocabulary"], values["length"], values.get("aliases"))
 
     def _encode(self, prompt: str) -> list[int]:
-        found = words(self._text(prompt))
-        ids = [i for w in found for i in self._split(w)]
+        ids = self.ids(prompt)
         if not ids and prompt.strip():
-            raise ValueError(
-                f"prompt {short(prompt)}: no word of it is known; {nearest(found, self.whole)}"
-            )
+            near = nearest(words(self._text(prompt)), self.whole)
+            raise ValueError(f"prompt {short(prompt)}: no word of it is known; {near}")
         if len(ids) > self.length:
             raise ValueError(
                 f"prompt {short(prompt)}: {len(ids)} tokens, the model reads {self.length}; "
@@ -153,14 +184,11 @@ class Tokenizer:
 
     def _text(self, prompt: str) -> str:
         """The prompt with words for what stands for them."""
-        if len(prompt) > MAX_CHARACTERS:
-            raise ValueError(
-                f"prompt of {len(prompt)} characters, {short(prompt[:20])}...: at most "
-                f"{MAX_CHARACTERS}; shorten it"
-            )
+        _check_length(prompt, prompt)
         text = prompt.replace("\ufe0f", "")  # a presentation selector changes no meaning
         if self._alias:
             text = self._alias.sub(lambda m: f" {self.aliases[m[0]]} ", text)
+            _check_length(text, prompt)
         return text
 
     def _knows(self, word: str) -> bool:

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import torch
 
+from flowturbo import checks
 from flowturbo.models.checkpoint import CARD, WEIGHTS, load_folder
+from flowturbo.models.hub import fetch
 from flowturbo.models.model import Model
+from flowturbo.models.text import short
 
 __all__ = ["bundled", "find", "load"]
 
@@ -20,11 +23,13 @@ def bundled() -> list[str]:
     return sorted(p.parent.name for p in _HOME.glob(f"*/{CARD}"))
 
 
+@checks.known_keywords
 def load(
     name: str | Path,
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    vae: str | Path | None = None,
 ) -> Model:
     """Load a model for inference.
 
@@ -33,27 +38,36 @@ def load(
             "hf:owner/repo" (optionally "hf:owner/repo@revision") for such a folder on the hub.
         device: where to put it.
         dtype: of the weights.
+        vae: of a model of latents, the autoencoder to decode them with: a folder or "hf:owner/repo"
+            with an ``AutoencoderKL`` or ``AutoencoderTiny`` of diffusers; by default the card's.
 
     Raises:
-        ValueError: if there is no such model, or its files are damaged; names the file.
+        ValueError: if there is no such model, its files are damaged, or ``vae`` does not fit; names
+            the file.
+        ImportError: if ``vae`` is given and diffusers is missing.
     """
-    return load_folder(find(name), device=device, dtype=dtype)
+    device, dtype = checks.device("device", device), checks.dtype("dtype", dtype)
+    return load_folder(find(name), device=device, dtype=dtype, vae=vae)
 
 
 def find(name: str | Path) -> Path:
     """The folder of a model, fetched from the hub where ``name`` says so."""
-    text = str(name)
+    text = str(checks.path("name", name))
     if text.startswith("hf:"):
-        return _download(text)
+        return fetch(text, ["*.json", "*.safetensors", "plans/*"], "model")
     if text in bundled():
         return _HOME / text
     try:
         path = Path(text).expanduser()
     except RuntimeError as e:  # "~" of a user that there is not
         raise ValueError(f"model {text!r}: {e}") from e
-    if path.is_dir():
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError as e:  # a name that is too long, a folder that may not be entered
+        raise ValueError(f"model {short(text)}: {e.strerror}") from e
+    if is_folder:
         return path
-    if path.is_file():
+    if is_file:
         raise ValueError(f"model {text!r} is a file; give the folder with {CARD} and {WEIGHTS}")
     near = get_close_matches(text, bundled(), n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -61,20 +75,3 @@ def find(name: str | Path) -> Path:
         f"model {text!r}: no such model or folder; {hint}"
         f"bundled: {', '.join(bundled()) or 'none'}; others: a folder, or hf:owner/repo"
     )
-
-
-def _download(text: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    repo, _, revision = text.removeprefix("hf:").partition("@")
-    if repo.count("/") != 1:
-        raise ValueError(
-            f"model {text!r}: a hub model is written hf:owner/repo or hf:owner/repo@tag"
-        )
-    files = ["*.json", "*.safetensors", "plans/*"]
-    try:
-        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=files))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise ValueError(f"model {text!r} could not be fetched from the hub: {reason}") from e

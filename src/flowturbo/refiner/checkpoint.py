@@ -5,12 +5,22 @@ The same rules hold as for models: half precision, whole files or none, no pickl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from flowturbo.models.checkpoint import fill, read_card, read_weights, save_pair
+from flowturbo import checks
+from flowturbo.field import device_of
+from flowturbo.models.checkpoint import (
+    check_fit,
+    fill,
+    read_card,
+    read_header,
+    read_weights,
+    save_pair,
+)
 from flowturbo.models.model import Model
 from flowturbo.models.sit import SiT, SiTConfig
 from flowturbo.models.zoo import find
@@ -55,6 +65,7 @@ def save_refiner(
     save_pair(folder / REFINER_WEIGHTS, folder / REFINER_CARD, refiner.network, card, dtype=dtype)
 
 
+@checks.known_keywords
 def load_refiner(
     name: str | Path,
     model: Any = None,
@@ -73,32 +84,47 @@ def load_refiner(
     Raises:
         ValueError: if there is none, its files are damaged, or it was made for another model.
     """
+    if device is not None:
+        device = checks.device("device", device)
+    dtype = checks.dtype("dtype", dtype)
+    if model is not None:
+        checks.function("model", model, "x, t, cond")
+    from flowturbo.models.card import RefinerCard
+
     folder = find(name)
-    card = read_card(folder, REFINER_CARD, REFINER_WEIGHTS, ("paper", "velocity", "conv"))
+    card = read_card(folder, REFINER_CARD, REFINER_WEIGHTS, RefinerCard)
     made_for = card.get("model", {})
-    if isinstance(model, Model) and made_for.get("fingerprint") != model.fingerprint:
+    here = getattr(model, "fingerprint", None)  # of a wrapped model too
+    if here and made_for.get("fingerprint") != here:
         raise ValueError(
             f"{folder / REFINER_CARD}: made for {made_for.get('name')!r}, weights "
-            f"{made_for.get('fingerprint')}, not for {model.name!r}, {model.fingerprint}; "
+            f"{made_for.get('fingerprint')}, not for {getattr(model, 'name', None)!r}, {here}; "
             "train one for it"
         )
-    tensors = read_weights(folder / REFINER_WEIGHTS)
-    try:
-        with torch.device("meta"):
-            refiner = _build(card)
-    except (KeyError, TypeError) as e:
-        raise ValueError(f"{folder / REFINER_CARD}: not the card of a refiner ({e})") from e
-    fill(refiner.network, tensors, str(folder / REFINER_WEIGHTS), dtype)
+    weights, make = folder / REFINER_WEIGHTS, _maker(card, str(folder / REFINER_CARD))
+    header = read_header(weights, card["config"].get("depth", 0))
+    with torch.device("meta"):
+        refiner = make()
+    check_fit(refiner.network, header, str(weights))
+    fill(refiner.network, read_weights(weights), str(weights), dtype)
     if device is None:
-        device = model.device if isinstance(model, Model) else "cpu"
+        device = "cpu" if model is None else device_of(model)
     return refiner.to(device).eval().requires_grad_(False)
 
 
-def _build(card: dict[str, Any]) -> PaperRefiner | VelocityRefiner:
+def _maker(card: dict[str, Any], where: str) -> Callable[[], PaperRefiner | VelocityRefiner]:
+    """What makes the refiner of a card, whose config is checked before it does."""
+    from flowturbo.models.card import SmallConfig
+    from flowturbo.schema import check
+
     kind, config = card["architecture"], card["config"]
-    if kind == "paper":
-        return PaperRefiner(SiT(SiTConfig.from_dict(config), images=2), card)
     if kind == "conv":
-        return VelocityRefiner(SmallNetwork(**config), card["guidance"], card)
-    network = SiT(SiTConfig.from_dict(config), images=3, numbers=3)
-    return VelocityRefiner(network, card["guidance"], card)
+        check(config, SmallConfig, f"{where}: config")
+        return lambda: VelocityRefiner(SmallNetwork(**config), card["guidance"], card)
+    try:
+        sit = SiTConfig.from_dict(config)
+    except ValueError as e:
+        raise ValueError(f"{where}: config: {e}; restore the file") from e
+    if kind == "paper":
+        return lambda: PaperRefiner(SiT(sit, images=2), card)
+    return lambda: VelocityRefiner(SiT(sit, images=3, numbers=3), card["guidance"], card)

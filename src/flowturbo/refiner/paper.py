@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from flowturbo.field import embedded
+from flowturbo.models import official
 from flowturbo.models.checkpoint import fill, read_tensors
 from flowturbo.models.model import fingerprint
 from flowturbo.models.sit import SiT, SiTConfig
@@ -78,8 +79,13 @@ class PaperRefiner(nn.Module):
         config = replace(config or SiTConfig.named("XL/2"), depth=1)
         with torch.device("meta"):
             network = SiT(config, images=2)
-        fill(network, read_tensors(source), str(source), torch.float32)
+        tensors = read_tensors(source)
+        fill(network, tensors, str(source), torch.float32, official.fix(tensors, config, images=2))
         return cls(network).eval().requires_grad_(False)
+
+    def check_inputs(self, x: Any, cond: Any = None, negative: Any = None) -> None:
+        """Refuse states and conditions that its network cannot take, with a ``ValueError``."""
+        self.network.check_inputs(x, cond, negative)
 
     def embed_condition(self, cond: Any) -> Any:
         """What of ``cond`` need be computed but once a sample, to pass in its place."""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowturbo import checks
 from flowturbo.models.sit import TimestepEmbedder
 
 __all__ = ["SmallNetwork"]
@@ -43,6 +44,7 @@ class SmallNetwork(nn.Module):
         super().__init__()
         if len(shape) not in (1, 3):
             raise ValueError(f"shape={tuple(shape)}: a state must be (C, H, W) or (D,)")
+        self.shape = tuple(shape)
         self.config = dict(shape=list(shape), width=width, depth=depth, classes=classes)
         size, flat = shape[0], len(shape) == 1
         self.first = _layer(flat, images * size, width)
@@ -56,6 +58,19 @@ class SmallNetwork(nn.Module):
         self.modulation = nn.Linear(width, 2 * width * depth)
         for p in (*self.last.parameters(), *self.modulation.parameters()):
             nn.init.zeros_(p)
+
+    def check_inputs(self, x: Any, cond: Any = None, negative: Any = None) -> None:
+        """Refuse states and classes that the network cannot take, with a ``ValueError``."""
+        checks.tensor("x", x, ("B", *self.shape))
+        if self.classes is None:
+            return
+        most, kinds = self.classes.num_embeddings - 1, (torch.int32, torch.int64)
+        checks.tensor("cond", cond, (len(x),), dtypes=kinds)
+        if checks.can_look(cond) and len(cond):
+            low, high = (int(end) for end in cond.aminmax())
+            if low < 0 or high > most:
+                wrong = low if low < 0 else high
+                raise ValueError(f"cond={checks.shown(cond)}: holds {wrong}; from 0 to {most}")
 
     def forward(self, x: Tensor, t: Tensor, cond: Any, numbers: Tensor) -> Tensor:
         """The correction, like one state."""

@@ -90,8 +90,8 @@ class VelocityRefiner(nn.Module):
             depth=1,
             prediction="velocity",
             learn_sigma=False,
-            width=width or config.width,
-            heads=heads or config.heads,
+            width=config.width if width is None else width,
+            heads=config.heads if heads is None else heads,
         )
         return cls(borrowed(model, config, block, images=3, numbers=3), guidance_range)
 
@@ -104,6 +104,10 @@ class VelocityRefiner(nn.Module):
     ) -> VelocityRefiner:
         """A refiner of a `SmallNetwork` for states of ``shape``, (C, H, W) or (D,)."""
         return cls(SmallNetwork(shape, **options), guidance_range)
+
+    def check_inputs(self, x: Any, cond: Any = None, negative: Any = None) -> None:
+        """Refuse states and conditions that its network cannot take, with a ``ValueError``."""
+        self.network.check_inputs(x, cond, negative)
 
     def embed_condition(self, cond: Any) -> Any:
         """What of ``cond`` need be computed but once a sample, to pass in its place."""

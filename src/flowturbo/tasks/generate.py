@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
-from flowturbo import noise
+from flowturbo import checks, noise
+from flowturbo.checks import shown
+from flowturbo.field import cut
 from flowturbo.images import to_pil
-from flowturbo.models.model import Model
-from flowturbo.plan import Plan
+from flowturbo.models.model import Model, text, texts
+from flowturbo.plan import Plan, as_plan
 from flowturbo.refiner.checkpoint import REFINER_WEIGHTS, load_refiner
-from flowturbo.sampler import Callback, Refiner, sample, serves
+from flowturbo.sampler import Callback, Refiner, needed_refiner, sample, serves
 
-__all__ = ["generate"]
+__all__ = ["check_whole", "generate"]
 
 PLAIN = "AB2:12@1.6"  # for any scale of guidance
+NEARLY = 0.01  # the part of the path that a plan may lack at either end, as schedulers' do
 
 
+@checks.known_keywords
 def generate(
     model: Model,
     prompts: Sequence[str | int],
@@ -25,6 +31,7 @@ def generate(
     plan: Plan | str | None = None,
     guidance: float | None = None,
     negative: str | None = None,
+    guidance_channels: int | None = None,
     style: str | None = None,
     seed: int = 0,
     refiner: Refiner | None = None,
@@ -38,13 +45,15 @@ def generate(
 
     Args:
         model: from `flowturbo.load`.
-        prompts: labels or prompts, one a picture; "" is unconditional.
-        plan: a plan, its notation, or the name of one of ``model.plans``; by default the card's,
-            or `PLAIN` where that was fitted at another guidance.
+        prompts: labels or prompts, one a picture; "" is unconditional, and all there is for
+            a model without a condition.
+        plan: a plan from noise to data, its notation, or the name of one of ``model.plans``; by
+            default the card's, or `PLAIN` where that was fitted at another guidance.
         guidance: scale of classifier-free guidance, 1 is off; by default the card's.
         negative: a prompt to guide away from; by default the unconditional one.
+        guidance_channels: guide only the first so many channels, see `flowturbo.sample`.
         style: one of ``model.styles``, for all prompts.
-        seed: of the first picture, from 0.
+        seed: of the first picture, from 0; that of the last is at most 2**63 - 1.
         refiner: for plans with refiner evaluations; by default the one that came with the model.
         batch: most pictures sampled at a time, at least 1.
         callback: called after every evaluation of every batch, see `flowturbo.sample`.
@@ -53,22 +62,37 @@ def generate(
         PIL images, grey or RGB.
 
     Raises:
-        ValueError: for a prompt or style the model does not know, a malformed plan, a missing
-            refiner, or a number out of range.
+        ValueError: before anything is drawn, for a prompt or style the model does not know, a plan
+            that is malformed, backward or of a part of the path, a missing refiner, a number out of
+            range, or, for a model of latents, an autoencoder that is missing or does not fit; after
+            a batch, if its pictures are not finite.
+        ImportError: if the autoencoder needs diffusers, and that is missing.
     """
-    if batch < 1:
-        raise ValueError(f"batch={batch}: must be at least 1")
+    check_model(model)
+    batch = checks.whole("batch", batch, 1)
+    if guidance is not None:
+        guidance = checks.number("guidance", guidance)
+    if negative is not None:
+        negative = text("negative", negative)
+    if callback is not None:
+        checks.function("callback", callback, "step")
     plan = resolve_plan(model, plan, guidance)
-    refiner = resolve_refiner(model, plan, refiner)
+    check_whole(plan)
+    if refiner is not None:
+        checks.function("refiner", refiner, "x, t, cond, history")
+    refiner = needed_refiner(plan, resolve_refiner(model, plan, refiner))
+    _ = model.codec  # before anything is drawn
     guidance = float(model.defaults["guidance"] if guidance is None else guidance)
     if style is not None:
-        prompts = [model.styled(str(p), style) for p in prompts]
-    cond = model.condition(prompts)
-    null = None if negative is None else model.condition([negative])
+        prompts = [model.styled(prompt, style) for prompt in texts(prompts)]
+    said = texts(prompts)
+    cond = _condition(model, said)
+    seed = checks.whole("seed", seed, 0, noise.LARGEST_SEED - max(0, len(said) - 1))
+    null = None if negative is None else _condition(model, [negative])
     images = []
-    for i in range(0, len(cond), batch):
-        rows = cond[i : i + batch]
-        seeds = [seed + j for j in range(i, i + len(rows))]
+    for i in range(0, len(said), batch):
+        rows = cut(cond, slice(i, i + batch))
+        seeds = range(seed + i, seed + min(i + batch, len(said)))
         x0 = noise.draw(seeds, model.shape, device=model.device)
         x1 = sample(
             plan,
@@ -77,6 +101,7 @@ def generate(
             rows,
             guidance=guidance,
             negative=null,
+            guidance_channels=guidance_channels,
             refiner=refiner,
             callback=callback,
         )
@@ -89,6 +114,39 @@ def generate(
     return images
 
 
+def check_model(model: Any) -> None:
+    """Raise ``ValueError`` unless pictures can be drawn from ``model``, which may be wrapped."""
+    needed = ("condition", "decode", "defaults", "device", "plans", "shape")
+    if isinstance(model, str) or not all(hasattr(model, name) for name in needed):
+        load = (
+            f"flowturbo.load({shown(model)})" if isinstance(model, str) else "flowturbo.load(...)"
+        )
+        raise ValueError(
+            f"model={shown(model)}: must be a model; pass {load}, or run a field of your own with "
+            "flowturbo.sample"
+        )
+
+
+def check_whole(plan: Plan) -> None:
+    """Raise ``ValueError`` unless ``plan`` leads from noise to data, as schedulers' grids do."""
+    start, end = plan.times[0], plan.times[-1]
+    if start > NEARLY or end < 1 - NEARLY:
+        raise ValueError(
+            f"plan {plan.name!r} runs from t={start:g} to {end:g}: pictures are drawn from noise, "
+            "t=0, to data, t=1; take a plan of the whole path, or run this one on states of your "
+            "own with flowturbo.sample"
+        )
+
+
+def _condition(model: Any, prompts: Sequence[str]) -> Tensor | None:
+    """The condition of ``prompts``; None for a model that takes none, which draws "" alone."""
+    card = getattr(model, "card", {"condition": None})
+    if "condition" not in card and not any(prompt.strip() for prompt in prompts):
+        return None
+    condition: Tensor = model.condition(prompts)
+    return condition
+
+
 def resolve_plan(model: Model, plan: Plan | str | None, guidance: float | None = None) -> Plan:
     """``plan`` itself, the model's of that name, its notation parsed, or the card's default.
 
@@ -99,7 +157,7 @@ def resolve_plan(model: Model, plan: Plan | str | None, guidance: float | None =
         served = guidance is None or serves(usual, guidance)
         return usual if served else Plan.parse(PLAIN)
     if not isinstance(plan, str):
-        return plan
+        return as_plan(plan)
     if plan in model.plans:
         return model.plans[plan]
     try:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sized
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -20,13 +20,18 @@ import torch
 from torch import Tensor, nn
 
 from flowturbo import noise
-from flowturbo.files import claim, replacing
+from flowturbo.checks import known_keywords, number, one_of, shown, whole
+from flowturbo.files import replacing
 from flowturbo.images import save_png, sheet, to_pil
 from flowturbo.models.checkpoint import save_folder
+from flowturbo.models.codec import Codec, Pixels
+from flowturbo.models.identity import content
 from flowturbo.models.model import Model
 from flowturbo.models.sit import SiT, SiTConfig
 from flowturbo.plan import Plan
 from flowturbo.sampler import sample
+from flowturbo.schema import Schema, check
+from flowturbo.train.checkpoints import Checkpoints, restore, tensors_of
 from flowturbo.train.data import Data
 from flowturbo.train.objectives import (
     Times,
@@ -35,10 +40,15 @@ from flowturbo.train.objectives import (
     flow_loss,
     noise_loss,
 )
+from flowturbo.train.processes import Processes
 
-__all__ = ["FlowMatching", "Objective", "Run", "TrainConfig", "run", "train"]
+__all__ = ["FlowMatching", "Objective", "Run", "TrainConfig", "identified", "run", "train"]
+
+REPORTED = 1.0  # seconds between reports, about
+_WHOLE = {"steps": 1, "batch": 1, "save_every": 1, "warmup": 0, "preview_every": 0}
 
 
+@known_keywords
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How a flow model is trained.
@@ -83,27 +93,24 @@ class TrainConfig:
     preview_every: int = 1000
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        keep = lambda name, value: object.__setattr__(self, name, value)
+        for name, least in _WHOLE.items():
+            keep(name, whole(name, getattr(self, name), least, 2**32 - 1))
+        keep("seed", whole("seed", self.seed, 0, 2**23 - 1))
         for name in ("lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be above 0")
+            keep(name, number(name, getattr(self, name), above=0))
+        keep("weight_decay", number("weight_decay", self.weight_decay, 0))
+        keep("tail", number("tail", self.tail, above=0, most=1))
         for name in ("ema", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be in [0, 1)")
-        if not 0 <= self.seed < 2**23:
-            raise ValueError(f"seed={self.seed}: must be from 0 to 2**23 - 1")
-        if not 0 < self.tail <= 1:
-            raise ValueError(f"tail={self.tail}: must be in (0, 1]")
-        allowed = {
-            "schedule": ("constant", "cosine", "trapezoid"),
-            "optimizer": ("adamw", "muon"),
-            "times": ("uniform", "logit-normal", "diffusion"),
-        }
-        for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {values}")
+            keep(name, number(name, getattr(self, name), 0))
+            if getattr(self, name) >= 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be below 1")
+        one_of("schedule", self.schedule, ("constant", "cosine", "trapezoid"))
+        one_of("optimizer", self.optimizer, ("adamw", "muon"))
+        one_of("times", self.times, ("uniform", "logit-normal", "diffusion"))
+        for name in ("bf16", "compile"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={shown(getattr(self, name))}: must be True or False")
 
     def lr_at(self, step: int) -> float:
         """The learning rate of step ``step``, from 0."""
@@ -129,29 +136,63 @@ def train(
 
     ``out`` gets the exported model (``card.json``, ``model.safetensors``: the averaged weights in
     half precision), ``config.json``, ``log.jsonl`` (a line at least every 50 steps), ``loss.png``,
-    ``previews/`` and ``checkpoints/`` (the last one only).
+    ``previews/`` and ``checkpoints/`` (the last two).
 
     Args:
-        architecture: of the network; must fit ``data.shape``.
-        data: what to train on.
+        architecture: of the network; must fit ``data``.
+        data: what to train on: pixels in [-1, 1], or states of its ``codec``, if it has one, as
+            `flowturbo.train.LatentData`; the card then names that.
         out: the folder.
         config: how; the defaults of `TrainConfig` if not given.
         card: entries for the model's card: name, licences, defaults.
-        report: called with (step, loss) at each line of the log.
+        report: called with (step, loss), about every second and at each line of the log.
 
     Returns:
         ``out``.
 
     Raises:
-        ValueError: if the data do not fit, ``out`` holds a run of another configuration, or the
-            loss is not finite.
+        ValueError: if the data do not fit, ``out`` is in use, holds a run of another configuration
+            or of other data, or no whole checkpoint, or the loss is not finite.
+        OSError: if the disk is full; the last whole checkpoint stays.
         ImportError: if accelerate is missing: ``pip install 'flowturbo[train]'``.
+
+    Warns:
+        UserWarning: if a checkpoint is damaged, and the one before it is taken.
     """
-    config = config or TrainConfig()
-    objective = FlowMatching(architecture, data, Path(out), config, card or {})
-    made = {"architecture": architecture.to_dict(), "training": asdict(config)}
-    run(objective, out, config, made, report)
-    return Path(out)
+    config = TrainConfig() if config is None else config
+    if not isinstance(config, TrainConfig):
+        raise ValueError(f"config={shown(config)}: must be a TrainConfig")
+    if not isinstance(architecture, SiTConfig):
+        raise ValueError(f"architecture={shown(architecture)}: must be a SiTConfig")
+    out = Path(out)
+    objective = FlowMatching(architecture, data, out, config, card or {})
+    made = {
+        "architecture": architecture.to_dict(),
+        "training": asdict(config),
+        "data": identified(data),
+    }
+    processes = Processes()
+    with processes.exclusive(out):
+        run(objective, out, config, made, processes, report)
+    return out
+
+
+def identified(data: Data) -> dict[str, Any]:
+    """What a run may not be resumed with another of: number, labels and content of the data.
+
+    Data without a ``digest()`` are known by a batch that they draw and their examples.
+    """
+    condition = data.condition or {}
+    if hasattr(data, "digest"):
+        digest = data.digest()
+    else:
+        drawn = data.batch(64, torch.Generator().manual_seed(0))
+        digest = content([drawn, data.examples(16), condition])
+    return {
+        "images": len(data) if isinstance(data, Sized) else None,
+        "labels": condition.get("labels"),
+        "digest": digest,
+    }
 
 
 def autocast(device: torch.device, bf16: bool) -> torch.autocast:
@@ -198,18 +239,22 @@ class Objective(Protocol):
 
 def run(
     objective: Objective,
-    out: str | Path,
+    out: Path,
     config: TrainConfig,
     made: dict[str, dict[str, Any]],
+    processes: Processes,
     report: Callable[[int, float], None] | None = None,
 ) -> nn.Module:
     """Run an objective to the last step in the folder ``out``, resuming what is there.
 
-    ``made`` says by what options; a folder holds one run. Returns the averaged network. Raises as
-    `train` does.
+    ``out`` must be held by this run; ``made`` says what the result follows from, and a folder holds
+    one run. A run that has ended is exported again. Returns the averaged network. Raises as `train`
+    does.
     """
-    state = Run(objective, Path(out), config, made)
+    state = Run(objective, out, config, made, processes)
     state.resume()
+    if state.step == config.steps:
+        state.export()
     state.loop(report)
     return state.average.module  # type: ignore[no-any-return]
 
@@ -227,11 +272,13 @@ class FlowMatching:
     ) -> None:
         self.data, self.out, self.config = data, out, config
         condition = {"condition": data.condition} if data.condition else {}
-        self.card = {"path": "linear", "codec": {"kind": "pixels"}, **condition, **card}
+        self.codec: Codec = getattr(data, "codec", None) or Pixels()
+        self.card = {"path": "linear", "codec": self.codec.entry, **condition, **card}
         torch.manual_seed(config.seed)
         self.network = SiT(architecture)
         if self.network.shape != data.shape:
             raise ValueError(f"the network draws {self.network.shape}, the data are {data.shape}")
+        _check_condition(architecture, data.condition or {})
 
     def loss(self, forward: Any, generator: torch.Generator, device: torch.device) -> Tensor:
         """The loss of a batch with some conditions dropped."""
@@ -247,18 +294,20 @@ class FlowMatching:
 
     def export(self, network: Any, training: dict[str, Any]) -> None:
         """Write the model."""
+        self.codec.save(self.out)
         save_folder(self.out, network, {**self.card, "training": training})
 
     @torch.no_grad()
     def preview(self, network: Any, step: int) -> None:
         """A sheet of 40 pictures, the same seeds each time."""
-        model = Model(network, self.card)
+        model = Model(network, self.card, codec=self.codec)
         x0 = noise.draw(range(40), model.shape, device=model.device)
         cond = self.data.examples(40)
         guidance = 1.0 if cond is None else 2.0
         cond = None if cond is None else cond.to(x0.device)
         x1 = sample(Plan.parse("AB2:12", shift=1.6), model, x0, cond, guidance=guidance)
-        page = sheet(to_pil(model.decode(x1)), 10, scale=2)
+        pictures = model.decode(x1)
+        page = sheet(to_pil(pictures), 10, scale=2 if pictures.shape[2] <= 64 else 1)
         meta = {"step": str(step), "guidance": str(guidance)}
         save_png(page, self.out / "previews" / f"step-{step:08d}.png", meta)
 
@@ -267,122 +316,173 @@ class Run:
     """The state of a run: network, average, optimizers, step."""
 
     def __init__(
-        self, objective: Objective, out: Path, config: TrainConfig, made: dict[str, Any]
+        self,
+        objective: Objective,
+        out: Path,
+        config: TrainConfig,
+        made: dict[str, dict[str, Any]],
+        processes: Processes,
     ) -> None:
-        try:
-            from accelerate import Accelerator
-        except ImportError as e:
-            raise ImportError("training needs accelerate: pip install 'flowturbo[train]'") from e
-        self.out, self.config, self.objective = out, config, objective
-        claim(out / "config.json", made)
-        self.accelerator = Accelerator(project_dir=str(out))
+        self.out, self.config, self.objective, self.processes = out, config, objective, processes
+        self.checkpoints = Checkpoints(
+            out / "checkpoints", processes.claim(out / "config.json", made)
+        )
         network = objective.network
         average: Any = torch.optim.swa_utils.AveragedModel(
-            network, device=self.accelerator.device, multi_avg_fn=_ema(config.ema)
+            network, device=processes.device, multi_avg_fn=_ema(config.ema)
         )
         self.average = average
-        groups = optimizers(network, config)
-        self.network, *self.optimizers = self.accelerator.prepare(network, *groups)
-        self.accelerator.register_for_checkpointing(average)
+        self.network = processes.parallel(network)
+        self.optimizers = optimizers(network, config)
         self.forward = torch.compile(self.network) if config.compile else self.network
         self.step = 0
 
     def resume(self) -> None:
         """Load the last whole checkpoint, if there is one, and cut the log to it."""
-        found = sorted((self.out / "checkpoints").glob("step-*"))
-        if not found:
-            (self.out / "log.jsonl").unlink(missing_ok=True)
-            return
-        self.accelerator.load_state(str(found[-1]))
-        self.step = int(found[-1].name.removeprefix("step-"))
-        lines = [x for x in self._log() if x["step"] <= self.step]
-        with replacing(self.out / "log.jsonl") as path:
-            path.write_text("".join(json.dumps(x) + "\n" for x in lines))
+        step, tensors = self.processes.in_turn(self.checkpoints.last)
+        if step:
+            restore(tensors, self._modules, self.optimizers)
+        self.step = step
+        self.processes.first(self._cut_log)
 
     def loop(self, report: Callable[[int, float], None] | None) -> None:
         """Run to the last step, logging, saving and drawing on the way."""
-        config, start, losses = self.config, time.perf_counter(), []
+        config, losses = self.config, []
+        start = told = time.perf_counter()
         interval = math.gcd(50, config.save_every)  # a resumed run logs the same lines
+        first = self.processes.index == 0
         while self.step < config.steps:
             losses.append(self.advance())
             self.step += 1
             last = self.step == config.steps
-            if self.step % interval == 0 or last:
-                loss = float(torch.stack(losses).mean())
-                losses = []
-                if not loss < float("inf"):
-                    raise ValueError(
-                        f"the loss is {loss} at step {self.step}: start again in another folder "
-                        f"with a lower lr than {config.lr}"
-                    )
-                seconds = round(time.perf_counter() - start, 1)
-                self._write_log({"step": self.step, "loss": loss, "seconds": seconds})
-                if report and self.accelerator.is_main_process:
-                    report(self.step, loss)
+            logged, now = self.step % interval == 0 or last, time.perf_counter()
+            if logged:
+                self.processes.first(lambda: self._log(losses, now - start))  # noqa: B023
+            if report and first and (logged or now - told > REPORTED):
+                report(self.step, _mean(losses))
+                told = now
+            losses = [] if logged else losses
             # the checkpoint comes last: killed before it, a resumed run does the rest again
-            due = config.preview_every and (self.step % config.preview_every == 0 or last)
-            if due and self.accelerator.is_main_process:
-                self.objective.preview(self.average.module, self.step)
+            if config.preview_every and (self.step % config.preview_every == 0 or last):
+                preview = lambda: self.objective.preview(self.average.module, self.step)
+                self.processes.first(preview)
             if self.step % config.save_every == 0 or last:
-                self._save()
+                self.export()
+                self.processes.first(self._save)
 
     def advance(self) -> Tensor:
         """One step; returns its loss."""
-        config, device = self.config, self.accelerator.device
-        process = self.accelerator.process_index
-        generator = torch.Generator().manual_seed((config.seed << 40) + (process << 32) + self.step)
+        config, device, index = self.config, self.processes.device, self.processes.index
+        generator = torch.Generator().manual_seed(noise.mixed(config.seed, index, self.step))
         with autocast(device, config.bf16):
             loss = self.objective.loss(self.forward, generator, device)
-        self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.network.parameters(), config.clip)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.network.parameters(), config.clip)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = config.lr_at(self.step)
             optimizer.step()
             optimizer.zero_grad()
-        self.average.update_parameters(self.accelerator.unwrap_model(self.network))
+        self.average.update_parameters(self.objective.network)
         return loss.detach()
 
-    def _save(self) -> None:
-        """Write the exported model and a checkpoint; remove the checkpoint before."""
-        folder = self.out / "checkpoints"
-        temporary = folder / "writing"
-        shutil.rmtree(temporary, ignore_errors=True)
-        self.accelerator.save_state(str(temporary))
-        if not self.accelerator.is_main_process:
-            return
+    def export(self) -> None:
+        """Write the averaged network, and the plot."""
         training = {**asdict(self.config), "step": self.step, "torch": torch.__version__}
-        self.objective.export(self.average.module, training)  # first: a checkpoint says it is done
-        self._plot()
-        kept = folder / f"step-{self.step:08d}"
-        shutil.rmtree(kept, ignore_errors=True)
-        temporary.rename(kept)
-        for old in folder.glob("step-*"):
-            if old != kept:
-                shutil.rmtree(old)
 
-    def _log(self) -> list[dict[str, Any]]:
+        def write() -> None:
+            self.objective.export(self.average.module, training)
+            self._plot()
+
+        self.processes.first(write)
+
+    def _save(self) -> None:
+        self.checkpoints.write(self.step, tensors_of(self._modules, self.optimizers))
+
+    @property
+    def _modules(self) -> dict[str, nn.Module]:
+        return {"network": self.objective.network, "average": self.average}
+
+    def _lines(self) -> list[dict[str, Any]]:
+        """The whole lines of the log; half a line, say of a run that was killed, is left out."""
         path = self.out / "log.jsonl"
         if not path.is_file():
             return []
-        lines = path.read_text().splitlines()
-        return [json.loads(x) for x in lines if x.endswith("}")]
+        found, damaged = [], 0
+        for text in path.read_bytes().splitlines():
+            try:
+                line = check(json.loads(text), _Line, str(path))
+                found.append({"step": line.step, "loss": line.loss, "seconds": line.seconds})
+            except (ValueError, RecursionError):
+                damaged += 1
+        if damaged:
+            warnings.warn(f"{path}: left out {damaged} damaged lines", stacklevel=2)
+        return found
 
-    def _write_log(self, line: dict[str, Any]) -> None:
-        if self.accelerator.is_main_process:
-            with (self.out / "log.jsonl").open("a") as f:
+    def _cut_log(self) -> None:
+        lines = [x for x in self._lines() if x["step"] <= self.step]
+        if lines or (self.out / "log.jsonl").exists():
+            with replacing(self.out / "log.jsonl") as path:
+                path.write_text("".join(json.dumps(x) + "\n" for x in lines))
+
+    def _log(self, losses: list[Tensor], seconds: float) -> None:
+        """Add a line; refuses a loss that is not finite."""
+        line = {"step": self.step, "loss": _mean(losses), "seconds": round(seconds, 1)}
+        if not math.isfinite(line["loss"]):
+            raise ValueError(
+                f"the loss is {line['loss']} at step {self.step}: start again in another folder "
+                f"with a lower lr than {self.config.lr}"
+            )
+        path = self.out / "log.jsonl"
+        try:
+            with path.open("a") as f:
                 f.write(json.dumps(line) + "\n")
+        except OSError as e:
+            raise OSError(
+                f"cannot write {path}: {e.strerror or e}; make room and repeat the command, which "
+                "goes on from the last checkpoint"
+            ) from e
 
     def _plot(self) -> None:
         from matplotlib.figure import Figure
 
-        lines = self._log()
+        lines = self._lines()
         figure = Figure(figsize=(6, 3.5), layout="constrained")
         axes = figure.add_subplot()
         axes.plot([x["step"] for x in lines], [x["loss"] for x in lines], linewidth=1)
         axes.set(xlabel="step", ylabel="loss (mean square)", yscale="log")
         with replacing(self.out / "loss.png") as path:
             figure.savefig(path, dpi=150)
+
+
+class _Line(Schema):
+    """Of the log."""
+
+    step: int
+    loss: float
+    seconds: float
+
+
+def _mean(losses: list[Tensor]) -> float:
+    return float(torch.stack(losses).mean())
+
+
+def _check_condition(architecture: SiTConfig, condition: dict[str, Any]) -> None:
+    """Refuse data whose labels or tokens the network has no embeddings for."""
+    kind, wanted = condition.get("kind"), {}
+    if kind == "class":
+        wanted = {"classes": len(condition["labels"])}
+    if kind == "text":
+        tokenizer = condition["tokenizer"]
+        words = len(tokenizer["vocabulary"]) + 1
+        wanted = {"vocabulary": words, "text_length": tokenizer["length"]}
+    for name, value in wanted.items():
+        has = getattr(architecture, name)
+        if has < value or (has > value and name != "vocabulary"):
+            raise ValueError(
+                f"the network has {name}={has}, the data need {value}; pass SiTConfig({name}="
+                f"{value})"
+            )
 
 
 def _ema(decay: float) -> Callable[[Any, Any, Any], None]:

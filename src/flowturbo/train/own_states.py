@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowturbo.checks import shown
 from flowturbo.field import Field
 from flowturbo.plan import Plan
 from flowturbo.refiner.velocity import VelocityRefiner
@@ -30,9 +31,11 @@ def mixed_plan(pattern: str, shift: float = 1.6) -> Plan:
     Raises:
         ValueError: if it is not such a text, or does not begin with MM.
     """
-    letters = pattern.strip().upper()
+    letters = pattern.strip().upper() if isinstance(pattern, str) else ""
     if set(letters) - set("MR") or not letters.startswith("MM"):
-        raise ValueError(f"pattern {pattern!r}: must be of M and R and begin with MM ('MMRMRMRM')")
+        raise ValueError(
+            f"pattern {shown(pattern)}: must be of M and R and begin with MM ('MMRMRMRM')"
+        )
     names = tuple({"M": "model", "R": "refiner"}[letter] for letter in letters)
     plan = Plan.adams_bashforth(len(letters), shift=shift)
     return replace(plan, evaluators=names, name=f"{letters}@{shift:g}")

@@ -20,13 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowturbo import noise
+from flowturbo.checks import number, shown, whole
+from flowturbo.models.identity import identity
 from flowturbo.models.model import Model
 from flowturbo.path import interpolate
 from flowturbo.refiner.checkpoint import load_refiner, save_refiner
 from flowturbo.refiner.paper import PaperRefiner
 from flowturbo.train.data import Data
-from flowturbo.train.loop import TrainConfig, run
+from flowturbo.train.loop import TrainConfig, identified, run
 from flowturbo.train.objectives import drop_condition
+from flowturbo.train.processes import Processes
 
 __all__ = ["paper_config", "train_paper_refiner"]
 
@@ -67,13 +71,19 @@ def train_paper_refiner(
         report: called with (step, loss) at each line of the log.
 
     Raises:
-        ValueError: if the data are not for the model, ``folder`` holds another run, or a number is
-            out of range.
+        ValueError: if the data are not for the model, ``folder`` is in use or holds another run,
+            or a number is out of range.
+        OSError: if the disk is full; the last whole checkpoint stays.
         ImportError: if accelerate is missing: ``pip install 'flowturbo[train]'``.
     """
-    config = config or paper_config()
-    if not 0 < dt <= 1:
-        raise ValueError(f"dt={dt}: must be above 0 and at most 1; the paper takes {LARGEST}")
+    config = paper_config() if config is None else config
+    if not isinstance(config, TrainConfig):
+        raise ValueError(f"config={shown(config)}: must be a TrainConfig; paper_config() makes one")
+    if not isinstance(model, Model):
+        raise ValueError(f"model={shown(model)}: must be a model of flowturbo.load")
+    dt = number("dt", dt, above=0, most=1)
+    block, depth = whole("block", block), whole("depth", depth, 1)
+    width = None if width is None else whole("width", width, 1)
     if tuple(data.shape) != tuple(model.shape):
         raise ValueError(f"the model draws {model.shape}, the data are {tuple(data.shape)}")
     if not _same(data.condition, model.card.get("condition")):
@@ -86,11 +96,17 @@ def train_paper_refiner(
     network = PaperRefiner.from_model(model, block=block, depth=depth, width=width)
     objective = _Paper(network, model, data, config, out, dt)
     shape = {"block": block, "depth": depth, "width": width, "dt": dt}
+    x, cond = noise.draw(range(8), model.shape, device=model.device), data.examples(8)
+    cond = None if cond is None else cond.to(model.device)
     made = {
         "refiner": {"kind": "paper", **shape, "model": model.fingerprint},
         "training": asdict(config),
+        "field": {"identity": identity(model, x, cond)},
+        "data": identified(data),
     }
-    run(objective, out / "refiner-run", config, made, report)
+    processes, folder = Processes(), out / "refiner-run"
+    with processes.exclusive(folder):
+        run(objective, folder, config, made, processes, report)
     return load_refiner(out, device=model.device)  # type: ignore[return-value]
 
 

@@ -10,29 +10,35 @@ second phase goes on with the states that a given plan visits when it runs with 
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
+from pydantic import Field as Entry
 from torch import Tensor
 
-from flowturbo.field import Field, map_condition
-from flowturbo.files import claim, write_json
+from flowturbo.checks import did_you_mean, known_keywords, number, one_of, shown, whole
+from flowturbo.field import Field
+from flowturbo.files import write_json
+from flowturbo.models.identity import content, identity
 from flowturbo.models.model import Model
-from flowturbo.plan import Plan
+from flowturbo.plan import Plan, Row
 from flowturbo.refiner.checkpoint import load_refiner, save_refiner
 from flowturbo.refiner.velocity import VelocityRefiner
-from flowturbo.sampler import sample
+from flowturbo.sampler import check_refiner, sample
+from flowturbo.schema import Schema, read_json
+from flowturbo.stores import warn_damaged
 from flowturbo.train.loop import TrainConfig, autocast, optimizers, run
 from flowturbo.train.own_states import collect, mixed_plan, rollout_error
-from flowturbo.train.trajectories import Batch, Starts, Trajectories, draw_trajectories
+from flowturbo.train.processes import Processes
+from flowturbo.train.trajectories import Batch, Starts, Trajectories, draw_trajectories, scales
 
 __all__ = ["RefinerConfig", "Report", "held_out_errors", "train_refiner"]
 
@@ -41,6 +47,7 @@ CONVERGED = "AB4RK:73@0.5"  # for what is compared
 Report = Callable[[str, int, int], None]
 
 
+@known_keywords
 @dataclass(frozen=True, kw_only=True)
 class RefinerConfig:
     """How a velocity refiner is trained.
@@ -86,23 +93,34 @@ class RefinerConfig:
     save_every: int = 500
 
     def __post_init__(self) -> None:
-        if self.kind not in ("velocity", "conv"):
-            raise ValueError(f"kind={self.kind!r}: must be 'velocity' or 'conv'")
-        if not self.minutes > 0:
-            raise ValueError(f"minutes={self.minutes}: must be above 0")
-        if self.iterations is not None and self.iterations < 1:
-            raise ValueError(f"iterations={self.iterations}: must be at least 1")
+        keep = lambda name, value: object.__setattr__(self, name, value)
+        one_of("kind", self.kind, ("velocity", "conv"))
+        low, high = scales(self.guidance)
+        keep("guidance", (low, high))
+        for name, least in (("trajectories", 2), ("steps", 3), ("iterations", 1), ("width", 1)):
+            value = getattr(self, name)
+            if value is not None or name in ("trajectories", "steps"):
+                keep(name, whole(name, value, least, 2**31 - 1))
+        keep("block", whole("block", self.block))
+        for name in ("shift", "minutes"):
+            keep(name, number(name, getattr(self, name), above=0))
+        keep("jitter", number("jitter", self.jitter, 0))
+        if self.jitter >= 0.5:
+            raise ValueError(f"jitter={self.jitter}: must be below 0.5, for times to stay in order")
         self.training(1)
 
     def training(self, iterations: int) -> TrainConfig:
         """The same for the training loop."""
         names = ("batch", "ema", "seed", "bf16", "compile", "save_every")
-        optimizer = self.optimizer or ("muon" if hasattr(torch.optim, "Muon") else "adamw")
+        optimizer = self.optimizer
+        if optimizer is None:
+            optimizer = "muon" if hasattr(torch.optim, "Muon") else "adamw"
         slow = (self.kind, optimizer) == ("velocity", "adamw")
+        lr = (5e-4 if slow else 2e-3) if self.lr is None else self.lr
         return TrainConfig(
             steps=iterations,
             optimizer=optimizer,
-            lr=self.lr or (5e-4 if slow else 2e-3),
+            lr=lr,
             warmup=min(100, 1 + iterations // 10),
             schedule="cosine",
             preview_every=0,
@@ -140,32 +158,75 @@ def train_refiner(
         The refiner as it was written, for inference; ``card["measured"]`` has its held-out errors.
 
     Raises:
-        ValueError: if an argument does not do, or ``folder`` holds a run with others.
-        OSError: if the trajectories do not fit on the disk.
+        ValueError: if an argument does not do, or ``folder`` is in use, or holds a run of another
+            field or with other arguments.
+        OSError: if the trajectories do not fit on the disk, or it is full; the last whole
+            checkpoint stays.
         ImportError: if accelerate is missing: ``pip install 'flowturbo[train]'``.
+
+    Warns:
+        UserWarning: if what the folder holds is damaged, and made again.
     """
-    config = RefinerConfig(**options)
+    config = _config(options)
     starts = Starts.of(model, config.guidance, config.seed, noise, cond)
-    own = mixed_plan(plan, config.shift) if isinstance(plan, str) else plan
+    own = _plan(plan, config.shift)
     torch.manual_seed(config.seed)
     refiner = _new(model, config, starts)
+    if own is not None:
+        check_refiner(own, refiner, starts.guidance[0])
     if noise is not None:
         config = replace(config, trajectories=len(noise))
     recipe = {
         **asdict(config),
         "guidance": list(starts.guidance),
         "model": model.fingerprint if isinstance(model, Model) else None,
-        "given": _digest(noise, cond),
+        "given": content([starts.noise, starts.cond]),
     }
-    with tempfile.TemporaryDirectory() as temporary:
-        out = Path(folder or temporary)
-        iterations = config.iterations or _iterations(out / RUN, config, refiner, starts)
+    stages = _Stages(model, config, starts, refiner, recipe, own, report)
+    with ExitStack() as stack:
+        temporary = lambda: stack.enter_context(tempfile.TemporaryDirectory())
+        out = Path(stages.processes.first(temporary) if folder is None else folder)
+        with stages.processes.exclusive(out / RUN):
+            stages.into(out)
+        made = load_refiner(out, device=starts.device)
+        stages.processes.first(lambda: None)  # all have read it
+        return made  # type: ignore[return-value]
+
+
+class _Stages:
+    """A training of a refiner in its stages: trajectories, iterations, the states of a plan."""
+
+    def __init__(
+        self,
+        model: Field,
+        config: RefinerConfig,
+        starts: Starts,
+        refiner: VelocityRefiner,
+        recipe: dict[str, Any],
+        own: Plan | None,
+        report: Report | None,
+    ) -> None:
+        self.model, self.config, self.starts, self.refiner = model, config, starts, refiner
+        self.recipe, self.own, self.report = recipe, own, report
+        self.processes = Processes()
+
+    def into(self, out: Path) -> None:
+        """Make the refiner in ``out``, or what of it is missing."""
+        config, starts, folder, report = self.config, self.starts, out / RUN, self.report
+        trial = lambda: _iterations(folder, config, self.refiner, starts)
+        iterations = config.iterations
+        if iterations is None:
+            iterations = self.processes.first(trial)
         training = config.training(iterations)
-        made = {"refiner": recipe, "training": asdict(training)}
-        claim(out / RUN / "config.json", made)
-        drawn = draw_trajectories(
-            model,
-            out / RUN,
+        made = {
+            "refiner": self.recipe,
+            "training": asdict(training),
+            "field": {"identity": _identity(self.model, starts, config.trajectories)},
+        }
+        self.processes.claim(folder / "config.json", made)
+        draw = lambda: draw_trajectories(
+            self.model,
+            folder,
             starts,
             config.steps,
             config.trajectories,
@@ -174,68 +235,73 @@ def train_refiner(
             bf16=config.bf16,
             report=report and partial(report, "trajectories"),
         )
+        drawn = self.processes.in_turn(draw)
+        second = folder / "own-states"
+        later = self.own is not None and (second / "finished.json").is_file()
 
         def write(refiner: Any, training: dict[str, Any], measured: dict[str, Any]) -> None:
+            first = "rollout" not in measured
             measured = {**held_out_errors(refiner, drawn), **measured}
-            refiner.card = {"recipe": recipe, "training": training, "measured": measured}
-            save_refiner(out, refiner, model)
-            if "rollout" not in measured:
-                save_refiner(out / RUN, refiner, model)  # stays as it is after the first phase
+            refiner.card = {"recipe": self.recipe, "training": training, "measured": measured}
+            if first:  # stays as it is after the first phase
+                save_refiner(folder, refiner, self.model)
+            if not (first and later):
+                save_refiner(out, refiner, self.model)
 
-        objective = _Prediction(refiner, [drawn], config.batch, partial(write, measured={}))
+        objective = _Prediction(self.refiner, [drawn], config.batch, partial(write, measured={}))
         steps = partial(_report, report, "iterations", iterations)
-        trained: Any = run(objective, out / RUN, training, made, steps)
-        if own is not None:
-            steps = partial(_report, report, "on the plan's states", max(1, iterations // 4))
-            trained = trained.to(starts.device)
-            _own_states(trained, model, own, drawn, out / RUN, training, write, steps)
-        return load_refiner(out, device=starts.device)  # type: ignore[return-value]
+        trained: Any = run(objective, folder, training, made, self.processes, steps)
+        if self.own is not None:
+            training = replace(training, steps=max(1, iterations // 4), lr=training.lr / 4)
+            self.on_own_states(trained.to(starts.device), self.own, drawn, second, training, write)
 
+    def on_own_states(
+        self,
+        trained: Any,
+        plan: Plan,
+        drawn: Trajectories,
+        folder: Path,
+        config: TrainConfig,
+        write: Callable[..., None],
+    ) -> None:
+        """A quarter of the iterations more, half of each batch on the plan's own states."""
+        starts, used = self.starts, len(drawn.arrays)
+        steps = partial(_report, self.report, "on the plan's states", config.steps)
+        made = {"training": asdict(config), "own states": {"plan": json.loads(plan.to_json())}}
+        self.processes.claim(folder / "config.json", made)
+        measured = self.processes.first(lambda: _finished(folder / "finished.json"))
+        if measured is None:
+            steps(0, 0.0)
+        fresh = range(used, used + max(16, used // 2))
+        check = range(fresh.stop, fresh.stop + max(16, used // 16))
+        reference = Plan.parse(CONVERGED)
+        x0, cond, w = starts.rows(check.start, check.stop)
+        teacher = starts.guided(self.model, w)
+        if measured is None:
+            exact = sample(reference, teacher, x0, cond)
+            error = lambda r: rollout_error(r, plan, teacher, x0, cond, exact)
+            before = error(trained)
+        states = _Later(lambda: collect(trained, self.model, plan, starts, fresh, bf16=config.bf16))
+        objective = _Prediction(copy.deepcopy(trained), [drawn, states], config.batch)
+        tuned: Any = run(objective, folder, config, made, self.processes, steps)
+        if measured is None:
+            after = error(tuned.to(starts.device))
+            measured = {
+                "plan": plan.name,
+                "images": len(check),
+                "reference": reference.name,
+                "before": before,
+                "after": after,
+                "kept": after["rmse"] < before["rmse"],
+            }
+        chosen = tuned if measured["kept"] else trained
+        result = {"rollout": measured}
 
-def _own_states(
-    refiner: Any,
-    model: Field,
-    plan: Plan,
-    drawn: Trajectories,
-    out: Path,
-    config: TrainConfig,
-    write: Callable[..., None],
-    report: Callable[[int, float], None],
-) -> None:
-    """A quarter of the iterations more, half of each batch on the plan's own states."""
-    starts, used = drawn.starts, len(drawn.arrays)
-    fresh = range(used, used + max(16, used // 2))
-    check = range(fresh.stop, fresh.stop + max(16, used // 16))
-    reference = Plan.parse(CONVERGED)
-    config = replace(config, steps=max(1, config.steps // 4), lr=config.lr / 4)
-    made = {"training": asdict(config), "own states": {"plan": json.loads(plan.to_json())}}
-    finished = out / "own-states" / "finished.json"
-    claim(out / "own-states" / "config.json", made)
-    if finished.is_file():
-        return
-    x0, cond, scales = starts.rows(check.start, check.stop)
-    teacher = starts.guided(model, scales)
-    exact = sample(reference, teacher, x0, cond)
-    error = lambda r: rollout_error(r, plan, teacher, x0, cond, exact)
-    states = collect(refiner, model, plan, starts, fresh, bf16=config.bf16)
-    sources: list[_Source] = [drawn, states]
-    before = error(refiner)
-    objective = _Prediction(copy.deepcopy(refiner), sources, config.batch)
-    tuned: Any = run(objective, out / "own-states", config, made, report)
-    after = error(tuned.to(starts.device))
-    kept = after["rmse"] < before["rmse"]
-    measured = {
-        "rollout": {
-            "plan": plan.name,
-            "images": len(check),
-            "reference": reference.name,
-            "before": before,
-            "after": after,
-            "kept": kept,
-        }
-    }
-    write(tuned if kept else refiner, asdict(config), measured=measured)
-    write_json(finished, measured)
+        def finish() -> None:
+            write(chosen, asdict(config), measured=result)
+            write_json(folder / "finished.json", result)
+
+        self.processes.first(finish)
 
 
 @torch.no_grad()
@@ -265,6 +331,16 @@ def held_out_errors(
 
 class _Source(Protocol):
     def batch(self, n: int, generator: torch.Generator) -> Batch: ...
+
+
+class _Later:
+    """A source that is made when it is first drawn from: not at all by a run that has ended."""
+
+    def __init__(self, make: Callable[[], _Source]) -> None:
+        self.make = cache(make)
+
+    def batch(self, n: int, generator: torch.Generator) -> Batch:
+        return self.make().batch(n, generator)
 
 
 class _Prediction:
@@ -316,13 +392,85 @@ def _new(model: Any, config: RefinerConfig, starts: Starts) -> VelocityRefiner:
     return refiner.to(starts.device)
 
 
+class _Training(Schema):
+    """Of the options in ``config.json`` of a run."""
+
+    steps: int = Entry(ge=1)
+
+
+class _Options(Schema):
+    training: _Training
+
+
+class _Rollout(Schema):
+    """What ``finished.json`` says of the second phase."""
+
+    plan: str
+    images: int
+    reference: str
+    before: dict[str, float]
+    after: dict[str, float]
+    kept: bool
+
+
+class _Finished(Schema):
+    rollout: _Rollout
+
+
+def _finished(path: Path) -> dict[str, Any] | None:
+    """The measured numbers of a second phase that has ended, else None."""
+    if not path.is_file():
+        return None
+    try:
+        return read_json(path, _Finished).rollout.model_dump()
+    except ValueError:
+        warn_damaged(path, "damaged")
+        return None
+
+
+def _config(options: dict[str, Any]) -> RefinerConfig:
+    known = [f.name for f in fields(RefinerConfig)]
+    for name, value in options.items():
+        if name not in known:
+            near = did_you_mean(name, [*known, "noise", "cond", "folder", "plan", "report"])
+            raise ValueError(
+                f"train_refiner({name}={shown(value)}): has no argument {name!r}"
+                f"{near or '; it takes ' + ', '.join(known)}"
+            )
+    return RefinerConfig(**options)
+
+
+def _plan(plan: Plan | str | None, shift: float) -> Plan | None:
+    """The plan whose states a second phase goes on with."""
+    if plan is None:
+        return None
+    made = mixed_plan(plan, shift) if isinstance(plan, str) else plan
+    if not isinstance(made, Plan):
+        raise ValueError(f"plan={shown(plan)}: must be a Plan, or a text such as 'MMRMRMRM'")
+    asked = [row.told not in {t for _, t in row.seen} for row in made.rows if _refines(row)]
+    if not any(asked):
+        raise ValueError(f"plan {made.name!r}: asks the refiner nothing; take one with R")
+    if (made.times[0], made.times[-1]) != (0, 1):
+        raise ValueError(f"plan {made.name!r}: must lead from noise (t=0) to data (t=1)")
+    return made
+
+
+def _refines(row: Row) -> bool:
+    return row.evaluator == "refiner"
+
+
+def _identity(model: Field, starts: Starts, trajectories: int) -> str:
+    x, cond, w = starts.rows(0, min(8, trajectories))
+    return identity(model, x, cond, guidance=1.0 if starts.guidance == (1.0, 1.0) else w)
+
+
 def _iterations(
     folder: Path, config: RefinerConfig, refiner: VelocityRefiner, starts: Starts
 ) -> int:
     """How many fit into the minutes: as a run in ``folder`` found out, or by three on trial."""
     path = folder / "config.json"
     if path.is_file():
-        return int(json.loads(path.read_text())["training"]["steps"])
+        return read_json(path, _Options).training.steps
     trial = copy.deepcopy(refiner)
     steps = optimizers(trial, config.training(1))
     x, cond, w = starts.rows(0, config.batch)
@@ -343,14 +491,3 @@ def _iterations(
 def _report(report: Report | None, what: str, steps: int, step: int, loss: float) -> None:
     if report:
         report(what, step, steps)
-
-
-def _digest(*given: Any) -> str:
-    digest = hashlib.sha256()
-
-    def add(c: Any) -> None:
-        digest.update(c.cpu().numpy().tobytes() if isinstance(c, Tensor) else repr(c).encode())
-
-    for value in given:
-        map_condition(add, value)
-    return digest.hexdigest()[:16]

@@ -8,7 +8,6 @@ on after a kill where its index says.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,15 +19,19 @@ import torch
 from torch import Tensor
 
 from flowturbo import noise
+from flowturbo.checks import DTYPES, number, shown, tensor, whole
 from flowturbo.field import Field, Guidance, device_of, map_condition
-from flowturbo.files import check_room, replacing
+from flowturbo.files import check_room, write_json
+from flowturbo.models.identity import content
 from flowturbo.models.model import Model
 from flowturbo.path import Times, shift_times
 from flowturbo.plan import Plan
 from flowturbo.sampler import sample
+from flowturbo.schema import Schema, read_json
+from flowturbo.stores import warn_damaged
 from flowturbo.train.loop import autocast
 
-__all__ = ["Batch", "Starts", "Trajectories", "draw_trajectories"]
+__all__ = ["Batch", "Starts", "Trajectories", "draw_trajectories", "scales"]
 
 
 @dataclass(frozen=True)
@@ -56,39 +59,53 @@ class Starts:
         Raises:
             ValueError: if that does not say where to start.
         """
-        scales = guidance if isinstance(guidance, (tuple, list)) else (guidance, guidance)
-        low, high = map(float, scales)
-        if not low <= high:
-            raise ValueError(f"guidance={guidance}: must be a scale, or (lowest, highest)")
-        if not 0 <= seed < 2**23:
-            raise ValueError(f"seed={seed}: must be from 0 to 2**23 - 1")
-        if noise is not None:
-            return cls((low, high), seed, noise, cond)
-        if getattr(model, "shape", None) is None:
+        low, high = scales(guidance)
+        seed = whole("seed", seed, 0, 2**23 - 1)
+        if not callable(model):
+            raise ValueError(f"model={shown(model)}: must be a field, a callable (x, t, cond) -> v")
+        shape = getattr(model, "shape", None)
+        if noise is None and shape is None:
             raise ValueError("noise=None: the field has no shape; pass noise and cond")
-        if cond is None and isinstance(model, Model):
+        if noise is not None:
+            noise = tensor("noise", noise, ("N", "D", ...), dtypes=DTYPES, finite=True).detach()
+            if shape is not None and tuple(noise.shape[1:]) != tuple(shape):
+                raise ValueError(
+                    f"noise={shown(noise)}: the field's states have the shape {tuple(shape)}"
+                )
+        if cond is not None:
+            _check_rows(cond, None if noise is None else len(noise))
+        if cond is None and noise is None and isinstance(model, Model):
             cond = model.random_condition(4096, torch.Generator().manual_seed(seed))
             if cond is None and model.card.get("condition", {}).get("kind") == "text":
                 raise ValueError(
                     f"model {model.name!r} takes prompts and its card lists none; "
                     "pass cond=model.condition([...]) of prompts to train on"
                 )
-        noise = torch.empty(0, *model.shape, device=device_of(model))
+        if (low, high) != (1.0, 1.0) and (cond is None or not hasattr(model, "null_condition")):
+            what = "no cond is given" if cond is None else "the field has no null_condition(cond)"
+            raise ValueError(
+                f"guidance={shown(guidance)}: {what}; pass guidance=1 if the field is guided "
+                "already, or has no condition"
+            )
+        if noise is None and shape is not None:
+            noise = torch.empty(0, *shape, device=device_of(model))
         return cls((low, high), seed, noise, cond)
 
     def rows(self, first: int, last: int) -> tuple[Tensor, Any, Tensor]:
         """Noise, conditions and scales of trajectories ``first`` to ``last``, always the same."""
-        base, given = (self.seed + 1) << 32, len(self.noise)
-        which, scales = [], []
+        given = len(self.noise)
+        which, shares = [], []
         for i in range(first, last):
-            generator = torch.Generator().manual_seed(base + (1 << 31) + i)
+            generator = torch.Generator().manual_seed(noise.mixed(self.seed, 0, i))
             drawn = int(torch.randint(2**31, (1,), generator=generator))
             which.append(i if i < given else drawn)
-            scales.append(float(torch.rand(1, generator=generator)))
+            shares.append(float(torch.rand(1, generator=generator)))
         low, high = self.guidance
-        w = low + (high - low) * torch.tensor(scales, device=self.device)
-        fresh = range(base + max(first, given), base + max(last, given))
-        x0 = noise.draw(fresh, self.shape, device=self.device)
+        w = low + (high - low) * torch.tensor(shares, device=self.device)
+        fresh = range(max(first, given), max(last, given))
+        x0 = noise.draw(
+            [noise.mixed(self.seed, 1, i) for i in fresh], self.shape, device=self.device
+        )
         x0 = torch.cat([self.noise[first:last].to(x0), x0])
         pick = lambda c: c[[i % len(c) for i in which]].to(self.device)
         return x0, None if self.cond is None else map_condition(pick, self.cond), w
@@ -196,8 +213,8 @@ def draw_trajectories(
         model: the teacher.
         folder: gets ``trajectories.npy`` and ``trajectories.json``, the index.
         starts: where they start.
-        steps: evaluations on each, at least 3.
-        trajectories: how many, at least 2.
+        steps: evaluations on each, at least 3: two to predict the third from.
+        trajectories: how many, at least 2: one is held out.
         shift: of the grid.
         jitter: how far each inner time of a batch's grid may move, in steps, below 0.5.
         batch: trajectories at once.
@@ -207,43 +224,40 @@ def draw_trajectories(
 
     Raises:
         OSError: if they do not fit on the disk; nothing is drawn then.
-        ValueError: if ``steps``, ``jitter`` or ``trajectories`` does not do, or a velocity is not
-            finite in half precision.
+        ValueError: if a velocity is not finite in half precision.
+
+    Warns:
+        UserWarning: if what is there is damaged, and drawn again.
     """
-    if steps < 3:
-        raise ValueError(f"steps={steps}: must be 3 or more, two to predict the third from")
-    if not 0 <= jitter < 0.5:
-        raise ValueError(f"jitter={jitter}: must be in [0, 0.5), for times to stay in order")
-    if trajectories < 2:
-        raise ValueError(f"trajectories={trajectories}: must be at least 2, one is held out")
     path, index = folder / "trajectories.npy", folder / "trajectories.json"
     shape = (trajectories, steps, 2, *starts.shape)
-    done = json.loads(index.read_text())["done"] if index.is_file() and path.is_file() else 0
-    if done == 0:
-        _reserve(path, shape)
-    arrays = np.lib.format.open_memmap(path, mode="r+")
+    arrays, digests = _kept(path, index, shape)
     firsts = range(0, trajectories, batch)
     grids = [_grid(steps, shift, jitter, starts.seed, first) for first in firsts]
-    for first, grid in zip(firsts, grids, strict=True):
-        if first < done:
-            continue
+    damaged = False
+    for i, (first, grid) in enumerate(zip(firsts, grids, strict=True)):
         last = min(first + batch, trajectories)
-        x0, cond, scales = starts.rows(first, last)
-        record = _Record(starts.guided(model, scales))
+        rows = arrays[first:last]
+        if i < len(digests) and digests[i] == content(rows):
+            continue
+        if i < len(digests) and not damaged:
+            warn_damaged(path, "damaged")
+            damaged = True
+        x0, cond, w = starts.rows(first, last)
+        told = lambda k: report and report(first + (last - first) * k // steps, trajectories)  # noqa: B023
+        record = _Record(starts.guided(model, w), told)
         with autocast(x0.device, bf16):
             sample(Plan.adams_bashforth(steps, times=grid), record, x0, cond)
         for k, (x, v) in enumerate(record.seen):
-            arrays[first:last, k, 0], arrays[first:last, k, 1] = x, v
-        if not np.isfinite(arrays[first:last]).all():
+            rows[:, k, 0], rows[:, k, 1] = x, v
+        if not np.isfinite(rows).all():
             raise ValueError(
                 f"trajectories {first} to {last - 1} are not finite in half precision; "
                 "check the field, or scale its states"
             )
         arrays.flush()
-        with replacing(index) as temporary:
-            temporary.write_text(json.dumps({"done": last}))
-        if report:
-            report(last, trajectories)
+        digests[i : i + 1] = [content(rows)]
+        write_json(index, {"digests": digests})
     times = torch.tensor(np.repeat(grids, batch, axis=0)[:trajectories, :-1], dtype=torch.float32)
     return Trajectories(arrays, times, starts, gap or max(1, steps // 4))
 
@@ -259,21 +273,74 @@ def _grid(steps: int, shift: float, jitter: float, seed: int, first: int) -> Tim
 class _Record:
     """A field that keeps what it was asked and what it answered, in half precision."""
 
-    def __init__(self, field: Field) -> None:
-        self.field = field
+    def __init__(self, field: Field, told: Callable[[int], None]) -> None:
+        self.field, self.told = field, told
         self.seen: list[tuple[Any, Any]] = []
 
     def __call__(self, x: Tensor, t: Any, cond: Any = None) -> Tensor:
         v = self.field(x, t, cond)
         self.seen.append((x.half().cpu().numpy(), v.half().cpu().numpy()))
+        self.told(len(self.seen))
         return v
+
+
+class _Index(Schema):
+    """Of the trajectories that are drawn: a digest of each batch."""
+
+    digests: list[str]
+
+
+def _kept(path: Path, index: Path, shape: tuple[int, ...]) -> tuple[Any, list[str]]:
+    """The array of all trajectories, and the digests of those in it; new ones if it is damaged."""
+    if index.is_file():
+        try:
+            digests = read_json(index, _Index).digests
+            arrays = np.lib.format.open_memmap(path, mode="r+")
+            if arrays.shape == shape and arrays.dtype == np.float16:
+                return arrays, digests
+        except Exception:  # whatever a reader says of bytes that are not what was written
+            pass
+        warn_damaged(path, "damaged, or its index is")
+        index.unlink()
+    _reserve(path, shape)
+    return np.lib.format.open_memmap(path, mode="r+"), []
 
 
 def _reserve(path: Path, shape: tuple[int, ...]) -> None:
     """Make a file for half-precision numbers of ``shape``, its space taken from the disk."""
     path.unlink(missing_ok=True)
     check_room(path.parent, 2 * int(np.prod(shape)))
-    np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-    if hasattr(os, "posix_fallocate"):  # a page that cannot be written later would kill the process
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    try:
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+        if hasattr(os, "posix_fallocate"):  # a page not written later would kill the process
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as e:
+        raise OSError(f"cannot write {path}: {e.strerror or e}; choose another folder") from e
+
+
+def scales(guidance: Any) -> tuple[float, float]:
+    """(lowest, highest) of a scale of guidance, or of a range of them."""
+    parts = guidance if isinstance(guidance, (tuple, list)) else (guidance, guidance)
+    low, high = (number("guidance", w) for w in parts) if len(parts) == 2 else (1.0, 0.0)
+    if not low <= high:
+        raise ValueError(f"guidance={shown(guidance)}: must be a scale, or (lowest, highest)")
+    return low, high
+
+
+def _check_rows(cond: Any, rows: int | None) -> None:
+    """Refuse conditions that are not tensors of as many rows."""
+    found = set()
+
+    def see(c: Any) -> None:
+        if not isinstance(c, Tensor) or c.ndim == 0:
+            raise ValueError(
+                f"cond={shown(cond)}: must be a tensor with a row for each condition, or a tuple, "
+                "list or dict of such; pass torch.as_tensor(cond), or model.condition([...])"
+            )
+        found.add(len(c))
+
+    map_condition(see, cond)
+    if len(found) != 1 or 0 in found or (rows is not None and found != {rows}):
+        wanted = "as many for all, at least 1" if rows is None else f"{rows}, one for each of noise"
+        raise ValueError(f"cond of {', '.join(map(str, sorted(found)))} rows: must be {wanted}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 try:
-    from diffusers import ConfigMixin, SchedulerMixin
+    import diffusers
+    from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, SchedulerMixin
+    from diffusers.configuration_utils import register_to_config
     from diffusers.hooks import HookRegistry, ModelHook
     from diffusers.models.modeling_outputs import Transformer2DModelOutput as NetworkOutput
     from diffusers.schedulers.scheduling_utils import SchedulerOutput
@@ -13,10 +15,13 @@ except ImportError as error:
     ) from error
 
 __all__ = [
-    "ConfigMixin",
+    "DiffusionPipeline",
+    "FlowMatchEulerDiscreteScheduler",
     "HookRegistry",
     "ModelHook",
     "NetworkOutput",
     "SchedulerMixin",
     "SchedulerOutput",
+    "diffusers",
+    "register_to_config",
 ]

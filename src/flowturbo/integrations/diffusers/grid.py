@@ -17,7 +17,7 @@ import numpy as np
 
 from flowturbo.path import Times
 
-__all__ = ["noise_levels", "number", "numbers"]
+__all__ = ["noise_levels", "number", "numbers", "shortened"]
 
 
 def numbers(name: str, values: Any) -> Times:
@@ -34,6 +34,14 @@ def numbers(name: str, values: Any) -> Times:
     if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
         raise ValueError(f"{name}={given}: must be a row of finite numbers, at least one")
     return array
+
+
+def shortened(values: Any) -> str:
+    """A list of numbers for an error: those in the middle of a long one left out."""
+    shown = [f"{value:g}" for value in values]
+    if len(shown) > 8:
+        shown[4:-2] = ["..."]
+    return f"[{', '.join(shown)}]"
 
 
 def number(name: str, value: Any, low: float = -np.inf, high: float = np.inf) -> float:
@@ -61,8 +69,8 @@ def noise_levels(sigmas: Times, factor: float, terminal: float | None) -> Times:
     """
     if sigmas.max() > 1 or sigmas.min() <= 0 or not (np.diff(sigmas) < 0).all():
         raise ValueError(
-            f"sigmas={sigmas.tolist()}: must descend within (0, 1], no two equal; the 0 at the end "
-            "is added"
+            f"sigmas={shortened(sigmas)}: must descend within (0, 1], no two equal; the 0 at "
+            "the end is added"
         )
     shifted = factor * sigmas / (1 + (factor - 1) * sigmas)
     rest = 1 - shifted

@@ -81,7 +81,7 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
             t, history = shown
             self._warn_of_scale(scheduler)
             scheduler.answer = self._predict(state, t, history, kwargs)
-        sign = scheduler.config.sign * (-1 if self.family.negated else 1)
+        sign = scheduler.sign * (-1 if self.family.negated else 1)
         out = self._like(state, sign * scheduler.answer, module)
         return (out,) if kwargs.get("return_dict") is False else NetworkOutput(sample=out)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from flowturbo.field import Guidance
+from flowturbo.integrations.diffusers._shim import DiffusionPipeline, SchedulerMixin
 from flowturbo.integrations.diffusers.families import FAMILIES, Family
 from flowturbo.integrations.diffusers.hook import Link, RefinerHook, install, remove
 from flowturbo.integrations.diffusers.scheduler import FlowTurboScheduler
@@ -19,15 +19,19 @@ from flowturbo.sampler import Refiner, prepare_refiner, warn_if_foreign
 __all__ = ["disable", "enable", "summary"]
 
 STATE = "_flowturbo"
+UNFIT = {  # pipelines that do not run all the timesteps they are given, and why
+    "LTXI2VLongMultiPromptPipeline": "LTXEulerAncestralRFScheduler has one more than it needs",
+}
 
 
 @dataclass(frozen=True)
 class _State:
-    """What ``disable`` puts back."""
+    """What ``disable`` puts back, and the scheduler that is to be at work until then."""
 
     scheduler: Any
+    enabled: FlowTurboScheduler
     network: Any
-    family: Family
+    family: Family | None
     refiner: Any
     blocks: bool
 
@@ -46,7 +50,7 @@ def enable(
     hook on its network. Its weights stay untouched.
 
     Args:
-        pipe: the pipeline; its network is of a family in ``families.FAMILIES``.
+        pipe: the pipeline, of any network; for a refiner, of a family in ``families.FAMILIES``.
         plan: to run, in place of the second-order solver on the pipeline's noise levels. Its times
             win over the pipeline's, and ``num_inference_steps`` must be ``len(plan)``.
         refiner: for the plan's refiner evaluations. It works on guided velocities of unpacked
@@ -54,44 +58,92 @@ def enable(
         guidance: the scale the refiner is told, where it was made for several: the ``w`` of
             ``u + w*(c - u)``, 1 for off. It does not follow what the pipeline is called with; where
             that can be seen and differs, a warning says so.
-        family: of the network, if it is in no entry.
+        family: of the network, if it is in no entry; only a refiner needs one.
 
     Raises:
-        ValueError: if the pipeline is enabled already, its network's family is not known, its
-            scheduler is not one of a flow, plan and refiner do not fit one another, or an argument
-            is not as said above.
+        ValueError: if the pipeline is enabled already, does not sample with its ``scheduler``
+            alone, this is not one of a flow that is understood, plan and refiner do not fit one
+            another, the network's family is not known to a refiner, or an argument is not as said
+            above.
     """
-    if not isinstance(getattr(getattr(pipe, "scheduler", None), "config", None), Mapping):
-        raise ValueError(f"pipe={type(pipe).__name__}: must be a diffusers pipeline, scheduler set")
-    if STATE in vars(pipe):
-        raise ValueError("pipe is enabled already; disable(pipe) first")
+    _check(pipe)
     network = _network(pipe)
     family = FAMILIES.get(type(network).__name__) if family is None else family
     if not isinstance(family, Family | None):
         raise ValueError(f"family={family!r}: must be a Family; Family(name={family!r}, ...)")
-    if family is None:
-        known = ", ".join(f"{entry.name} ({name})" for name, entry in FAMILIES.items())
-        raise ValueError(
-            f"the network is a {type(network).__name__}, of no family known: {known}. Say how its "
-            "pipeline calls it: enable(..., family=Family(...)), see "
-            "flowturbo.integrations.diffusers.families"
-        )
-    config = dict(pipe.scheduler.config) | ({} if plan is None else {"plan": plan})
-    scheduler = FlowTurboScheduler.from_config(config)
+    try:
+        given = {} if plan is None else {"plan": plan}
+        scheduler = FlowTurboScheduler.from_config(pipe.scheduler, **given)
+    except ValueError as error:
+        raise ValueError(f"{type(pipe).__name__}: {error}") from None
     runs = plan_of(scheduler.config.plan)
     prepared = _prepare(runs, refiner, guidance)
     if runs is not None:
         warn_if_foreign(runs, _nothing, refiner, guidance)
+    if prepared is not None and family is None:
+        known = ", ".join(f"{entry.name} ({name})" for name, entry in FAMILIES.items())
+        raise ValueError(
+            f"the network is a {type(network).__name__}, of no family that a refiner knows: "
+            f"{known}. Say how its pipeline calls it: enable(..., family=Family(...)), see "
+            "flowturbo.integrations.diffusers.families"
+        )
+    before = pipe.scheduler
+    pipe.scheduler = scheduler
+    if pipe.scheduler is not scheduler:
+        raise ValueError(
+            f"{type(pipe).__name__} takes no other scheduler than its {type(before).__name__}"
+        )
     if prepared is not None:
+        assert family is not None
         scheduler.link = Link(pipe)
         module = refiner if isinstance(refiner, nn.Module) else None
         scale = guidance if hasattr(refiner, "guidance_range") else None
-        install(network, RefinerHook(prepared, module, family, scheduler.link, scale))
-    blocks = bool(family.blocks) and not getattr(network, "_repeated_blocks", None)
+        try:
+            install(network, RefinerHook(prepared, module, family, scheduler.link, scale))
+        except ValueError:
+            pipe.scheduler = before
+            raise
+    listed = getattr(network, "_repeated_blocks", None)
+    blocks = () if family is None or listed else family.blocks
     if blocks:
-        network._repeated_blocks = list(family.blocks)
-    setattr(pipe, STATE, _State(pipe.scheduler, network, family, refiner, blocks))
-    pipe.scheduler = scheduler
+        network._repeated_blocks = list(blocks)
+    setattr(pipe, STATE, _State(before, scheduler, network, family, refiner, bool(blocks)))
+
+
+def _parts(pipe: Any) -> dict[str, Any]:
+    """The attributes of ``pipe``; refused if it is no pipeline with a scheduler."""
+    parts = vars(pipe) if hasattr(pipe, "__dict__") else {}
+    if not isinstance(parts.get("scheduler"), SchedulerMixin):
+        raise ValueError(
+            f"pipe={type(pipe).__name__}: must be a diffusers pipeline with its scheduler set"
+        )
+    return parts
+
+
+def _check(pipe: Any) -> None:
+    """Refuse what is enabled, or does not sample with its own scheduler alone."""
+    parts = _parts(pipe)
+    if STATE in parts:
+        raise ValueError(f"{type(pipe).__name__} is enabled already; disable(pipe) first")
+    if type(pipe).__name__ in UNFIT:
+        raise ValueError(
+            f"{type(pipe).__name__} leaves out the last timestep, for its "
+            f"{UNFIT[type(pipe).__name__]}: a plan would not come to its end; take another pipeline"
+        )
+    inner = [name for name, part in parts.items() if isinstance(part, DiffusionPipeline)]
+    if inner:
+        calls = " and ".join(f"enable(pipe.{name}, ...)" for name in inner)
+        raise ValueError(
+            f"{type(pipe).__name__} does not sample itself but through pipelines in it, each with "
+            f"a scheduler: {calls}, whichever is meant"
+        )
+    schedulers = [name for name, part in parts.items() if isinstance(part, SchedulerMixin)]
+    others = [name for name in schedulers if name != "scheduler"]
+    if others:
+        raise ValueError(
+            f"{type(pipe).__name__} samples with its {' and '.join(others)} too, which would not "
+            f"follow: set pipe.{others[0]} = None if the pipeline can do without"
+        )
 
 
 def disable(pipe: Any) -> None:
@@ -115,11 +167,17 @@ def summary(pipe: Any) -> str:
     """What samples in a pipeline, in a few lines: scheduler, plan, evaluations, refiner."""
     state, scheduler = _state(pipe), pipe.scheduler
     network = state.network if state else _network(pipe)
-    size = _millions(network)
+    size = _millions(network) if network is not None else ""
     family = state.family if state else FAMILIES.get(type(network).__name__)
-    name = family.name if family else "unknown family"
-    lines = [f"{type(pipe).__name__}: {name}, {type(network).__name__} of {size} parameters"]
-    lines.append(f"scheduler: {type(scheduler).__name__}, {'enabled' if state else 'not enabled'}")
+    name = family.name if family else "no family that a refiner knows"
+    whole = (
+        f"{type(network).__name__} of {size} parameters" if network is not None else "no network"
+    )
+    lines = [f"{type(pipe).__name__}: {name}, {whole}"]
+    how = "enabled" if state else "not enabled"
+    if state and state.enabled is not scheduler:
+        how = "NOT the one that was enabled, but put in its place since; disable, then enable again"
+    lines.append(f"scheduler: {type(scheduler).__name__}, {how}")
     if isinstance(scheduler, FlowTurboScheduler):
         plan = plan_of(scheduler.config.plan)
         solver = (
@@ -134,16 +192,16 @@ def summary(pipe: Any) -> str:
 
 
 def _state(pipe: Any) -> _State | None:
-    return vars(pipe).get(STATE)
+    return _parts(pipe).get(STATE)
 
 
 def _network(pipe: Any) -> Any:
-    """The transformer or U-Net, without the wrapper of ``torch.compile``."""
+    """The transformer or U-Net, without the wrapper of ``torch.compile``; None without one."""
     for name in ("transformer", "unet"):
         network = getattr(pipe, name, None)
         if network is not None:
             return getattr(network, "_orig_mod", network)
-    raise ValueError(f"{type(pipe).__name__}: has neither a transformer nor a unet")
+    return None
 
 
 def _prepare(plan: Plan | None, refiner: Any, guidance: float | None) -> Refiner | None:

@@ -5,15 +5,17 @@ diffusers counts noise levels ``sigma = 1 - t`` down from 1, tells networks ``10
 
     x = x + sum over j <= k of W[k, j] * v_j,
 
-so what a pipeline does to the sample between steps (inpainting, callbacks) stays. The velocities
-are kept in a dictionary that is replaced and never changed: ``copy.copy(scheduler)`` is a scheduler
-of its own, and requests that have a copy each can share all the rest of a pipeline.
+so what a pipeline does to the sample between steps (inpainting, callbacks) stays. Each thread that
+sets timesteps has a run of its own, and so has each ``copy.copy(scheduler)``.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import operator
+import threading
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,8 +23,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowturbo.integrations.diffusers._shim import ConfigMixin, SchedulerMixin, SchedulerOutput
-from flowturbo.integrations.diffusers.grid import noise_levels, number, numbers
+from flowturbo.integrations.diffusers._shim import (
+    FlowMatchEulerDiscreteScheduler,
+    SchedulerMixin,
+    SchedulerOutput,
+    register_to_config,
+)
+from flowturbo.integrations.diffusers.configs import MU_OPTIONAL, defaults, described, translated
+from flowturbo.integrations.diffusers.grid import noise_levels, number, numbers, shortened
+from flowturbo.integrations.diffusers.run import Run, floating, moving_tokens, places
 from flowturbo.integrations.diffusers.tables import check_given, on_grid, plan_of, rows_from
 from flowturbo.path import predicted_data
 from flowturbo.plan import Plan
@@ -30,22 +39,23 @@ from flowturbo.sampler import History, moved
 
 __all__ = ["FlowTurboScheduler"]
 
-REFUSED = {  # what other flow schedulers can be set to and this one is not
-    "use_karras_sigmas": "other spacings are for the pipeline's call to give, as sigmas=...",
-    "use_exponential_sigmas": "other spacings are for the pipeline's call to give, as sigmas=...",
-    "use_beta_sigmas": "other spacings are for the pipeline's call to give, as sigmas=...",
-    "stochastic_sampling": "plans draw no noise",
-    "invert_sigmas": "time that runs the other way is not supported",
-    "scale_factors": "states that grow on the way are not supported",
-}
+NOT_DONE = (  # of the options of FlowMatchEuler
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "stochastic_sampling",
+)
 
 
-class FlowTurboScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
-    """Takes the place of ``FlowMatchEulerDiscreteScheduler`` in flow pipelines.
+class FlowTurboScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
+    """Takes the place of ``FlowMatchEulerDiscreteScheduler`` in flow pipelines, and is one to them.
 
     Without a plan, ``solver`` runs on the pipeline's noise levels: Adams-Bashforth of order 2, one
-    evaluation a step. A plan brings its own times, which win over shift, ``mu`` and ``sigmas``;
-    ``num_inference_steps`` must be its number of evaluations, model and refiner together.
+    evaluation a step. A plan brings its own times, which win over all that the pipeline says of
+    shift, ``mu``, ``sigmas`` and ``timesteps``; ``num_inference_steps`` must be its number of
+    evaluations, model and refiner together.
+
+    Each thread that sets timesteps has a run of its own.
 
     Args:
         num_train_timesteps: what the network is told at noise level 1.
@@ -55,12 +65,13 @@ class FlowTurboScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         max_shift: likewise.
         base_image_seq_len: likewise.
         max_image_seq_len: likewise.
+        invert_sigmas: the network is told ``1 - sigma`` and puts out data minus noise (Mochi).
         shift_terminal: the last noise level, if the levels are stretched to it.
         time_shift_type: how ``mu`` shifts, "exponential" or "linear".
         solver: "AB2", "AB3", "AB4", "UNIPC2", "UNIPC3", "DPM2", "DPM3" or "E" (Euler).
         plan: a plan to run instead, its notation ("AB2:8@3"), or its JSON as an object.
-        sign: the network's output is ``sign*dx/dt``: -1 as diffusers has it, 1 for rectified-flow
-            U-Nets (InstaFlow).
+        sign: -1 if the network's output is the derivative by what ``sigmas`` count, as diffusers
+            has it; 1 if it is the negative of that, as of rectified-flow U-Nets (InstaFlow).
 
     Raises:
         ValueError: if an argument is not as said above.
@@ -70,6 +81,7 @@ class FlowTurboScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     order = 1
     init_noise_sigma = 1.0
 
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         num_train_timesteps: int = 1000,
@@ -79,12 +91,16 @@ class FlowTurboScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         max_shift: float | None = 1.15,
         base_image_seq_len: int | None = 256,
         max_image_seq_len: int | None = 4096,
+        invert_sigmas: bool = False,
         shift_terminal: float | None = None,
         time_shift_type: str = "exponential",
         solver: str = "AB2",
         plan: Plan | str | Mapping[str, Any] | None = None,
         sign: int = -1,
     ) -> None:
+        for name in ("use_dynamic_shifting", "invert_sigmas"):
+            if not isinstance(self.config[name], (bool, np.bool_)):
+                raise ValueError(f"{name}={self.config[name]!r}: must be True or False")
         if time_shift_type not in ("exponential", "linear"):
             raise ValueError(
                 f"time_shift_type={time_shift_type!r}: must be 'exponential' or 'linear'"
@@ -92,30 +108,21 @@ class FlowTurboScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if sign not in (-1, 1):
             raise ValueError(f"sign={sign}: must be -1 or 1")
         number("num_train_timesteps", num_train_timesteps, 0)
-        number("shift", shift, 0)
+        for name in ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"):
+            if self.config[name] is not None:
+                number(name, self.config[name])
         if shift_terminal:
             number("shift_terminal", shift_terminal, 0, 1)
         on_grid(solver, np.linspace(0.0, 1.0, 9))
         self._given = plan_of(plan)
+        self._shift = number("shift", shift, 0)
         self.register_to_config(
-            num_train_timesteps=num_train_timesteps,
-            shift=shift,
-            use_dynamic_shifting=use_dynamic_shifting,
-            base_shift=base_shift,
-            max_shift=max_shift,
-            base_image_seq_len=base_image_seq_len,
-            max_image_seq_len=max_image_seq_len,
-            shift_terminal=shift_terminal,
-            time_shift_type=time_shift_type,
-            solver=solver,
             plan=json.loads(plan.to_json()) if isinstance(plan, Plan) else plan,
-            sign=sign,
+            **dict.fromkeys(NOT_DONE, False),  # pipelines ask
         )
-        self.timesteps = self.sigmas = torch.empty(0)
-        self.num_inference_steps: int | None = None
-        self.plan: Plan | None = None  # of the timesteps that are set
         self.link: Any = None  # to the hook of a refiner
-        self._restart(None)
+        self._here = threading.local()
+        self._run = Run()
 
     @classmethod
     def from_config(
@@ -123,28 +130,100 @@ class FlowTurboScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     ) -> Any:
         """The scheduler with the configuration of another flow scheduler of diffusers.
 
+        Args:
+            config: of the other scheduler, or that scheduler itself, which tells its class too.
+            return_unused_kwargs: as in diffusers; keywords that mean nothing here come back then,
+                and are refused otherwise.
+            **kwargs: override the configuration; ``shift`` may be called ``flow_shift``, too.
+
         Raises:
-            ValueError: if that is no flow scheduler, or set to what this one does not do.
+            ValueError: if its class is not understood, or set to what this one does not do.
         """
-        if isinstance(config, Mapping):
-            name = config.get("_class_name", "the configuration")
-            kind = config.get("prediction_type", "flow_prediction")
-            if kind != "flow_prediction" or not config.get("use_flow_sigmas", True):
-                raise ValueError(
-                    f"{name} with prediction_type={kind!r}: the scheduler of a diffusion, not a "
-                    "flow; if the network is a flow all the same, take FlowTurboScheduler(), with "
-                    "sign=1 if it predicts data minus noise"
-                )
-            for key, reason in REFUSED.items():
-                value = kwargs.get(key, config.get(key))
-                if value:
-                    raise ValueError(
-                        f"{name} with {key}={value}: {reason}; to do without, "
-                        f"from_config(config, {key}=False)"
-                    )
-            if "shift" not in config and "flow_shift" in config:
-                kwargs.setdefault("shift", config["flow_shift"])
+        if isinstance(config, SchedulerMixin):
+            config = described(config)
+        if not isinstance(config, Mapping):
+            raise ValueError(
+                f"config={config!r}: must be a scheduler or its configuration; a folder is for "
+                "FlowTurboScheduler.from_pretrained"
+            )
+        own = defaults(FlowTurboScheduler)  # type: ignore[arg-type]
+        config, kwargs = translated(config, kwargs, own, not return_unused_kwargs)
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+
+    # -- one run for each thread --------------------------------------------------------------
+
+    @property
+    def _run(self) -> Run:
+        """The run of this thread; in one that has set no timesteps, the one set last."""
+        run: Run = getattr(self._here, "run", self._latest)
+        return run
+
+    @_run.setter
+    def _run(self, run: Run) -> None:
+        self._here.run = self._latest = run
+        self._announce()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {**vars(self), "_latest": copy.copy(self._run)}
+        del state["_here"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _here=threading.local())
+
+    def _announce(self) -> None:
+        """Tell the hook that this is the scheduler at work in this thread."""
+        if self.link is not None:
+            self.link.here.scheduler = self
+
+    @property
+    def timesteps(self) -> Tensor:
+        """(K,) what the network is told."""
+        return self._run.timesteps
+
+    @property
+    def sigmas(self) -> Tensor:
+        """(K + 1,) the noise levels of the states, or 1 less them with ``invert_sigmas``."""
+        return self._run.sigmas
+
+    @property
+    def plan(self) -> Plan | None:
+        """Of the timesteps that are set."""
+        return self._run.plan
+
+    @property
+    def num_inference_steps(self) -> int | None:
+        """The number of timesteps that are set."""
+        return None if self.plan is None else len(self.plan)
+
+    @property
+    def begin_index(self) -> int | None:
+        """Where the run starts, if that was said."""
+        return self._run.begin
+
+    @property
+    def step_index(self) -> int | None:
+        """The timestep that the next ``step`` takes; None before the first."""
+        return self._run.index
+
+    @property
+    def predicted(self) -> Tensor | None:
+        """The clean state that the last step pointed to."""
+        return self._run.predicted
+
+    @property
+    def answer(self) -> Tensor | None:
+        """What the refiner said at this timestep, if it has been asked."""
+        return self._run.answer
+
+    @answer.setter
+    def answer(self, v: Tensor | None) -> None:
+        self._run.answer = v
+
+    @property
+    def sign(self) -> int:
+        """The network's output is this times ``dx/dt``."""
+        return int(-self.config.sign if self.config.invert_sigmas else self.config.sign)
 
     # -- the timesteps ------------------------------------------------------------------------
 
@@ -160,15 +239,15 @@ class FlowTurboScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
         Args:
             num_inference_steps: evaluations; as many as ``sigmas`` or ``timesteps`` if given.
-            device: of ``self.timesteps``; ``self.sigmas`` stay on the CPU.
+            device: of ``self.timesteps`` and ``self.sigmas``.
             sigmas: noise levels before the shift, descending within (0, 1]; a list or array.
             mu: of the shift, if it is dynamic; otherwise ignored, as some pipelines always pass it.
             timesteps: what to tell the network. Without ``sigmas`` they are the noise levels too,
-                and nothing is shifted.
+                and nothing is shifted; with ``invert_sigmas`` they are nothing else.
 
         Raises:
-            ValueError: if an argument is not as said, they contradict one another or the plan, or
-                the plan needs a refiner and none is enabled.
+            ValueError: if an argument is not as said, they contradict one another, there are not as
+                many as the plan has evaluations, or it needs a refiner and none is enabled.
         """
         given = {
             name: numbers(name, values)
@@ -186,12 +265,32 @@ class FlowTurboScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         else:
             plan = self._given
             refined = self.link is not None and self.link.installed
-            check_given(plan, count, timesteps, refined)
-        self.plan, self.num_inference_steps = plan, len(plan)
-        told = (1 - plan.told) * self.config.num_train_timesteps
-        self.timesteps = torch.tensor(told, dtype=torch.float32, device=device)
-        self.sigmas = torch.tensor(1 - plan.times, dtype=torch.float32)
-        self._restart(None)
+            check_given(plan, count, refined)
+            self._warn_of_told(plan, count, given, mu)
+        inverted, n = self.config.invert_sigmas, self.config.num_train_timesteps
+        told, levels = (plan.told, plan.times) if inverted else (1 - plan.told, 1 - plan.times)
+        timesteps = torch.tensor(told * n, dtype=torch.float32, device=device)
+        sigmas = torch.tensor(levels, dtype=torch.float32, device=device)
+        self._run = Run(plan, timesteps, sigmas)
+
+    def set_shift(self, shift: float) -> None:
+        """Shift by ``shift`` from the next ``set_timesteps`` on.
+
+        Raises:
+            ValueError: if it is not a number above 0, or would change nothing.
+        """
+        if self._given is not None or self.config.use_dynamic_shifting:
+            raise ValueError(
+                f"set_shift({shift}) would change nothing: "
+                + ("the shift is mu" if self._given is None else "the plan has its own times")
+                + "; leave it out"
+            )
+        self._shift = number("shift", shift, 0)
+
+    @property
+    def shift(self) -> float:
+        """Of the noise levels, if it is not dynamic and there is no plan."""
+        return self._shift
 
     def _of_pipeline(self, count: int, given: Mapping[str, Any], mu: float | None) -> Plan:
         """The solver on the pipeline's noise levels."""
@@ -201,16 +300,38 @@ class FlowTurboScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if told is not None and "sigmas" not in given:
             levels = noise_levels(1 - told, 1.0, None)
         else:
-            factor = config.shift
-            if config.use_dynamic_shifting:
-                if mu is None:
-                    raise ValueError("use_dynamic_shifting=True: the shift needs mu; pass mu=...")
+            factor = self.shift
+            if mu is None and config.use_dynamic_shifting and MU_OPTIONAL not in config:
+                raise ValueError(
+                    "use_dynamic_shifting=True: the shift comes with each picture; pass mu=..., or "
+                    "if the pipeline knows none, shift all alike: FlowTurboScheduler.from_config("
+                    "config, use_dynamic_shifting=False, shift=...)"
+                )
+            if mu is not None and config.use_dynamic_shifting:
                 exponential = config.time_shift_type == "exponential"
                 factor = number("mu", mu, -700, 700) if exponential else number("mu", mu, 0)
                 factor = float(np.exp(factor)) if exponential else factor
             sigmas = given.get("sigmas", np.linspace(1, 1 / count, count))
             levels = noise_levels(sigmas, factor, config.shift_terminal)
-        return on_grid(config.solver, np.append(1 - levels, 1.0), told)
+        return on_grid(
+            config.solver, np.append(1 - levels, 1.0), None if config.invert_sigmas else told
+        )
+
+    def _warn_of_told(self, plan: Plan, count: int, given: Mapping[str, Any], mu: Any) -> None:
+        """Say so if the pipeline tells its network something else than the levels of its states."""
+        if len(given) < 2 or not np.array_equal(plan.told, plan.times[:-1]):
+            return
+        try:
+            theirs = self._of_pipeline(count, given, mu)
+        except ValueError:  # of a grid that the plan replaces
+            return
+        if np.abs(theirs.told - theirs.times[:-1]).max() > 0.01:
+            warnings.warn(
+                "the pipeline tells its network other timesteps than 1000 times the noise level, "
+                f"which plan {plan.name!r} tells: give the plan told=..., as Plan.from_scheduler"
+                "(scheduler, timesteps=..., sigmas=..., mu=...) does",
+                stacklevel=3,
+            )
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Start at this timestep: the table from there on is ``Plan.restrict`` of the plan.
@@ -222,59 +343,30 @@ class FlowTurboScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             raise ValueError(
                 f"begin_index={begin_index}: the timesteps are 0 to {len(self.plan) - 1}"
             )
-        self._restart(begin_index)
+        run = self._run
+        self._run = Run(run.plan, run.timesteps, run.sigmas, begin=begin_index)
 
-    @property
-    def begin_index(self) -> int | None:
-        """Where the run starts, if that was said."""
-        return self._begin_index
-
-    @property
-    def step_index(self) -> int | None:
-        """The timestep that the next ``step`` takes; None before the first."""
-        return self._step_index
-
-    def _restart(self, begin: int | None) -> None:
-        self._begin_index = begin
-        self._step_index: int | None = None
-        self._velocities: dict[int, Tensor] = {}
-        self._running: Plan | None = None
-        self._rows: dict[int, int] = {}
-        self.predicted: Tensor | None = None
-        self.answer: Tensor | None = None
-        self._announce()
-
-    def _announce(self) -> None:
-        """Tell the hook that this is the scheduler at work in this thread."""
-        if self.link is not None:
-            self.link.here.scheduler = self
-
-    def _start(self, index: int) -> None:
-        if self.plan is None:
-            raise ValueError("step before set_timesteps: no timesteps are set; call that first")
-        self._step_index = index
-        self._running = self.plan.restrict(float(self.plan.times[index]))
-        self._rows = rows_from(self.plan, index, self._running)
-
-    def index_for_timestep(self, timestep: float | Tensor) -> int:
+    def index_for_timestep(
+        self, timestep: float | Tensor, schedule_timesteps: Tensor | None = None
+    ) -> int:
         """Which of ``self.timesteps`` this is; of equal numbers only a view of them can tell.
+
+        Args:
+            timestep: one number. Of a tensor of whole numbers, the timestep without its fraction.
+            schedule_timesteps: to look in instead.
 
         Raises:
             ValueError: if it is none, or several.
         """
-        if isinstance(timestep, Tensor):
-            own, other = (t.untyped_storage().data_ptr() for t in (self.timesteps, timestep))
-            if own == other:  # as loops over them have it: no wait for the device
-                return int(timestep.storage_offset())
-        asked = number("timestep", timestep)
-        found = (self.timesteps == asked).nonzero().flatten().tolist()
+        schedule = self.timesteps if schedule_timesteps is None else schedule_timesteps
+        found = places(timestep, schedule)
         if len(found) != 1:
             raise ValueError(
-                f"timestep={asked}: {len(found) or 'none'} of the timesteps "
-                f"{self.timesteps.tolist()}; pass one of scheduler.timesteps, or call "
-                "set_begin_index before"
+                f"timestep={number('timestep', timestep):g}: {len(found) or 'none'} of the "
+                f"timesteps {shortened(schedule.tolist())}; pass one of scheduler.timesteps, or "
+                "call set_begin_index before"
             )
-        return int(found[0])
+        return found[0]
 
     # -- the run ------------------------------------------------------------------------------
 
@@ -283,6 +375,12 @@ class FlowTurboScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         model_output: Tensor,
         timestep: float | Tensor,
         sample: Tensor,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float = float("inf"),
+        s_noise: float = 1.0,
+        generator: Any = None,
+        per_token_timesteps: Tensor | None = None,
         return_dict: bool = True,
     ) -> Any:
         """Move ``sample`` by the next row of the plan.
@@ -292,62 +390,93 @@ class FlowTurboScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             timestep: the one of ``self.timesteps`` that the network was told; looked up at the
                 first step if ``set_begin_index`` has not said where that is.
             sample: the state, of any shape. Computed in float32 at least.
+            s_churn: not used, as in FlowMatchEuler.
+            s_tmin: likewise.
+            s_tmax: likewise.
+            s_noise: likewise.
+            generator: not used, for plans draw no noise.
+            per_token_timesteps: (B, N) of a sample (B, N, C): tokens at ``timestep`` move, those at
+                0 are clean and stay. ``model_output`` has the other sign then, as in diffusers.
             return_dict: a ``SchedulerOutput``, or a tuple.
 
         Returns:
-            ``prev_sample`` in the dtype of ``model_output``. The clean image it points to is
-            afterwards in ``self.predicted``.
+            ``prev_sample`` in the dtype of ``model_output``; with ``per_token_timesteps``, as
+            computed. The clean state it points to is afterwards in ``self.predicted``.
 
         Raises:
-            ValueError: if ``timestep`` is whole numbers (an index), the plan is at its end, the
-                shapes differ, or the network answered where the refiner should have.
+            ValueError: if ``timestep`` is an index or another than the next, the plan is at its
+                end, the shapes differ, a token is somewhere else, or the network answered where the
+                refiner should have.
         """
         if model_output.shape != sample.shape:
             raise ValueError(
                 f"model_output of shape {tuple(model_output.shape)}: must be that of sample, "
                 f"{tuple(sample.shape)}"
             )
-        floating = timestep.is_floating_point() if isinstance(timestep, Tensor) else True
-        if not floating or isinstance(timestep, (int, np.integer)):
-            raise ValueError(
-                f"timestep={timestep}: whole numbers are not supported, they look like an index; "
-                "pass one of scheduler.timesteps"
-            )
-        if self._step_index is None:
-            begin = self._begin_index
-            self._start(self.index_for_timestep(timestep) if begin is None else begin)
-        k, whole, running = self._step_index, self.plan, self._running
-        assert k is not None
-        assert whole is not None
-        assert running is not None
-        if k >= len(whole):
-            raise ValueError(f"all {k} steps are done; call set_timesteps for another run")
-        if self.answer is None and self.shown() is not None:
+        k, whole, running = self._next(timestep)
+        run = self._run
+        if run.answer is None and self.shown() is not None:
             raise ValueError(
                 f"timestep {k} of plan {whole.name!r} is the refiner's, and the network answered: "
                 "it is not the one that was enabled; disable(pipe), then enable(pipe, ...) again"
             )
         x = sample.to(torch.promote_types(sample.dtype, torch.float32))
         # a copy in any case: compiled networks reuse the memory of their outputs
-        v = model_output.to(x.dtype) * self.config.sign
-        self.predicted = predicted_data(x, v, float(whole.times[k]))
-        if k in self._rows:  # else of no use when started in the middle of a step
-            row = running.rows[self._rows[k]]
-            x = moved(row, x, v, self._velocities)
-            kept = {**self._velocities, row.k: v}
-            self._velocities = {j: u for j, u in kept.items() if j not in row.released}
-        self._step_index, self.answer = k + 1, None
+        v = model_output.to(x.dtype) * self.sign
+        if per_token_timesteps is not None:
+            if self.config.invert_sigmas:
+                raise ValueError("per_token_timesteps with invert_sigmas=True: not supported")
+            n = self.config.num_train_timesteps
+            moving = moving_tokens(per_token_timesteps, sample, run.timesteps[k], 1e-6 * n)
+            v = torch.where(moving, -v, 0.0)
+        run.predicted = predicted_data(x, v, float(whole.times[k]))
+        if k in run.rows:  # else of no use when started in the middle of a step
+            row = running.rows[run.rows[k]]
+            x = moved(row, x, v, run.velocities)
+            kept = {**run.velocities, row.k: v}
+            run.velocities = {j: u for j, u in kept.items() if j not in row.released}
+        run.index, run.answer = k + 1, None
         self._announce()
-        x = x.to(model_output.dtype)
+        if per_token_timesteps is None:
+            x = x.to(model_output.dtype)
         return SchedulerOutput(prev_sample=x) if return_dict else (x,)
+
+    def _next(self, timestep: float | Tensor) -> tuple[int, Plan, Plan]:
+        """The index of the next step, the plan, and the plan that runs; starts a run."""
+        run = self._run
+        if run.plan is None:
+            raise ValueError("step before set_timesteps: no timesteps are set; call that first")
+        found = places(timestep, run.timesteps)
+        index = isinstance(timestep, (int, np.integer))
+        if index or not (floating(timestep) or found):
+            raise ValueError(
+                f"timestep={timestep}: whole numbers are not supported, they look like an index; "
+                "pass one of scheduler.timesteps"
+            )
+        if run.index is None:
+            k = self.index_for_timestep(timestep) if run.begin is None else run.begin
+            run.index, run.running = k, run.plan.restrict(float(run.plan.times[k]))
+            run.rows = rows_from(run.plan, k, run.running)
+        k = run.index
+        if k >= len(run.plan):
+            raise ValueError(f"all {k} steps are done; call set_timesteps for another run")
+        if found and k not in found:
+            raise ValueError(
+                f"timestep={number('timestep', timestep):g} is number {found[0]} of the timesteps, "
+                f"and the next of this run is {k}: none can be left out or done twice; for runs at "
+                "once, give each a copy.copy(scheduler)"
+            )
+        assert run.running is not None
+        return k, run.plan, run.running
 
     def shown(self) -> tuple[float, History] | None:
         """If the next row is a refiner's: its time, and (time, velocity) pairs, oldest first."""
-        plan, k = self._running, self._rows.get(self._step_index or 0)
+        run = self._run
+        plan, k = run.running, run.rows.get(run.index or 0)
         if plan is None or k is None or plan.rows[k].evaluator != "refiner":
             return None
         row = plan.rows[k]
-        return row.told, [(t, self._velocities[j]) for j, t in row.seen]
+        return row.told, [(t, run.velocities[j]) for j, t in row.seen]
 
     def scale_noise(
         self, sample: Tensor, timestep: float | Tensor, noise: Tensor | None = None
@@ -362,7 +491,7 @@ class FlowTurboScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         if noise is None or self.plan is None:
             raise ValueError("scale_noise needs noise=... and, before it, set_timesteps")
-        index = self._begin_index if self._step_index is None else self._step_index
+        index = self.begin_index if self.step_index is None else self.step_index
         sigma: float | Tensor
         if index is not None:
             sigma = float(1 - self.plan.times[index])

@@ -53,7 +53,7 @@ def on_grid(solver: str, times: Times, told: Times | None = None) -> Plan:
     return replace(plan, told=told)
 
 
-def check_given(plan: Plan, count: int, timesteps: Any, refined: bool) -> None:
+def check_given(plan: Plan, count: int, refined: bool) -> None:
     """Refuse a plan that does not fit the run it is to be used in."""
     if count != len(plan):
         parts = " and ".join(f"{n} of the {name}" for name, n in plan.nfe.items() if n)
@@ -61,8 +61,6 @@ def check_given(plan: Plan, count: int, timesteps: Any, refined: bool) -> None:
             f"num_inference_steps={count}, and plan {plan.name!r} has {len(plan)} evaluations "
             f"({parts}): pass num_inference_steps={len(plan)}, or take another plan"
         )
-    if timesteps is not None:
-        raise ValueError(f"timesteps and plan {plan.name!r}: it has its own times; leave one out")
     if plan.nfe["refiner"] and not refined:
         raise ValueError(
             f"plan {plan.name!r} has {plan.nfe['refiner']} refiner evaluations, and no refiner is "

@@ -1,0 +1,345 @@
+"""Checks of arguments: each returns the value, or raises one ``ValueError`` of one line.
+
+The line names the argument, shows its value and says what is allowed. `shown` puts any value into
+such a line, and `known_keywords` refuses misspelled keywords with the nearest known name.
+
+Values of tensors are looked at only where `can_look` allows it, and on other devices than the CPU
+only where that is said, for a look waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from functools import wraps
+from inspect import Parameter, signature
+from numbers import Integral, Real
+from pathlib import Path
+from types import FunctionType
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "DTYPES",
+    "can_look",
+    "device",
+    "did_you_mean",
+    "dtype",
+    "flag",
+    "function",
+    "is_list",
+    "known_keywords",
+    "number",
+    "one_of",
+    "path",
+    "shown",
+    "sizes",
+    "tensor",
+    "warn",
+    "whole",
+]
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that networks compute in
+OTHER_NAMES = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "hip": "cuda", "metal": "mps"}
+
+_HOME = str(Path(__file__).parent)
+
+C = TypeVar("C", bound=Callable[..., Any])
+
+
+def whole(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
+    """``value`` as an int in [``least``, ``most``].
+
+    Integers of numpy, and 0-dim arrays and tensors of integers, are such; True and 2.0 are not.
+    """
+    number = value
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
+        number = None if isinstance(value, Tensor) and value.is_meta else value.item()
+    if isinstance(number, bool) or not isinstance(number, Integral):
+        raise ValueError(f"{name}={shown(value)}: must be a whole number{_between(least, most)}")
+    number = int(number)
+    if not (least is None or number >= least) or not (most is None or number <= most):
+        raise ValueError(f"{name}={shown(value)}: must be a whole number{_between(least, most)}")
+    return number
+
+
+def number(
+    name: str,
+    value: Any,
+    least: float | None = None,
+    most: float | None = None,
+    *,
+    above: float | None = None,
+) -> float:
+    """``value`` as a finite float in [``least``, ``most``], or greater than ``above``."""
+    try:
+        real = isinstance(value, Real) and not isinstance(value, bool)
+        number = float(value) if real else math.nan
+    except OverflowError:
+        number = math.inf
+    low, high = least is None or number >= least, most is None or number <= most
+    if not (math.isfinite(number) and low and high and (above is None or number > above)):
+        allowed = _between(least, most) if above is None else f" above {above:g}"
+        allowed += f", at most {most:g}" if above is not None and most is not None else ""
+        raise ValueError(f"{name}={shown(value)}: must be a finite number{allowed}")
+    return number
+
+
+def flag(name: str, value: Any) -> bool:
+    """``value``, which must be True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={shown(value)}: must be True or False")
+    return value
+
+
+def path(name: str, value: Any) -> Path:
+    """``value`` as a path: a text that is not empty, or a ``Path``."""
+    if not isinstance(value, (str, Path)) or not str(value) or "\0" in str(value):
+        raise ValueError(f"{name}={shown(value)}: must be a path, a text or a pathlib.Path")
+    return Path(value)
+
+
+def is_list(value: Any) -> bool:
+    """Whether ``value`` is a list of something: a sequence or an array, and no text."""
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+def sizes(name: str, value: Any) -> tuple[int, ...]:
+    """``value`` as the shape of a tensor."""
+    if not is_list(value):
+        hint = f"; pass ({value},)" if isinstance(value, int) else ""
+        raise ValueError(f"{name}={shown(value)}: must be sizes such as (3, 32, 32){hint}")
+    return tuple(whole(f"{name}[{i}]", size, 0, 10**12) for i, size in enumerate(value))
+
+
+def function(name: str, value: Any, parameters: str, *, exactly: bool = True) -> Any:
+    """``value``, which must be a function of ``parameters`` ("x, t, cond").
+
+    Unless ``exactly``, it need but be callable.
+    """
+    if not callable(value) or isinstance(value, type):
+        hint = did_you_forget(name, value)
+        raise ValueError(f"{name}={shown(value)}: must be a function ({parameters}){hint}")
+    if not exactly or torch.compiler.is_compiling():
+        return value
+    try:
+        taken = signature(value.forward if isinstance(value, nn.Module) else value)
+    except (TypeError, ValueError):  # not known of all that is built in
+        return value
+    try:
+        taken.bind(*parameters.split(", "))
+    except TypeError:
+        raise ValueError(
+            f"{name}={shown(value)}: is called as ({parameters}), and takes {taken}"
+        ) from None
+    return value
+
+
+def did_you_forget(name: str, value: Any) -> str:
+    """What to do about a class, or a name, in place of what it is the class or name of."""
+    if isinstance(value, type):
+        return "; pass an instance of the class"
+    load = {"model": "load", "fallback": "load", "refiner": "load_refiner"}.get(name)
+    return f"; pass flowturbo.{load}({shown(value)})" if load and isinstance(value, str) else ""
+
+
+def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
+    """``value``, which must be one of the texts ``allowed``."""
+    allowed = list(allowed)
+    if not isinstance(value, str) or value not in allowed:
+        known = ", ".join(map(repr, allowed))
+        hint = did_you_mean(value, allowed)
+        raise ValueError(f"{name}={shown(value)}: must be one of {known}{hint}")
+    return value
+
+
+def device(name: str, value: Any) -> torch.device:
+    """``value`` as a device that tensors can be put on here, with its index."""
+    text = value.lower() if isinstance(value, str) else ""
+    try:
+        if isinstance(value, bool):
+            raise TypeError("a truth value")
+        wanted = torch.device(value)
+    except (RuntimeError, TypeError, ValueError, OverflowError):
+        kind, colon, index = text.partition(":")
+        better = OTHER_NAMES.get(kind) or next(
+            iter(get_close_matches(kind, ["cpu", "cuda", "mps"], n=1)), None
+        )
+        hint = f"; did you mean {better + colon + index!r}?" if better else ""
+        raise ValueError(
+            f"{name}={shown(value)}: must be a device of PyTorch such as 'cpu', 'cuda' or "
+            f"'cuda:0'{hint}"
+        ) from None
+    if wanted.type == "meta":
+        raise ValueError(f"{name}={shown(value)}: holds no values; use 'cpu' or 'cuda'")
+    try:
+        return torch.empty(0, device=wanted).device
+    except Exception as e:  # which one depends on the device
+        reason = next(iter(str(e).strip().splitlines()), type(e).__name__).rstrip(".")
+        raise ValueError(
+            f"{name}={shown(value)}: is not available here ({reason}); use 'cpu'"
+        ) from None
+
+
+def dtype(name: str, value: Any) -> torch.dtype:
+    """``value``, which must be a floating point type that networks compute in."""
+    if not isinstance(value, torch.dtype) or value not in DTYPES:
+        known = ", ".join(map(str, DTYPES))
+        raise ValueError(f"{name}={shown(value)}: must be one of {known}")
+    return value
+
+
+def tensor(
+    name: str,
+    value: Any,
+    shape: Sequence[Any] | None = None,
+    *,
+    dtypes: Sequence[torch.dtype] | None = None,
+    finite: bool = False,
+) -> Tensor:
+    """``value``, a dense tensor.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        shape: sizes, or letters for any size; a last ``...`` stands for any further dimensions.
+        dtypes: what is allowed; by default any.
+        finite: refuse NaN and infinity, which waits for the device.
+    """
+    wanted = "" if shape is None else f" {_sizes(shape)}"
+    if not isinstance(value, Tensor):
+        how = f"; pass torch.as_tensor({name})" if isinstance(value, np.ndarray) else ""
+        raise ValueError(f"{name}={shown(value)}: must be a tensor{wanted}{how}")
+    if value.layout != torch.strided or value.is_quantized or value.is_nested:
+        raise ValueError(f"{name}={shown(value)}: must be a dense tensor; convert it first")
+    if shape is not None and not _fits(value.shape, shape):
+        raise ValueError(f"{name}={shown(value)}: must be a tensor{wanted}")
+    if dtypes is not None and value.dtype not in dtypes:
+        known = ", ".join(map(str, dtypes))
+        raise ValueError(
+            f"{name}={shown(value)}: must be of {known}; convert it with {name}.to(...)"
+        )
+    if finite and can_look(value) and not bool(value.isfinite().all()):
+        raise ValueError(f"{name}={shown(value)}: must be finite, and holds NaN or infinity")
+    return value
+
+
+def can_look(value: Tensor) -> bool:
+    """Whether the values of a tensor may be looked at here.
+
+    Not if it has none, or while calls are traced, transformed (vmap) or captured in a CUDA graph.
+    """
+    if value.is_meta or torch.compiler.is_compiling() or type(value) not in (Tensor, nn.Parameter):
+        return False
+    if torch._C._are_functorch_transforms_active():
+        return False
+    return not (value.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def known_keywords(fn: C) -> C:
+    """Decorates a function, or the public methods of a class, to refuse unknown keywords.
+
+    The ``ValueError`` names the nearest known one. Functions with ``**options`` know their own.
+    """
+    if isinstance(fn, type):
+        for name, member in list(vars(fn).items()):
+            made_by_class = isinstance(member, classmethod)
+            plain = member.__func__ if made_by_class else member
+            public = name == "__init__" or not name.startswith("_")
+            if public and name != "forward" and isinstance(plain, FunctionType):
+                wrapped: Any = known_keywords(plain)
+                setattr(fn, name, classmethod(wrapped) if made_by_class else wrapped)
+        return fn
+    parameters = signature(fn).parameters.values()
+    if any(p.kind is Parameter.VAR_KEYWORD for p in parameters):
+        return fn
+    names = {p.name for p in parameters if p.kind is not Parameter.POSITIONAL_ONLY}
+
+    @wraps(fn)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        if kwargs and not kwargs.keys() <= names:
+            name = next(k for k in kwargs if k not in names)
+            known = sorted(names - {"self", "cls"})
+            called = fn.__qualname__.removesuffix(".__init__")
+            hint = did_you_mean(name, known) or f"; it takes {', '.join(known) or 'none'}"
+            raise ValueError(
+                f"{called}({name}={shown(kwargs[name])}): has no argument {name!r}{hint}"
+            )
+        return fn(*args, **kwargs)
+
+    return checked  # type: ignore[return-value]
+
+
+def warn(message: str) -> None:
+    """A ``UserWarning`` at the line outside of this library that led here."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back and frame.f_code.co_filename.startswith(_HOME):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
+
+
+def did_you_mean(value: Any, known: Iterable[str]) -> str:
+    """``"; did you mean 'plan'?"`` for a text near one of ``known``, else nothing."""
+    near = get_close_matches(value[:100], [*known], n=1) if isinstance(value, str) else []
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def shown(value: Any) -> str:
+    """Any value in at most 80 letters on one line; of arrays and tensors the shape and type."""
+    text = " ".join(_SHORT.repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+class _Short(reprlib.Repr):
+    def repr1(self, x: Any, level: int) -> str:
+        if isinstance(x, Tensor) and x.is_nested:
+            return f"<nested tensor of {x.dtype}>"
+        if isinstance(x, Tensor) and (x.ndim or x.is_meta):
+            where = "" if x.device.type == "cpu" else f" on {x.device}"
+            return f"<tensor {tuple(x.shape)} of {x.dtype}{where}>"
+        if isinstance(x, np.ndarray) and x.ndim:
+            return f"<array {x.shape} of {x.dtype}>"
+        if isinstance(x, int) and x.bit_length() > 128:
+            return f"<number of {x.bit_length()} bits>"
+        if isinstance(x, nn.Module):
+            return f"<{type(x).__name__}>"
+        if isinstance(x, FunctionType):
+            return f"<function {x.__name__}>"
+        return super().repr1(x, level)
+
+
+_SHORT = _Short()
+_SHORT.maxstring = _SHORT.maxother = 60
+
+
+def _between(least: float | None, most: float | None) -> str:
+    if least is None:
+        return "" if most is None else f", at most {_plain(most)}"
+    return f" from {_plain(least)}" + ("" if most is None else f" to {_plain(most)}")
+
+
+def _plain(limit: float) -> str:
+    power = int(limit).bit_length()
+    return f"2**{power} - {2**power - int(limit)}" if power > 40 else f"{limit}"
+
+
+def _sizes(shape: Sequence[Any]) -> str:
+    sizes = ", ".join("..." if s is Ellipsis else str(s) for s in shape)
+    return f"({sizes}{',' if len(shape) == 1 else ''})"
+
+
+def _fits(found: Sequence[int], shape: Sequence[Any]) -> bool:
+    if shape and shape[-1] is Ellipsis:
+        shape = shape[:-1]
+        found = found[: len(shape)]
+    same = len(found) == len(shape)
+    return same and all(isinstance(s, str) or n == s for n, s in zip(found, shape, strict=True))

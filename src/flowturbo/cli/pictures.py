@@ -1,0 +1,106 @@
+"""A folder of pictures that is written as they are drawn, and gone on with where it stopped.
+
+Pictures are drawn in batches that begin at fixed numbers. A batch of which a picture is missing is
+drawn whole, since matrix products round differently with its size: however often a command was
+stopped, its folder ends with the files, to the byte, of one that was not.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from flowturbo.files import check_unclaimed, claim, printable
+from flowturbo.images import read_metadata, save_png
+
+__all__ = ["PictureFolder", "cut_batches"]
+
+OPTIONS = "options.json"
+
+
+class PictureFolder:
+    """The pictures of one command, to be held by `flowturbo.files.exclusive` while it runs.
+
+    Attributes:
+        folder: where they are.
+        paths: of all pictures, there or not, by number.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        prompts: Sequence[str],
+        seed: int,
+        facts: Mapping[str, str],
+        options: Mapping[str, Any],
+    ) -> None:
+        """Picture ``i`` is of ``prompts[i]`` and ``seed + i``.
+
+        Args:
+            folder: where to write.
+            prompts: one a picture.
+            seed: of the first picture.
+            facts: metadata of all pictures.
+            options: all that decides what is drawn; a folder of others is refused.
+        """
+        self.folder = folder
+        self.paths = [folder / _name(i, p, seed + i) for i, p in enumerate(prompts)]
+        self._options = {"generate": dict(options)}
+        self._metadata = lambda i: {**facts, "condition": prompts[i], "seed": str(seed + i)}
+
+    @property
+    def there(self) -> int:
+        """How many of the pictures are in the folder, whole or not."""
+        found = set(os.listdir(self.folder)) if self.folder.is_dir() else set()
+        return sum(p.name in found for p in self.paths)
+
+    def missing(self, batch: int) -> list[range]:
+        """The batches of which a picture is missing or damaged.
+
+        Raises:
+            ValueError: if the folder holds pictures that were drawn with other options.
+        """
+        check_unclaimed(self.folder / OPTIONS, self._options)
+        found = set(os.listdir(self.folder))
+        kept = [p.name in found and self._kept(i) for i, p in enumerate(self.paths)]
+        batches = cut_batches(len(kept), batch)
+        return [rows for rows in batches if not all(kept[rows.start : rows.stop])]
+
+    def write(self, rows: range, images: Sequence[Image.Image]) -> None:
+        """Write a batch, each picture whole or not at all.
+
+        Raises:
+            OSError: if one cannot be written.
+        """
+        if not (self.folder / OPTIONS).exists():  # there is something to keep
+            claim(self.folder / OPTIONS, self._options)
+        for i, image in zip(rows, images, strict=True):
+            save_png(image, self.paths[i], self._metadata(i))
+
+    def _kept(self, i: int) -> bool:
+        found, wanted = read_metadata(self.paths[i]), self._metadata(i)
+        if found is None:
+            return False
+        for key in {**wanted, **found}:
+            if found.get(key) != (printable(wanted[key]) if key in wanted else None):
+                raise ValueError(
+                    f"{self.paths[i]} was drawn with {key}={found.get(key)}, not "
+                    f"{wanted.get(key)}: move it away, or choose another folder"
+                )
+        return True
+
+
+def cut_batches(number: int, batch: int) -> list[range]:
+    """The numbers from 0 on in batches, the last of what is left."""
+    return [range(i, min(i + batch, number)) for i in range(0, number, batch)]
+
+
+def _name(number: int, prompt: str, seed: int) -> str:
+    slug = re.sub(r"[^\w]+", "-", prompt).strip("-")[:40]
+    slug = slug or ("picture" if prompt.strip() else "unconditional")
+    return f"{number:04d}-{slug}-seed{seed}.png"

@@ -1,0 +1,227 @@
+"""What the configuration of another flow scheduler says, in the terms of ours.
+
+A configuration is taken only if the class it comes from is understood, and so is each option it is
+set to. A scheduler that was made in Python does not write its class into its configuration; then
+the class is the one that has exactly these options.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+from functools import cache
+from typing import Any, TypeAlias
+
+from flowturbo.integrations.diffusers._shim import diffusers
+
+__all__ = [
+    "MU_OPTIONAL",
+    "OPTIONS",
+    "REPLACED",
+    "UNDERSTOOD",
+    "defaults",
+    "described",
+    "translated",
+]
+
+Options: TypeAlias = Mapping[str, Any]
+
+UNDERSTOOD = (
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "UniPCMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "DEISMultistepScheduler",
+    "FlowTurboScheduler",
+)
+
+SPACING = "other spacings are for the pipeline's call to give, as sigmas=..."
+WITHOUT_NOISE = "plans draw no noise"
+OPTIONS: dict[str, tuple[tuple[Any, ...], str]] = {  # what each may be, and why nothing else
+    "prediction_type": (("flow_prediction",), "the network must predict a flow"),
+    "use_flow_sigmas": ((True,), "the noise levels must be those of a flow"),
+    "sigma_data": ((None,), "the noise levels of an EDM reach beyond 1"),
+    "scale_factors": ((None,), "states that grow on the way are not supported"),
+    "stochastic_sampling": ((False, None), WITHOUT_NOISE),
+    "algorithm_type": (("dpmsolver++", "dpmsolver", "deis"), WITHOUT_NOISE),
+    "thresholding": ((False,), "plans do not clip what the network predicts"),
+    "use_karras_sigmas": ((False, None), SPACING),
+    "use_exponential_sigmas": ((False, None), SPACING),
+    "use_beta_sigmas": ((False, None), SPACING),
+    "use_lu_lambdas": ((False, None), SPACING),
+    "final_sigmas_type": (("zero",), "plans end at noise level 0"),
+}
+NO_ADVICE = ("sigma_data",)  # a pipeline that sets it cannot do without
+
+SHIFTS: tuple[str, ...] = ("shift", "flow_shift")  # as schedulers call it
+MU_OPTIONAL = "mu_optional"  # our own note in a configuration
+
+REPLACED = {  # of the solver, which ours replaces, and of diffusions
+    "solver_order",
+    "solver_type",
+    "solver_p",
+    "predict_x0",
+    "lower_order_final",
+    "euler_at_final",
+    "disable_corrector",
+    "variance_type",
+    "lambda_min_clipped",
+    "dynamic_thresholding_ratio",
+    "sample_max_value",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+    "timestep_spacing",
+    "steps_offset",
+    "sigma_min",
+    "sigma_max",
+    "flow_shift",
+}
+
+
+def described(scheduler: Any) -> dict[str, Any]:
+    """The configuration of ``scheduler`` with its class, and the shift that it is set to."""
+    cls = type(scheduler)
+    own = cls is getattr(diffusers, cls.__name__, None) or cls.__name__ == "FlowTurboScheduler"
+    name = cls.__name__ if own else f"{cls.__module__}.{cls.__qualname__}"
+    config = {**scheduler.config, "_class_name": name}
+    if isinstance(getattr(cls, "shift", None), property):  # as set_shift has left it
+        config["shift"] = scheduler.shift
+        config["_use_default_values"] = _defaulted(config, "shift")
+    return config
+
+
+def translated(
+    config: Mapping[str, Any], given: Mapping[str, Any], own: Options, strict: bool = True
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``config`` and the keywords ``given`` beside it as ``FlowTurboScheduler`` takes them.
+
+    Args:
+        config: of any scheduler.
+        given: overrides; the shift by any of its names, and options to do without.
+        own: the options of ``FlowTurboScheduler`` and their defaults.
+        strict: whether to refuse keywords that mean nothing here.
+
+    Raises:
+        ValueError: if the class, an option or a keyword is not understood; names it.
+    """
+    known = {*own, *OPTIONS, *SHIFTS}
+    for key in given:
+        if strict and key not in known:
+            raise ValueError(f"{key}={given[key]!r}: from_config takes no {key}{_near(key, known)}")
+    names = _names(config, own)
+    label = " or ".join(names) or "the configuration"
+    options: Options = _options(names[0], own) if len(names) == 1 else {}
+    said = {**options, **config, **given}
+    for key in ("prediction_type", "use_flow_sigmas"):
+        if said.get(key, OPTIONS[key][0][0]) not in OPTIONS[key][0]:
+            raise ValueError(
+                f"{label} with {key}={said[key]!r}: the scheduler of a diffusion, not a flow; if "
+                "the network is a flow all the same, take FlowTurboScheduler(), with sign=1 if it "
+                "predicts data minus noise"
+            )
+    if not names:
+        _refuse_unknown_keys(config, {*known, *REPLACED, MU_OPTIONAL})
+    elif not set(names) <= set(UNDERSTOOD):
+        fix = (
+            "take FlowTurboScheduler(shift=...) if its network is a plain flow all the same"
+            if len(names) == 1
+            else "its configuration does not tell which; pass the scheduler itself"
+        )
+        raise ValueError(
+            f"{label}: not a scheduler that is understood, as {', '.join(UNDERSTOOD)} are; {fix}"
+        )
+    for key, default in options.items():
+        if key not in known and key not in REPLACED and said[key] != default:
+            raise ValueError(f"{label} with {key}={said[key]!r}: this option is not understood")
+    shift = next((f"{key}={given[key]!r}" for key in SHIFTS if key in given), None)
+    optional = "algorithm_type" in options or MU_OPTIONAL in config
+    if shift and said.get("use_dynamic_shifting") and not optional:
+        raise ValueError(
+            f"{label} with use_dynamic_shifting=True, and {shift}: the shift comes with each "
+            "picture, and this one would do nothing; pass use_dynamic_shifting=False too"
+        )
+    for key, (allowed, reason) in OPTIONS.items():
+        if key in said and said[key] not in allowed:
+            raise ValueError(
+                f"{label} with {key}={said[key]!r}: {reason}"
+                + ("" if key in NO_ADVICE else f"; to do without, {_call(key, allowed[0])}")
+            )
+    return _merged(config, given, options, label)
+
+
+def _merged(
+    config: Mapping[str, Any], given: Mapping[str, Any], options: Mapping[str, Any], label: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options into the configuration, and the shift, by whatever name, into the keywords."""
+    config, given = dict(config), dict(given)
+    config |= {key: given.pop(key) for key in OPTIONS if key in given}
+    if "algorithm_type" in options:  # DPM-Solver and DEIS, which shift by flow_shift without mu
+        config[MU_OPTIONAL] = True
+    names = SHIFTS
+    source = given if any(name in given for name in names) else {**options, **config}
+    if source is not given and any(name in options for name in names):
+        names = tuple(name for name in names if name in options)  # others, another class has left
+    shifts = {name: source[name] for name in names if name in source}
+    if len(shifts) == 2 and shifts["shift"] != shifts["flow_shift"]:
+        raise ValueError(
+            f"{label} with shift={shifts['shift']!r} and flow_shift={shifts['flow_shift']!r}: they "
+            "are one thing; pass one, as shift=..."
+        )
+    given.pop("flow_shift", None)
+    for shift in shifts.values():
+        given["shift"] = shift
+        if "flow_shift" in {**options, **config}:  # for the way back
+            config["flow_shift"] = shift
+            config["_use_default_values"] = _defaulted(config, "flow_shift")
+    return config, given
+
+
+def _call(key: str, value: Any) -> str:
+    return f"FlowTurboScheduler.from_config(config, {key}={value!r})"
+
+
+def _names(config: Mapping[str, Any], own: Options) -> list[str]:
+    """The class that the configuration is of; several if it could be any of them."""
+    if config.get("_class_name") is not None:
+        return [str(config["_class_name"])]
+    keys = {key for key in config if not key.startswith("_")}
+    names = [name for name in dir(diffusers) if name.endswith("Scheduler")]
+    return [
+        name for name in (*names, "FlowTurboScheduler") if keys and keys == set(_options(name, own))
+    ]
+
+
+def _options(name: str, own: Options) -> Options:
+    """The options of a scheduler of diffusers, or of ours, with their defaults."""
+    return own if name == "FlowTurboScheduler" else defaults(getattr(diffusers, name, None))
+
+
+@cache
+def defaults(cls: Any) -> Options:
+    """The options of a scheduler class and their defaults; of None, none."""
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:] if cls else []
+    return {p.name: p.default for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
+
+
+def _refuse_unknown_keys(config: Mapping[str, Any], known: Collection[str]) -> None:
+    for key, value in config.items():
+        if not key.startswith("_") and key not in known:
+            raise ValueError(
+                f"{key}={value!r} in a configuration without _class_name: not an option of the "
+                f"schedulers that are understood{_near(key, known)}; pass the scheduler itself, or "
+                "add _class_name"
+            )
+
+
+def _defaulted(config: Mapping[str, Any], but: str) -> list[str]:
+    return [key for key in config.get("_use_default_values", []) if key != but]
+
+
+def _near(key: str, known: Collection[str]) -> str:
+    near = get_close_matches(key, sorted(known), n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(sorted(known))}"

@@ -1,0 +1,133 @@
+"""What must be on the card of a model or a refiner, as schemas.
+
+A card may hold more, about data and training and measurements, that is shown and not looked at.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from flowturbo.models.sit import MOST, SiTConfig
+from flowturbo.models.text import MAX_CHARACTERS, MAX_TOKENS
+from flowturbo.schema import Format, Schema
+
+__all__ = ["ModelCard", "RefinerCard", "SmallConfig", "TokenizerEntry"]
+
+MOST_GUIDANCE = 1000.0
+
+
+Count = Annotated[int, Field(ge=1, le=MOST["width"])]
+Guidance = Annotated[float, Field(ge=-MOST_GUIDANCE, le=MOST_GUIDANCE)]
+Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]
+Alias = Annotated[str, Field(min_length=1, max_length=100)]
+
+
+class TokenizerEntry(Schema):
+    """What ``Tokenizer.to_json`` writes."""
+
+    vocabulary: list[Text]
+    length: int = Field(ge=1, le=MAX_TOKENS)
+    aliases: dict[Alias, Text] = Field(default_factory=dict, max_length=10_000)
+
+
+class Condition(Schema):
+    """What a model is conditioned on, and what it draws."""
+
+    kind: Literal["class", "text"] | None = None
+    labels: list[str] = Field(default_factory=list)
+    prompts: list[str] = Field(default_factory=list)
+    styles: list[str] = Field(default_factory=list)
+    groups: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(default_factory=dict)
+    tokenizer: TokenizerEntry | None = None
+
+
+class Defaults(Schema):
+    """What `generate` uses unless told otherwise."""
+
+    guidance: Guidance = 1.0
+    plan: str = ""
+
+
+class Data(Schema):
+    """What a model was trained on."""
+
+    licence: str = ""
+
+
+class ModelCard(Schema):
+    """``card.json``."""
+
+    format: Format
+    name: str = ""
+    description: str = ""
+    architecture: Literal["sit"]
+    path: Literal["linear"] = "linear"
+    config: dict[str, Any]
+    codec: dict[str, Any] = Field(default_factory=lambda: {"kind": "pixels"})  # see `codec`
+    condition: Condition = Condition()
+    defaults: Defaults = Defaults()
+    data: Data = Data()
+    training: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _fits(self) -> ModelCard:
+        about, config = self.condition, SiTConfig.from_dict(self.config)
+        if about.kind == "class" and not len(about.labels) == config.classes > 0:
+            raise ValueError(f"{len(about.labels)} labels for {config.classes} classes")
+        if about.kind == "text":
+            if about.tokenizer is None:
+                raise ValueError("the condition has no tokenizer")
+            ids, length = len(about.tokenizer.vocabulary) + 1, about.tokenizer.length
+            if ids > config.vocabulary or length != config.text_length:
+                raise ValueError(
+                    f"a tokenizer of {ids} ids and length {length} for a network with vocabulary "
+                    f"{config.vocabulary} and text_length {config.text_length}"
+                )
+        if config.styles not in (0, len(about.styles)):
+            raise ValueError(f"{len(about.styles)} styles for a network with {config.styles}")
+        return self
+
+
+class SmallConfig(Schema):
+    """What a `SmallNetwork` is made of."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    shape: list[Count]
+    width: Count = 40
+    depth: int = Field(default=3, ge=1, le=MOST["depth"])
+    classes: int = Field(default=0, ge=0, le=MOST["classes"])
+
+    @field_validator("shape")
+    @classmethod
+    def _state(cls, shape: list[int]) -> list[int]:
+        if len(shape) not in (1, 3):
+            raise ValueError("must be [channels, height, width] or [size]")
+        return shape
+
+
+class MadeFor(Schema):
+    """The model that a refiner was made for."""
+
+    name: str | None = None
+    fingerprint: str | None = None
+
+
+class RefinerCard(Schema):
+    """``refiner.json``."""
+
+    format: Format
+    architecture: Literal["paper", "velocity", "conv"]
+    config: dict[str, Any]
+    guidance: list[Guidance] = Field(default_factory=list, max_length=2)
+    model: MadeFor = MadeFor()
+    training: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _fits(self) -> RefinerCard:
+        known = len(self.guidance) == 2 and self.guidance[0] <= self.guidance[1]
+        if self.architecture != "paper" and not known:
+            raise ValueError(f"guidance={self.guidance}: must be [lowest, highest]")
+        return self

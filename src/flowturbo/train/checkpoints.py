@@ -1,0 +1,103 @@
+"""Checkpoints of a run: a sealed safetensors file each, the last two of them.
+
+Nothing in them can run code. A file that is damaged, or of another run, is not loaded: the one
+before it is, and this is said.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowturbo.stores import read_tensors, write_tensors
+
+__all__ = ["Checkpoints", "restore", "tensors_of"]
+
+KEPT = 2
+Optimizers = list[torch.optim.Optimizer]
+
+
+class Checkpoints:
+    """Those in ``folder`` of the run that ``of`` describes."""
+
+    def __init__(self, folder: Path, of: str) -> None:
+        self.folder, self.of = folder, of
+
+    def write(self, step: int, tensors: dict[str, Tensor]) -> None:
+        """Write the checkpoint of a step, then remove all but the last two.
+
+        Raises:
+            OSError: if the disk is full; those before stay.
+        """
+        write_tensors(self.folder / f"step-{step:08d}.safetensors", tensors, self.of)
+        for old in [path for found, path in self._found() if found <= step][:-KEPT]:
+            old.unlink()
+
+    def last(self) -> tuple[int, dict[str, Tensor]]:
+        """The step and the tensors of the last whole one; 0 and none if there is no checkpoint.
+
+        Raises:
+            ValueError: if there are some, and none is whole.
+        """
+        found = self._found()
+        for step, path in reversed(found):
+            tensors = read_tensors(path, self.of)
+            if tensors is not None:
+                if step != found[-1][0]:
+                    warnings.warn(f"{path}: going on from this older checkpoint", stacklevel=2)
+                return step, tensors
+        if found:
+            raise ValueError(
+                f"{self.folder}: holds no whole checkpoint of this run; restore one, or remove the "
+                "folder to start again"
+            )
+        return 0, {}
+
+    def _found(self) -> list[tuple[int, Path]]:
+        named = ((re.fullmatch(r"step-(\d{8,})\.safetensors", p.name), p) for p in self._files())
+        return sorted((int(match[1]), p) for match, p in named if match)
+
+    def _files(self) -> list[Path]:
+        return [*self.folder.iterdir()] if self.folder.is_dir() else []
+
+
+def tensors_of(modules: dict[str, nn.Module], optimizers: Optimizers) -> dict[str, Tensor]:
+    """The state of modules and optimizers, by name."""
+    found = {f"{part}/{k}": p for part, m in modules.items() for k, p in m.state_dict().items()}
+    for i, optimizer in enumerate(optimizers):
+        for n, state in optimizer.state_dict()["state"].items():
+            found |= {f"optimizer {i}/{n}/{k}": torch.as_tensor(v) for k, v in state.items()}
+    return found
+
+
+def restore(
+    tensors: dict[str, Tensor], modules: dict[str, nn.Module], optimizers: Optimizers
+) -> None:
+    """Put back what `tensors_of` found.
+
+    Raises:
+        ValueError: if names or shapes are others.
+    """
+    under = lambda part: {
+        k.removeprefix(f"{part}/"): p for k, p in tensors.items() if k.startswith(f"{part}/")
+    }
+    try:
+        for part, module in modules.items():
+            module.load_state_dict(under(part))
+        for i, optimizer in enumerate(optimizers):
+            state: dict[int, dict[str, Any]] = {}
+            for name, value in under(f"optimizer {i}").items():
+                n, _, key = name.partition("/")
+                state.setdefault(int(n), {})[key] = value
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    except RuntimeError as e:  # of load_state_dict, over many lines
+        reason = " ".join(str(e).split())[:200]
+        raise ValueError(
+            f"the checkpoint is of another version of this library ({reason}); start again in "
+            "another folder"
+        ) from e

@@ -2,7 +2,7 @@
 
     python recipes/emoji/data.py --out emoji-data
     python recipes/emoji/autoencoder.py --data emoji-data --out runs/emoji-autoencoder
-    python recipes/emoji/train.py --data emoji-data --autoencoder runs/emoji-autoencoder --out runs/emoji
+    python recipes/emoji/train.py --data emoji-data --out runs/emoji
 
 goes on where it was interrupted. The folder it leaves is the model.
 """

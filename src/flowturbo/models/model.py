@@ -158,7 +158,6 @@ class Model(nn.Module):
         if kind == "class":
             ids = torch.tensor([self._label(p) for p in said], dtype=torch.long)
         elif kind == "text":
-            check_words(said, self.tokenizer, self.names, self.styles)
             ids = self._encode(said)
         else:
             raise ValueError(f"model {self.name!r} takes no condition; leave the prompts out")
@@ -237,12 +236,13 @@ class Model(nn.Module):
 
     def _encode(self, prompts: Sequence[str]) -> Tensor:
         """Token ids, after the style where the network takes it apart from the words."""
-        if not getattr(getattr(self.network, "config", None), "styles", 0):
-            return self.tokenizer.encode(prompts)
-        parts = [split_style(p, self.styles) for p in prompts]
+        apart = bool(getattr(getattr(self.network, "config", None), "styles", 0))
+        parts = [split_style(p, self.styles) if apart else (p, 0) for p in prompts]
+        said = [text for text, _ in parts]
+        check_words(said, self.tokenizer, self.names, self.styles)
+        ids = self.tokenizer.encode(said)
         styles = torch.tensor([style for _, style in parts], dtype=torch.long)
-        ids = self.tokenizer.encode([text for text, _ in parts])
-        return torch.cat([styles[:, None], ids], dim=1)
+        return torch.cat([styles[:, None], ids], dim=1) if apart else ids
 
     def _label(self, label: str) -> int:
         plain = lambda name: normalize("NFC", str(name).strip())  # one spelling of each letter

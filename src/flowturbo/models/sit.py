@@ -332,9 +332,10 @@ class SiT(nn.Module):
     """A velocity field ``(x, t, cond) -> v``.
 
     ``x`` is (B, channels, size, size); ``t`` a scalar or (B,) in [0, 1]; ``cond`` class indices
-    (B,), token ids (B, text_length), with the style before them if it has styles, any of them as ``embed_condition`` puts it, or None for the
-    unconditional velocity; ``v`` is like ``x``. What ``modulate`` makes of a time, a condition and
-    numbers may be passed in place of the condition; it has all of them.
+    (B,), token ids (B, text_length), with the style before them if it has styles, any of them as
+    ``embed_condition`` puts it, or None for the unconditional velocity; ``v`` is like ``x``. What
+    ``modulate`` makes of a time, a condition and numbers may be passed in place of the condition;
+    it has all of them.
 
     A refiner is shown more: ``images`` of ``channels`` each, concatenated in ``x`` with the state
     first, and further ``numbers`` (B, n), embedded like the time.

@@ -149,6 +149,9 @@ FEW = dict(kind="conv", iterations=1, steps=4, batch=2)
         (dict(plan=ft.Plan.parse("E1R1")), "2"),
         (dict(plan=ft.Plan.parse("H2R1").restrict(0.3)), "must lead from noise"),
         (dict(kind="velocity"), "kind='conv'"),
+        (dict(report=3), "report=3: must be a function"),
+        (dict(cond=torch.tensor([0, -1, 1, 2])), "cond=.*holds -1 to 2; number the classes from 0"),
+        (dict(cond=torch.tensor([0, 10**12, 1, 2])), "cond=.*below 1,000,000"),
     ],
 )
 def test_arguments_for_plain_fields_that_do_not_do_are_one_line(changes, message, tmp_path):
@@ -162,7 +165,7 @@ def test_arguments_for_plain_fields_that_do_not_do_are_one_line(changes, message
 
 @pytest.mark.parametrize("field", [None, "digits", 3])
 def test_what_is_no_field(field):
-    with pytest.raises(ValueError, match=r"^model=.*must be a field"):
+    with pytest.raises(ValueError, match=r"^model=.*must be a function \(x, t, cond\)"):
         ft.train_refiner(field, noise=NOISE, **FEW)
 
 
@@ -175,3 +178,54 @@ def test_noise_that_is_not_of_the_fields_shape(model):
 def test_patterns_that_are_none(pattern):
     with pytest.raises(ValueError, match="begin with MM"):
         mixed_plan(pattern)
+
+
+@pytest.mark.parametrize("folder", [3, "", b"run"])
+def test_what_is_no_folder(folder):
+    with pytest.raises(ValueError, match=r"^folder=.*must be a path"):
+        ft.train_refiner(gaussian, noise=NOISE, guidance=1.0, folder=folder, **FEW)
+    with pytest.raises(ValueError, match=r"^out=.*must be a path"):
+        train(SiTConfig(size=4), toy(), folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(data=[1]), r"^data=\[1\]: must be data such as load_data returns"),
+        (dict(data=None), "^data=None"),
+        (dict(card=[1]), "^card=.*must be a dictionary"),
+        (dict(card={"a": object()}), "^card=.*must be what JSON can hold"),
+        (dict(card={"a": math.nan}), "^card=.*must be what JSON can hold"),
+        (dict(report=3), "^report=3: must be a function"),
+        (dict(reprot=print), "did you mean 'report'"),
+    ],
+)
+def test_arguments_of_training_that_do_not_do(changes, message, tmp_path):
+    network = SiTConfig(size=4, channels=1, patch=2, width=8, depth=1, heads=1, classes=2)
+    options = {"architecture": network, "data": toy(), "out": tmp_path / "run", **changes}
+    with pytest.raises(ValueError, match=message):
+        train(**options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_conditions_of_any_whole_numbers_are_classes_to_a_small_network():
+    field = lambda x, t, cond: x * cond[:, None]
+    for dtype, classes in ((torch.bool, 2), (torch.uint8, 4), (torch.int16, 4)):
+        options = dict(noise=torch.randn(4, 2), guidance=1.0, **FEW)
+        refiner = ft.train_refiner(field, cond=torch.arange(4).to(dtype), **options)
+        assert refiner.network.classes.num_embeddings == classes
+
+
+@pytest.mark.parametrize("speed", [0.0, 3.0])
+def test_fields_that_are_constant_can_be_taught_from(speed):
+    options = dict(noise=torch.randn(4, 2), guidance=1.0, **FEW)
+    refiner = ft.train_refiner(lambda x, t, cond: 0 * x + speed, **options)
+    errors = refiner.card["measured"]["mean square, gaps of 1 to 1 steps"]
+    assert errors["refiner"] < 1e-6
+
+
+def test_weights_that_are_not_finite_say_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match="start again in another folder with a lower lr than 1e"):
+        ft.train_refiner(
+            gaussian, noise=torch.randn(4, 2), guidance=1.0, lr=1e30, folder=tmp_path, **FEW
+        )

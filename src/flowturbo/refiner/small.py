@@ -77,7 +77,7 @@ class SmallNetwork(nn.Module):
         numbers = torch.cat([32 * t[:, None], numbers], dim=1)
         c = sum(e(n) for e, n in zip(self.embedders, numbers.unbind(1), strict=True))
         if self.classes is not None:
-            c = c + self.classes(cond)
+            c = c + self.classes(cond.long())
         m = self.modulation(F.silu(c)).reshape(*numbers.shape[:1], -1, *[1] * (x.ndim - 2))
         h = self.first(x)
         for layers, both in zip(self.layers, m.chunk(len(self.layers), dim=1), strict=True):

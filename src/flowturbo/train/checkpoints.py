@@ -7,13 +7,13 @@ before it is, and this is said.
 from __future__ import annotations
 
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from flowturbo.checks import warn
 from flowturbo.stores import read_tensors, write_tensors
 
 __all__ = ["Checkpoints", "restore", "tensors_of"]
@@ -49,7 +49,7 @@ class Checkpoints:
             tensors = read_tensors(path, self.of)
             if tensors is not None:
                 if step != found[-1][0]:
-                    warnings.warn(f"{path}: going on from this older checkpoint", stacklevel=2)
+                    warn(f"{path}: going on from this older checkpoint")
                 return step, tensors
         if found:
             raise ValueError(

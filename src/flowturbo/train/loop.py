@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import time
-import warnings
 from collections.abc import Callable, Sized
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +18,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from flowturbo import noise
-from flowturbo.checks import known_keywords, number, one_of, shown, whole
+from flowturbo import checks, noise
+from flowturbo.checks import flag, known_keywords, number, one_of, shown, whole
 from flowturbo.files import replacing
 from flowturbo.images import save_png, sheet, to_pil
 from flowturbo.models.checkpoint import save_folder
@@ -109,8 +108,7 @@ class TrainConfig:
         one_of("optimizer", self.optimizer, ("adamw", "muon"))
         one_of("times", self.times, ("uniform", "logit-normal", "diffusion"))
         for name in ("bf16", "compile"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}={shown(getattr(self, name))}: must be True or False")
+            flag(name, getattr(self, name))
 
     def lr_at(self, step: int) -> float:
         """The learning rate of step ``step``, from 0."""
@@ -123,6 +121,7 @@ class TrainConfig:
         return self.lr * (min(1.0, left) if self.schedule == "trapezoid" else 1.0)
 
 
+@known_keywords
 def train(
     architecture: SiTConfig,
     data: Data,
@@ -164,8 +163,11 @@ def train(
         raise ValueError(f"config={shown(config)}: must be a TrainConfig")
     if not isinstance(architecture, SiTConfig):
         raise ValueError(f"architecture={shown(architecture)}: must be a SiTConfig")
-    out = Path(out)
-    objective = FlowMatching(architecture, data, out, config, card or {})
+    out, card = checks.path("out", out), {} if card is None else _checked_card(card)
+    if report is not None:
+        checks.function("report", report, "step, loss")
+    check_data(data)
+    objective = FlowMatching(architecture, data, out, config, card)
     made = {
         "architecture": architecture.to_dict(),
         "training": asdict(config),
@@ -175,6 +177,23 @@ def train(
     with processes.exclusive(out):
         run(objective, out, config, made, processes, report)
     return out
+
+
+def _checked_card(card: Any) -> dict[str, Any]:
+    """``card``, which must be what a JSON object can hold."""
+    try:
+        json.dumps(card, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as e:
+        raise ValueError(f"card={shown(card)}: must be what JSON can hold ({e})") from None
+    if not isinstance(card, dict):
+        raise ValueError(f"card={shown(card)}: must be a dictionary")
+    return card
+
+
+def check_data(data: Any) -> None:
+    """Refuse what cannot be trained on."""
+    if not all(hasattr(data, name) for name in ("shape", "batch", "examples", "condition")):
+        raise ValueError(f"data={shown(data)}: must be data such as load_data returns")
 
 
 def identified(data: Data) -> dict[str, Any]:
@@ -391,6 +410,8 @@ class Run:
         training = {**asdict(self.config), "step": self.step, "torch": torch.__version__}
 
         def write() -> None:
+            if not all(p.half().isfinite().all() for p in self.average.parameters()):
+                raise ValueError(self._diverged("the weights are not finite in half precision"))
             self.objective.export(self.average.module, training)
             self._plot()
 
@@ -416,7 +437,7 @@ class Run:
             except (ValueError, RecursionError):
                 damaged += 1
         if damaged:
-            warnings.warn(f"{path}: left out {damaged} damaged lines", stacklevel=2)
+            checks.warn(f"{path}: left out {damaged} damaged lines")
         return found
 
     def _cut_log(self) -> None:
@@ -429,10 +450,7 @@ class Run:
         """Add a line; refuses a loss that is not finite."""
         line = {"step": self.step, "loss": _mean(losses), "seconds": round(seconds, 1)}
         if not math.isfinite(line["loss"]):
-            raise ValueError(
-                f"the loss is {line['loss']} at step {self.step}: start again in another folder "
-                f"with a lower lr than {self.config.lr}"
-            )
+            raise ValueError(self._diverged(f"the loss is {line['loss']}"))
         path = self.out / "log.jsonl"
         try:
             with path.open("a") as f:
@@ -443,6 +461,12 @@ class Run:
                 "goes on from the last checkpoint"
             ) from e
 
+    def _diverged(self, what: str) -> str:
+        return (
+            f"{what} at step {self.step}: start again in another folder with a lower lr than "
+            f"{self.config.lr}"
+        )
+
     def _plot(self) -> None:
         from matplotlib.figure import Figure
 
@@ -450,7 +474,8 @@ class Run:
         figure = Figure(figsize=(6, 3.5), layout="constrained")
         axes = figure.add_subplot()
         axes.plot([x["step"] for x in lines], [x["loss"] for x in lines], linewidth=1)
-        axes.set(xlabel="step", ylabel="loss (mean square)", yscale="log")
+        scale = "log" if all(x["loss"] > 0 for x in lines) else "linear"
+        axes.set(xlabel="step", ylabel="loss (mean square)", yscale=scale)
         with replacing(self.out / "loss.png") as path:
             figure.savefig(path, dpi=150)
 

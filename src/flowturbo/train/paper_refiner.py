@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowturbo import noise
+from flowturbo import checks, noise
 from flowturbo.checks import number, shown, whole
 from flowturbo.models.identity import identity
 from flowturbo.models.model import Model
@@ -28,7 +28,7 @@ from flowturbo.path import interpolate
 from flowturbo.refiner.checkpoint import load_refiner, save_refiner
 from flowturbo.refiner.paper import PaperRefiner
 from flowturbo.train.data import Data
-from flowturbo.train.loop import TrainConfig, identified, run
+from flowturbo.train.loop import TrainConfig, check_data, identified, run
 from flowturbo.train.objectives import drop_condition
 from flowturbo.train.processes import Processes
 
@@ -44,6 +44,7 @@ def paper_config(**changes: Any) -> TrainConfig:
     return TrainConfig(**{**made, **rest, **changes})
 
 
+@checks.known_keywords
 def train_paper_refiner(
     model: Model,
     data: Data,
@@ -81,9 +82,13 @@ def train_paper_refiner(
         raise ValueError(f"config={shown(config)}: must be a TrainConfig; paper_config() makes one")
     if not isinstance(model, Model):
         raise ValueError(f"model={shown(model)}: must be a model of flowturbo.load")
+    if report is not None:
+        checks.function("report", report, "step, loss")
     dt = number("dt", dt, above=0, most=1)
+    out = checks.path("folder", folder)
     block, depth = whole("block", block), whole("depth", depth, 1)
     width = None if width is None else whole("width", width, 1)
+    check_data(data)
     if tuple(data.shape) != tuple(model.shape):
         raise ValueError(f"the model draws {model.shape}, the data are {tuple(data.shape)}")
     if not _same(data.condition, model.card.get("condition")):
@@ -92,7 +97,6 @@ def train_paper_refiner(
             "with the model's"
         )
     torch.manual_seed(config.seed)
-    out = Path(folder)
     network = PaperRefiner.from_model(model, block=block, depth=depth, width=width)
     objective = _Paper(network, model, data, config, out, dt)
     shape = {"block": block, "depth": depth, "width": width, "dt": dt}

@@ -24,6 +24,7 @@ import torch
 from pydantic import Field as Entry
 from torch import Tensor
 
+from flowturbo import checks
 from flowturbo.checks import did_you_mean, known_keywords, number, one_of, shown, whole
 from flowturbo.field import Field
 from flowturbo.files import write_json
@@ -43,6 +44,7 @@ from flowturbo.train.trajectories import Batch, Starts, Trajectories, draw_traje
 __all__ = ["RefinerConfig", "Report", "held_out_errors", "train_refiner"]
 
 RUN = "refiner-run"
+MOST_CLASSES = 1_000_000  # each has a vector in a small network
 CONVERGED = "AB4RK:73@0.5"  # for what is compared
 Report = Callable[[str, int, int], None]
 
@@ -168,6 +170,9 @@ def train_refiner(
         UserWarning: if what the folder holds is damaged, and made again.
     """
     config = _config(options)
+    folder = None if folder is None else checks.path("folder", folder)
+    if report is not None:
+        checks.function("report", report, "what, done, all")
     starts = Starts.of(model, config.guidance, config.seed, noise, cond)
     own = _plan(plan, config.shift)
     torch.manual_seed(config.seed)
@@ -185,7 +190,7 @@ def train_refiner(
     stages = _Stages(model, config, starts, refiner, recipe, own, report)
     with ExitStack() as stack:
         temporary = lambda: stack.enter_context(tempfile.TemporaryDirectory())
-        out = Path(stages.processes.first(temporary) if folder is None else folder)
+        out = Path(stages.processes.first(temporary)) if folder is None else folder
         with stages.processes.exclusive(out / RUN):
             stages.into(out)
         made = load_refiner(out, device=starts.device)
@@ -374,7 +379,8 @@ def _loss(forward: Any, b: Batch) -> Tensor:
     square = lambda a: a.square().flatten(1).mean(1)
     off = square(forward(b.x, b.t, b.cond, [b.b, b.a], b.guidance) - b.v)
     change = square(b.step)
-    return (off / (change + 0.1 * change.mean())).mean()
+    # fields that are constant in time change by nothing
+    return (off / (change + 0.1 * change.mean()).clamp(min=1e-12)).mean()
 
 
 def _new(model: Any, config: RefinerConfig, starts: Starts) -> VelocityRefiner:
@@ -386,7 +392,13 @@ def _new(model: Any, config: RefinerConfig, starts: Starts) -> VelocityRefiner:
     cond, classes = starts.cond, 0
     if isinstance(cond, Tensor) and cond.ndim == 1 and not cond.is_floating_point():
         null = model.null_condition(cond) if hasattr(model, "null_condition") else cond
-        classes = 1 + int(max(cond.max(), null.max()))
+        every = torch.cat([cond, null.to(cond)]).long()
+        if every.min() < 0 or every.max() >= MOST_CLASSES:
+            raise ValueError(
+                f"cond={shown(cond)}: holds {int(every.min())} to {int(every.max())}; number the "
+                f"classes from 0, below {MOST_CLASSES:,}, or pass floating point conditions"
+            )
+        classes = 1 + int(every.max())
     width = {} if config.width is None else {"width": config.width}
     refiner = VelocityRefiner.small(starts.shape, starts.guidance, classes=classes, **width)
     return refiner.to(starts.device)

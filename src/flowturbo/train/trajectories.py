@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from flowturbo import noise
-from flowturbo.checks import DTYPES, number, shown, tensor, whole
+from flowturbo.checks import DTYPES, function, number, shown, tensor, whole
 from flowturbo.field import Field, Guidance, device_of, map_condition
 from flowturbo.files import check_room, write_json
 from flowturbo.models.identity import content
@@ -61,8 +61,7 @@ class Starts:
         """
         low, high = scales(guidance)
         seed = whole("seed", seed, 0, 2**23 - 1)
-        if not callable(model):
-            raise ValueError(f"model={shown(model)}: must be a field, a callable (x, t, cond) -> v")
+        function("model", model, "x, t, cond")
         shape = getattr(model, "shape", None)
         if noise is None and shape is None:
             raise ValueError("noise=None: the field has no shape; pass noise and cond")

@@ -217,6 +217,17 @@ def test_models_prints_a_card_as_it_is(tmp_path, capsys, copy):
     assert "[red] and [/x]" in capsys.readouterr().out
 
 
+def test_a_full_disk_under_the_compiler_is_one_line(monkeypatch, capsys, tmp_path):
+    def full(*arguments, **options):
+        error = RuntimeError("InductorError: OSError: [Errno 28] No space left on device")
+        error.inner_exception = OSError(28, "No space left on device", "/tmp/torchinductor")
+        raise error
+
+    monkeypatch.setattr("flowturbo.cli.export.export", full)
+    line = refused(capsys, "export", "-m", "digits", "-o", tmp_path / "a.pt2")
+    assert "No space left on device at /tmp/torchinductor: free some" in line
+
+
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory: 8 GB")])
 def test_out_of_memory_is_one_line(monkeypatch, capsys, tmp_path, error):
     def full(*arguments, **options):

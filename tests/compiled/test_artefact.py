@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import resource
 import subprocess
 import sys
 import zipfile
@@ -70,6 +71,21 @@ def test_the_same_pictures_in_a_fresh_process_without_a_compiler(artefact, folde
     there = torch.load(tmp_path / "out.pt", weights_only=True)
     assert torch.equal(there, ft.load_compiled(artefact)(x, cond))
     torch.testing.assert_close(there, _loop(folder, x, cond), rtol=1e-5, atol=1e-5)
+
+
+def test_a_full_disk_is_one_error_and_leaves_nothing(folder, tmp_path, monkeypatch):
+    """The archive does not fit; torch's own writer would abort the process."""
+    library = tmp_path / "rows.wrapper.so"
+    library.write_bytes(os.urandom(100_000))
+    monkeypatch.setattr("torch._inductor.aot_compile", lambda *_, **__: [str(library)])
+    limits, out = resource.getrlimit(resource.RLIMIT_FSIZE), tmp_path / "out" / "tiny.pt2"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*tiny\.pt2: File too large"):
+            ft.export(out, ft.load(folder), "E1", batch=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(out.parent) == []
 
 
 def test_it_takes_any_scale_and_negative_but_no_other_shape(artefact, folder):

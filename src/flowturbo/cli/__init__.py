@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from errno import EDQUOT, EFBIG, ENOSPC
 from typing import Any
 
 import torch
@@ -103,12 +104,26 @@ def _status(arguments: list[str] | None) -> int:
     except Exception as e:
         if "can't allocate memory" in str(e):  # torch's word on the CPU
             return _fail(_NO_MEMORY, 1)
+        if (full := _full_disk(e)) is not None:
+            return _fail(full, 1)
         if not hasattr(e, "format_message"):  # typer's or click's word on the command line
             raise
         if type(e).__name__ == "NoArgsIsHelpError":
             print(e.format_message())
             return 2
         return _fail(e.format_message(), 2)
+
+
+def _full_disk(error: BaseException | None) -> str | None:
+    """What to say if ``error``, or one that it came from, is of a full disk; torch's compiler wraps
+    those of its own files.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EFBIG):
+            where = f" at {error.filename}" if error.filename else ""
+            return f"{error.strerror}{where}: free some, or set TMPDIR to a folder on another disk"
+        error = getattr(error, "inner_exception", None) or error.__cause__ or error.__context__
+    return None
 
 
 def _fail(message: str, status: int) -> int:

@@ -10,6 +10,7 @@ program.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import platform
 import re
@@ -103,11 +104,13 @@ def export(
                 inputs,
                 options={**options, "aot_inductor.package": True},
             )
-        package_aoti(str(temporary), files)
-        with zipfile.ZipFile(temporary, "a") as archive:
+        packed = io.BytesIO()  # torch's own writer aborts the process where the disk is full
+        package_aoti(packed, files)
+        with zipfile.ZipFile(packed, "a") as archive:
             root = archive.namelist()[0].partition("/")[0]
             manifest["digest"] = _digest(manifest, archive.infolist())
             archive.writestr(f"{root}/{_MANIFEST}", json.dumps(manifest, indent=1))
+        temporary.write_bytes(packed.getbuffer())
     return manifest
 
 

@@ -75,7 +75,7 @@ def tune(
 
     Args:
         model: a model of `flowturbo.load`, or any field ``(x, t, cond) -> v``.
-        nfe: evaluations of the model, at least 2.
+        nfe: evaluations of the model, 2 to 1000.
         budget_ms: instead of ``nfe``, milliseconds that the evaluations of a batch of 8 may take on
             this machine; they are timed first, and refiners may take the place of the model.
         refiner: considered after the model's evaluations; left out where it does not help.
@@ -112,8 +112,8 @@ def tune(
         UserWarning: if a file in ``folder`` is damaged; what it held is computed again.
     """
     check_field("model", model)
-    nfe, seed = checks.whole("nfe", nfe, 2), checks.whole("seed", seed, 0, SEEDS)
-    trajectories = checks.whole("trajectories", trajectories, 1)
+    nfe, seed = checks.whole("nfe", nfe, 2, 1000), checks.whole("seed", seed, 0, SEEDS)
+    trajectories = checks.whole("trajectories", trajectories, 1, 1_000_000)
     checks.one_of("direction", direction, ("forward", "backward"))
     if budget_ms is not None:
         budget_ms = checks.number("budget_ms", budget_ms, above=0)

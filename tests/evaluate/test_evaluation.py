@@ -259,7 +259,7 @@ def test_the_function_and_the_package_go_by_one_name():
         ({"prompts": ["xyzzy"]}, "xyzzy"),
         ({"plan": "H1R1"}, "refiner=None"),
         ({"plan": "Q3"}, "Q3"),
-        ({"guidance": 1e30}, r"not finite, from the model at t=.*, evaluation \d+ of plan"),
+        ({"guidance": 1e30}, r"not finite after evaluation \d+ of .* at t="),
     ],
 )
 def test_refuses(words, given, message):

@@ -40,7 +40,7 @@ from flowturbo.evaluate.real import Real, digest, load_real
 from flowturbo.evaluate.timing import count_operations, interleaved, spread
 from flowturbo.field import cut
 from flowturbo.files import exclusive
-from flowturbo.fit.reference import error, fine, first_infinite
+from flowturbo.fit.reference import error, fine
 from flowturbo.fit.tune import summary
 from flowturbo.models.identity import identity, refiner_identity, signature
 from flowturbo.models.model import Model
@@ -313,10 +313,9 @@ class _Run:
         x0 = noise.draw(seeds, self.model.shape, device=self.model.device)
         x1 = sample(plan, self.model, x0, cut(cond, rows), guidance=self.guidance, refiner=refiner)
         if not x1.isfinite().all():
-            where = first_infinite(plan, self.model, x0, cut(cond, rows), self.guidance, refiner)
             raise ValueError(
-                f"the pictures are not finite, from {where}: guidance={self.guidance:g} may be too "
-                f"large in {self.model.dtype}; lower it"
+                f"the pictures are not finite: guidance={self.guidance} is too large for plan "
+                f"{plan.name!r} in {self.model.dtype}; lower it"
             )
         return x1
 

@@ -142,3 +142,32 @@ def test_a_model_of_latents_is_measured_without_decoding(text_model):
     assert ["decode" in record["parts"] for record in records] == [True, False]
     assert records[0]["missing"] == {}
     assert "pass --vae" in records[1]["missing"]["decode"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"plans": [None]}, "plans=None: must be a flowturbo.Plan or its notation"),
+        ({"plans": "E2"}, "plans='E2': must be a list"),
+        ({"plans": []}, "plans=0"),
+        ({"model": "digits"}, r"model='digits': .* load it: flowturbo.load\('digits'\)"),
+        ({"model": mixture}, "model=.* must have a shape"),
+        ({"batch": 0}, "batch=0: must be a whole number from 1"),
+        ({"batch": 2.5}, "batch=2.5: must be a whole number"),
+        ({"repeats": 0}, "repeats=0: must be a whole number from 1"),
+        ({"seed": -1}, "seed=-1: must be a whole number"),
+        ({"guidance": "2"}, "guidance='2': must be a finite number"),
+        ({"scopes": "none"}, "scopes='none': must be a list"),
+        ({"scopes": []}, "one at least"),
+        ({"cond": torch.zeros(3)}, "cond=<tensor .*batch=1 takes 1 rows"),
+        ({"peers": 3}, "peers=3: must be a dictionary"),
+        ({"refiner": 3}, "refiner=3: must be a function"),
+        ({"dtype": "float32"}, "dtype='float32': must be one of"),
+        ({"reference": "Q"}, "Q"),
+        ({"repeat": 3}, "has no argument 'repeat'; did you mean 'repeats'"),
+    ],
+)
+def test_bad_arguments(text_model, given, message):
+    few = dict(model=ft.load(text_model), plans=["E2"], batch=1, progress=False)
+    with pytest.raises(ValueError, match=message):
+        benchmark(**few | given)

@@ -246,6 +246,9 @@ def test_the_function_and_the_package_go_by_one_name():
         ({"plan": ["E2"]}, "plan=.*: must be a flowturbo.Plan"),
         ({"picture": 3}, "has no argument 'picture'; did you mean 'pictures'"),
         ({"prompts": 3}, "prompts=3: must be a list"),
+        ({"folder": 3}, "folder=3: must be a path"),
+        ({"against": b"x"}, "against=b'x': must be a path"),
+        ({"fid": 1}, "fid=1: must be True or False"),
         ({"features": 3}, "features=3: must be 'effnet', a function, or None"),
         ({"resamples": 1}, "resamples=1: must be at least 2"),
         ({"features": lambda p: p}, r"features=<lambda>: gave \(2, 3, 8, 8\)"),
@@ -256,7 +259,7 @@ def test_the_function_and_the_package_go_by_one_name():
         ({"prompts": ["xyzzy"]}, "xyzzy"),
         ({"plan": "H1R1"}, "refiner=None"),
         ({"plan": "Q3"}, "Q3"),
-        ({"guidance": 1e30}, r"not finite, from the model at t=.*, evaluation \d+ of plan"),
+        ({"guidance": 1e30}, r"not finite after evaluation \d+ of .* at t="),
     ],
 )
 def test_refuses(words, given, message):

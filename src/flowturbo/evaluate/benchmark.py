@@ -124,6 +124,12 @@ def benchmark(
             f"scopes={tuple(scopes)}, plans={len(tables)}: scopes must be of "
             f"{', '.join(_MEASURED)}, one at least, with one plan at least"
         )
+    named: dict[str, Any] = {"peers": peers, "missing": missing, "options": options}
+    for name, mapping in named.items():
+        if mapping is not None and not isinstance(mapping, Mapping):
+            raise ValueError(f"{name}={checks.shown(mapping)}: must be a dictionary, or None")
+    if refiner is not None and not callable(refiner):
+        raise ValueError(f"refiner={checks.shown(refiner)}: must be a function, or None")
     exactly = None if reference is None else _plan("reference", reference)
     x = noise.draw(range(seed, seed + batch), model.shape, device=device_of(model))
     if cond is not None:
@@ -146,7 +152,7 @@ def benchmark(
     for name, peer in (peers or {}).items():
         run = partial(_peer, peer, x, cond, null, guidance)
         methods.append(Method(name=name, call=partial(run, base.field), eager=run, scope="peer"))
-    probes = [ours(Plan.parse(text), "none") for text in _PROBES[: 5 if refiner else 3]]
+    probes = [ours(Plan.parse(text), "none") for text in _PROBES[: 3 if refiner is None else 5]]
     parts: dict[str, Callable[[], Any]] = {"network": partial(_network, base.field, x, cond, null)}
     missing = dict(missing or {})
     if hasattr(model, "decode"):

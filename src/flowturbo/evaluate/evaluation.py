@@ -40,7 +40,7 @@ from flowturbo.evaluate.real import Real, digest, load_real
 from flowturbo.evaluate.timing import count_operations, interleaved, spread
 from flowturbo.field import cut
 from flowturbo.files import exclusive
-from flowturbo.fit.reference import error, fine, first_infinite
+from flowturbo.fit.reference import error, fine
 from flowturbo.fit.tune import summary
 from flowturbo.models.identity import identity, refiner_identity, signature
 from flowturbo.models.model import Model
@@ -50,6 +50,7 @@ from flowturbo.tasks.generate import resolve_plan, resolve_refiner
 
 __all__ = ["evaluate"]
 
+MOST = 10_000_000  # pictures
 GALLERY = 4  # converged pictures of each prompt, to agree with
 CHECKED = 16  # pictures on which the converged sampler is compared with a finer one
 TIMED = 8  # pictures at once, where time is measured
@@ -135,8 +136,9 @@ def evaluate(
     """
     if not isinstance(model, Model):
         raise ValueError(f"model of type {type(model).__name__}: must be one of flowturbo.load")
+    checks.whole("pictures", pictures, 10, MOST)
     for name, value, least in (
-        ("pictures", pictures, 10), ("batch", batch, 1), ("steps", steps, 8),
+        ("batch", batch, 1), ("steps", steps, 8),
         ("agreement", agreement, 0), ("resamples", resamples, 0), ("repeats", repeats, 0),
         ("seed", seed, 0),
     ):  # fmt: skip
@@ -145,6 +147,9 @@ def evaluate(
         raise ValueError("resamples=1: must be at least 2, or 0 for no interval")
     if guidance is not None:
         guidance = checks.number("guidance", guidance)
+    checks.flag("fid", fid)
+    folder = None if folder is None else checks.path("folder", folder)
+    against = None if against is None else checks.path("against", against)
     if features is None and against is not None and not fid:
         raise ValueError(
             f"features=None, against={str(against)!r}: nothing to compare them by; leave one out"
@@ -308,10 +313,9 @@ class _Run:
         x0 = noise.draw(seeds, self.model.shape, device=self.model.device)
         x1 = sample(plan, self.model, x0, cut(cond, rows), guidance=self.guidance, refiner=refiner)
         if not x1.isfinite().all():
-            where = first_infinite(plan, self.model, x0, cut(cond, rows), self.guidance, refiner)
             raise ValueError(
-                f"the pictures are not finite, from {where}: guidance={self.guidance:g} may be too "
-                f"large in {self.model.dtype}; lower it"
+                f"the pictures are not finite: guidance={self.guidance} is too large for plan "
+                f"{plan.name!r} in {self.model.dtype}; lower it"
             )
         return x1
 

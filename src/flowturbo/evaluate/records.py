@@ -15,6 +15,7 @@ from flowturbo.schema import Schema, read_json
 __all__ = ["read_analysis", "read_evaluation"]
 
 KIND = "flowturbo analysis 1"
+MISSING: Any = None  # of what a record may lack, but not hold as null
 Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
 Count = Annotated[int, Field(ge=0)]
 S = TypeVar("S", bound=Schema)
@@ -110,9 +111,9 @@ class _Analysis(Schema):
     kind: Literal["flowturbo analysis 1"]
     conditions: _AnalysisConditions
     models: dict[str, _AnalysisModel]
-    curvature: Annotated[dict[str, _Kinds], Field(min_length=1)] | None = None
-    solvers: list[_Solver] | None = None
-    rows: list[_Rows] | None = None
+    curvature: Annotated[dict[str, _Kinds], Field(min_length=1)] = MISSING
+    solvers: list[_Solver] = MISSING
+    rows: list[_Rows] = MISSING
 
     @model_validator(mode="after")
     def _known(self) -> _Analysis:
@@ -157,8 +158,8 @@ class _Latency(Schema):
 class _Frechet(Schema):
     plan: float
     converged: float
-    relative: float | None = None
-    relative_95: Pair | None = None
+    relative: float = MISSING
+    relative_95: Pair = MISSING
 
 
 class _Scores(Schema):
@@ -177,13 +178,13 @@ class _Evaluation(Schema):
     flops: Count
     reference: _Reference
     trajectory: _Trajectory
-    latency: _Latency | None = None
-    perceptual: _Spread | None = None
-    frechet: _Frechet | None = None
-    score: _Scores | None = None
-    precision: _Shares | None = None
-    recall: _Shares | None = None
-    agreement: _Shares | None = None
+    latency: _Latency = MISSING
+    perceptual: _Spread = MISSING
+    frechet: _Frechet = MISSING
+    score: _Scores = MISSING
+    precision: _Shares = MISSING
+    recall: _Shares = MISSING
+    agreement: _Shares = MISSING
 
 
 def read_analysis(path: str | Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from flowturbo.field import Field, guided
 from flowturbo.fit.contrast import Contrast, solved
-from flowturbo.fit.reference import Reference, error
+from flowturbo.fit.reference import Reference, error, run
 from flowturbo.plan import Plan, Row
 from flowturbo.sampler import (
     Refiner,
@@ -35,7 +35,6 @@ from flowturbo.sampler import (
     moved,
     needed_refiner,
     prepare_refiner,
-    sample,
 )
 from flowturbo.sampler import run as run_rows
 
@@ -43,18 +42,6 @@ __all__ = ["polish", "run", "score"]
 
 NEAREST = 1e-3  # that times may come to each other
 LEAST_GAIN = 0.01  # of a step, for another with the slopes of the last
-
-
-def run(plan: Plan, field: Field, reference: Reference, refiner: Refiner | None = None) -> Tensor:
-    """The final states of ``plan`` on the noises of ``reference``, (N, ...)."""
-    return sample(
-        plan,
-        field,
-        reference.noise,
-        reference.cond,
-        guidance=reference.guidance,
-        refiner=refiner,
-    )
 
 
 def score(x: Tensor, reference: Reference, power: float = 1.0) -> float:

@@ -14,11 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowturbo.field import Field, cut, map_condition
+from flowturbo.field import Field, cut, guided, map_condition
 from flowturbo.plan import Plan
-from flowturbo.sampler import Refiner, Step, sample
+from flowturbo.sampler import (
+    Callback,
+    Refiner,
+    Step,
+    evaluators,
+    needed_refiner,
+    prepare_refiner,
+    sample,
+)
+from flowturbo.sampler import run as run_rows
 
-__all__ = ["Reference", "error", "fine", "first_infinite", "solve"]
+__all__ = ["Reference", "error", "fine", "run", "solve"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,24 +175,25 @@ def _record(
     return torch.stack(states), torch.stack(velocities)
 
 
-def first_infinite(
+@torch.no_grad()
+def run(
     plan: Plan,
     field: Field,
-    x: Tensor,
-    cond: Any,
-    guidance: float | Tensor,
+    reference: Reference,
     refiner: Refiner | None = None,
-) -> str:
-    """Where a sample of ``plan`` that is not finite became so, in words."""
-    found: list[str] = []
+    callback: Callback | None = None,
+) -> Tensor:
+    """The final states of ``plan`` on the noises of ``reference``, (N, ...).
 
-    def note(step: Step) -> None:
-        if not found and not (step.v.isfinite().all() and step.x.isfinite().all()):
-            t = plan.told[step.index]
-            found.append(f"the {step.evaluator} at t={t:.4g}, evaluation {step.index + 1}")
-
-    sample(plan, field, x, cond, guidance=guidance, refiner=refiner, callback=note)
-    return f"{found[0]} of plan {plan.name!r}" if found else f"plan {plan.name!r}"
+    What `flowturbo.sample` gives, also where it is not finite: a plan that fails at this field is
+    but a bad one of those tried.
+    """
+    field = guided(field, reference.guidance)
+    refiner = needed_refiner(plan, refiner)
+    if refiner is not None:
+        refiner = prepare_refiner(plan, field, refiner)
+    evaluate = evaluators(field, refiner, reference.cond, plan.rows)
+    return run_rows(plan.rows, evaluate, reference.noise, callback)
 
 
 def _check_finite(v: Tensor, t: float, guidance: float | Tensor) -> None:

@@ -75,7 +75,7 @@ def tune(
 
     Args:
         model: a model of `flowturbo.load`, or any field ``(x, t, cond) -> v``.
-        nfe: evaluations of the model, at least 2.
+        nfe: evaluations of the model, 2 to 1000.
         budget_ms: instead of ``nfe``, milliseconds that the evaluations of a batch of 8 may take on
             this machine; they are timed first, and refiners may take the place of the model.
         refiner: considered after the model's evaluations; left out where it does not help.
@@ -112,19 +112,17 @@ def tune(
         UserWarning: if a file in ``folder`` is damaged; what it held is computed again.
     """
     check_field("model", model)
-    nfe, seed = checks.whole("nfe", nfe, 2), checks.whole("seed", seed, 0, SEEDS)
-    trajectories = checks.whole("trajectories", trajectories, 1)
+    nfe, seed = checks.whole("nfe", nfe, 2, 1000), checks.whole("seed", seed, 0, SEEDS)
+    trajectories = checks.whole("trajectories", trajectories, 1, 1_000_000)
     checks.one_of("direction", direction, ("forward", "backward"))
     if budget_ms is not None:
         budget_ms = checks.number("budget_ms", budget_ms, above=0)
-    for name, value in (("search", search), ("contrast", contrast)):
-        if not isinstance(value, bool):
-            raise ValueError(f"{name}={checks.shown(value)}: must be True or False")
+    checks.flag("search", search)
+    checks.flag("contrast", contrast)
     for name, function in (("refiner", refiner), ("report", report)):
         if function is not None and not callable(function):
             raise ValueError(f"{name}={checks.shown(function)}: must be a function, or None")
-    if folder is not None and not isinstance(folder, (str, Path)):
-        raise ValueError(f"folder={checks.shown(folder)}: must be a path, or None")
+    folder = None if folder is None else checks.path("folder", folder)
     guidance = _guidance(guidance, model)
     start = starts(
         model, noise, cond, guidance, trajectories=trajectories, search=search, seed=seed
@@ -144,7 +142,7 @@ def tune(
         }  # fmt: skip
         if refiner is not None:
             whose = refiner_identity(refiner, *given, guidance=start.guidance)
-        check_unclaimed(Path(folder) / "options.json", sealed_options(options))
+        check_unclaimed(folder / "options.json", sealed_options(options))
     with nullcontext() if folder is None else exclusive(folder):
         journal = Journal(folder, options)
         counts: list[tuple[int, int | None]] = [(nfe, None)]

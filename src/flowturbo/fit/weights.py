@@ -22,10 +22,10 @@ from torch import Tensor
 
 from flowturbo.field import Field
 from flowturbo.fit.contrast import Contrast, products, solved
-from flowturbo.fit.reference import Reference
+from flowturbo.fit.reference import Reference, run
 from flowturbo.path import Times
 from flowturbo.plan import Plan
-from flowturbo.sampler import Refiner, Step, sample
+from flowturbo.sampler import Refiner, Step
 
 __all__ = ["fit_weights"]
 
@@ -80,15 +80,7 @@ def fit_weights(
             weights[k, used] += more.numpy()
         return before
 
-    end = sample(
-        still,
-        field,
-        reference.noise,
-        reference.cond,
-        guidance=reference.guidance,
-        refiner=refiner,
-        callback=fit_row,
-    )
+    end = run(still, field, reference, refiner, fit_row)
     return Plan(times=times, evaluators=evaluators, weights=weights, name=name), end
 
 

@@ -126,7 +126,7 @@ ft.sample("E2", rows, flat, (ones, ones[:1]), guidance=2.0) | cond=<tensor (1,)
 ft.sample("E2", rows, flat, {"y": ones}, guidance=2.0) | cond={'y': <tensor (3,) of torch.float32>}
 ft.sample("E2", rows, flat, ones.numpy(), guidance=2.0) | cond=<array (3,) of float32>
 ft.sample("E2", rows, flat, "cat", guidance=2.0) | cond='cat'
-ft.sample("E2", field, flat, torch.ones(3, device="meta")) | cond=<tensor (3,) of torch.float32 on meta>: holds no values
+ft.sample("E2", field, flat, torch.ones(3, device="meta")) | cond=<tensor (3,) of torch.float32 on meta>, x=<tensor (3, 2) of torch.float32>: cond holds no values
 ft.sample("E2", field, flat, {"y": (torch.ones(3, device="meta"),)}) | holds no values
 ft.sample("E2", field, flat, ones, guidance=2.0) | guidance=2.0 needs the condition of the unconditional branch
 ft.sample("E2", m, x, c, guidance=None) | guidance=None
@@ -487,9 +487,9 @@ TENSORS = st.builds(
     st.sampled_from(["cpu", "cpu", "meta"]),
 )
 OTHERS = [
-    object(), len, dict, MODEL, PLAN, NAMES["back"], NAMES["fast"], ft.Guidance(MODEL, 2.0),
-    b"a", 1j, {1}, range(2), Path("nowhere"), torch.float32, torch.int8, torch.device("cpu"),
-    X.to_sparse(), X.clone().requires_grad_(),
+    object(), lambda *given: 0, dict, MODEL, PLAN, NAMES["back"], NAMES["fast"],
+    ft.Guidance(MODEL, 2.0), b"a", 1j, {1}, range(2), Path("nowhere"), torch.float32, torch.int8,
+    torch.device("cpu"), X.to_sparse(), X.clone().requires_grad_(),
     SimpleNamespace(shape=(1,)), "gpu", "cuda", "E3", "a", "\0", 10**400, -1, 2.5,
 ]  # fmt: skip
 WHOLE = st.integers(-9, 9) | st.sampled_from([2**63, -(2**64), 10**30])

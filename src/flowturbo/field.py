@@ -101,9 +101,14 @@ def check_rows(cond: Any, rows: int, name: str = "cond") -> None:
 
 
 def check_values(name: str, cond: Any, x: Tensor) -> None:
-    """Raise ``ValueError`` if a condition of states ``x`` has tensors without values."""
-    if any(c.is_meta and not x.is_meta for c in tensors(cond)):
-        raise ValueError(f"{name}={shown(cond)}: holds no values; pass it on {x.device}")
+    """Raise ``ValueError`` if either of a condition and states ``x`` has no values."""
+    for c in tensors(cond):
+        if c.is_meta != x.is_meta:
+            without = name if c.is_meta else "x"
+            raise ValueError(
+                f"{name}={shown(c)}, x={shown(x)}: {without} holds no values; pass both on one "
+                "device"
+            )
 
 
 def check_scale(scale: Any) -> float | Tensor:
@@ -280,7 +285,7 @@ class Guidance(_Wrapper):
 
         ``cond`` may be what ``branches`` made of it for that field.
         """
-        self.check(checks.tensor("x", x, ("B", ...)), cond)
+        self.check(checks.tensor("x", x, ("B", ...), dtypes=checks.DTYPES), cond)
         low, high = self.interval
         t = time_of(t, x)
         if isinstance(t, float):  # of rounded times, the border is inside

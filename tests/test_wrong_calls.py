@@ -36,7 +36,7 @@ class Rows:
     """A field of conditions of a row per image; the null condition is 0."""
 
     def __call__(self, x, t, cond):
-        return cond.reshape(-1, *[1] * (x.ndim - 1)) * x
+        return cond.reshape(len(x), -1).sum(1).reshape(-1, *[1] * (x.ndim - 1)) * x
 
     def null_condition(self, cond):
         return torch.zeros_like(cond)
@@ -126,7 +126,7 @@ ft.sample("E2", rows, flat, (ones, ones[:1]), guidance=2.0) | cond=<tensor (1,)
 ft.sample("E2", rows, flat, {"y": ones}, guidance=2.0) | cond={'y': <tensor (3,) of torch.float32>}
 ft.sample("E2", rows, flat, ones.numpy(), guidance=2.0) | cond=<array (3,) of float32>
 ft.sample("E2", rows, flat, "cat", guidance=2.0) | cond='cat'
-ft.sample("E2", field, flat, torch.ones(3, device="meta")) | cond=<tensor (3,) of torch.float32 on meta>: holds no values
+ft.sample("E2", field, flat, torch.ones(3, device="meta")) | cond=<tensor (3,) of torch.float32 on meta>, x=<tensor (3, 2) of torch.float32>: cond holds no values
 ft.sample("E2", field, flat, {"y": (torch.ones(3, device="meta"),)}) | holds no values
 ft.sample("E2", field, flat, ones, guidance=2.0) | guidance=2.0 needs the condition of the unconditional branch
 ft.sample("E2", m, x, c, guidance=None) | guidance=None
@@ -322,6 +322,7 @@ m.random_condition(2.5, torch.Generator()) | n=2.5
 m.random_condition(2, None) | generator=None
 m(x, 0.5, c + 9) | cond=<tensor (2,) of torch.int64>: holds 12
 m(x, "a", c) | t='a'
+m(x, 2.0, c) | t=2.0: must be from 0 (noise) to 1 (data)
 m(x, torch.zeros(3), c) | t=<tensor (3,)
 m(None, 0.5, c) | x=None
 m(x[:, :, :4], 0.5, c) | x=<tensor (2, 1, 4, 8)
@@ -440,7 +441,8 @@ def test_a_wrong_call_is_refused_in_one_line(call, told, tmp_path, monkeypatch, 
 CORE = {
     "sample": (ft.sample, dict(plan="E1", model=field, x=FLAT, cond=None, guidance=1.0,
                negative=None, refiner=None, callback=None, differentiable=False)),
-    "sample, guided": (ft.sample, dict(plan="E1", model=ROWS, x=FLAT, guidance=2.0)),
+    "sample, guided": (ft.sample, dict(plan="E1", model=ROWS, x=FLAT, cond=ONES,
+                       guidance=2.0, negative=None)),
     "sample, a model": (ft.sample, dict(plan="E1", model=MODEL, x=X, cond=COND, guidance=2.0,
                         negative=None)),
     "sample, a refiner": (ft.sample, dict(plan="H1R1", model=MODEL, x=X, cond=COND, guidance=1.0,
@@ -485,12 +487,13 @@ TENSORS = st.builds(
     st.sampled_from(["cpu", "cpu", "meta"]),
 )
 OTHERS = [
-    object(), len, print, dict, MODEL, PLAN, NAMES["back"], NAMES["fast"], ft.Guidance(MODEL, 2.0),
-    b"a", 1j, {1}, range(2), Path("nowhere"), torch.float32, torch.int8, torch.device("cpu"),
-    X.to_sparse(), X.clone().requires_grad_(),
+    object(), lambda *given: 0, dict, MODEL, PLAN, NAMES["back"], NAMES["fast"],
+    ft.Guidance(MODEL, 2.0), b"a", 1j, {1}, range(2), Path("nowhere"), torch.float32, torch.int8,
+    torch.device("cpu"), X.to_sparse(), X.clone().requires_grad_(),
     SimpleNamespace(shape=(1,)), "gpu", "cuda", "E3", "a", "\0", 10**400, -1, 2.5,
 ]  # fmt: skip
-PLAIN = st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5)
+WHOLE = st.integers(-9, 9) | st.sampled_from([2**63, -(2**64), 10**30])
+PLAIN = st.none() | st.booleans() | st.floats() | WHOLE | st.text(max_size=5)
 VALUES = st.one_of(
     PLAIN,
     st.lists(PLAIN, max_size=3),
@@ -518,6 +521,9 @@ def test_any_value_gives_a_result_or_is_refused_in_one_line(tmp_path, monkeypatc
         try:
             function(**{**usual, argument: value})
         except ValueError as e:
+            told = str(e)
+        except OSError as e:  # of a file that is not there
+            assert "path" in usual
             told = str(e)
     assert len(told.splitlines()) == 1
     assert len(told) < 600

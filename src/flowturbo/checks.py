@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 __all__ = [
     "DTYPES",
+    "REALS",
     "can_look",
     "device",
     "did_you_mean",
@@ -47,6 +48,7 @@ __all__ = [
 ]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that networks compute in
+REALS = (*DTYPES, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 OTHER_NAMES = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "hip": "cuda", "metal": "mps"}
 
 _HOME = str(Path(__file__).parent)

@@ -33,6 +33,7 @@ __all__ = [
     "Guidance",
     "check_rows",
     "check_scale",
+    "check_values",
     "cut",
     "device_of",
     "embedded",
@@ -99,6 +100,17 @@ def check_rows(cond: Any, rows: int, name: str = "cond") -> None:
             )
 
 
+def check_values(name: str, cond: Any, x: Tensor) -> None:
+    """Raise ``ValueError`` if either of a condition and states ``x`` has no values."""
+    for c in tensors(cond):
+        if c.is_meta != x.is_meta:
+            without = name if c.is_meta else "x"
+            raise ValueError(
+                f"{name}={shown(c)}, x={shown(x)}: {without} holds no values; pass both on one "
+                "device"
+            )
+
+
 def check_scale(scale: Any) -> float | Tensor:
     """A scale of guidance: a finite number, or a tensor () or (B,) of them."""
     if not isinstance(scale, Tensor):
@@ -109,7 +121,7 @@ def check_scale(scale: Any) -> float | Tensor:
                 f"guidance={shown(scale)}: must be a finite number (1 = off), or a tensor of one "
                 "per image"
             ) from None
-    if scale.ndim > 1 or scale.is_complex() or scale.dtype == torch.bool:
+    if scale.ndim > 1 or scale.dtype not in checks.REALS:
         raise ValueError(
             f"guidance={shown(scale)}: must be a number (1 = off), or a tensor (B,) of one real "
             "number per image"
@@ -266,15 +278,16 @@ class Guidance(_Wrapper):
             )
         if not isinstance(cond, Branches):
             check_rows(cond, len(x))
+            check_values("cond", cond, x)
 
     def over(self, field: Field, x: Tensor, t: Any, cond: Any) -> Tensor:
         """The velocity of another field guided the same way, with the same null condition.
 
         ``cond`` may be what ``branches`` made of it for that field.
         """
-        self.check(checks.tensor("x", x, ("B", ...)), cond)
+        self.check(checks.tensor("x", x, ("B", ...), dtypes=checks.DTYPES), cond)
         low, high = self.interval
-        t = time_of(t, len(x))
+        t = time_of(t, x)
         if isinstance(t, float):  # of rounded times, the border is inside
             guided = self._whole or low - 1e-9 <= t <= high + 1e-9
             t = x.new_full((), t, dtype=torch.promote_types(x.dtype, torch.float32))
@@ -314,12 +327,19 @@ class Guidance(_Wrapper):
         return scale
 
 
-def time_of(t: Any, rows: int) -> Tensor | float:
-    """A time as a field is told it: a number, or a tensor () or (B,)."""
+def time_of(t: Any, x: Tensor) -> Tensor | float:
+    """A time as a field is told it: a number in [0, 1], or a tensor () or (B,); ``x`` (B, ...)."""
     if not isinstance(t, Tensor):
-        return checks.number("t", t)
-    if t.shape not in ((), (rows,)):
-        raise ValueError(f"t={shown(t)}: must be one time, or one per image, and there are {rows}")
+        time = checks.number("t", t)
+        if not -1e-6 <= time <= 1 + 1e-6:  # sums of steps are rounded
+            raise ValueError(f"t={shown(t)}: must be from 0 (noise) to 1 (data)")
+        return time
+    checks.tensor("t", t, dtypes=checks.REALS)
+    if t.shape not in ((), (len(x),)) or (t.is_meta and not x.is_meta):
+        raise ValueError(
+            f"t={shown(t)}: must be one time, or one per image, and there are {len(x)} on "
+            f"{x.device}"
+        )
     return t
 
 

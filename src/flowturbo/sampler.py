@@ -24,9 +24,9 @@ from flowturbo.field import (
     Branches,
     Field,
     Guidance,
+    check_values,
     embedded,
     guided,
-    tensors,
 )
 from flowturbo.path import predicted_data
 from flowturbo.plan import Plan, Row, as_plan
@@ -187,10 +187,7 @@ def _check(
         checks.function("callback", callback, "step")
     checks.flag("differentiable", differentiable)
     for name, value in (("cond", cond), ("negative", negative)):
-        if any(c.is_meta and not x.is_meta for c in tensors(value)):
-            raise ValueError(
-                f"{name}={checks.shown(value)}: holds no values; pass it on {x.device}"
-            )
+        check_values(name, value, x)
     check_inputs(model, refiner, x, cond, negative)
 
 

@@ -126,7 +126,7 @@ def prepare(
     scale: Any = guidance
     if scale is None:
         scale = guide.scale if guide else getattr(model, "defaults", {}).get("guidance", 1.0)
-    if isinstance(scale, Tensor) and scale.numel() == 1:
+    if isinstance(scale, Tensor) and scale.numel() == 1 and not scale.is_meta:
         scale = scale.item()
     guidance = checks.number("guidance", scale)
     shape = getattr(field, "shape", None) if shape is None else shape

@@ -91,9 +91,9 @@ class Model(nn.Module):
         """
         ready = isinstance(cond, (Embedded, Modulated)) or torch.compiler.is_compiling()
         if not ready:  # called by hand
-            time_of(t, len(checks.tensor("x", x, ("B", ...))))
-            if x.device.type == "cpu":  # elsewhere a look at the classes would wait
-                self.check_inputs(x, cond)
+            time_of(t, checks.tensor("x", x, ("B", ...)))
+            # elsewhere than on the CPU a look at the classes would wait
+            self.check_inputs(x, cond if x.device.type == "cpu" else None)
         return Cast(self.network, self.dtype)(x, t, cond)
 
     def check_inputs(self, x: Any, cond: Any = None, negative: Any = None) -> None:

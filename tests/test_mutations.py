@@ -60,7 +60,6 @@ def bounded():
 
 def loaded(load, path, *names):
     """What ``load`` gives, or None if it refuses in one line with the name of the file."""
-    refusal = ""
     try:
         with bounded():
             return load(path)

@@ -376,7 +376,7 @@ DAMAGE = {
     "not JSON": (lambda f: (f / REFINER_CARD).write_text("{"), "refiner.json: not JSON"),
     "of the future": (_edit(format=9), "format: 9: this library reads version 1"),
     "another kind": (_edit(architecture="paper"), "refiner.json: config: unknown SiT option"),
-    "unknown kind": (_edit(architecture="sit"), "'paper', 'velocity', 'conv'"),
+    "unknown kind": (_edit(architecture="sit"), "'paper', 'velocity' or 'conv'"),
     "wrong options": (
         _edit(config={"shape": [2, 8, 8], "wide": 3}),
         "config: wide: 3: is not known",

@@ -2,7 +2,9 @@
 
 import copy
 import itertools
+import os
 import pickle
+import time
 
 import numpy as np
 import pytest
@@ -452,6 +454,32 @@ def test_a_bad_file_is_one_clear_line(change, message, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_the_largest_plan_is_quick_to_make_to_save_and_to_read(tmp_path):
+    start = time.process_time()
+    plan = Plan.parse("E2000")
+    assert str(plan).count("\n") == 2001
+    plan.save(tmp_path / "p.json")
+    again = Plan.load(tmp_path / "p.json")
+    assert time.process_time() - start < 5  # it takes about 1
+    assert again == plan
+    assert sum(len(row.moves) for row in again.rows) == 2000
+
+
+def test_a_table_without_zeros_of_the_largest_size_can_be_read_again(tmp_path):
+    weights = np.tril(np.full((1200, 1200), -0.12345678901234567))
+    times = np.linspace(0, 1, 1201)
+    plan = Plan(times=times, evaluators=["model"] * 1200, weights=weights)
+    plan.save(tmp_path / "p.json")
+    assert Plan.load(tmp_path / "p.json") == plan
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda p: os.symlink("/dev/zero", p)])
+def test_what_is_no_file_is_not_waited_for(tmp_path, make):
+    make(tmp_path / "p.json")
+    with pytest.raises(OSError, match=r"cannot read .*p\.json: not a regular file"):
+        Plan.load(tmp_path / "p.json")
+
+
 def test_value_equality():
     assert Plan.euler(8) == Plan.parse("e8") == Plan.blocks(" E 8 ")
     assert len({Plan.euler(8), Plan.parse("E8"), Plan.euler(7)}) == 2
@@ -600,6 +628,8 @@ def test_bad_notation(text, message):
         (lambda: Plan.euler(2, times=[1, 0.5, 0]), "must ascend"),
         (lambda: Plan.euler(2, times=[0, 0.5, 1], direction="backward"), "must descend"),
         (lambda: Plan.euler(2, times=[0, 0.5, 1.5]), "in \\[0, 1\\]"),
+        (lambda: Plan.euler(2, times=["0", "0.5", "1"]), "numbers only"),
+        (lambda: Plan.adams_bashforth(8, 4, shift=1000), "take a lower order"),
         (lambda: Plan.blocks("AB2:8"), "only blocks"),
         (lambda: Plan.adams_bashforth(8, 5), "order=5"),
         (lambda: Plan.adams_bashforth(8, 2, "high"), "start='high'"),
@@ -633,6 +663,22 @@ def test_bad_constructor_arguments(make, message):
         ({"weights": [["0.5", "0"], ["0", "0.5"]]}, "numbers only"),
         ({"told": [0.0]}, "told of shape"),
         ({"told": [0.0, np.nan]}, r"told=.*: must be finite"),
+        ({"told": [0.0, 500.0]}, "told\\[1\\]=500.0: must lie in \\[0, 1\\]"),
+        ({"times": [0, True, 1]}, "not bool"),
+        ({"times": [0, 0.5, 1.5]}, "times\\[2\\]=1.5: all must lie in"),
+        ({"times": [0, 10**400, 1]}, "numbers only"),
+        ({"times": np.linspace(0, 1, 2002)}, "2002 times: a plan has at most 2000 evaluations"),
+        ({"weights": [[0.5, 0], [True, 0.5]]}, "not bool"),
+        ({"weights": [[0.5, 0], [1e300, 0.5]]}, "weights\\[1\\]\\[0\\]=1e\\+300: must be from"),
+        ({"weights": [[0.5, 0], [-1.1e4, 0.5]]}, "from -10000 to 10000"),
+        ({"previous": 5}, "one per evaluation"),
+        ({"name": "x" * 5000}, "one line"),
+        ({"info": {"guidance": "ab"}}, "info: guidance: 'ab': must be a list"),
+        ({"info": {"guidance": [2, 1]}}, "must be \\[lowest, highest\\]"),
+        ({"info": {"error": 0.3}}, "error: 0.3: must be an object"),
+        ({"info": {"error": {"rmse": 0.3}}}, "error.median: is missing"),
+        ({"info": {"plain": {"rmse": 0.3, "median": 0.2}}}, "plain.name: is missing"),
+        ({"info": {"x": "\ud800"}}, "surrogates"),
         ({"previous": (-1,)}, "one per evaluation"),
         ({"previous": (-1, 1)}, "previous\\[1\\]=1: must be from 0 to 0 for a refiner"),
         ({"previous": (0, 0)}, "must be -1 for a model row"),

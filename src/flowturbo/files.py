@@ -101,7 +101,7 @@ def exclusive(folder: str | Path) -> Iterator[None]:
         lock.release()
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """``path`` opened for reading bytes, if it is a regular file or a link to one.
 
     Raises:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import zipfile
 from collections.abc import Iterator
@@ -79,7 +80,7 @@ def load_json(path: str | Path, *, most_bytes: int = MOST_BYTES) -> Any:
     return parse_json(content, printable(str(path)))
 
 
-def read_bytes(path: str | Path, most_bytes: int = MOST_BYTES) -> bytes:
+def read_bytes(path: str | os.PathLike[str], most_bytes: int = MOST_BYTES) -> bytes:
     """The content of a regular file.
 
     Raises:

@@ -15,13 +15,13 @@ from flowturbo.schema import Format, Schema
 
 __all__ = ["ModelCard", "RefinerCard", "SmallConfig", "TokenizerEntry"]
 
-MOST_GUIDANCE = 1000.0
+MOST_GUIDANCE = 1e4
 
 
 Count = Annotated[int, Field(ge=1, le=MOST["width"])]
 Guidance = Annotated[float, Field(ge=-MOST_GUIDANCE, le=MOST_GUIDANCE)]
 Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]
-Alias = Annotated[str, Field(min_length=1, max_length=100)]
+Alias = Annotated[str, Field(min_length=1, max_length=32)]
 
 
 class TokenizerEntry(Schema):
@@ -95,7 +95,7 @@ class SmallConfig(Schema):
 
     model_config = ConfigDict(extra="forbid")
 
-    shape: list[Count]
+    shape: list[Annotated[int, Field(ge=1, le=2**24)]]
     width: Count = 40
     depth: int = Field(default=3, ge=1, le=MOST["depth"])
     classes: int = Field(default=0, ge=0, le=MOST["classes"])

@@ -5,7 +5,6 @@ The same rules hold as for models: half precision, whole files or none, no pickl
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from flowturbo import checks
 from flowturbo.field import device_of
 from flowturbo.models.checkpoint import (
+    FORMAT,
     check_fit,
     fill,
     read_card,
@@ -49,11 +49,13 @@ def save_refiner(
         dtype: of the weights written.
 
     Raises:
-        ValueError: if a weight is not finite, or not in ``dtype``.
+        ValueError: if a weight is not finite, or not in ``dtype``, or if ``load_refiner`` would
+            refuse the card.
         OSError: if the folder cannot be written.
     """
     folder, config = Path(folder), refiner.network.config
     card = {
+        "format": FORMAT,
         **refiner.card,
         "architecture": refiner.kind,
         "config": config.to_dict() if isinstance(config, SiTConfig) else config,
@@ -62,6 +64,7 @@ def save_refiner(
         card["guidance"] = list(refiner.guidance_range)
     if isinstance(model, Model):
         card["model"] = {"name": model.name, "fingerprint": model.fingerprint}
+    _check(card, f"card of {folder}", "correct it")
     save_pair(folder / REFINER_WEIGHTS, folder / REFINER_CARD, refiner.network, card, dtype=dtype)
 
 
@@ -101,10 +104,10 @@ def load_refiner(
             f"{made_for.get('fingerprint')}, not for {getattr(model, 'name', None)!r}, {here}; "
             "train one for it"
         )
-    weights, make = folder / REFINER_WEIGHTS, _maker(card, str(folder / REFINER_CARD))
+    config, weights = _check(card, str(folder / REFINER_CARD)), folder / REFINER_WEIGHTS
     header = read_header(weights, card["config"].get("depth", 0))
     with torch.device("meta"):
-        refiner = make()
+        refiner = _built(card, config)
     check_fit(refiner.network, header, str(weights))
     fill(refiner.network, read_weights(weights), str(weights), dtype)
     if device is None:
@@ -112,19 +115,24 @@ def load_refiner(
     return refiner.to(device).eval().requires_grad_(False)
 
 
-def _maker(card: dict[str, Any], where: str) -> Callable[[], PaperRefiner | VelocityRefiner]:
-    """What makes the refiner of a card, whose config is checked before it does."""
-    from flowturbo.models.card import SmallConfig
+def _check(card: dict[str, Any], where: str, fix: str = "restore the file") -> SiTConfig | None:
+    """The config of a card, checked; None of a small network."""
+    from flowturbo.models.card import RefinerCard, SmallConfig
     from flowturbo.schema import check
 
-    kind, config = card["architecture"], card["config"]
-    if kind == "conv":
-        check(config, SmallConfig, f"{where}: config")
-        return lambda: VelocityRefiner(SmallNetwork(**config), card["guidance"], card)
+    check(card, RefinerCard, where, fix)
+    if card["architecture"] == "conv":
+        check(card["config"], SmallConfig, f"{where}: config", fix)
+        return None
     try:
-        sit = SiTConfig.from_dict(config)
+        return SiTConfig.from_dict(card["config"])
     except ValueError as e:
-        raise ValueError(f"{where}: config: {e}; restore the file") from e
-    if kind == "paper":
-        return lambda: PaperRefiner(SiT(sit, images=2), card)
-    return lambda: VelocityRefiner(SiT(sit, images=3, numbers=3), card["guidance"], card)
+        raise ValueError(f"{where}: config: {e}; {fix}") from e
+
+
+def _built(card: dict[str, Any], config: SiTConfig | None) -> PaperRefiner | VelocityRefiner:
+    if config is None:
+        return VelocityRefiner(SmallNetwork(**card["config"]), card["guidance"], card)
+    if card["architecture"] == "paper":
+        return PaperRefiner(SiT(config, images=2), card)
+    return VelocityRefiner(SiT(config, images=3, numbers=3), card["guidance"], card)

@@ -57,6 +57,8 @@ def test_distorted_pictures_keep_paper_white(recipe):
 @pytest.fixture
 def few_epochs(recipe, monkeypatch) -> None:
     monkeypatch.setattr(recipe.styles, "EPOCHS", 40)
+    monkeypatch.setattr(recipe.styles, "MOVES", [(1, 1), (0, 1)])
+    monkeypatch.setattr(recipe.judge, "OTHER_CONCEPTS", 40)
     monkeypatch.setattr(recipe.styles.torch, "compile", lambda network: network)
 
 
@@ -131,7 +133,7 @@ def test_stored_is_made_once_for_a_key(recipe, tmp_path):
 def data(recipe, tmp_path_factory) -> Path:
     """Things that are patterns of squares, in five styles that are colours."""
     folder = tmp_path_factory.mktemp("emoji")
-    names = recipe.choose.FILE.read_text("utf-8").splitlines() + [f"thing {i}" for i in range(320)]
+    names = recipe.choose.FILE.read_text("utf-8").splitlines() + [f"thing {i}" for i in range(60)]
     ink = torch.rand(len(names), 1, 4, 4, 1, generator=generator()) < 0.5
     colour = torch.tensor(
         [[200, 30, 30], [30, 190, 60], [40, 60, 220], [20, 20, 20], [200, 180, 0]]

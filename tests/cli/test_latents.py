@@ -222,9 +222,12 @@ def test_from_images_to_pictures(photos, kl, tmp_path, capsys, monkeypatch):
     tuned = ["--nfe", 3, "--guidance", 2, "--trajectories", 4, "--no-search", "-o", plan]
     assert flowturbo("tune", *of, "--refiner", refiner, *tuned) == 0
     picture = tmp_path / "cat.png"
-    drawn = ["--plan", "E2", "--guidance", 2]
+    drawn = ["--plan", plan, "--refiner", refiner, "--guidance", 2]
     assert flowturbo("generate", "cat", *of, *drawn, "-o", picture, "--scale", 1) == 0
     assert Image.open(picture).size == (12, 12)
+    single = ["--batch", 1, "--no-peers", "--scope", "none", "--repeats", 1]
+    assert flowturbo("benchmark", *of, *drawn, *single, "-o", tmp_path / "b.json") == 0
+    assert record(tmp_path / "b.json")["parts"]["decode"]["median"] > 0
     score = ["-n", 10, "--steps", 8, "--repeats", 0, "--resamples", 0, "--agreement", 0]
     assert flowturbo(
         "evaluate", *of, "--plan", plan, "--refiner", refiner, *score, "--guidance", 2,

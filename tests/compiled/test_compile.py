@@ -6,6 +6,7 @@ Most are traced whole but not handed to inductor, whose C++ takes its time; a fe
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -339,3 +340,14 @@ def test_a_plan_fitted_elsewhere_warns_before_it_is_compiled(net, refiners):
         compiled(made(refiner="0123"))
     with pytest.warns(UserWarning, match="fitted at guidance 4 to 4, not 1"):
         compiled(made(guidance=[4.0, 4.0]))
+
+
+def test_a_refiner_for_one_scale_serves_the_scale_that_was_compiled(net):
+    refiner = _random(VelocityRefiner.from_model(net, (2.0, 2.0)))
+    x, cond = torch.randn(2, *net.shape), torch.tensor([1, 2])
+    plan = replace(ft.Plan.parse("AB2:3"), evaluators=("model", "model", "refiner"))
+    fast = ft.compile(net, plan, refiner, batch=2, guidance=2.0, cond=cond, scope="none")
+    wanted = ft.sample(plan, net, x, cond, guidance=2.0, refiner=refiner)
+    assert torch.allclose(fast(x, cond), wanted, atol=1e-5)
+    with pytest.raises(ValueError, match=r"guidance=1.0: this refiner was made for 2 to 2"):
+        fast(x, cond, guidance=1.0)

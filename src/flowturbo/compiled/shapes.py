@@ -161,7 +161,8 @@ class Sampler:
         if self._check_inputs is not None and state.device.type == "cpu":
             self._check_inputs(state, cond, null)
         if self._refiner is not None:
-            check_refiner(self.plan, self._refiner, 1.0 if guidance is None else guidance)
+            usual = 1.0 if self.shapes.guidance is None else self.shapes.guidance
+            check_refiner(self.plan, self._refiner, usual if guidance is None else guidance)
         every: Inputs = (state, cond, null, scale)
         for start, rows, size in self.shapes.pieces(n):
             cut = lambda c, a=start, b=start + rows: c[a:b] if _is(c) else c

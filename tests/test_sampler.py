@@ -58,7 +58,7 @@ def test_told_and_previous_reach_the_evaluators():
         times=[0, 0.5, 1],
         evaluators=("model", "refiner"),
         weights=[[0.5, 0], [0, 0.5]],
-        told=[0.1, 7.0],
+        told=[0.1, 0.7],
     )
     seen = []
 
@@ -67,7 +67,7 @@ def test_told_and_previous_reach_the_evaluators():
         return history[-1][1]
 
     sample(plan, constant, draw(), refiner=refiner)
-    assert seen == [(7.0, [0.1])]
+    assert seen == [(0.7, [0.1])]
     seen.clear()
     sample(Plan.blocks("H1R1", shipped=True), constant, draw(), refiner=refiner)
     assert seen == [(0.5, [0.0, 0.5]), (1.0, [0.0, 0.5])]

@@ -214,6 +214,9 @@ ft.generate(m, ["a"], guidance=NAN) | guidance=nan
 ft.generate(m, ["a"], guidance=torch.ones(1)) | guidance=<tensor (1,)
 ft.generate(m, ["a"], negative=["b"]) | negative=['b']
 ft.generate(m, ["a"], negative=1.5) | negative=1.5
+ft.generate(m, ["a"], guidance_channels=2) | guidance_channels=2
+ft.generate(m, ["a"], guidance_channels="3") | guidance_channels='3'
+ft.sample("E2", m, x, c, guidance=2.0, guidance_channels=1.5) | guidance_channels=1.5
 ft.generate(m, ["a"], style="noto") | style 'noto'
 ft.generate(m, ["a"], style=3) | style=3
 ft.generate(m, ["a"], seed=1.5) | seed=1.5
@@ -294,7 +297,7 @@ plan.cost(refiner=-1.0) | refiner=-1.0
 plan.seen_by(9) | k=9
 plan.with_info(3) | info=3
 P.from_json(None) | text=None
-P.from_json("{") | plan: not a plan
+P.from_json("{") | plan: not JSON
 P.load(None) | path=None
 P.load("") | path=''
 plan.save(3) | path=3
@@ -444,7 +447,7 @@ CORE = {
     "sample, guided": (ft.sample, dict(plan="E1", model=ROWS, x=FLAT, cond=ONES,
                        guidance=2.0, negative=None)),
     "sample, a model": (ft.sample, dict(plan="E1", model=MODEL, x=X, cond=COND, guidance=2.0,
-                        negative=None)),
+                        negative=None, guidance_channels=None)),
     "sample, a refiner": (ft.sample, dict(plan="H1R1", model=MODEL, x=X, cond=COND, guidance=1.0,
                           refiner=NAMES["fast"])),
     "generate": (ft.generate, dict(model=MODEL, prompts=["a", "b"], plan="E1", guidance=2.0,

@@ -32,8 +32,8 @@ LARGEST = 1e4  # weight: it magnifies the rounding of float32 to 6e-4, less than
 def times(values: Any) -> Times:
     """The times of a plan: a grid that leads somewhere."""
     grid = numbers("times", values)
-    if len(grid) > LIMIT + 1:
-        raise ValueError(f"{len(grid)} times: a plan has at most {LIMIT} evaluations")
+    if grid.size > LIMIT + 1:
+        raise ValueError(f"{grid.size} times: a plan has at most {LIMIT} evaluations")
     grid = check_times(grid)
     if grid[0] == grid[-1]:
         raise ValueError(f"times, all {grid[0]}: must lead from one time to another")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Protocol
 
 import torch
@@ -211,7 +212,8 @@ def _finite_step(plan: Plan) -> Callable[..., tuple[Tensor, Tensor]]:
         row: Row, evaluate: Mapping[str, Evaluate], x: Tensor, velocities: Velocities
     ) -> tuple[Tensor, Tensor]:
         after, v = step(row, evaluate, x, velocities)
-        if after.isfinite().all():
+        # the sum is quicker to look at, but may be infinite where no number is
+        if isfinite(after.sum().item()) or after.isfinite().all():
             return after, v
         every = sorted({**velocities, row.k: v}.items())
         k = next((j for j, u in every if not u.isfinite().all()), None)

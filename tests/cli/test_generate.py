@@ -77,6 +77,15 @@ def test_plan_from_a_file(tmp_path, capsys):
     assert "3 model evaluations" in capsys.readouterr().out
 
 
+def test_plans_that_do_not_lead_from_noise_to_data_draw_nothing(tmp_path, capsys):
+    plans = (ft.Plan.euler(2, direction="backward"), ft.Plan.parse("AB2:4").restrict(0.5))
+    for plan, out in ((p, o) for p in plans for o in ("sheet.png", "folder")):
+        plan.save(tmp_path / "plan.json")
+        given = ["--plan", tmp_path / "plan.json", "-o", tmp_path / out]
+        assert "pictures are drawn from noise" in refused(capsys, *DIGITS, "7", *given)
+        assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
+
+
 def test_low_precision(tmp_path):
     out = tmp_path / "a.png"
     assert flowturbo(*DIGITS, "1", "--plan", "E2", "--dtype", "bfloat16", "-o", out) == 0

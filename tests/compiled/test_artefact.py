@@ -255,8 +255,9 @@ def test_what_is_no_artefact(tmp_path):
     net = SiT(SiTConfig(size=4, channels=1, patch=2, width=16, depth=1, heads=2, classes=2))
     with pytest.raises(ValueError, match=r"is written as \.pt2"):
         ft.export(tmp_path / "a.so", net, "E1")
+    field = lambda x, t, cond: -x
     with pytest.raises(ValueError, match="only a tensor"):
-        ft.export(tmp_path / "a.pt2", net, "E1", cond={"ids": torch.zeros(1)})
+        ft.export(tmp_path / "a.pt2", field, "E1", shape=(2,), cond={"ids": torch.zeros(1)})
 
 
 def test_command_line_refuses(tmp_path, capsys):

@@ -41,7 +41,7 @@ from flowturbo.models.model import Model
 from flowturbo.models.zoo import load
 from flowturbo.plan import Plan
 from flowturbo.sampler import Step
-from flowturbo.tasks.generate import generate, resolve_plan
+from flowturbo.tasks.generate import check_whole, generate, resolve_plan
 
 __all__ = ["run"]
 
@@ -117,6 +117,7 @@ def run(
             "lower --scale, or give a folder as -o"
         )
     table = resolve_plan(network, table, guidance)
+    check_whole(table)
     light = find_refiner(refiner, network, [table])
     guidance = float(network.defaults["guidance"] if guidance is None else guidance)
     facts = _facts(network, table, guidance, negative, guidance_channels)

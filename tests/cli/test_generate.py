@@ -147,7 +147,7 @@ def test_nan_weights(copy, capsys, tmp_path):
     save_file(tensors, copy / "model.safetensors")
     out = tmp_path / "a.png"
     line = refused(capsys, "generate", "7", "-m", copy, "-o", out)
-    assert "final_layer.linear.bias has NaN" in line
+    assert "final_layer.linear.bias has weights that are NaN" in line
     assert not out.exists()
 
 

@@ -145,15 +145,17 @@ def reserved(*paths: str | Path | None) -> Iterator[None]:
 
 
 def check_writable(path: str | Path) -> None:
-    """Raise now, before long work, the ``OSError`` that writing ``path`` would end in."""
-    path = Path(path)
-    made = [p for p in path.parents if not p.exists()]
+    """Raise now, before long work, the ``OSError`` that writing ``path`` would end in.
+
+    Folders that are missing are not made, for another run may be about to write into them.
+    """
+    path = Path(os.path.realpath(path))
+    there = next(p for p in path.parents if p.exists())
+    tried = path if there == path.parent else there / ".tried"
     try:
-        _remove(*_temporary(path))
-    finally:
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
+        _remove(*_temporary(tried))
+    except OSError as e:
+        raise OSError(str(e).replace(str(tried), str(path), 1)) from e
 
 
 def printable(text: str) -> str:

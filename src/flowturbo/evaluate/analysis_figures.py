@@ -39,7 +39,6 @@ STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "text.parse_math": False,  # a name may have dollars
 }
 
 
@@ -113,6 +112,9 @@ def figures(record: Mapping[str, Any], folder: str | Path) -> list[Path]:
         with rc_context(STYLE):
             figure = Figure(layout="constrained")
             function(record, figure)
+            names = [t for legend in figure.legends for t in legend.get_texts()]
+            for text in (*names, *(axes.title for axes in figure.axes)):
+                text.set_parse_math(False)  # a name may have dollars
             path = Path(folder) / f"{name}.png"
             with replacing(path) as temporary:
                 figure.savefig(temporary, dpi=200)

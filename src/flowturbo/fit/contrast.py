@@ -23,6 +23,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from flowturbo._checks import LARGEST
+
 __all__ = ["Contrast", "products", "solved"]
 
 SURE = 2.0  # standard errors
@@ -71,18 +73,22 @@ class Contrast:
 
     def held(self, x: Tensor, along: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """What to add of the directions ``along``, (len,) float64, to give ends ``x`` the contrast
-        and change them least; and the ends then.
+        and change them least; and the ends then. Nothing, where it would take weights too large
+        for a plan.
         """
         rows = [v.flatten() for v in along]
         gram = products(rows, rows)
         gram += 1e-9 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-        total = gram.new_zeros(len(gram))
+        total, moved = gram.new_zeros(len(gram)), x
         for _ in range(CLIPPED):
-            step = self.kept(gram, torch.zeros_like(total), self.raised(x, along), self.missing(x))
+            missing = self.missing(moved)
+            step = self.kept(gram, torch.zeros_like(total), self.raised(moved, along), missing)
             for a, v in zip(step, along, strict=True):
-                x = torch.add(x, v, alpha=float(a))
+                moved = torch.add(moved, v, alpha=float(a))
             total += step
-        return total, x
+        if not total.abs().max() <= LARGEST / 2:
+            return torch.zeros_like(total), x
+        return total, moved
 
     def _clip(self, x: Tensor) -> Tensor:
         return x if self.limits is None else x.clamp(*self.limits)

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowturbo._checks import LARGEST
 from flowturbo.field import Field, guided
 from flowturbo.fit.contrast import Contrast, solved
 from flowturbo.fit.reference import Reference, error, run
@@ -164,7 +165,7 @@ def _moves(plan: Plan, history: int, move_times: bool) -> list[Move]:
 
 
 def _moved(plan: Plan, moves: list[Move], steps: np.ndarray[Any, Any]) -> Plan | None:
-    """The plan with every number moved, or None if its times would no longer be in order."""
+    """The plan with every number moved, or None if its times or weights would not be allowed."""
     times, weights = plan.times.copy(), plan.weights.copy()
     for (k, j), step in zip(moves, steps, strict=True):
         if j is None:
@@ -173,7 +174,7 @@ def _moved(plan: Plan, moves: list[Move], steps: np.ndarray[Any, Any]) -> Plan |
             weights[k, j] += step
     gaps = np.diff(times) * np.sign(times[-1] - times[0])
     least = np.minimum(np.abs(np.diff(plan.times)) * (1 - 1e-9), NEAREST)
-    if not (np.isfinite(steps).all() and (gaps >= least).all()):
+    if not (np.abs(weights).max() <= LARGEST and (gaps >= least).all()):  # nor NaN
         return None
     told = np.clip(times[:-1] + (plan.told - plan.times[:-1]), 0, 1)
     return replace(plan, times=times, weights=weights, told=told, info={})

@@ -21,12 +21,14 @@ once, every = json.loads(sys.argv[1])
 
 def start(command):
     said = tempfile.TemporaryFile("w+")
+    begun, begin = os.pipe()
     child = os.fork()
     if child == 0:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
         code = 1
+        os.write(begin, b"x")
         try:
             main(command)
         except SystemExit as e:
@@ -35,6 +37,9 @@ def start(command):
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
+    os.read(begun, 1)
+    os.close(begun)
+    os.close(begin)
     return child, said
 
 def ended(child, said):
@@ -42,10 +47,10 @@ def ended(child, said):
     said.seek(0)
     return [os.waitstatus_to_exitcode(status), said.read()]
 
-begin = time.perf_counter()
+before = time.perf_counter()
 whole = ended(*start(once))
 assert whole[0] == 0, whole[1]
-seconds = time.perf_counter() - begin
+seconds = time.perf_counter() - before
 chance = random.Random(0)
 found = {}
 for how, (again, stops) in every.items():
@@ -54,8 +59,7 @@ for how, (again, stops) in every.items():
         child, said = start(again)
         time.sleep(share * seconds)
         if how == "twice":
-            stopped.append(ended(*start(again)))
-            ended(child, said)
+            stopped += [ended(*start(again)), ended(child, said)]
         else:
             os.kill(child, getattr(signal, how))
             stopped.append(ended(child, said))
@@ -81,7 +85,7 @@ def interrupted(once: list[Any], every: dict[str, tuple[list[Any], int]]) -> dic
     """Run ``once`` undisturbed; then commands stopped at moments spread over its time, then whole.
 
     ``every`` holds the commands, and how often to stop them, by the way: a signal, or "twice",
-    which starts a second run beside the first instead.
+    which starts a second run while the first works.
     """
     texts = lambda command: [str(a) for a in command]
     arguments = [texts(once), {how: (texts(c), stops) for how, (c, stops) in every.items()}]

@@ -1,4 +1,4 @@
-"""A disk without room ends a training in one line; the same command later ends it as if it had not.
+"""A disk without room ends a command in one line; the same command later ends as if it had not.
 
 A limit on the size of files stands in for the disk: writes fail in the same calls.
 """
@@ -79,6 +79,34 @@ def test_without_room_training_stops_with_one_line_and_goes_on_later(
         assert [p for p in full.rglob(".*") if p.name != ".lock"] == []
     assert _status([*arguments, "-o", str(full)]) == 0
     same(whole, full, *names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ("convert official.pt -a S/8 --size 8 -o out", "out/model.safetensors"),
+        pytest.param(
+            "export -m model --plan E2 --guidance 2 --device cpu --batch 2 -o out.pt2",
+            "out.pt2",
+            marks=pytest.mark.slow,  # compiles four times
+        ),
+    ],
+    ids=["convert", "export"],
+)
+def test_without_room_a_file_is_whole_or_not_there(
+    arguments, name, commands, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    torch.save(SiT(SiTConfig.named("S/8", size=8)).state_dict(), "official.pt")
+    for most in (0, 1000, 40_000):
+        with _room(most):
+            assert _status(arguments.split()) == 1
+        (line,) = [x for x in capsys.readouterr().err.splitlines() if "error" in x]
+        assert "cannot write" in line
+        assert not (tmp_path / name).exists()
+        assert not [*tmp_path.rglob(".*writing*")]
+    assert _status(arguments.split()) == 0
+    assert (tmp_path / name).stat().st_size > 40_000
 
 
 def test_without_room_a_run_that_has_ended_stays_as_it_is(commands, tmp_path, capsys):

@@ -120,8 +120,11 @@ def _full_disk(error: BaseException | None) -> str | None:
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EFBIG):
-            where = f" at {error.filename}" if error.filename else ""
-            return f"{error.strerror}{where}: free some, or set TMPDIR to a folder on another disk"
+            what = error.filename or "a temporary file"
+            return (
+                f"cannot write {what}: {error.strerror}; free some space, or set TMPDIR to a folder "
+                "on another disk"
+            )
         error = getattr(error, "inner_exception", None) or error.__cause__ or error.__context__
     return None
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from flowturbo.files import open_regular, printable, replacing
+from flowturbo.files import open_regular, printable, replacing, reserved
 from flowturbo.models import official
 from flowturbo.models.codec import PIXELS, check_entry, with_autoencoder
 from flowturbo.models.model import Model, rounded
@@ -89,9 +89,10 @@ def save_pair(
 ) -> None:
     """Write the weights of a network and its card; see ``save_folder``."""
     text = json.dumps({"format": FORMAT, **card}, indent=1, ensure_ascii=False)
-    save_weights(weights, network, dtype)
-    with replacing(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    with reserved(weights, path):  # of two runs, one writes both files
+        save_weights(weights, network, dtype)
+        with replacing(path) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def save_weights(path: Path, network: nn.Module, dtype: torch.dtype) -> None:
@@ -214,7 +215,7 @@ def convert(
 
     Raises:
         ValueError: if the file cannot be read that way, or names, types or shapes are not of
-            ``config``; tells what of it to change.
+            ``config``; tells what of it to change. If another run is writing the folder.
         OSError: if the folder cannot be written.
     """
     tensors = read_tensors(source)

@@ -97,6 +97,11 @@ def test_it_takes_any_scale_and_negative_but_no_other_shape(artefact, folder):
         fast(x, cond, guidance=5.0)
     with pytest.raises(ValueError, match=r"compiled for states \(1, 4, 4\), batch \(2,\)"):
         fast(torch.randn(2, 1, 8, 8), cond)
+    with pytest.raises(ValueError, match=r"cond=.*: holds 7, and must be 0 to \d"):
+        fast(x, torch.tensor([0, 7]))
+    with pytest.raises(ValueError, match=r"negative=.*: holds -1, and must be 0 to \d"):
+        fast(x, cond, negative=torch.tensor([-1]))
+    assert fast(x[:0], cond[:0]).shape == (0, 1, 4, 4)
 
 
 def test_the_manifest_says_what_it_is(artefact, folder):

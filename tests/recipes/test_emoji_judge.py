@@ -62,6 +62,7 @@ def few_epochs(recipe, monkeypatch) -> None:
     monkeypatch.setattr(recipe.styles.torch, "compile", lambda network: network)
 
 
+@pytest.mark.slow
 def test_styles_are_told_by_shading_and_kept(recipe, few_epochs, monkeypatch, tmp_path):
     shape = (160, 3, 4, 4)
     flat = torch.rand(shape, generator=generator()).repeat_interleave(4, 2).repeat_interleave(4, 3)
@@ -161,6 +162,7 @@ def quick(recipe, monkeypatch) -> None:
     monkeypatch.setattr(recipe.drawn, "SEEN", 480)
 
 
+@pytest.mark.slow
 def test_real_pictures_are_judged_right(recipe, data, quick, few_epochs, monkeypatch, tmp_path):
     real = recipe.real.Pictures(data, tmp_path)
     other = lambda *_: (real.images[:500:5], ["set"] * 100, list(range(100)))

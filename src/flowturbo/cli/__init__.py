@@ -122,8 +122,8 @@ def _full_disk(error: BaseException | None) -> str | None:
         if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EFBIG):
             what = error.filename or "a temporary file"
             return (
-                f"cannot write {what}: {error.strerror}; free some space, or set TMPDIR to a folder "
-                "on another disk"
+                f"cannot write {what}: {error.strerror}; free some space, or set TMPDIR to a "
+                "folder on another disk"
             )
         error = getattr(error, "inner_exception", None) or error.__cause__ or error.__context__
     return None

@@ -32,6 +32,7 @@ from flowturbo.compiled.shapes import Inputs, Sampler, Shapes
 from flowturbo.field import Field
 from flowturbo.files import replacing
 from flowturbo.models.model import Model
+from flowturbo.models.sit import check_indices
 from flowturbo.plan import Plan
 from flowturbo.sampler import Refiner
 
@@ -134,7 +135,10 @@ def _module(program: Any) -> Any:
 def _manifest(function: Any, shapes: Shapes, null: Any, model: Any) -> dict[str, Any]:
     row = lambda c: None if c is None else c.tolist()
     cond = shapes.cond
-    kind = None if cond is None else {"dtype": str(cond.dtype), "shape": list(cond.shape[1:])}
+    kind: dict[str, Any] | None = None
+    if cond is not None:
+        kind = {"dtype": str(cond.dtype), "shape": list(cond.shape[1:])}
+        kind["largest"] = getattr(getattr(model, "network", None), "largest_indices", None)
     refiner = function.refiner
     return {
         "format": FORMAT,
@@ -323,13 +327,21 @@ class LoadedSampler(Sampler):
             cond=_example(manifest["cond"], device),
             guidance=manifest["guidance"],
         )
-        super().__init__(_plan(manifest), shapes, known)
+        super().__init__(_plan(manifest), shapes, known, self._check_indices)
         self.manifest = manifest
         self._null = _null(manifest, path, device)
         with open_archive(path) as archive:
             if damaged := archive.testzip():
                 raise ValueError(f"{damaged} is damaged; copy or export it again")
         self._calls = {size: _library(path, f"rows{size}", device) for size in shapes.batch}
+
+    def _check_indices(self, x: Tensor, *conds: Tensor | None) -> None:
+        kind = self.manifest["cond"]
+        if kind and (largest := kind.get("largest")):
+            for name, cond in zip(("cond", "negative"), conds, strict=True):
+                if cond is not None:
+                    wanted = f"0 to {largest[0] if len(largest) == 1 else largest}"
+                    check_indices(name, cond, largest, wanted)
 
     def null_condition(self, cond: Any) -> Any:
         """The unconditional condition, of one row."""

@@ -50,6 +50,13 @@ class Cond(Schema):
 
     shape: Sides
     dtype: Dtype | Index | Literal["torch.bool"]
+    largest: list[Annotated[int, Field(ge=0, lt=2**31)]] | None = None  # index, of each number
+
+    @model_validator(mode="after")
+    def _fits(self) -> Cond:
+        if self.largest is not None and len(self.largest) != math.prod(self.shape):
+            raise ValueError(f"largest={self.largest}: not one number for each of {self.shape}")
+        return self
 
 
 class Manifest(Schema):

@@ -9,6 +9,7 @@ models do (see `flowturbo.models.diffusion`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from flowturbo import checks
 from flowturbo.checks import shown
 from flowturbo.models.diffusion import FIRST, from_linear, variance_preserving
 
-__all__ = ["MOST", "SIZES", "Embedded", "Modulated", "SiT", "SiTConfig"]
+__all__ = ["MOST", "SIZES", "Embedded", "Modulated", "SiT", "SiTConfig", "check_indices"]
 
 SIZES = {  # width, depth, heads
     "S": (384, 12, 6),
@@ -328,6 +329,19 @@ class Modulated:
     final: Tensor
 
 
+def check_indices(name: str, cond: Tensor, largest: Sequence[int], wanted: str) -> None:
+    """Refuse a condition (B,) or (B, n) with an index outside of 0 to its column's ``largest``.
+
+    Raises:
+        ValueError: naming the condition, the index and what is ``wanted``.
+    """
+    columns = cond if cond.ndim > 1 else cond[:, None]
+    outside = (columns < 0) | (columns > torch.tensor(largest, device=cond.device))
+    if outside.any():
+        wrong = columns[outside][0].item()
+        raise ValueError(f"{name}={shown(cond)}: holds {wrong}, and must be {wanted}")
+
+
 class SiT(nn.Module):
     """A velocity field ``(x, t, cond) -> v``.
 
@@ -393,6 +407,15 @@ class SiT(nn.Module):
         self._check_condition("cond", cond, (len(x),))
         self._check_condition("negative", negative, (1, len(x)))
 
+    @property
+    def largest_indices(self) -> list[int]:
+        """The largest index in each column of a condition, whose smallest is 0."""
+        c = self.config
+        if c.classes:
+            return [c.classes]
+        words = [c.vocabulary - 1] * c.text_length if c.vocabulary else []
+        return [c.styles, *words] if c.styles else words
+
     def _check_condition(self, name: str, cond: Any, rows: tuple[int, ...]) -> None:
         c = self.config
         if cond is None or isinstance(cond, (Embedded, Modulated)):
@@ -413,13 +436,8 @@ class SiT(nn.Module):
                 f"{name}={shown(cond)}: is not on {self.pos_embed.device} as the weights are; pass "
                 f"{name}.to(...)"
             )
-        if checks.can_look(cond) and len(cond):
-            ranges = [(cond[:, 1:], most), (cond[:, 0], c.styles)] if styled else [(cond, most)]
-            for part, largest in ranges:
-                low, high = (int(end) for end in part.aminmax())
-                if low < 0 or high > largest:
-                    wrong = low if low < 0 else high
-                    raise ValueError(f"{name}={shown(cond)}: holds {wrong}, and must be {wanted}")
+        if checks.can_look(cond):
+            check_indices(name, cond, self.largest_indices, wanted)
 
     def forward(
         self,

@@ -234,7 +234,7 @@ def test_a_full_disk_under_the_compiler_is_one_line(monkeypatch, capsys, tmp_pat
 
     monkeypatch.setattr("flowturbo.cli.export.export", full)
     line = refused(capsys, "export", "-m", "digits", "-o", tmp_path / "a.pt2")
-    assert "No space left on device at /tmp/torchinductor: free some" in line
+    assert "cannot write /tmp/torchinductor: No space left on device; free some" in line
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory: 8 GB")])

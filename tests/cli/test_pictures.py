@@ -209,7 +209,7 @@ def check_stopped(model, folder, n: int, **stops: int) -> None:
 
 
 def test_stopped_at_any_moment(model, tmp_path):
-    check_stopped(model, tmp_path, 24, SIGKILL=3, SIGINT=1, twice=1)
+    check_stopped(model, tmp_path, 40, SIGKILL=3, SIGINT=3, twice=1)
 
 
 @pytest.mark.slow

@@ -89,22 +89,30 @@ def save_pair(
 ) -> None:
     """Write the weights of a network and its card; see ``save_folder``."""
     text = json.dumps({"format": FORMAT, **card}, indent=1, ensure_ascii=False)
+    content = _packed(weights, network, dtype)
     with reserved(weights, path):  # of two runs, one writes both files
-        save_weights(weights, network, dtype)
+        _write(weights, content)
         with replacing(path) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def save_weights(path: Path, network: nn.Module, dtype: torch.dtype) -> None:
     """Write the weights of a network; see ``save_folder``."""
+    _write(path, _packed(path, network, dtype))
+
+
+def _packed(path: Path, network: nn.Module, dtype: torch.dtype) -> bytes:
     where = f"the network to be saved as {path} in {dtype}"
     for name, p in network.state_dict().items():
         _check_kind(name, p, where)
     tensors = {k: p.detach().cpu().to(dtype).contiguous() for k, p in network.state_dict().items()}
     _check_finite(tensors, where)
-    with replacing(path) as temporary:
-        # not save_file, which leaves a file of its own behind when it is killed
-        temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
+    return save(tensors, metadata={"format": "pt"})
+
+
+def _write(path: Path, content: bytes) -> None:
+    with replacing(path) as temporary:  # not save_file: killed, it leaves a file of its own
+        temporary.write_bytes(content)
 
 
 def load_folder(

@@ -338,7 +338,7 @@ def check_indices(name: str, cond: Tensor, largest: Sequence[int], wanted: str) 
     columns = cond if cond.ndim > 1 else cond[:, None]
     outside = (columns < 0) | (columns > torch.tensor(largest, device=cond.device))
     if outside.any():
-        wrong = columns[outside][0].item()
+        wrong = max(columns[outside].tolist(), key=abs)
         raise ValueError(f"{name}={shown(cond)}: holds {wrong}, and must be {wanted}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from flowturbo.models.checkpoint import save_folder
 from flowturbo.models.sit import SiT, SiTConfig
 from flowturbo.models.text import Tokenizer, build_vocabulary
 
-torch.set_num_threads(2)
+if "PYTEST_XDIST_WORKER" in os.environ:  # and its processes: a core for each worker
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ FIRST = (
     ENVIRONMENT
     + '. && .venv/bin/flowturbo generate "red apple" --style noto -n 8 --seed 0 -o apple.png'
 )
-TESTS = ENVIRONMENT + "-e '.[dev]' && .venv/bin/python -m pytest"
+TESTS = ENVIRONMENT + "-e '.[dev]' && .venv/bin/python -m pytest -n 2 --dist loadfile"
 
 
 def test_there_is_code_to_run():

@@ -1,7 +1,6 @@
-"""The bundled model `emoji`: text-to-image, 64 x 64, in latents of its own autoencoder.
+"""The bundled model `emoji`: text-to-image, 64 x 64, in five styles.
 
     python recipes/emoji/data.py --out emoji-data
-    python recipes/emoji/autoencoder.py --data emoji-data --out runs/emoji-autoencoder
     python recipes/emoji/train.py --data emoji-data --out runs/emoji
 
 goes on where it was interrupted. The folder it leaves is the model.
@@ -10,20 +9,16 @@ goes on where it was interrupted. The folder it leaves is the model.
 from __future__ import annotations
 
 import argparse
-import json
 import random
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from augment import augment
-from autoencoder import batches
 from data import aliases, caption, load, weights
 from torch import Tensor
 
-from flowturbo.models.codec import Codec, load_codec
 from flowturbo.models.sit import SiTConfig
 from flowturbo.models.text import Tokenizer, build_vocabulary
 from flowturbo.train import TrainConfig, train
@@ -31,11 +26,10 @@ from flowturbo.train import TrainConfig, train
 LENGTH = 16
 VOCABULARY = 4000
 CAPTIONS = 24  # drawn for each picture, once
-COPIES = 3  # encoded of each picture: as it is, which half of the batches show, and moved a little
 ALONE = 0.05  # share of captions without their style, and of styles without their caption
 ARCHITECTURE: dict[str, Any] = dict(
-    size=16, channels=8, patch=2, width=320, depth=7, heads=10, text_length=LENGTH,
-    modulation="shared",
+    size=64, channels=3, patch=8, width=320, depth=7, heads=10, text_length=LENGTH,
+    modulation="shared", stem="conv", stem_width=16, head_blocks=1, prediction="data",
 )  # fmt: skip
 TRAINING = TrainConfig(
     steps=16_000, batch=128, lr=2e-3, optimizer="muon", warmup=150, tail=0.4, ema=0.9995,
@@ -44,25 +38,22 @@ TRAINING = TrainConfig(
 
 
 class EmojiData:
-    """Latents of pictures with random captions, drawn by the weights of `data.weights`.
+    """Pictures, moved a little, with random captions, drawn by the weights of `data.weights`.
 
     Conditions are the style, from 1, and the tokens of a caption that does not name it.
 
     Args:
         folder: what data.py made.
-        codec: of the pictures; without one there are no batches.
         held: take the pictures never to be trained on instead.
     """
 
-    def __init__(
-        self, folder: str | Path, codec: Codec | None = None, *, held: bool = False
-    ) -> None:
+    def __init__(self, folder: str | Path, *, held: bool = False) -> None:
         images, concept, style, about = load(folder)
         pairs = {(c, s) for c, s in about["held"]}
         kept = [(int(c), int(s)) in pairs for c, s in zip(concept, style, strict=True)]
         rows = np.flatnonzero(np.array(kept) == held)
         self.concepts, self.styles, self.about = about["concepts"], list(about["styles"]), about
-        self.concept, self.style, self.codec = concept[rows], style[rows], codec
+        self.concept, self.style = concept[rows], style[rows]
         self.images = torch.from_numpy(images[rows]).permute(0, 3, 1, 2).contiguous()
         self.weights = torch.from_numpy(weights(self.concepts, self.concept, self.style))
         rng = random.Random(0)
@@ -90,26 +81,15 @@ class EmojiData:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return self.codec.state_shape(tuple(self.images.shape[1:]))
-
-    @cached_property
-    def latents(self) -> Tensor:
-        """(N, COPIES, C, H, W), half precision."""
-        generator, parts = torch.Generator().manual_seed(0), []
-        for x in batches(self.images):
-            copies = [x, *(augment(x, generator, share=1.0) for _ in range(COPIES - 1))]
-            parts.append(torch.stack([self.codec.encode(c / 2 + 0.5) for c in copies], 1).half())
-        return torch.cat(parts)
+        return tuple(self.images.shape[1:])
 
     def batch(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         rows = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         which = torch.randint(CAPTIONS, (n,), generator=generator)
-        moved = torch.rand(n, generator=generator) < 0.5
-        copy = torch.where(moved, torch.randint(1, COPIES, (n,), generator=generator), 0)
         cond, u = self.cond[rows, which], torch.rand(n, generator=generator)
         cond[u < ALONE, 0] = 0
         cond[u > 1 - ALONE, 1:] = 0
-        return self.latents[rows, copy].float(), cond
+        return augment(self.images[rows] / 127.5 - 1, generator), cond
 
     def examples(self, n: int) -> Tensor:
         """The names held out, in every style."""
@@ -155,20 +135,12 @@ def architecture(data: EmojiData) -> SiTConfig:
     return SiTConfig(**ARCHITECTURE, **text)
 
 
-def codec_in(folder: Path) -> Codec:
-    """The codec that autoencoder.py left."""
-    entry = json.loads((folder / "autoencoder.json").read_text("utf-8"))
-    shape = (ARCHITECTURE["channels"], ARCHITECTURE["size"], ARCHITECTURE["size"])
-    return load_codec(entry, shape, model="emoji", folder=folder)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", required=True, help="the folder that data.py made")
-    parser.add_argument("--autoencoder", type=Path, default=Path("runs/emoji-autoencoder"))
     parser.add_argument("--out", default="runs/emoji")
     options = parser.parse_args()
-    data = EmojiData(options.data, codec_in(options.autoencoder))
+    data = EmojiData(options.data)
     report = lambda step, loss: print(f"step {step:6d}  loss {loss:.4f}", flush=True)
     train(architecture(data), data, options.out, TRAINING, card=card(data), report=report)
 

@@ -254,6 +254,7 @@ def small(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_scripts_go_on_where_they_were(small, monkeypatch, capsys):
     pytest.importorskip("diffusers")
     own = dict(folder=small / "own", trajectories=8, steps=6, iterations=2, batch=4)

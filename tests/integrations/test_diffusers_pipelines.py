@@ -516,7 +516,9 @@ def test_refusals_leave_the_pipeline_alone():
         cell.call(pipe, 8)
 
 
-@pytest.mark.parametrize("pipe", [object(), None, torch.nn.Linear(1, 1)], ids=str)
+@pytest.mark.parametrize(
+    "pipe", [object(), None, torch.nn.Linear(1, 1)], ids=["object", "None", "module"]
+)
 def test_what_is_no_pipeline_is_refused(pipe):
     for call in (lambda: enable(pipe, plan="AB2:4"), lambda: disable(pipe), lambda: summary(pipe)):
         with pytest.raises(ValueError, match="must be a diffusers pipeline"):

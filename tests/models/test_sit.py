@@ -124,7 +124,14 @@ OPTIONS = [
     dict(),
     dict(classes=5, stem="conv"),
     dict(classes=5, modulation="shared"),
-    dict(vocabulary=9, text_length=4, stem="conv", modulation="shared", prediction="data"),
+    dict(
+        vocabulary=9,
+        text_length=4,
+        stem="conv",
+        head_blocks=1,
+        modulation="shared",
+        prediction="data",
+    ),
 ]
 
 
@@ -213,6 +220,7 @@ def test_configuration_survives_a_dict_and_checks_itself():
         dict(width=30, heads=4),
         dict(depth=0),
         dict(stem="cnn"),
+        dict(head_blocks=1),
         dict(classes=2, vocabulary=2),
     ):
         with pytest.raises(ValueError, match=next(iter(bad))):

@@ -39,6 +39,7 @@ MOST = {  # far beyond what anybody trains, and small enough that all sizes stay
     "heads": 2**16,
     "text_length": 2**16,
     "stem_width": 2**16,
+    "head_blocks": 1000,
     "classes": 2**24,
     "vocabulary": 2**24,
     "styles": 2**16,
@@ -67,6 +68,8 @@ class SiTConfig:
             (legacy of DiT, kept by the official checkpoints).
         stem: "patch", or "conv": 3x3 convolutions before the patches and after them.
         stem_width: channels between the convolutions and the patches.
+        head_blocks: residual blocks of two 3x3 convolutions in the convolutional head, which let
+            neighbouring patches meet; 0 for none.
         modulation: "block", or "shared": one modulation layer for all blocks and a learned offset
             for each (Chen et al. 2023, arXiv 2310.00426, section 2.3).
         prediction: "velocity"; "data": the network predicts the clean image; "noise": it is shown
@@ -88,6 +91,7 @@ class SiTConfig:
     learn_sigma: bool = False
     stem: Literal["patch", "conv"] = "patch"
     stem_width: int = 32
+    head_blocks: int = 0
     modulation: Literal["block", "shared"] = "block"
     prediction: Literal["velocity", "data", "noise"] = "velocity"
     time_scale: float = 1.0
@@ -95,7 +99,7 @@ class SiTConfig:
     def __post_init__(self) -> None:
         for name, most in MOST.items():
             value = getattr(self, name)
-            least = 0 if name in ("classes", "vocabulary", "styles") else 1
+            least = 0 if name in ("classes", "vocabulary", "styles", "head_blocks") else 1
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
                 raise ValueError(
                     f"{name}={_short(value)}: must be a whole number, {least} to {most}"
@@ -118,6 +122,10 @@ class SiTConfig:
             raise ValueError("classes and vocabulary exclude each other; set one of them to 0")
         if self.styles and not self.vocabulary:
             raise ValueError(f"styles={self.styles}: only text models have styles; set vocabulary")
+        if self.head_blocks and self.stem != "conv":
+            raise ValueError(
+                f"head_blocks={self.head_blocks}: belong to a convolutional head; set stem='conv'"
+            )
         for name, choices in (
             ("stem", ("patch", "conv")),
             ("modulation", ("block", "shared")),
@@ -306,6 +314,20 @@ class PatchEmbed(nn.Module):
         return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)
 
 
+class ConvBlock(nn.Module):
+    """A residual block of two 3x3 convolutions on (B, C, H, W), the identity when it is new."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.silu(self.conv1(F.silu(x))))
+
+
 @dataclass(frozen=True)
 class Embedded:
     """A condition as a `SiT` embeds it: ``text`` (B, L, width) or None, ``vector`` (B, width)."""
@@ -364,6 +386,8 @@ class SiT(nn.Module):
         outer = c.stem_width if conv else self.out_channels
         if conv:
             self.stem = nn.Conv2d(images * c.channels, inner, 3, padding=1)
+            if c.head_blocks:
+                self.head_blocks = nn.Sequential(*(ConvBlock(outer) for _ in range(c.head_blocks)))
             self.head = nn.Conv2d(outer, self.out_channels, 3, padding=1)
         self.x_embedder = PatchEmbed(inner, c.patch, c.width)
         self.t_embedder = TimestepEmbedder(c.width)
@@ -463,6 +487,8 @@ class SiT(nn.Module):
             h = block(h, modulation)
         h = h[:, -self.pos_embed.shape[1] :]
         out = self.unpatchify(self.final_layer(h, m.final))
+        if config.head_blocks:
+            out = self.head_blocks(out)
         if config.stem == "conv":
             out = self.head(F.silu(out))
         out = out[:, : config.channels]

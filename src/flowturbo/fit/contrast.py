@@ -23,7 +23,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from flowturbo._checks import LARGEST
+from flowturbo.plan.checks import LARGEST
 
 __all__ = ["Contrast", "products", "solved"]
 

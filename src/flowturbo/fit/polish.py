@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowturbo._checks import LARGEST
 from flowturbo.field import Field, guided
 from flowturbo.fit.contrast import Contrast, solved
 from flowturbo.fit.reference import Reference, error, run
 from flowturbo.plan import Plan, Row
+from flowturbo.plan.checks import LARGEST
 from flowturbo.sampler import (
     Refiner,
     Velocities,

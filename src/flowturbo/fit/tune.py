@@ -37,6 +37,7 @@ from flowturbo.fit.weights import fit_weights
 from flowturbo.models.identity import content, identity, refiner_identity
 from flowturbo.path import shifted
 from flowturbo.plan import Plan
+from flowturbo.plan.solvers import SOLVERS
 from flowturbo.sampler import Refiner
 
 __all__ = ["tune"]
@@ -288,10 +289,14 @@ class _Study:
 
     def best_plain(self) -> Plan:
         """The plain solver with the lowest error on the choosing part, few rows of it first."""
-        names = [f"AB2:{self.nfe}", f"E{self.nfe}"]
-        names += [f"H1P{self.nfe - 2}"] if self.nfe > 2 else []
-        if self.direction == "forward":
-            names += [f"{n}:{self.nfe}" for n in ("UNIPC2", "UNIPC3", "DPM2", "DPM3")]
+        backward = self.direction == "backward"
+        names = [
+            f"{solver.name}:{self.nfe}"
+            for solver in SOLVERS.values()
+            if solver.baseline and not (solver.forward_only and backward)
+        ]
+        blocks = [f"E{self.nfe}", *([f"H1P{self.nfe - 2}"] if self.nfe > 2 else [])]
+        names[1:1] = blocks  # equal errors go to the first
         make = lambda name: lambda s: Plan.parse(name, shift=s, direction=self.direction)
         each = []
         for name in names:

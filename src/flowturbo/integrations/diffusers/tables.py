@@ -11,10 +11,12 @@ import numpy as np
 
 from flowturbo.path import Times
 from flowturbo.plan import Plan
+from flowturbo.plan.solvers import SOLVERS as NAMED
 
 __all__ = ["SOLVERS", "check_given", "on_grid", "plan_of", "rows_from"]
 
-SOLVERS = ("AB2", "AB3", "AB4", "UNIPC2", "UNIPC3", "DPM2", "DPM3", "E")
+# one evaluation for each step of the pipeline
+SOLVERS = (*(s.name for s in NAMED.values() if s.evaluations == 1 and not s.extra), "E")
 
 
 def plan_of(given: Any) -> Plan | None:

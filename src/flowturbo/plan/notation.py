@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import re
 
-from flowturbo._solvers import LIMIT
 from flowturbo.checks import shown
+from flowturbo.plan.checks import LIMIT
+from flowturbo.plan.solvers import SOLVERS
+from flowturbo.plan.solvers.flowturbo import BLOCKS
 
 __all__ = ["parse"]
 
+
+def _named(counts: str) -> str:
+    return ", ".join(s.name for s in SOLVERS.values() if s.counts == counts)
+
+
+_LETTERS = "".join(BLOCKS)
 ALLOWED = (
-    "allowed: blocks E, H, P, R (Euler, Heun, pseudo corrector, refiner) with counts, as H1P5R3 or "
-    "[H1P1R1]x2; AB2:8, AB3:8, AB4:8, AB3RK:12, UNIPC2:8, DPM3:8 (evaluations); "
-    "MID:4, RK4:2, RK38:2 (steps); each with a shift, as AB2:8@1.6"
+    f"allowed: blocks {', '.join(BLOCKS)} ({', '.join(b.title for b in BLOCKS.values())}), "
+    "as H1P5R3 or [H1P1R1]x2; "
+    f"{_named('evaluations')} with evaluations, as AB2:8; {_named('steps')} with steps, as RK4:2; "
+    "each with a shift, as AB2:8@1.6"
 )
-_SOLVER = re.compile(r"(AB[234](?:RK)?|(?:UNIPC|DPM)[23]|RK4|RK38|MID):([0-9]+)")
-_TOKEN = re.compile(r"([EHPR])([0-9]+)|(\[)|\]X([0-9]+)")
+_SOLVER = re.compile(rf"({'|'.join(map(re.escape, SOLVERS))}):([0-9]+)")
+_TOKEN = re.compile(rf"([{_LETTERS}])([0-9]+)|(\[)|\]X([0-9]+)")
 LONGEST = 2000  # characters
-_COST = {"E": 1, "H": 2, "P": 1, "R": 2}
 
 
 def parse(text: str) -> tuple[str, str | int, float | None]:
@@ -81,7 +89,7 @@ def _expand(whole: str, body: str) -> str:
         raise _wrong(whole, 0, "at least one block")
     if levels[0][0] == "R":
         raise _wrong(whole, body.index("R"), "a block before the first R (it refines a velocity)")
-    if sum(map(_COST.__getitem__, levels[0])) > LIMIT:
+    if sum(BLOCKS[letter].cost for letter in levels[0]) > LIMIT:
         raise _wrong(whole, 0, f"at most {LIMIT} evaluations in all")
     return levels[0]
 
@@ -93,7 +101,7 @@ def _count(whole: str, at: int, digits: str) -> int:
 
 
 def _wrong(whole: str, at: int, expected: str) -> ValueError:
-    shown = whole if len(whole) <= 80 else whole[:77] + "..."
+    shown = whole if len(whole) <= 60 else whole[:57] + "..."
     rest = whole[at:][:20] or "the end"
     return ValueError(
         f"plan {shown!r}: expected {expected} at {rest!r} (character {at + 1}); {ALLOWED}"

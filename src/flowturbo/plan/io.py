@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import ConfigDict, Field, model_validator
 
-from flowturbo._checks import LIMIT
+from flowturbo.plan.checks import LIMIT
 from flowturbo.schema import Format, Schema, check, parse_json
 
 __all__ = ["MOST_BYTES", "VERSION", "dumps", "loads", "read_info"]

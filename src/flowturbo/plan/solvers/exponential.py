@@ -19,23 +19,24 @@ The first steps run up through the orders. The last run down, as in diffusers; o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from flowturbo._tables import Table
 from flowturbo.path import Times
+from flowturbo.plan.builder import Table
+from flowturbo.plan.solvers.registry import Solver
 
-__all__ = ["solve"]
+__all__ = ["SOLVERS"]
 
 EARLIEST = 1e-6  # the time whose log-ratio stands for that of t = 0, as in diffusers' UniPC
 Array = npt.NDArray[np.float64]
 
 
-def solve(scheme: str, points: Times, order: int) -> Table:
+def _fill(table: Table, points: Times, scheme: str, order: int) -> None:
     """``scheme`` ("UNIPC" or "DPM") of order 2 or 3 over ascending ``points``."""
     n = len(points) - 1
-    table = Table(points[0])
     data = np.zeros((n, n))  # the data predicted by each evaluation, as weights of the velocities
     start = shown = np.zeros(n)  # the state to step from, and the one that was evaluated
     before: list[int] = []  # the evaluations behind the latest one that the polynomial goes through
@@ -54,7 +55,6 @@ def solve(scheme: str, points: Times, order: int) -> Table:
         shown = new
         if scheme == "DPM":
             start = new
-    return table
 
 
 def _step(
@@ -84,3 +84,24 @@ def _means(h: float, count: int) -> Array:
     for k in range(1, count + 1):
         integrals.append((1 - k * integrals[-1]) / h)
     return np.array(integrals[1:]) / integrals[0]
+
+
+def _solver(scheme: str, order: int, title: str, source: str) -> Solver:
+    return Solver(
+        name=f"{scheme}{order}",
+        title=title,
+        order=order,
+        counts="steps",
+        fill=partial(_fill, scheme=scheme, order=order),
+        forward_only=True,
+        baseline=True,
+        source=source,
+    )
+
+
+SOLVERS = (
+    _solver("UNIPC", 2, "UniPC-2", "Zhao et al. 2023, arXiv 2302.04867"),
+    _solver("UNIPC", 3, "UniPC-3", "Zhao et al. 2023, arXiv 2302.04867"),
+    _solver("DPM", 2, "DPM-Solver++ 2M", "Lu et al. 2022, arXiv 2211.01095"),
+    _solver("DPM", 3, "DPM-Solver++ 3M", "Lu et al. 2022, arXiv 2211.01095"),
+)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from flowturbo._tables import Table, adams
 from flowturbo.path import Times
+from flowturbo.plan.builder import Table
+from flowturbo.plan.solvers import adams
 
 __all__ = ["restricted"]
 
@@ -67,4 +68,4 @@ def _extrapolate(table: Table, to: float, order: int = 1) -> None:
         gap = abs(table.times[points[-1]] - table.times[j]) if points else np.inf
         if gap > 0 and gap >= GAP * abs(to - table.time):
             points.append(j)
-    adams(table, to, points[: min(order, ORDER)])
+    adams.extrapolate(table, to, points[: min(order, ORDER)])

@@ -20,19 +20,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from flowturbo import _checks, _notation, _solvers, checks
-from flowturbo._restrict import restricted
+from flowturbo import checks
 from flowturbo.files import printable, replacing
 from flowturbo.path import Times
+from flowturbo.plan import checks as _checks
+from flowturbo.plan import notation
+from flowturbo.plan.grid import Grid
+from flowturbo.plan.restrict import restricted
+from flowturbo.plan.solvers import SOLVERS
+from flowturbo.plan.solvers.flowturbo import chain
+from flowturbo.plan.solvers.registry import checked_count
 
 __all__ = ["Plan", "Row", "as_plan"]
 
-Grid: TypeAlias = Sequence[float] | Times | None
+Points: TypeAlias = Sequence[float] | Times | None
 
 
 class Row(NamedTuple):
@@ -220,7 +226,12 @@ class Plan:
 
     @classmethod
     def parse(
-        cls, text: str, *, shift: float = 1.0, times: Grid = None, direction: str = "forward"
+        cls,
+        text: str,
+        *,
+        shift: float = 1.0,
+        times: Points = None,
+        direction: str = "forward",
     ) -> Plan:
         """A plan from its notation; case and spaces do not matter.
 
@@ -240,21 +251,16 @@ class Plan:
         Raises:
             ValueError: if the text is not a plan (the message shows where) or the grid is bad.
         """
-        solver, count, suffix = _notation.parse(text)
+        solver, count, suffix = notation.parse(text)
         shift = checks.number("shift", shift, above=0)
         if suffix is not None:
             if shift != 1.0:
                 raise ValueError(f"plan {text!r} and shift={shift} both give the shift; pass one")
             shift = suffix
-        grid: dict[str, Any] = {"shift": shift, "times": times, "direction": direction}
+        grid = Grid(shift=shift, times=times, direction=direction)
         if isinstance(count, str):
-            return cls(**_solvers.blocks(solver, count, False, **grid))
-        if solver.startswith("AB"):
-            start = "runge-kutta" if solver.endswith("RK") else "low"
-            return cls.adams_bashforth(count, int(solver[2]), start, **grid)
-        if solver[:-1] in ("UNIPC", "DPM"):
-            return cls(**_solvers.exponential(solver[:-1], count, int(solver[-1]), **grid))
-        return {"MID": cls.midpoint, "RK4": cls.rk4, "RK38": cls.rk38}[solver](count, **grid)
+            return cls(**chain(solver, count, grid))
+        return cls(**SOLVERS[solver].columns(count, grid))
 
     @classmethod
     def blocks(
@@ -262,7 +268,7 @@ class Plan:
         text: str,
         *,
         shift: float = 1.0,
-        times: Grid = None,
+        times: Points = None,
         direction: str = "forward",
         shipped: bool = False,
     ) -> Plan:
@@ -285,67 +291,87 @@ class Plan:
         Raises:
             ValueError: if the text is not blocks, R comes first, or the grid is bad.
         """
-        name, letters, suffix = _notation.parse(text)
+        name, letters, suffix = notation.parse(text)
         if not isinstance(letters, str) or suffix is not None:
             raise ValueError(f"plan {text!r}: only blocks such as 'H1P5R3' here; use Plan.parse")
         shipped = checks.flag("shipped", shipped)
-        grid: dict[str, Any] = {"shift": shift, "times": times, "direction": direction}
-        return cls(**_solvers.blocks(name, letters, shipped, **grid))
+        grid = Grid(shift=shift, times=times, direction=direction)
+        return cls(**chain(name, letters, grid, shipped=shipped))
 
     @classmethod
     def euler(
-        cls, steps: int, *, shift: float = 1.0, times: Grid = None, direction: str = "forward"
+        cls,
+        steps: int,
+        *,
+        shift: float = 1.0,
+        times: Points = None,
+        direction: str = "forward",
     ) -> Plan:
         """Euler: order 1, 1 evaluation a step. The grid is as in ``parse``."""
-        return cls(
-            **_solvers.runge_kutta("euler", steps, shift=shift, times=times, direction=direction)
-        )
+        steps = checked_count("steps", steps)
+        return cls.blocks(f"E{steps}", shift=shift, times=times, direction=direction)
 
     @classmethod
     def heun(
-        cls, steps: int, *, shift: float = 1.0, times: Grid = None, direction: str = "forward"
+        cls,
+        steps: int,
+        *,
+        shift: float = 1.0,
+        times: Points = None,
+        direction: str = "forward",
     ) -> Plan:
         """Heun: order 2, 2 evaluations a step. The grid is as in ``parse``."""
-        return cls(
-            **_solvers.runge_kutta("heun", steps, shift=shift, times=times, direction=direction)
-        )
+        steps = checked_count("steps", steps, 2)
+        return cls.blocks(f"H{steps}", shift=shift, times=times, direction=direction)
 
     @classmethod
     def midpoint(
-        cls, steps: int, *, shift: float = 1.0, times: Grid = None, direction: str = "forward"
+        cls,
+        steps: int,
+        *,
+        shift: float = 1.0,
+        times: Points = None,
+        direction: str = "forward",
     ) -> Plan:
         """Explicit midpoint: order 2, 2 evaluations a step. The grid is as in ``parse``."""
-        return cls(
-            **_solvers.runge_kutta("midpoint", steps, shift=shift, times=times, direction=direction)
-        )
+        grid = Grid(shift=shift, times=times, direction=direction)
+        return cls(**SOLVERS["MID"].columns(steps, grid))
 
     @classmethod
     def rk4(
-        cls, steps: int, *, shift: float = 1.0, times: Grid = None, direction: str = "forward"
+        cls,
+        steps: int,
+        *,
+        shift: float = 1.0,
+        times: Points = None,
+        direction: str = "forward",
     ) -> Plan:
         """The classic Runge-Kutta: order 4, 4 evaluations a step. The grid is as in ``parse``."""
-        return cls(
-            **_solvers.runge_kutta("rk4", steps, shift=shift, times=times, direction=direction)
-        )
+        grid = Grid(shift=shift, times=times, direction=direction)
+        return cls(**SOLVERS["RK4"].columns(steps, grid))
 
     @classmethod
     def rk38(
-        cls, steps: int, *, shift: float = 1.0, times: Grid = None, direction: str = "forward"
+        cls,
+        steps: int,
+        *,
+        shift: float = 1.0,
+        times: Points = None,
+        direction: str = "forward",
     ) -> Plan:
         """Kutta's 3/8 rule: order 4, 4 evaluations a step. The grid is as in ``parse``."""
-        return cls(
-            **_solvers.runge_kutta("rk38", steps, shift=shift, times=times, direction=direction)
-        )
+        grid = Grid(shift=shift, times=times, direction=direction)
+        return cls(**SOLVERS["RK38"].columns(steps, grid))
 
     @classmethod
     def adams_bashforth(
         cls,
         evaluations: int,
         order: int = 2,
-        start: str = "low",
+        start: Literal["low", "runge-kutta"] = "low",
         *,
         shift: float = 1.0,
-        times: Grid = None,
+        times: Points = None,
         direction: str = "forward",
     ) -> Plan:
         """Adams-Bashforth on any grid: one evaluation a step, none at the end of the grid.
@@ -363,24 +389,27 @@ class Plan:
             ValueError: if an argument is outside its range, or the evaluations do not suffice for
                 the start and one step more.
         """
-        grid: dict[str, Any] = {"shift": shift, "times": times, "direction": direction}
-        return cls(**_solvers.adams_bashforth(evaluations, order, start, **grid))
+        order = checks.whole("order", order, 2, 4)
+        checks.one_of("start", start, ("low", "runge-kutta"))
+        solver = SOLVERS[f"AB{order}{'RK' if start == 'runge-kutta' else ''}"]
+        grid = Grid(shift=shift, times=times, direction=direction)
+        return cls(**solver.columns(evaluations, grid))
 
     @classmethod
-    def unipc(cls, steps: int, order: int = 2, *, shift: float = 1.0, times: Grid = None) -> Plan:
+    def unipc(cls, steps: int, order: int = 2, *, shift: float = 1.0, times: Points = None) -> Plan:
         """UniPC (bh2) of order 2 or 3: predictor and corrector, one evaluation a step.
 
         The corrector of a step shares the evaluation with the next predictor; the last step, of
         order 1, has none. The grid is as in ``parse``, from noise to data only.
         """
-        grid: dict[str, Any] = {"shift": shift, "times": times, "direction": "forward"}
-        return cls(**_solvers.exponential("UNIPC", steps, order, **grid))
+        order = checks.whole("order", order, 2, 3)
+        return cls(**SOLVERS[f"UNIPC{order}"].columns(steps, Grid(shift=shift, times=times)))
 
     @classmethod
-    def dpm(cls, steps: int, order: int = 2, *, shift: float = 1.0, times: Grid = None) -> Plan:
+    def dpm(cls, steps: int, order: int = 2, *, shift: float = 1.0, times: Points = None) -> Plan:
         """DPM-Solver++ multistep (2M or 3M), one evaluation a step. The grid is as in ``unipc``."""
-        grid: dict[str, Any] = {"shift": shift, "times": times, "direction": "forward"}
-        return cls(**_solvers.exponential("DPM", steps, order, **grid))
+        order = checks.whole("order", order, 2, 3)
+        return cls(**SOLVERS[f"DPM{order}"].columns(steps, Grid(shift=shift, times=times)))
 
     @classmethod
     def from_scheduler(
@@ -388,9 +417,9 @@ class Plan:
         scheduler: Any,
         steps: int | None = None,
         *,
-        sigmas: Grid = None,
+        sigmas: Points = None,
         mu: float | None = None,
-        timesteps: Grid = None,
+        timesteps: Points = None,
     ) -> Plan:
         """The table of a flow scheduler of diffusers, which is copied and not changed.
 
@@ -468,7 +497,7 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON, one row a line, floats exact."""
-        from flowturbo import _plan_json
+        from flowturbo.plan import io
 
         columns: dict[str, Any] = {
             "name": self.name,
@@ -481,7 +510,7 @@ class Plan:
             columns["told"] = self.told.tolist()
         if self.previous != tuple(range(-1, len(self) - 1)):
             columns["previous"] = list(self.previous)
-        return _plan_json.dumps(columns)
+        return io.dumps(columns)
 
     @classmethod
     def from_json(cls, text: str | bytes, *, source: str = "plan") -> Plan:
@@ -492,9 +521,9 @@ class Plan:
         """
         if not isinstance(text, (str, bytes)):
             raise ValueError(f"text={checks.shown(text)}: must be the JSON of a plan")
-        from flowturbo import _plan_json
+        from flowturbo.plan import io
 
-        columns = _plan_json.loads(text, source)
+        columns = io.loads(text, source)
         try:
             return cls(**columns)
         except ValueError as error:
@@ -513,8 +542,8 @@ class Plan:
             ValueError: one line that names the file, if it does not hold a plan.
             OSError: if it cannot be read.
         """
-        from flowturbo import _plan_json
+        from flowturbo.plan import io
         from flowturbo.schema import read_bytes
 
-        content = read_bytes(checks.path("path", path), _plan_json.MOST_BYTES)
+        content = read_bytes(checks.path("path", path), io.MOST_BYTES)
         return cls.from_json(content, source=printable(str(path)))

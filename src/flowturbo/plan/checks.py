@@ -128,7 +128,7 @@ def info(info: Mapping[str, Any]) -> Mapping[str, Any]:
         text = json.dumps(dict(info), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"info: must be what JSON can hold: {error}") from None
-    from flowturbo._plan_json import read_info
+    from flowturbo.plan.io import read_info
 
     return Info(read_info(text))
 

@@ -1,0 +1,58 @@
+"""How the rows of a plan are written.
+
+An evaluation is appended at the time of the state; a move adds weights to the last row. So what
+ends one step (a correction) and what begins the next (a prediction) share a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Table"]
+
+
+class Table:
+    """A plan under construction; the state sits at ``time``."""
+
+    def __init__(self, time: float) -> None:
+        self.time = float(time)
+        self.times: list[float] = []  # of the state, at each evaluation
+        self.told: list[float] = []
+        self.evaluators: list[str] = []
+        self.previous: list[int] = []
+        self.rows: list[dict[int, float]] = []
+
+    def evaluate(
+        self, evaluator: str = "model", *, previous: int | None = None, told: float | None = None
+    ) -> int:
+        """Append an evaluation at the state; its index."""
+        index = len(self.rows)
+        self.times.append(self.time)
+        self.told.append(self.time if told is None else told)
+        self.evaluators.append(evaluator)
+        self.previous.append(index - 1 if previous is None else previous)
+        self.rows.append({})
+        return index
+
+    def move(self, to: float, weights: Mapping[int, float]) -> None:
+        """Carry the state to time ``to`` by the weighted velocities, within the last row."""
+        row = self.rows[-1]
+        for j, w in weights.items():
+            row[j] = row.get(j, 0.0) + w
+        self.time = float(to)
+
+    def columns(self) -> dict[str, Any]:
+        """The table as arguments of ``Plan``."""
+        weights = np.zeros((len(self.rows), len(self.rows)))
+        for k, row in enumerate(self.rows):
+            weights[k, list(row)] = list(row.values())
+        return {
+            "times": [*self.times, self.time],
+            "evaluators": tuple(self.evaluators),
+            "weights": weights,
+            "told": self.told,
+            "previous": tuple(self.previous),
+        }

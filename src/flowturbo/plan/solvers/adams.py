@@ -1,0 +1,69 @@
+"""Adams-Bashforth: one evaluation a step, extrapolated from the last ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from flowturbo.path import Times
+from flowturbo.plan.builder import Table
+from flowturbo.plan.solvers import runge_kutta
+from flowturbo.plan.solvers.registry import Solver
+
+__all__ = ["SOLVERS", "extrapolate"]
+
+START = {2: "midpoint", 3: "ralston3", 4: "rk4"}  # as many stages as its order
+
+
+def extrapolate(table: Table, to: float, points: Sequence[int]) -> None:
+    """Carry the state to ``to`` along the polynomial through the velocities ``points``.
+
+    The points are evaluations at distinct times; the polynomial is integrated exactly (the
+    variable-step Adams-Bashforth formula; Hairer, Norsett & Wanner I, III.5).
+    """
+    h = to - table.time
+    nodes = (np.array([table.times[j] for j in points]) - table.time) / h
+    powers = np.arange(len(nodes))
+    weights = np.linalg.solve(nodes[None, :] ** powers[:, None], h / (powers + 1))
+    table.move(to, dict(zip(points, weights.tolist(), strict=True)))
+
+
+def _fill(table: Table, points: Times, order: int, first: int) -> None:
+    """Steps of ``order``, the ``first`` by Runge-Kutta, or run up through the lower orders."""
+    known: list[int] = []  # the velocities at grid points
+    for i, to in enumerate(points[1:]):
+        if i < first:
+            known.append(runge_kutta.step(table, to, START[order])[0])
+        else:
+            known.append(table.evaluate())
+            extrapolate(table, to, known[-order:])
+
+
+def _solvers(order: int) -> list[Solver]:
+    source = "Hairer, Norsett & Wanner I, III.5"
+    steps = order - 1
+    return [
+        Solver(
+            name=f"AB{order}",
+            title=f"Adams-Bashforth {order}",
+            order=2,  # its first steps are of lower order
+            counts="evaluations",
+            fill=partial(_fill, order=order, first=0),
+            baseline=order == 2,
+            source=source,
+        ),
+        Solver(
+            name=f"AB{order}RK",
+            title=f"Adams-Bashforth {order} after {steps} Runge-Kutta step{'s' * (steps > 1)}",
+            order=order,
+            counts="evaluations",
+            fill=partial(_fill, order=order, first=steps),
+            extra=steps * steps,
+            source=source,
+        ),
+    ]
+
+
+SOLVERS = (*_solvers(2), *_solvers(3), *_solvers(4))

@@ -1,0 +1,103 @@
+r"""The blocks of the FlowTurbo paper (Zhao et al. 2024, arXiv 2409.18128): H, P and R, and Euler.
+
+A plan in the paper's notation, ``H1P5R3``, is a chain of blocks, one for each interval
+:math:`[t_i, t_{i+1}]` of length :math:`h`. Each hands a velocity :math:`d` on to the next.
+
+- **H, Heun block**, 2 evaluations:
+  :math:`d_i = v(x_i, t_i)`, :math:`\tilde x = x_i + h d_i`, :math:`d_{i+1} = v(\tilde x, t_{i+1})`,
+  :math:`x_{i+1} = x_i + \frac{h}{2} (d_i + d_{i+1})`; hands on :math:`d_{i+1}`.
+- **P, pseudo corrector**, 1 evaluation: the same with the :math:`d_i` that was handed to it, made
+  at the predicted state, in place of an evaluation. Second order at one evaluation a step.
+- **R, velocity refiner** block, 2 evaluations of a light network that predicts how far the velocity
+  is from the last known one: :math:`d_i = r(x_i, d, t_i) + d`,
+  :math:`d_{i+1} = r(\tilde x, d_i, t_{i+1}) + d_i`, and the same correction.
+- **E, Euler**, 1 evaluation: :math:`x_{i+1} = x_i + h d_i`; hands on :math:`d_i`.
+
+Not every block is worth its cost for every sample; which chain a budget buys is searched for by
+``flowturbo.tune``, and a chain is compiled whole by ``flowturbo.compile`` (the paper's sample-aware
+compilation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from flowturbo.plan.builder import Table
+from flowturbo.plan.grid import Grid
+from flowturbo.plan.solvers import runge_kutta
+
+__all__ = ["BLOCKS", "Block", "chain"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of the paper's notation.
+
+    Attributes:
+        title: what it is called.
+        cost: its evaluations, of whichever network.
+        fill: appends it up to time ``to`` with the index of the velocity handed to it, None for the
+            first block; returns the index of the velocity that it hands on.
+    """
+
+    title: str
+    cost: int
+    fill: Callable[[Table, float, int | None], int]
+
+
+def _euler(table: Table, to: float, last: int | None) -> int:
+    return runge_kutta.step(table, to, "euler")[0]
+
+
+def _heun(table: Table, to: float, last: int | None) -> int:
+    return runge_kutta.step(table, to, "heun")[1]
+
+
+def _pseudo_corrector(table: Table, to: float, last: int | None) -> int:
+    """Predicts with the velocity handed to it, and corrects with one new evaluation."""
+    if last is None:
+        return _heun(table, to, last)
+    h = to - table.time
+    table.move(to, {last: h})
+    new = table.evaluate()
+    table.move(to, {last: -h / 2, new: h / 2})
+    return new
+
+
+def _velocity_refiner(table: Table, to: float, last: int | None, *, shipped: bool = False) -> int:
+    """Heun with two refiner evaluations in place of the model's."""
+    assert last is not None
+    h = to - table.time
+    first = table.evaluate("refiner", previous=last)
+    table.move(to, {first: h})
+    second = table.evaluate("refiner", previous=last if shipped else first)
+    table.move(to, {first: -h / 2, second: h / 2})
+    return first if shipped else second
+
+
+BLOCKS = {
+    "E": Block("Euler", 1, _euler),
+    "H": Block("Heun", 2, _heun),
+    "P": Block("pseudo corrector", 1, _pseudo_corrector),
+    "R": Block("velocity refiner", 2, _velocity_refiner),
+}
+
+
+def chain(name: str, letters: str, grid: Grid, *, shipped: bool = False) -> dict[str, Any]:
+    """The arguments of a ``Plan`` of the blocks ``letters`` ("HPPR"), one for each interval.
+
+    With ``shipped``, R blocks are those of the sampler that the paper's authors ship: both refiner
+    evaluations see the velocity handed to the block, and the first is handed on.
+    """
+    points = grid.points(name, len(letters))
+    table = Table(points[0])
+    last = None
+    for letter, to in zip(letters, points[1:], strict=True):
+        fill = BLOCKS[letter].fill
+        if letter == "R":
+            fill = partial(_velocity_refiner, shipped=shipped)
+        last = fill(table, to, last)
+    return {**table.columns(), **grid.named(name + " shipped" * shipped)}

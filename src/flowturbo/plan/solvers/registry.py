@@ -1,0 +1,81 @@
+"""What is known of a solver that has a name; everything else about it follows from its entry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from flowturbo import checks
+from flowturbo.path import Times
+from flowturbo.plan.builder import Table
+from flowturbo.plan.checks import LIMIT
+from flowturbo.plan.grid import Grid
+
+__all__ = ["Solver", "checked_count"]
+
+
+def checked_count(what: str, count: Any, each: int = 1) -> int:
+    """``count``, from 1 to as many as a plan has room for at ``each`` evaluations.
+
+    Raises:
+        ValueError: naming ``what``, if it is anything else.
+    """
+    whole = checks.whole(what, count, 1)
+    if whole * each > LIMIT:
+        raise ValueError(
+            f"{what}={checks.shown(count)}: at most {LIMIT // each}, for a plan has at most "
+            f"{LIMIT} evaluations"
+        )
+    return whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solver:
+    """A solver: an entry here gives it its notation, messages and names, in pipelines and fits.
+
+    Attributes:
+        name: in the notation of plans, upper case, such as "AB2" of "AB2:8".
+        title: in tables, "Adams-Bashforth 2".
+        order: of convergence in the step size, on smooth fields.
+        counts: what the number after the colon counts.
+        fill: writes the evaluations and moves over ``points`` into an empty table.
+        evaluations: of the model in one step, but for those of a start.
+        extra: evaluations that a start of more than one a step takes besides.
+        forward_only: whether it needs time to run from noise to data.
+        baseline: whether fits and analyses are compared with it.
+        source: where it was published.
+    """
+
+    name: str
+    title: str
+    order: int
+    counts: Literal["evaluations", "steps"]
+    fill: Callable[[Table, Times], Any]
+    evaluations: int = 1
+    extra: int = 0
+    forward_only: bool = False
+    baseline: bool = False
+    source: str
+
+    def columns(self, count: int, grid: Grid) -> dict[str, Any]:
+        """The arguments of a ``Plan`` of ``count`` evaluations or steps on a grid.
+
+        Raises:
+            ValueError: if the count is outside its range, or the grid does not fit.
+        """
+        each = self.evaluations if self.counts == "steps" else 1
+        count = checked_count(self.counts, count, each)
+        name, steps = f"{self.name}:{count}", count - self.extra
+        if steps < self.order and self.extra:
+            least = self.extra + self.order
+            raise ValueError(
+                f"{self.counts}={count}: a Runge-Kutta start of order {self.order} takes "
+                f"{least - 1}; at least {least}"
+            )
+        if self.forward_only and grid.direction == "backward":
+            raise ValueError(f"direction='backward': {name} runs from noise to data only; take AB2")
+        points = grid.points(name, steps)
+        table = Table(points[0])
+        self.fill(table, points)
+        return {**table.columns(), **grid.named(name)}

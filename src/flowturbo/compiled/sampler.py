@@ -1,4 +1,8 @@
-"""A plan, its model and its refiner compiled into one callable."""
+"""Sample-aware compilation: a plan, its model and its refiner compiled into one callable.
+
+The FlowTurbo paper (Zhao et al. 2024, arXiv 2409.18128, section 3.3) compiles a whole block of its
+sampler, network, guidance and update; here one graph holds the whole sample.
+"""
 
 from __future__ import annotations
 

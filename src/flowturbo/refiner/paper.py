@@ -1,4 +1,4 @@
-r"""The refiner of the FlowTurbo paper (Zhao et al. 2024, arXiv 2409.18128, section 3.2).
+r"""The velocity refiner of the FlowTurbo paper (Zhao et al. 2024, arXiv 2409.18128, section 3.2).
 
 It predicts the offset of the velocity from the last known one,
 

@@ -68,7 +68,8 @@ class FlowTurboScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
         invert_sigmas: the network is told ``1 - sigma`` and puts out data minus noise (Mochi).
         shift_terminal: the last noise level, if the levels are stretched to it.
         time_shift_type: how ``mu`` shifts, "exponential" or "linear".
-        solver: "AB2", "AB3", "AB4", "UNIPC2", "UNIPC3", "DPM2", "DPM3" or "E" (Euler).
+        solver: of one evaluation a step, by its name in the notation of plans ("AB2", "UNIPC2",
+            "DPM2"), or "E" (Euler).
         plan: a plan to run instead, its notation ("AB2:8@3"), or its JSON as an object.
         sign: -1 if the network's output is the derivative by what ``sigmas`` count, as diffusers
             has it; 1 if it is the negative of that, as of rectified-flow U-Nets (InstaFlow).

@@ -37,7 +37,7 @@ class Solver:
     Attributes:
         name: in the notation of plans, upper case, such as "AB2" of "AB2:8".
         title: in tables, "Adams-Bashforth 2".
-        order: of convergence in the step size, on smooth fields.
+        order: of convergence in the step size, of the whole, on smooth fields.
         counts: what the number after the colon counts.
         fill: writes the evaluations and moves over ``points`` into an empty table.
         evaluations: of the model in one step, but for those of a start.
@@ -67,7 +67,7 @@ class Solver:
         each = self.evaluations if self.counts == "steps" else 1
         count = checked_count(self.counts, count, each)
         name, steps = f"{self.name}:{count}", count - self.extra
-        if steps < self.order and self.extra:
+        if steps < self.order and self.extra:  # the start, and one step more
             least = self.extra + self.order
             raise ValueError(
                 f"{self.counts}={count}: a Runge-Kutta start of order {self.order} takes "

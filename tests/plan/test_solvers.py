@@ -1,0 +1,66 @@
+"""The registry of solvers: what an entry says is true, and all that is derived from it is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fields import mixture, runge_kutta
+
+import flowturbo as ft
+from flowturbo.integrations.diffusers import tables
+from flowturbo.plan.solvers import SOLVERS
+from flowturbo.plan.solvers.flowturbo import BLOCKS
+
+CONCEPTS = Path(__file__).parents[2] / "docs" / "concepts.md"
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_order_is_that_of_its_entry(name):
+    """Away from the ends of the path, where some solvers step more coarsely."""
+    solver, sizes = SOLVERS[name], (64, 96, 128)
+    start = torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    exact = runge_kutta(mixture, start, 0.1, 0.9, 2000)
+    errors = []
+    for n in sizes:
+        count = n if solver.counts == "steps" else n + solver.extra
+        plan = ft.Plan.parse(f"{name}:{count}", times=np.linspace(0.1, 0.9, n + 1))
+        assert len(plan) == n * solver.evaluations + solver.extra
+        errors.append((ft.sample(plan, mixture, start) - exact).square().mean().sqrt().item())
+    slope = -np.polyfit(np.log(sizes), np.log(errors), 1)[0]
+    assert slope == pytest.approx(solver.order, abs=0.25)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_an_entry_gives_notation_messages_and_a_row_of_the_documents(name):
+    solver, count = SOLVERS[name], 20
+    plan = ft.Plan.parse(f" {name.lower()}: {count}@1.6 ")
+    assert plan.name == f"{name}:{count}@1.6"
+    with pytest.raises(ValueError, match=rf"allowed: .*\b{name}\b"):
+        ft.Plan.parse("XYZ:8")
+    if solver.forward_only:
+        with pytest.raises(ValueError, match="from noise to data only"):
+            ft.Plan.parse(f"{name}:{count}", direction="backward")
+    else:
+        assert ft.Plan.parse(f"{name}:{count}", direction="backward").times[0] == 1
+    cells = (f"`{name}:8`", solver.title, solver.order, solver.counts, solver.evaluations)
+    assert f"| {' | '.join(map(str, cells))} | {solver.source} |" in CONCEPTS.read_text("utf-8")
+    single = solver.evaluations == 1 and not solver.extra
+    assert (name in tables.SOLVERS) == single
+
+
+def test_the_papers_ideas_are_found_by_their_names():
+    """Where they are implemented."""
+    source = Path(ft.__file__).parent
+    for name, place in {
+        "pseudo corrector": source / "plan" / "solvers" / "flowturbo.py",
+        "velocity refiner": source / "refiner" / "paper.py",
+        "sample-aware compilation": source / "compiled" / "sampler.py",
+    }.items():
+        assert re.search(name.replace(" ", r"\s"), place.read_text("utf-8"), re.I), place
+    assert [block.title for block in BLOCKS.values()] == [
+        "Euler", "Heun", "pseudo corrector", "velocity refiner",
+    ]  # fmt: skip

@@ -52,6 +52,14 @@ def test_an_entry_gives_notation_messages_and_a_row_of_the_documents(name):
     assert (name in tables.SOLVERS) == single
 
 
+def test_ipndm_is_adams_bashforth_of_equal_steps():
+    even, uneven = (ft.Plan.parse(f"IPNDM:8@{shift}") for shift in (1, 3))
+    np.testing.assert_allclose(even.weights, ft.Plan.parse("AB4:8").weights, atol=1e-12)
+    shares = uneven.weights[5] / np.diff(uneven.times)[5]
+    np.testing.assert_allclose(shares[2:6] * 24, [-9, 37, -59, 55])
+    assert np.abs(uneven.weights).sum() < np.abs(ft.Plan.parse("AB4:8@3").weights).sum()
+
+
 def test_the_papers_ideas_are_found_by_their_names():
     """Where they are implemented."""
     source = Path(ft.__file__).parent

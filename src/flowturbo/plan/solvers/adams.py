@@ -1,4 +1,9 @@
-"""Adams-Bashforth: one evaluation a step, extrapolated from the last ones."""
+"""Adams-Bashforth: one evaluation a step, extrapolated from the last ones.
+
+IPNDM takes the weights of equal steps on any grid (Liu et al. 2022, arXiv 2202.09778; without its
+Runge-Kutta start, Zhang and Chen 2022, arXiv 2204.13902): of order 2 on grids that change little
+from step to step, it amplifies less where they change much.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +19,12 @@ from flowturbo.plan.solvers.registry import Solver
 
 __all__ = ["SOLVERS", "extrapolate"]
 
+EQUAL = (  # weights of the latest velocity and those before it, on equal steps
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
 START = {2: "midpoint", 3: "ralston3", 4: "rk4"}  # as many stages as its order
 
 
@@ -66,4 +77,19 @@ def _solvers(order: int) -> list[Solver]:
     ]
 
 
-SOLVERS = (*_solvers(2), *_solvers(3), *_solvers(4))
+def _fill_ipndm(table: Table, points: Times) -> None:
+    for i, to in enumerate(points[1:]):
+        table.evaluate()
+        h = to - table.time
+        table.move(to, {i - j: h * w for j, w in enumerate(EQUAL[min(i, 3)])})
+
+
+IPNDM = Solver(
+    name="IPNDM",
+    title="iPNDM",
+    order=2,  # its first steps are of lower order
+    counts="evaluations",
+    fill=_fill_ipndm,
+    source="Zhang and Chen 2022, arXiv 2204.13902",
+)
+SOLVERS = (*_solvers(2), *_solvers(3), *_solvers(4), IPNDM)

@@ -448,9 +448,9 @@ class Plan:
             sigmas = _checks.numbers("sigmas", sigmas)
         if timesteps is not None:
             timesteps = _checks.numbers("timesteps", timesteps)
-        from flowturbo.integrations import schedulers
+        from flowturbo.plan import from_scheduler as probe
 
-        columns = schedulers.from_scheduler(
+        columns = probe.from_scheduler(
             scheduler, steps, sigmas=sigmas, mu=mu, timesteps=timesteps
         )
         return cls(**columns)

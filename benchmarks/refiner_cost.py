@@ -42,9 +42,9 @@ def calls(
 
     def refine() -> list[Any]:
         seen = refiner.embed_rows(rows, cond, guidance)
-        history = lambda row: [(t, v) for (_, t), v in zip(row.seen[-2:], (b, a), strict=True)]
+        history = lambda row: [(t, v) for (_, t), v in zip(row.history[-2:], (b, a), strict=True)]
         return [
-            refiner(x, x.new_full((), row.told), seen[row.k], history(row), guidance=guidance)
+            refiner(x, x.new_full((), row.model_time), seen[row.k], history(row), guidance=guidance)
             for row in rows
         ]
 

@@ -141,9 +141,9 @@ def test_rows_embedded_at_once_give_the_velocities_of_single_calls(kind, scale):
     seen = refiner.embed_rows(rows, cond, scale)
     assert sorted(seen) == [2, 3, 6]
     for row in rows:
-        x, history = torch.randn(3, 2, 8, 8), _history([t for _, t in row.seen])
-        one = refiner(x, row.told, cond, history, scale)
-        torch.testing.assert_close(refiner(x, row.told, seen[row.k], history, scale), one)
+        x, history = torch.randn(3, 2, 8, 8), _history([t for _, t in row.history])
+        one = refiner(x, row.model_time, cond, history, scale)
+        torch.testing.assert_close(refiner(x, row.model_time, seen[row.k], history, scale), one)
 
 
 def test_the_loop_embeds_the_rows_of_a_refiner_once():

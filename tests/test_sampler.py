@@ -48,7 +48,7 @@ def test_runs_the_table():
         return model(x, t, cond)
 
     out = sample(plan, model, x, refiner=refiner)
-    assert told == plan.told.tolist()
+    assert told == plan.model_times.tolist()
     total = sum(w * v for w, v in zip(plan.weights.sum(0), vs, strict=True))
     assert torch.allclose(out, x + total, atol=1e-14)
 
@@ -58,7 +58,7 @@ def test_told_and_previous_reach_the_evaluators():
         times=[0, 0.5, 1],
         evaluators=("model", "refiner"),
         weights=[[0.5, 0], [0, 0.5]],
-        told=[0.1, 0.7],
+        model_times=[0.1, 0.7],
     )
     seen = []
 

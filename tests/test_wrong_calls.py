@@ -305,8 +305,8 @@ P(times=None, evaluators=["model"], weights=[[1]]) | times=None
 P(times=[0, 1], evaluators=None, weights=[[1]]) | evaluators=None
 P(times=[0, 1], evaluators=[["model"]], weights=[[1]]) | evaluators[0]=['model']
 P(times=[0, 1], evaluators=["model"], weights=[["a"]]) | weights=[['a']]
-P(times=[0, 1], evaluators=["model"], weights=[[1]], previous=3) | previous=3
-P(times=[0, 1], evaluators=["model"], weights=[[1]], told="a") | told='a'
+P(times=[0, 1], evaluators=["model"], weights=[[1]], last_velocity=3) | last_velocity=3
+P(times=[0, 1], evaluators=["model"], weights=[[1]], model_times="a") | model_times='a'
 P(times=[0, 1], evaluators=["model"], weights=[[1]], name=3) | name=3
 P(times=[0, 1], evaluators=["model"], weights=[[1]], inof={}) | did you mean 'info'?
 m.condition("a") | prompts='a'
@@ -461,8 +461,8 @@ CORE = {
     "a compiled sampler": (NAMES["compiled"], dict(x=X, cond=COND, guidance=2.0,
                            negative=None)),
     "load_compiled": (ft.load_compiled, dict(path="no.pt2", device="gpu", fallback=None)),
-    "Plan": (ft.Plan, dict(times=[0, 1], evaluators=["model"], weights=[[1.0]], told=None,
-             previous=None, name="a", info={})),
+    "Plan": (ft.Plan, dict(times=[0, 1], evaluators=["model"], weights=[[1.0]], model_times=None,
+             last_velocity=None, name="a", info={})),
     "Plan.parse": (ft.Plan.parse, dict(text="E2", shift=1.0, times=None, direction="forward")),
     "Plan.euler": (ft.Plan.euler, dict(steps=2, shift=1.0, times=None, direction="forward")),
     "Plan.adams_bashforth": (ft.Plan.adams_bashforth, dict(evaluations=9, order=2, start="low")),

@@ -6,7 +6,8 @@ The one convention of this library (Lipman et al. 2023, arXiv 2210.02747; Liu et
     x_t = t*x1 + (1 - t)*x0
     v   = dx/dt = x1 - x0
 
-Only ``flowturbo.integrations`` and ``flowturbo.plan.from_scheduler`` know any other. A grid of ``n`` steps has ``n + 1`` points.
+Only ``flowturbo.integrations`` and ``flowturbo.plan.from_scheduler`` know any other. A grid
+of ``n`` steps has ``n + 1`` points.
 """
 
 from __future__ import annotations

@@ -219,7 +219,7 @@ def _finite_step(plan: Plan) -> Callable[..., tuple[Tensor, Tensor]]:
         k = next((j for j, u in every if not u.isfinite().all()), None)
         reason = f"the velocities of plan {plan.name!r} are too large for {x.dtype}"
         if k is not None:
-            whose, at = plan.evaluators[k], plan.told[k]
+            whose, at = plan.evaluators[k], plan.model_times[k]
             reason = f"the {whose} returned NaN or infinity at t={at:g}, in plan {plan.name!r}"
         raise ValueError(
             f"the state is not finite after evaluation {row.k + 1} of {len(plan)}: {reason}; lower "
@@ -286,7 +286,7 @@ def check_refiner(plan: Plan, refiner: Any, scale: float | Tensor) -> None:
     """The ``ValueError`` of ``prepare_refiner`` for a scale of guidance."""
     needed = getattr(refiner, "distinct_times", 1)
     for row in plan.rows:
-        shown = len({t for _, t in row.seen})
+        shown = len({t for _, t in row.history})
         if row.evaluator == "refiner" and shown < needed:
             raise ValueError(
                 f"plan {plan.name!r}: evaluation {row.k} shows the refiner velocities at "
@@ -397,7 +397,7 @@ def evaluators(
         seen = _embedded_rows(refiner, [r for r in rows if r.evaluator == "refiner"], cond)
 
         def refine(row: Row, x: Tensor, velocities: Velocities) -> Tensor:
-            history = [(t, velocities[j]) for j, t in row.seen]
+            history = [(t, velocities[j]) for j, t in row.history]
             return _like(refiner(x, _told(refiner, row, x), seen[row.k], history), x, row)
 
         made["refiner"] = refine
@@ -422,7 +422,7 @@ def step(
 
 def moved(row: Row, x: Tensor, v: Tensor, velocities: Velocities) -> Tensor:
     """The state ``x`` (B, ...) moved by a row whose evaluation gave ``v``; earlier ones by row."""
-    for j, w in row.moves:
+    for j, w in row.update:
         x = torch.add(x, v if j == row.k else velocities[j], alpha=w)
     return x
 
@@ -440,7 +440,7 @@ def run(
         before = x if callback else None
         x, v = step(row, evaluate, x, velocities)
         velocities[row.k] = v
-        for j in row.released:
+        for j in row.frees:
             del velocities[j]
         if callback and before is not None:
             x1 = predicted_data(before, v, row.time)
@@ -453,14 +453,14 @@ def run(
 def _told(evaluator: Any, row: Row, x: Tensor) -> float | Tensor:
     """The time, filled in on the device; guidance settles its interval by the number."""
     known = isinstance(evaluator, (Guidance, _Guided))
-    return row.told if known else x.new_full((), row.told)
+    return row.model_time if known else x.new_full((), row.model_time)
 
 
 def _like(value: Any, x: Tensor, row: Row, whose: str = "") -> Tensor:
     """``value``, refused unless it is like ``x``; wider numbers would widen the state for good."""
     alike = isinstance(value, Tensor) and value.shape == x.shape and value.device == x.device
     if not alike or not value.is_floating_point():
-        whose, at = whose or row.evaluator, row.to if whose else row.told
+        whose, at = whose or row.evaluator, row.to if whose else row.model_time
         raise ValueError(
             f"the {whose} returned {checks.shown(value)} at t={at:g}: must be a tensor of real "
             f"numbers like the state, {tuple(x.shape)} on {x.device}"

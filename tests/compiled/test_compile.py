@@ -29,8 +29,8 @@ FITTED = ft.Plan(
     times=[0, 0.3, 0.55, 0.55, 1],
     evaluators=("model", "model", "model", "refiner"),
     weights=[[0.3, 0, 0, 0], [-0.1, 0.35, 0, 0], [0, 0, 0, 0], [0.05, 0, 0.2, 0.2]],
-    told=[0.001, 0.31, 0.55, 0.9],
-    previous=(-1, 0, 1, 1),
+    model_times=[0.001, 0.31, 0.55, 0.9],
+    last_velocity=(-1, 0, 1, 1),
     name="fitted",
 )
 

@@ -349,16 +349,16 @@ def test_polishing_keeps_what_is_told_and_what_is_known(reference):
     times = np.linspace(0, 1, 5)
     columns = dict(
         times=times,
-        told=[0.0, 0.24, 0.5, 0.75],
+        model_times=[0.0, 0.24, 0.5, 0.75],
         evaluators=("model", "model", "refiner", "refiner"),
         weights=np.diag(np.diff(times)),
-        previous=(-1, 0, 1, 1),
+        last_velocity=(-1, 0, 1, 1),
     )
     plan = ft.Plan(**columns)
     made = polish(plan, mixture, few, refiner=Oracle(), iterations=1)
     assert made != plan
-    assert made.previous == plan.previous
-    np.testing.assert_allclose(made.told - made.times[:-1], [0, -0.01, 0, 0], atol=1e-12)
+    assert made.last_velocity == plan.last_velocity
+    np.testing.assert_allclose(made.model_times - made.times[:-1], [0, -0.01, 0, 0], atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -383,7 +383,7 @@ def test_what_is_no_field_is_refused(model):
 
 
 def test_a_field_on_which_no_plan_stays_finite_is_told():
-    known = torch.from_numpy(np.append(fine(48).told, 1.0))
+    known = torch.from_numpy(np.append(fine(48).model_times, 1.0))
 
     def field(x, t, cond):
         return x if (known - t).abs().min() < 1e-6 else torch.full_like(x, torch.nan)

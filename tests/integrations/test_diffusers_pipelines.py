@@ -173,9 +173,9 @@ def check_rows(plan, states, seen, edited):
     said = {}
     rows = [k for k, evaluator in enumerate(plan.evaluators) if evaluator == "refiner"]
     for k, (x, t, history, v) in zip(rows, seen, strict=True):
-        assert t == plan.told[k]
+        assert t == plan.model_times[k]
         assert x.shape[-2:] in ((8, 8), (16, 16))
-        assert [time for time, _ in history] == plan.told[:k].tolist()
+        assert [time for time, _ in history] == plan.model_times[:k].tolist()
         said.update({j: u for j, (_, u) in enumerate(history)})
         said[k] = v
         h, w = x.shape[-2] // 2, x.shape[-1] // 2

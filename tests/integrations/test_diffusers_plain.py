@@ -133,7 +133,7 @@ def test_a_plan_is_refused_at_another_number_of_steps():
 def test_what_a_network_is_told_beside_the_level_is_warned_of():
     cell, pipe = built("CogView4", EULER(use_dynamic_shifting=True, base_shift=0.25))
     enable(pipe, plan=PLAN)
-    with pytest.warns(UserWarning, match=r"other timesteps than 1000 times.*told=\.\.\."):
+    with pytest.warns(UserWarning, match=r"other timesteps than 1000 times.*model_times=\.\.\."):
         cell.call(pipe, len(PLAN))
     given = {"timesteps": [1000.0, 600.0, 300.0], "sigmas": [1.0, 0.6, 0.3]}
     if not EARLIER:
@@ -215,7 +215,7 @@ def test_frames_that_step_on_their_own_do_what_the_library_does(monkeypatch):
     x = calls[0][0]
     for k in range(len(PLAN)):
         assert torch.allclose(calls[2 * k][0], x, atol=1e-5)
-        assert (calls[2 * k][1] == int(1000 - 1000 * PLAN.told[k])).all()
+        assert (calls[2 * k][1] == int(1000 - 1000 * PLAN.model_times[k])).all()
         x = x + sum(PLAN.weights[k, j] * guided[j] for j in range(k + 1)).float()
     assert torch.allclose(result, x, atol=1e-5)
     cell.call(pipe, len(PLAN), ar_step=2, causal_block_size=1)  # one frame after another
@@ -240,7 +240,7 @@ def test_inverted_levels_are_those_of_flow_match_euler(config):
     assert torch.allclose(x, y, atol=1e-5)
     plan = FlowTurboScheduler(plan="AB2:4@2", invert_sigmas=True)
     plan.set_timesteps(4)
-    assert np.allclose(plan.timesteps, 1000 * ft.Plan.parse("AB2:4@2").told)
+    assert np.allclose(plan.timesteps, 1000 * ft.Plan.parse("AB2:4@2").model_times)
     flipped = FlowTurboScheduler(invert_sigmas=True, sign=1, solver="E", **config)
     flipped.set_timesteps(sigmas=np.linspace(1, 0.25, 4))
     z = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))

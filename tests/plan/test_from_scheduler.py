@@ -100,7 +100,7 @@ def test_a_table_does_what_the_scheduler_does(scheduler):
         ready = copy.deepcopy(scheduler)
         ready.set_timesteps(steps)
         np.testing.assert_allclose(plan.times, 1 - ready.sigmas.double(), atol=1e-12)
-        np.testing.assert_allclose(plan.told, 1 - ready.timesteps.double() / 1000, atol=1e-6)
+        np.testing.assert_allclose(plan.model_times, 1 - ready.timesteps.double() / 1000, atol=1e-6)
         np.testing.assert_allclose(plan.weights.sum(1), np.diff(plan.times), atol=1e-6)
         assert plan.info["scheduler"] == type(scheduler).__name__
         assert plan.info["steps"] == steps
@@ -110,11 +110,13 @@ def test_a_table_does_what_the_scheduler_does(scheduler):
 @pytest.mark.parametrize("kind", ["UniPCMultistep", "DPMSolverMultistep", "DEISMultistep"])
 def test_whole_timesteps_are_what_the_model_is_told(kind):
     plan = Plan.from_scheduler(flow(kind), 6)
-    np.testing.assert_allclose(plan.told * 1000, np.round(plan.told * 1000), atol=1e-4)
-    assert plan.told[1] != plan.times[1]
+    np.testing.assert_allclose(
+        plan.model_times * 1000, np.round(plan.model_times * 1000), atol=1e-4
+    )
+    assert plan.model_times[1] != plan.times[1]
     told = []
     sample(plan, lambda x, t, cond: told.append(t.item()) or mixture(x, t), noise())
-    assert told == plan.told.tolist()
+    assert told == plan.model_times.tolist()
 
 
 def test_rounding_of_deis_is_of_the_state_alone():

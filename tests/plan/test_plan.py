@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import os
 import pickle
 import time
@@ -335,10 +336,13 @@ def test_restriction_does_not_extrapolate_from_velocities_too_close():
 def test_restriction_keeps_what_evaluators_are_told():
     plan = Plan.euler(4)
     plan = Plan(
-        times=plan.times, evaluators=plan.evaluators, weights=plan.weights, told=[0, 0.2, 0.4, 0.6]
+        times=plan.times,
+        evaluators=plan.evaluators,
+        weights=plan.weights,
+        model_times=[0, 0.2, 0.4, 0.6],
     )
-    assert plan.restrict(0.5).told.tolist() == [0.4, 0.6]
-    assert plan.restrict(0.3).told.tolist() == [0.3, 0.4, 0.6]
+    assert plan.restrict(0.5).model_times.tolist() == [0.4, 0.6]
+    assert plan.restrict(0.3).model_times.tolist() == [0.3, 0.4, 0.6]
 
 
 def test_restriction_to_the_start_is_the_plan_itself():
@@ -372,8 +376,8 @@ def tables(draw):
         times=times,
         evaluators=kinds,
         weights=[row + [0.0] * (n - len(row)) for row in rows],
-        told=draw(st.none() | st.lists(st.floats(0, 1), min_size=n, max_size=n)),
-        previous=[
+        model_times=draw(st.none() | st.lists(st.floats(0, 1), min_size=n, max_size=n)),
+        last_velocity=[
             draw(st.integers(0, k - 1)) if kind == "refiner" else k - 1
             for k, kind in enumerate(kinds)
         ],
@@ -391,7 +395,9 @@ def test_any_consistent_table_stays_consistent_restricted(plan, where, random):
     weights = plan.weights.copy()
     np.fill_diagonal(weights, 0)
     np.fill_diagonal(weights, np.diff(times) - weights.sum(1))
-    plan = Plan(times=times, evaluators=plan.evaluators, weights=weights, previous=plan.previous)
+    plan = Plan(
+        times=times, evaluators=plan.evaluators, weights=weights, last_velocity=plan.last_velocity
+    )
     t = times[0] + round(where * 99) / 100 * (times[-1] - times[0])
     part = plan.restrict(t)
     assert part.times[0] == pytest.approx(t, abs=1e-9)
@@ -408,7 +414,7 @@ def test_json_is_exact(plan):
     assert again == plan
     assert hash(again) == hash(plan)
     assert np.array_equal(again.weights, plan.weights)
-    assert np.array_equal(again.told, plan.told)
+    assert np.array_equal(again.model_times, plan.model_times)
     assert pickle.loads(pickle.dumps(plan)) == plan == copy.deepcopy(plan)
 
 
@@ -462,7 +468,7 @@ def test_the_largest_plan_is_quick_to_make_to_save_and_to_read(tmp_path):
     again = Plan.load(tmp_path / "p.json")
     assert time.process_time() - start < 5  # it takes about 1
     assert again == plan
-    assert sum(len(row.moves) for row in again.rows) == 2000
+    assert sum(len(row.update) for row in again.rows) == 2000
 
 
 def test_a_table_without_zeros_of_the_largest_size_can_be_read_again(tmp_path):
@@ -489,7 +495,12 @@ def test_value_equality():
 
 def test_a_plan_cannot_be_changed():
     plan = Plan.euler(3)
-    for array in (plan.times, plan.weights, plan.told, pickle.loads(pickle.dumps(plan)).weights):
+    for array in (
+        plan.times,
+        plan.weights,
+        plan.model_times,
+        pickle.loads(pickle.dumps(plan)).weights,
+    ):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 1
     with pytest.raises(AttributeError):
@@ -536,29 +547,33 @@ def test_names_are_notation():
 
 def test_released_velocities_are_not_used_again():
     for plan in every_plan():
-        assert sorted(j for row in plan.released for j in row) == list(range(len(plan)))
+        assert sorted(j for row in plan.frees for j in row) == list(range(len(plan)))
         gone: set[int] = set()
-        for k, row in enumerate(plan.released):
+        for k, row in enumerate(plan.frees):
             used = set(np.flatnonzero(plan.weights[k]))
             used |= set(plan.seen_by(k)) if plan.evaluators[k] == "refiner" else set()
             assert not used & gone
             gone |= set(row)
-    assert Plan.euler(3).released == ((0,), (1,), (2,))
+    assert Plan.euler(3).frees == ((0,), (1,), (2,))
 
 
 def test_rows_are_the_table_in_plain_numbers():
     for plan in every_plan():
         assert len(plan.rows) == len(plan)
         for k, row in enumerate(plan.rows):
-            assert (row.k, row.evaluator, row.released) == (k, plan.evaluators[k], plan.released[k])
-            assert (row.time, row.told, row.to) == (plan.times[k], plan.told[k], plan.times[k + 1])
+            assert (row.k, row.evaluator, row.frees) == (k, plan.evaluators[k], plan.frees[k])
+            assert (row.time, row.model_time, row.to) == (
+                plan.times[k],
+                plan.model_times[k],
+                plan.times[k + 1],
+            )
             weights = np.zeros(len(plan))
-            for j, w in row.moves:
+            for j, w in row.update:
                 weights[j] = w
             assert np.array_equal(weights, plan.weights[k])
-            assert 0.0 not in dict(row.moves).values()
+            assert 0.0 not in dict(row.update).values()
             seen = plan.seen_by(k) if row.evaluator == "refiner" else ()
-            assert row.seen == tuple((j, plan.told[j]) for j in seen)
+            assert row.history == tuple((j, plan.model_times[j]) for j in seen)
 
 
 # -- bad input --------------------------------------------------------------------------------
@@ -661,9 +676,9 @@ def test_bad_constructor_arguments(make, message):
         ({"weights": [[0.5]]}, "need shape \\(2, 2\\)"),
         ({"weights": [[0.5], [0, 0.5]]}, "one length"),
         ({"weights": [["0.5", "0"], ["0", "0.5"]]}, "numbers only"),
-        ({"told": [0.0]}, "told of shape"),
-        ({"told": [0.0, np.nan]}, r"told=.*: must be finite"),
-        ({"told": [0.0, 500.0]}, "told\\[1\\]=500.0: must lie in \\[0, 1\\]"),
+        ({"model_times": [0.0]}, "model_times of shape"),
+        ({"model_times": [0.0, np.nan]}, r"model_times=.*: must be finite"),
+        ({"model_times": [0.0, 500.0]}, "model_times\\[1\\]=500.0: must lie in \\[0, 1\\]"),
         ({"times": [0, True, 1]}, "not bool"),
         ({"times": [0, 0.5, 1.5]}, "times\\[2\\]=1.5: all must lie in"),
         ({"times": [0, 10**400, 1]}, "numbers only"),
@@ -671,7 +686,7 @@ def test_bad_constructor_arguments(make, message):
         ({"weights": [[0.5, 0], [True, 0.5]]}, "not bool"),
         ({"weights": [[0.5, 0], [1e300, 0.5]]}, "weights\\[1\\]\\[0\\]=1e\\+300: must be from"),
         ({"weights": [[0.5, 0], [-1.1e4, 0.5]]}, "from -10000 to 10000"),
-        ({"previous": 5}, "one per evaluation"),
+        ({"last_velocity": 5}, "one per evaluation"),
         ({"name": "x" * 5000}, "one line"),
         ({"info": {"guidance": "ab"}}, "info: guidance: 'ab': must be a list"),
         ({"info": {"guidance": [2, 1]}}, "must be \\[lowest, highest\\]"),
@@ -679,10 +694,10 @@ def test_bad_constructor_arguments(make, message):
         ({"info": {"error": {"rmse": 0.3}}}, "error.median: is missing"),
         ({"info": {"plain": {"rmse": 0.3, "median": 0.2}}}, "plain.name: is missing"),
         ({"info": {"x": "\ud800"}}, "surrogates"),
-        ({"previous": (-1,)}, "one per evaluation"),
-        ({"previous": (-1, 1)}, "previous\\[1\\]=1: must be from 0 to 0 for a refiner"),
-        ({"previous": (0, 0)}, "must be -1 for a model row"),
-        ({"previous": (-1, 0.0)}, "whole number"),
+        ({"last_velocity": (-1,)}, "one per evaluation"),
+        ({"last_velocity": (-1, 1)}, "last_velocity\\[1\\]=1: must be from 0 to 0 for a refiner"),
+        ({"last_velocity": (0, 0)}, "must be -1 for a model row"),
+        ({"last_velocity": (-1, 0.0)}, "whole number"),
         ({"name": "a\nb"}, "one line"),
         ({"info": {"x": float("nan")}}, "JSON"),
         ({"info": {"x": object()}}, "JSON"),
@@ -694,3 +709,18 @@ def test_bad_columns(change, message):
     assert len(Plan(**good)) == 2
     with pytest.raises(ValueError, match=message):
         Plan(**{**good, **change})
+
+
+def test_files_with_earlier_names_of_columns_load():
+    plan = Plan(
+        times=[0, 0.5, 1],
+        evaluators=["model", "refiner"],
+        weights=[[0.5, 0], [0, 0.5]],
+        model_times=[0, 0.4],
+        last_velocity=(-1, 0),
+    )
+    text = plan.to_json()
+    assert '"model_times"' in text
+    assert Plan.from_json(text.replace('"model_times"', '"told"')) == plan
+    columns = json.loads(text) | {"previous": [-1, 0]}
+    assert Plan.from_json(json.dumps(columns)) == plan

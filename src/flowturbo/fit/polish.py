@@ -176,8 +176,8 @@ def _moved(plan: Plan, moves: list[Move], steps: np.ndarray[Any, Any]) -> Plan |
     least = np.minimum(np.abs(np.diff(plan.times)) * (1 - 1e-9), NEAREST)
     if not (np.abs(weights).max() <= LARGEST and (gaps >= least).all()):  # nor NaN
         return None
-    told = np.clip(times[:-1] + (plan.told - plan.times[:-1]), 0, 1)
-    return replace(plan, times=times, weights=weights, told=told, info={})
+    model_times = np.clip(times[:-1] + (plan.model_times - plan.times[:-1]), 0, 1)
+    return replace(plan, times=times, weights=weights, model_times=model_times, info={})
 
 
 def _slope(

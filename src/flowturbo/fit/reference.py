@@ -162,7 +162,7 @@ def _record(
     index = set(kept)
 
     def note(step: Step) -> None:
-        _check_finite(step.v, plan.told[step.index], guidance)
+        _check_finite(step.v, plan.model_times[step.index], guidance)
         if step.index in index:
             velocities.append(step.v)
         if step.index + 1 in index or step.index + 1 == step.total:
@@ -171,7 +171,7 @@ def _record(
     end = sample(plan, field, x, cond, guidance=guidance, callback=note)
     last = Plan.euler(1, times=[plan.times[-1], plan.times[0]], direction=_other(plan))
     sample(last, field, end, cond, guidance=guidance, callback=lambda s: velocities.append(s.v))
-    _check_finite(velocities[-1], last.told[0], guidance)
+    _check_finite(velocities[-1], last.model_times[0], guidance)
     return torch.stack(states), torch.stack(velocities)
 
 

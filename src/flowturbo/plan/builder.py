@@ -20,20 +20,24 @@ class Table:
     def __init__(self, time: float) -> None:
         self.time = float(time)
         self.times: list[float] = []  # of the state, at each evaluation
-        self.told: list[float] = []
+        self.model_times: list[float] = []
         self.evaluators: list[str] = []
-        self.previous: list[int] = []
+        self.last_velocity: list[int] = []
         self.rows: list[dict[int, float]] = []
 
     def evaluate(
-        self, evaluator: str = "model", *, previous: int | None = None, told: float | None = None
+        self,
+        evaluator: str = "model",
+        *,
+        last_velocity: int | None = None,
+        model_time: float | None = None,
     ) -> int:
         """Append an evaluation at the state; its index."""
         index = len(self.rows)
         self.times.append(self.time)
-        self.told.append(self.time if told is None else told)
+        self.model_times.append(self.time if model_time is None else model_time)
         self.evaluators.append(evaluator)
-        self.previous.append(index - 1 if previous is None else previous)
+        self.last_velocity.append(index - 1 if last_velocity is None else last_velocity)
         self.rows.append({})
         return index
 
@@ -53,6 +57,6 @@ class Table:
             "times": [*self.times, self.time],
             "evaluators": tuple(self.evaluators),
             "weights": weights,
-            "told": self.told,
-            "previous": tuple(self.previous),
+            "model_times": self.model_times,
+            "last_velocity": tuple(self.last_velocity),
         }

@@ -17,10 +17,10 @@ __all__ = [
     "LIMIT",
     "evaluators",
     "info",
+    "last_velocity",
+    "model_times",
     "numbers",
-    "previous",
     "times",
-    "told",
     "weights",
 ]
 
@@ -40,13 +40,13 @@ def times(values: Any) -> Times:
     return grid
 
 
-def told(values: Any, times: Times) -> Times:
-    """The time that each evaluator is told, (n,) in [0, 1]; by default that of its state."""
+def model_times(values: Any, times: Times) -> Times:
+    """The time that each evaluator is given, (n,) in [0, 1]; by default that of its state."""
     if values is None:
         return times[:-1].copy()
-    array = numbers("told", values, (len(times) - 1,))
+    array = numbers("model_times", values, (len(times) - 1,))
     for k in np.flatnonzero((array < 0) | (array > 1))[:1]:
-        raise ValueError(f"told[{k}]={array[k]}: must lie in [0, 1] (0 = noise, 1 = data)")
+        raise ValueError(f"model_times[{k}]={array[k]}: must lie in [0, 1] (0 = noise, 1 = data)")
     return array
 
 
@@ -104,19 +104,19 @@ def evaluators(values: Sequence[str], n: int) -> tuple[str, ...]:
     return evaluators
 
 
-def previous(values: Sequence[int] | None, evaluators: Sequence[str]) -> tuple[int, ...]:
+def last_velocity(values: Sequence[int] | None, evaluators: Sequence[str]) -> tuple[int, ...]:
     """The last known velocity of each row; it may be an older one for a refiner only."""
     default = tuple(range(-1, len(evaluators) - 1))
     if values is None:
         return default
     if not isinstance(values, Sequence) or len(values) != len(default):
-        raise ValueError(f"previous={shown(values)}: must be one per evaluation")
+        raise ValueError(f"last_velocity={shown(values)}: must be one per evaluation")
     for k, j in enumerate(values):
         if isinstance(j, bool) or not isinstance(j, (int, np.integer)):
-            raise ValueError(f"previous[{k}]={shown(j)}: must be a whole number")
+            raise ValueError(f"last_velocity[{k}]={shown(j)}: must be a whole number")
         if j != k - 1 and not (evaluators[k] == "refiner" and 0 <= j < k):
             allowed = f"from 0 to {k - 1}" if evaluators[k] == "refiner" else f"{k - 1}"
-            raise ValueError(f"previous[{k}]={j}: must be {allowed} for a {evaluators[k]} row")
+            raise ValueError(f"last_velocity[{k}]={j}: must be {allowed} for a {evaluators[k]} row")
     return tuple(int(j) for j in values)
 
 

@@ -73,7 +73,7 @@ def from_scheduler(
     told = np.where(np.abs(told - levels[:-1]) < 1e-6, levels[:-1], told)
     return {
         "times": levels,
-        "told": told,
+        "model_times": told,
         "evaluators": ("model",) * len(told),
         "weights": _weights(ready, name, levels, 1.0 if inverted else -1.0),
         "name": f"{name.removesuffix('Scheduler')}, {len(told)} evaluations",

@@ -6,7 +6,7 @@ import json
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AliasChoices, ConfigDict, Field, model_validator
 
 from flowturbo.plan.checks import LIMIT
 from flowturbo.schema import Format, Schema, check, parse_json
@@ -15,7 +15,7 @@ __all__ = ["MOST_BYTES", "VERSION", "dumps", "loads", "read_info"]
 
 VERSION = 1
 MOST_BYTES = 56 * 2**20  # of a plan of `LIMIT` evaluations with no weight 0
-LISTS = ("times", "told", "evaluators", "previous")  # told and previous only where they differ
+LISTS = ("times", "model_times", "evaluators", "last_velocity")  # two of them where they differ
 
 
 class Error(Schema):
@@ -52,7 +52,7 @@ class Row(Schema):
 
 
 class PlanFile(Schema):
-    """A file of a plan, ``weights`` as rows of the lower triangle."""
+    """A file of a plan, ``weights`` as rows of the lower triangle; two keys had other names."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -61,8 +61,12 @@ class PlanFile(Schema):
     times: list[float]
     evaluators: list[Literal["model", "refiner"]]
     weights: list[list[Any]]
-    told: list[float] | None = None
-    previous: list[int] | None = None
+    model_times: list[float] | None = Field(
+        None, validation_alias=AliasChoices("model_times", "told")
+    )
+    last_velocity: list[int] | None = Field(
+        None, validation_alias=AliasChoices("last_velocity", "previous")
+    )
     info: dict[str, Any]
 
 

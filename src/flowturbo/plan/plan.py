@@ -48,21 +48,21 @@ class Row(NamedTuple):
         k: which one, from 0.
         evaluator: "model" or "refiner".
         time: of the state before it.
-        told: the time that the evaluator is told.
+        model_time: the time that the evaluator is given.
         to: the time of the state after it.
-        moves: (j, weight) of the velocities that move the state, weights not 0, itself last.
-        seen: (j, time told) of the velocities that a refiner is shown, oldest first.
-        released: the velocities that no later row uses.
+        update: (j, weight) of the velocities that move the state, weights not 0, itself last.
+        history: (j, model time) of the velocities that a refiner is shown, oldest first.
+        frees: the velocities that no later row uses.
     """
 
     k: int
     evaluator: str
     time: float
-    told: float
+    model_time: float
     to: float
-    moves: tuple[tuple[int, float], ...]
-    seen: tuple[tuple[int, float], ...]
-    released: tuple[int, ...]
+    update: tuple[tuple[int, float], ...]
+    history: tuple[tuple[int, float], ...]
+    frees: tuple[int, ...]
 
 
 def as_plan(plan: Any) -> Plan:
@@ -89,9 +89,10 @@ class Plan:
         evaluators: K times "model" or "refiner"; the first is "model".
         weights: (K, K) float64, lower triangular: row ``k`` is what evaluation ``k`` moves; from
             -1e4 to 1e4, for larger ones make errors of the rounding of a float32.
-        told: (K,) float64 in [0, 1], the time each evaluator is told; ``times[:K]`` by default.
-        previous: for a refiner row, which earlier evaluation is the last known velocity; ``k - 1``
-            by default and for all model rows.
+        model_times: (K,) float64 in [0, 1], the time each evaluator is given; by default
+            ``times[:K]``.
+        last_velocity: for a refiner row, which earlier evaluation is the last known velocity;
+            ``k - 1`` by default and for all model rows.
         name: what to call it, in the notation of ``parse`` where there is one.
         info: how it was made, its measured error and the like; anything JSON can hold, but for the
             entries that are read again: "guidance" is [lowest, highest], "error" and "plain" hold
@@ -104,8 +105,8 @@ class Plan:
     times: Times
     evaluators: tuple[str, ...]
     weights: npt.NDArray[np.float64]
-    told: Times = None  # type: ignore[assignment]
-    previous: tuple[int, ...] = None  # type: ignore[assignment]
+    model_times: Times = None  # type: ignore[assignment]
+    last_velocity: tuple[int, ...] = None  # type: ignore[assignment]
     name: str = "plan"
     info: Mapping[str, Any] = field(default_factory=dict)
 
@@ -114,14 +115,14 @@ class Plan:
         n = len(times) - 1
         evaluators = _checks.evaluators(self.evaluators, n)
         weights = _checks.weights(self.weights, n)
-        told = _checks.told(self.told, times)
-        previous = _checks.previous(self.previous, evaluators)
+        model_times = _checks.model_times(self.model_times, times)
+        last_velocity = _checks.last_velocity(self.last_velocity, evaluators)
         if not isinstance(self.name, str) or not self.name.isprintable() or len(self.name) > 4000:
             raise ValueError(f"name={checks.shown(self.name)}: must be a text of one line")
-        for array in (times, weights, told):
+        for array in (times, weights, model_times):
             array.flags.writeable = False
-        values = (times, evaluators, weights, told, previous, _checks.info(self.info))
-        names = ("times", "evaluators", "weights", "told", "previous", "info")
+        values = (times, evaluators, weights, model_times, last_velocity, _checks.info(self.info))
+        names = ("times", "evaluators", "weights", "model_times", "last_velocity", "info")
         for key, value in zip(names, values, strict=True):
             object.__setattr__(self, key, value)
 
@@ -143,16 +144,16 @@ class Plan:
 
     def seen_by(self, k: int) -> range:
         """The evaluations the refiner of row ``k`` may see, oldest first, the last known last."""
-        return range(self.previous[checks.whole("k", k, 0, len(self) - 1)] + 1)
+        return range(self.last_velocity[checks.whole("k", k, 0, len(self) - 1)] + 1)
 
     @cached_property
-    def released(self) -> tuple[tuple[int, ...], ...]:
+    def frees(self) -> tuple[tuple[int, ...], ...]:
         """For each row, the evaluations that no later row uses, so that memory can be freed."""
         last = np.arange(len(self))
         for k, evaluator in enumerate(self.evaluators):
             last[np.flatnonzero(self.weights[k])] = k
             if evaluator == "refiner":
-                last[: self.previous[k] + 1] = k
+                last[: self.last_velocity[k] + 1] = k
         rows: list[list[int]] = [[] for _ in last]
         for j, k in enumerate(last.tolist()):
             rows[k].append(j)
@@ -161,17 +162,17 @@ class Plan:
     @cached_property
     def rows(self) -> tuple[Row, ...]:
         """The table row by row, as the sampling loop reads it."""
-        told = self.told.tolist()
+        given = self.model_times.tolist()
         return tuple(
             Row(
                 k=k,
                 evaluator=evaluator,
                 time=float(self.times[k]),
-                told=told[k],
+                model_time=given[k],
                 to=float(self.times[k + 1]),
-                moves=tuple((j, w) for j, w in enumerate(self.weights[k].tolist()) if w != 0.0),
-                seen=tuple((j, told[j]) for j in self.seen_by(k) if evaluator == "refiner"),
-                released=self.released[k],
+                update=tuple((j, w) for j, w in enumerate(self.weights[k].tolist()) if w != 0.0),
+                history=tuple((j, given[j]) for j in self.seen_by(k) if evaluator == "refiner"),
+                frees=self.frees[k],
             )
             for k, evaluator in enumerate(self.evaluators)
         )
@@ -195,8 +196,8 @@ class Plan:
 
     @cached_property
     def _key(self) -> tuple[Any, ...]:
-        arrays = (self.times, self.weights, self.told)
-        return (*(a.tobytes() for a in arrays), self.evaluators, self.previous, self.name)
+        arrays = (self.times, self.weights, self.model_times)
+        return (*(a.tobytes() for a in arrays), self.evaluators, self.last_velocity, self.name)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Plan.from_json, (self.to_json(),)
@@ -207,10 +208,11 @@ class Plan:
     def __str__(self) -> str:
         cells = [["", "time", "evaluator", "to", "weights"]]
         for k, row in enumerate(self.weights):
-            told = "" if self.told[k] == self.times[k] else f" (told {self.told[k]:.6g})"
+            given = self.model_times[k]
+            at = "" if given == self.times[k] else f" (model time {given:.6g})"
             moves = "  ".join(f"v{j} {row[j]:+.4f}" for j in np.flatnonzero(row))
-            after = "" if self.previous[k] == k - 1 else f" (after v{self.previous[k]})"
-            time, to = f"{self.times[k]:.4f}{told}", f"{self.times[k + 1]:.4f}"
+            after = "" if self.last_velocity[k] == k - 1 else f" (after v{self.last_velocity[k]})"
+            time, to = f"{self.times[k]:.4f}{at}", f"{self.times[k + 1]:.4f}"
             cells.append([str(k), time, self.evaluators[k] + after, to, moves])
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
@@ -450,9 +452,7 @@ class Plan:
             timesteps = _checks.numbers("timesteps", timesteps)
         from flowturbo.plan import from_scheduler as probe
 
-        columns = probe.from_scheduler(
-            scheduler, steps, sigmas=sigmas, mu=mu, timesteps=timesteps
-        )
+        columns = probe.from_scheduler(scheduler, steps, sigmas=sigmas, mu=mu, timesteps=timesteps)
         return cls(**columns)
 
     def restrict(self, t: float) -> Plan:
@@ -486,7 +486,7 @@ class Plan:
             return self
         columns = {
             name: getattr(self, name)
-            for name in ("times", "evaluators", "weights", "told", "previous")
+            for name in ("times", "evaluators", "weights", "model_times", "last_velocity")
         }
         info = {"restricted_to": time, "from": dict(self.info)}
         return Plan(
@@ -506,10 +506,10 @@ class Plan:
             "weights": [row[: k + 1].tolist() for k, row in enumerate(self.weights)],
             "info": dict(self.info),
         }
-        if not np.array_equal(self.told, self.times[:-1]):
-            columns["told"] = self.told.tolist()
-        if self.previous != tuple(range(-1, len(self) - 1)):
-            columns["previous"] = list(self.previous)
+        if not np.array_equal(self.model_times, self.times[:-1]):
+            columns["model_times"] = self.model_times.tolist()
+        if self.last_velocity != tuple(range(-1, len(self) - 1)):
+            columns["last_velocity"] = list(self.last_velocity)
         return io.dumps(columns)
 
     @classmethod

@@ -24,15 +24,15 @@ def restricted(
     times: Times,
     evaluators: Sequence[str],
     weights: npt.NDArray[np.float64],
-    told: Times,
-    previous: Sequence[int],
+    model_times: Times,
+    last_velocity: Sequence[int],
 ) -> Table:
     """The rows of a plan from ``t`` on; see ``Plan.restrict``."""
     direction = np.sign(times[-1] - times[0])
     first = int(np.searchsorted(direction * times[:-1], direction * t, side="left"))
     after = int(np.searchsorted(direction * times[:-1], direction * t, side="right"))
     table = Table(t)
-    start = table.evaluate(told=float(told[after - 1]) if first < after else None)
+    start = table.evaluate(model_time=float(model_times[after - 1]) if first < after else None)
     index = dict.fromkeys(range(first, after), start)  # of the evaluations kept, in the table
     _extrapolate(table, float(times[after]))
     waiting: list[int] = []  # dropped evaluations that stand for the next one at their time
@@ -42,12 +42,12 @@ def restricted(
         if to == table.time and any(j not in index and j != k for j in uses):
             waiting.append(k)
             continue
-        before = index.get(previous[k], len(table.rows) - 1)
+        before = index.get(last_velocity[k], len(table.rows) - 1)
         sees = len(set(table.times[: before + 1]))
         if evaluators[k] == "refiner" and sees >= 2:
-            new = table.evaluate("refiner", told=float(told[k]), previous=before)
+            new = table.evaluate("refiner", model_time=float(model_times[k]), last_velocity=before)
         else:
-            new = table.evaluate(told=float(told[k]))
+            new = table.evaluate(model_time=float(model_times[k]))
         index.update(dict.fromkeys([*waiting, k], new))
         waiting = []
         whole = abs(weights[k].sum() - (to - times[k])) < CONSISTENT

@@ -128,9 +128,9 @@ class VelocityRefiner(nn.Module):
         images = network.pos_embed.new_empty(max(sizes, default=1))
         told, numbers = [], []
         for row in rows:
-            (t_a, _), (t_b, _) = _last_two([(t, j) for j, t in row.seen])
-            told.append(_rows(row.told, images))
-            numbers.append(_numbers(row.told - t_a, t_a - t_b, guidance, images))
+            (t_a, _), (t_b, _) = _last_two([(t, j) for j, t in row.history])
+            told.append(_rows(row.model_time, images))
+            numbers.append(_numbers(row.model_time - t_a, t_a - t_b, guidance, images))
         if vector is not None:
             shown = Embedded(None, vector.repeat(len(rows), 1))
         made = network.modulate(torch.cat(told), shown, torch.cat(numbers))

@@ -459,7 +459,9 @@ def _plan(plan: Plan | str | None, shift: float) -> Plan | None:
     made = mixed_plan(plan, shift) if isinstance(plan, str) else plan
     if not isinstance(made, Plan):
         raise ValueError(f"plan={shown(plan)}: must be a Plan, or a text such as 'MMRMRMRM'")
-    asked = [row.told not in {t for _, t in row.seen} for row in made.rows if _refines(row)]
+    asked = [
+        row.model_time not in {t for _, t in row.history} for row in made.rows if _refines(row)
+    ]
     if not any(asked):
         raise ValueError(f"plan {made.name!r}: asks the refiner nothing; take one with R")
     if (made.times[0], made.times[-1]) != (0, 1):

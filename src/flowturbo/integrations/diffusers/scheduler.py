@@ -269,7 +269,9 @@ class FlowTurboScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
             check_given(plan, count, refined)
             self._warn_of_told(plan, count, given, mu)
         inverted, n = self.config.invert_sigmas, self.config.num_train_timesteps
-        told, levels = (plan.told, plan.times) if inverted else (1 - plan.told, 1 - plan.times)
+        told, levels = (
+            (plan.model_times, plan.times) if inverted else (1 - plan.model_times, 1 - plan.times)
+        )
         timesteps = torch.tensor(told * n, dtype=torch.float32, device=device)
         sigmas = torch.tensor(levels, dtype=torch.float32, device=device)
         self._run = Run(plan, timesteps, sigmas)
@@ -320,17 +322,17 @@ class FlowTurboScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
 
     def _warn_of_told(self, plan: Plan, count: int, given: Mapping[str, Any], mu: Any) -> None:
         """Say so if the pipeline tells its network something else than the levels of its states."""
-        if len(given) < 2 or not np.array_equal(plan.told, plan.times[:-1]):
+        if len(given) < 2 or not np.array_equal(plan.model_times, plan.times[:-1]):
             return
         try:
             theirs = self._of_pipeline(count, given, mu)
         except ValueError:  # of a grid that the plan replaces
             return
-        if np.abs(theirs.told - theirs.times[:-1]).max() > 0.01:
+        if np.abs(theirs.model_times - theirs.times[:-1]).max() > 0.01:
             warnings.warn(
                 "the pipeline tells its network other timesteps than 1000 times the noise level, "
-                f"which plan {plan.name!r} tells: give the plan told=..., as Plan.from_scheduler"
-                "(scheduler, timesteps=..., sigmas=..., mu=...) does",
+                f"which plan {plan.name!r} tells: give the plan model_times=..., as "
+                "Plan.from_scheduler(scheduler, timesteps=..., sigmas=..., mu=...) does",
                 stacklevel=3,
             )
 
@@ -435,7 +437,7 @@ class FlowTurboScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
             row = running.rows[run.rows[k]]
             x = moved(row, x, v, run.velocities)
             kept = {**run.velocities, row.k: v}
-            run.velocities = {j: u for j, u in kept.items() if j not in row.released}
+            run.velocities = {j: u for j, u in kept.items() if j not in row.frees}
         run.index, run.answer = k + 1, None
         self._announce()
         if per_token_timesteps is None:
@@ -477,7 +479,7 @@ class FlowTurboScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
         if plan is None or k is None or plan.rows[k].evaluator != "refiner":
             return None
         row = plan.rows[k]
-        return row.told, [(t, run.velocities[j]) for j, t in row.seen]
+        return row.model_time, [(t, run.velocities[j]) for j, t in row.history]
 
     def scale_noise(
         self, sample: Tensor, timestep: float | Tensor, noise: Tensor | None = None

@@ -50,9 +50,9 @@ def on_grid(solver: str, times: Times, told: Times | None = None) -> Plan:
             f"solver={solver!r}: must be one of {', '.join(SOLVERS)}; for any other pass plan=..."
         )
     plan = Plan.parse(f"E{count}" if solver == "E" else f"{solver}:{count}", times=times)
-    if told is None or np.array_equal(told, plan.told):
+    if told is None or np.array_equal(told, plan.model_times):
         return plan
-    return replace(plan, told=told)
+    return replace(plan, model_times=told)
 
 
 def check_given(plan: Plan, count: int, refined: bool) -> None:

@@ -71,9 +71,9 @@ def _velocity_refiner(table: Table, to: float, last: int | None, *, shipped: boo
     """Heun with two refiner evaluations in place of the model's."""
     assert last is not None
     h = to - table.time
-    first = table.evaluate("refiner", previous=last)
+    first = table.evaluate("refiner", last_velocity=last)
     table.move(to, {first: h})
-    second = table.evaluate("refiner", previous=last if shipped else first)
+    second = table.evaluate("refiner", last_velocity=last if shipped else first)
     table.move(to, {first: -h / 2, second: h / 2})
     return first if shipped else second
 

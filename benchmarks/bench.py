@@ -222,7 +222,7 @@ class Bench:
         folder = self.home(guidance) / "pictures"
         made = ft.evaluate(
             self.drawing, plan, pictures=o.pictures, guidance=guidance, refiner=refiner,
-            against=self.against, features=self.see, repeats=0, folder=folder, steps=o.steps,
+            real_images=self.against, features=self.see, repeats=0, cache_dir=folder, steps=o.steps,
         )  # fmt: skip
         if self.against:
             made["frechet"]["floor"] = floor(self.against, self.model.shape, o.pictures, folder)

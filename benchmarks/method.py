@@ -98,7 +98,7 @@ class Fits:
                 nfe=nfe,
                 refiner=refiner,
                 guidance=self.guidance,
-                folder=self.folder / "search",
+                cache_dir=self.folder / "search",
                 report=partial(print, flush=True),
                 **self.options,
             ).save(path)

@@ -100,7 +100,7 @@ def fd(
 ) -> dict[str, float]:
     """FD-EffNet of a plan's pictures: to the converged "twins"; of the "plan" to real ones."""
     made = draw(
-        plan, refiner=refiner, agreement=0, resamples=0, repeats=0, folder=folder / "pictures"
+        plan, refiner=refiner, agreement=0, resamples=0, repeats=0, cache_dir=folder / "pictures"
     )
     return {k: made["frechet"][k] for k in ("twins", "plan", "converged")}
 
@@ -139,7 +139,7 @@ def main() -> None:
     seen: dict[str, Any] = {}
     if options.pictures:
         shared = {"pictures": options.pictures, "guidance": guidance, "steps": options.steps}
-        shared |= {"against": options.against, "features": seen_compiled()}
+        shared |= {"real_images": options.against, "features": seen_compiled()}
         distances = partial(
             fd, partial(ft.evaluate, drawing_compiled(options.model), **shared), folder
         )

@@ -73,7 +73,7 @@ def main() -> None:
         start = time.perf_counter()
         plan = ft.tune(
             model, nfe=nfe, refiner=refiner, guidance=options.guidance,
-            trajectories=options.trajectories, contrast=options.contrast, folder=run / "fit",
+            trajectories=options.trajectories, contrast=options.contrast, cache_dir=run / "fit",
             report=lambda line: print(line, flush=True),
         )  # fmt: skip
         (run / "plans").mkdir(exist_ok=True)

@@ -7,7 +7,7 @@ along the variance-preserving path of DDPM and DiT. A step costs what one of `di
 run goes on where it was interrupted. The folder is a model like any other, whose velocity follows
 from the noise; it is not bundled. Then
 
-    flowturbo analyze --model digits --against runs/digits-diffusion -o analysis
+    flowturbo analyze --model digits --compare-model runs/digits-diffusion -o analysis
 
 compares their trajectories.
 """

@@ -136,7 +136,11 @@ BAD = {
     "empty name": (["models", ""], "NAME '': must not be empty"),
     "endless name": (["generate", "-m", "x" * 10_000, "1"], "at most 255 bytes"),
     "endless link": (["train", "--data", "loop", "-o", "r"], "--data 'loop'", "leads to itself"),
-    "folder is a file": (["tune", "-m", "m", "--folder", "file"], "--folder file", "no folder"),
+    "folder is a file": (
+        ["tune", "-m", "m", "--cache-dir", "file"],
+        "--cache-dir file",
+        "no folder",
+    ),
     "no refiner": (["generate", "-m", "m", "1", "--refiner", "m"], "no refiner.json"),
     "refiner needed": (["generate", "-m", "m", "1", "--plan", "E2R1"], "give one with --refiner"),
     "range": (["tune", "-m", "m", "--guidance", "4-1"], "--guidance '4-1'"),

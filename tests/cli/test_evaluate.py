@@ -22,9 +22,9 @@ def _run(*arguments) -> int:
 def test_records_side_by_side(text_model, tmp_path, capsys):
     one, two, prompts = tmp_path / "one.json", tmp_path / "two.json", tmp_path / "prompts.txt"
     prompts.write_text("red apple\n\ntiger\n", encoding="utf-8")
-    shared = ["-m", text_model, *FEW, "--prompts", prompts, "--folder", tmp_path / "kept"]
+    shared = ["-m", text_model, *FEW, "--prompts", prompts, "--cache-dir", tmp_path / "kept"]
     assert _run(*shared, "--plan", "E3", "-o", one) == 0
-    assert _run(*shared, "--plan", "AB2:2", "-g", "2", "-o", two, "--beside", one) == 0
+    assert _run(*shared, "--plan", "AB2:2", "-g", "2", "-o", two, "--compare-with", one) == 0
     shown = capsys.readouterr().out
     assert "E3" in shown.split("->")[-2]
     assert "AB2:2" in shown
@@ -43,8 +43,8 @@ def test_bad_input_is_one_line(text_model, tmp_path, monkeypatch, capsys):
     for arguments, message in (
         (["-n", "3"], "pictures=3: must be a whole number from 10"),
         (["-o", "record.txt"], "-o record.txt: a record is written as .json"),
-        (["--beside", tmp_path / "not.json"], "not a record of `flowturbo evaluate`"),
-        (["--beside", tmp_path / "none.json"], "none.json"),
+        (["--compare-with", tmp_path / "not.json"], "not a record of `flowturbo evaluate`"),
+        (["--compare-with", tmp_path / "none.json"], "none.json"),
         (["--prompts", tmp_path / "none.txt"], "none.txt"),
         (["--fid"], "torch_fidelity is missing"),
         (["--plan", "H0"], "H0"),
@@ -62,7 +62,10 @@ def test_records_of_other_pictures_are_refused_before_any_is_drawn(
     assert _run("-m", text_model, *FEW, "--plan", "E2", "-o", one) == 0
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("tiger\n", encoding="utf-8")
-    assert _run("-m", text_model, *FEW, "--prompts", prompts, "--plan", "E3", "--beside", one) == 2
+    assert (
+        _run("-m", text_model, *FEW, "--prompts", prompts, "--plan", "E3", "--compare-with", one)
+        == 2
+    )
     shown = capsys.readouterr()
     assert "E3" in shown.out  # what was measured is not lost
     assert "records of prompts=" in shown.err
@@ -70,5 +73,5 @@ def test_records_of_other_pictures_are_refused_before_any_is_drawn(
     monkeypatch.setattr(command, "evaluate", never)
     for other, key in ((["-n", "11"], "pictures"), (["--steps", "9"], "steps"), (["-g", "3"],
                        "guidance")):  # fmt: skip
-        assert _run("-m", text_model, *FEW, *other, "--beside", one) == 2
+        assert _run("-m", text_model, *FEW, *other, "--compare-with", one) == 2
         assert f"records of {key}=" in capsys.readouterr().err

@@ -62,8 +62,8 @@ def disk_of(most):
 @pytest.mark.parametrize(
     ("command", "option"),
     [
-        ("tune", "-o out.json"), ("tune", "--folder kept"),
-        ("evaluate", "-o out.json"), ("evaluate", "--folder kept"),
+        ("tune", "-o out.json"), ("tune", "--cache-dir kept"),
+        ("evaluate", "-o out.json"), ("evaluate", "--cache-dir kept"),
         ("benchmark", "-o out.json"), ("benchmark", "--plot out.png"),
         ("analyze", "-o kept"),
     ],
@@ -101,9 +101,9 @@ def test_names_are_held_only_as_long_as_a_run_lives(tmp_path):
     ("command", "most", "options", "written"),
     [
         ("tune", 300, "-o out.json", []),
-        ("tune", 2_000, "-o out.json --folder kept", ["options.json"]),
+        ("tune", 2_000, "-o out.json --cache-dir kept", ["options.json"]),
         ("evaluate", 300, "-o out.json", []),
-        ("evaluate", 1_000, "-o out.json --folder kept", ["options.json"]),
+        ("evaluate", 1_000, "-o out.json --cache-dir kept", ["options.json"]),
         ("analyze", 300, "-o kept", []),
         ("analyze", 20_000, "-o kept", ["record.json"]),
         ("benchmark", 300, "-o out.json", []),

@@ -31,11 +31,11 @@ COMMANDS = {  # of the folder that each writes into
     ],
     "tune": lambda out: [
         *[*MODEL, "--trajectories", "16", "--nfe", "3"],
-        *["-o", f"{out}/plan.json", "--folder", f"{out}/kept"],
+        *["-o", f"{out}/plan.json", "--cache-dir", f"{out}/kept"],
     ],
     "evaluate": lambda out: [
         *[*MODEL, "-n", "200", "--no-features", "--repeats", "0", "--plan", "AB2:4"],
-        *["--batch", "20", "-o", f"{out}/record.json", "--folder", f"{out}/kept"],
+        *["--batch", "20", "-o", f"{out}/record.json", "--cache-dir", f"{out}/kept"],
     ],
     "analyze": lambda out: [
         *[*MODEL, "--trajectories", "100", "--batch", "20", "--steps", "32", "--nfe", "2,3,4"],

@@ -121,7 +121,7 @@ def test_from_a_checkpoint_to_pictures(converted, kl, tmp_path, capsys):
 
     few += ["--plan", "E2"]
     quick = ["-n", 10, "--steps", 8, "--batch", 5, "--repeats", 1, "--resamples", 0]
-    quick += ["--folder", tmp_path / "runs", "--agreement", 0]
+    quick += ["--cache-dir", tmp_path / "runs", "--agreement", 0]
     assert flowturbo("evaluate", *few, *quick, "-o", tmp_path / "e.json") == 0
     told = record(tmp_path / "e.json")
     assert told["conditions"]["codec"] == codec.fingerprint
@@ -142,7 +142,7 @@ def test_another_autoencoder_is_taken_by_every_command_that_decodes(converted, t
     assert pictures[1].text["autoencoder"].startswith(f"{other} ")
     assert np.asarray(pictures[0]).tolist() != np.asarray(pictures[1]).tolist()
     quick = ["-n", 10, "--steps", 8, "--repeats", 0, "--resamples", 0, "--agreement", 0]
-    quick += ["--folder", tmp_path / "runs"]
+    quick += ["--cache-dir", tmp_path / "runs"]
     assert flowturbo("evaluate", *few, *quick) == 0
     line = refused(capsys, "evaluate", *few, *quick, "--vae", other)  # its features are others
     assert "codec=" in line
@@ -231,7 +231,7 @@ def test_from_images_to_pictures(photos, kl, tmp_path, capsys, monkeypatch):
     score = ["-n", 10, "--steps", 8, "--repeats", 0, "--resamples", 0, "--agreement", 0]
     assert flowturbo(
         "evaluate", *of, "--plan", plan, "--refiner", refiner, *score, "--guidance", 2,
-        "--against", photos, "-o", tmp_path / "e.json",
+        "--real-images", photos, "-o", tmp_path / "e.json",
     ) == 0  # fmt: skip
     assert record(tmp_path / "e.json")["frechet"]["plan"] > 0
 

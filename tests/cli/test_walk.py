@@ -53,14 +53,16 @@ def test_the_whole_walk(flowturbo, tmp_path, ahead_of_time):
         said = flowturbo(f"generate {use} dark light -n 2 -o pictures{i}")
         assert said.startswith("4 pictures, ")
         said = flowturbo(
-            f"evaluate {use} -n 10 --steps 8 --repeats 0 --no-features --folder drawn "
+            f"evaluate {use} -n 10 --steps 8 --repeats 0 --no-features --cache-dir drawn "
             "-o record.json"
         )
         assert json.loads((tmp_path / "record.json").read_text())["conditions"]["guidance"] == 2
     flowturbo(f"benchmark {use} --batch 2 --repeats 1 --scope none --no-peers -o bench.json")
     record = json.loads((tmp_path / "bench.json").read_text())
     assert record["methods"][0]["evaluations"] == {"model": 3, "refiner": 2}
-    flowturbo(f"analyze {use} --trajectories 4 --steps 8 --nfe 2 --part solvers,rows -o analysis")
+    flowturbo(
+        f"analyze {use} --trajectories 4 --steps 8 --nfe 2 --sections solvers,rows -o analysis"
+    )
     assert {p.name for p in (tmp_path / "analysis").iterdir()} >= {"record.json", "rows.png"}
     if ahead_of_time:  # half a minute of compiling
         flowturbo(f"export {use} --batch 2 -o sampler.pt2")

@@ -174,7 +174,7 @@ def test_a_record_of_fields():
     assert lines["AB2:8"]["rmse"] < lines["AB2:4"]["rmse"]
     (rows,) = record["rows"]
     assert rows["rows"][-1]["carried"] == lines["AB2:4"]["rmse"]
-    one = analyze(models, [plan], parts=["rows"], trajectories=12, steps=32, progress=False)
+    one = analyze(models, [plan], sections=["rows"], trajectories=12, steps=32, progress=False)
     assert "solvers" not in one
     assert one["rows"][0]["rows"][0]["own"] == pytest.approx(rows["rows"][0]["own"], rel=1e-3)
 
@@ -182,7 +182,7 @@ def test_a_record_of_fields():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (dict(parts=["curves"]), "parts=.'curves',.: must be of curvature, solvers, rows"),
+        (dict(sections=["curves"]), "sections=.'curves',.: must be of curvature, solvers, rows"),
         (dict(trajectories=1), "trajectories=1: must be a whole number from 2"),
         (dict(steps=4), "steps=4: must be a whole number from 8"),
         (dict(nfe=()), r"nfe=\(\): give one"),
@@ -223,7 +223,7 @@ def test_command_and_figures_from_the_record_alone(tiny, tmp_path, monkeypatch, 
     network.load_state_dict(tiny.state_dict())
     save_folder(tmp_path / "diffusion", network, card)
     few = ["--trajectories", 3, "--steps", 8, "--nfe", "2,3", "--guidance", 2, "--device", "cpu"]
-    models = ["-m", tmp_path / "flow", "--against", tmp_path / "diffusion"]
+    models = ["-m", tmp_path / "flow", "--compare-model", tmp_path / "diffusion"]
     out = tmp_path / "out"
     assert flowturbo(*models, *few, "--plan", "AB2:3@1.6", "--plan", "H1P1", "-o", out) == 0
     shown = capsys.readouterr().out
@@ -243,7 +243,7 @@ def test_command_and_figures_from_the_record_alone(tiny, tmp_path, monkeypatch, 
 
 
 def test_a_record_of_one_part(tmp_path):
-    record = analyze({"m": Plane(mixture)}, parts=["curvature"], trajectories=3, steps=8)
+    record = analyze({"m": Plane(mixture)}, sections=["curvature"], trajectories=3, steps=8)
     assert [p.name for p in figures(record, tmp_path)] == ["curvature.png", "gaps.png"]
     assert len(tables(record)) == 1
 
@@ -254,8 +254,8 @@ def test_a_record_of_one_part(tmp_path):
         (["--record", "none.json"], "none.json"),
         (["--record", "bad.json"], "bad.json: not a record"),
         (["--nfe", "4,x"], "--nfe '4,x'"),
-        (["-m", "digits", "--part", "curve"], "parts=('curve',)"),
-        (["-m", "digits", "--against", "digits"], "names on cards must differ"),
+        (["-m", "digits", "--sections", "curve"], "sections=('curve',)"),
+        (["-m", "digits", "--compare-model", "digits"], "names on cards must differ"),
         (["-m", "digits", "--plan", "E1R1"], "velocities at 1 distinct times, and it needs 2"),
     ],
 )
@@ -276,11 +276,11 @@ def test_models_of_other_conditions_are_not_compared():
     with pytest.raises(ValueError, match="models x, y: are told different things"):
         analyze(models, trajectories=3, steps=8)
     models["y"].card = cards[0]
-    assert analyze(models, trajectories=3, steps=8, parts=["curvature"])["curvature"]["y"]
+    assert analyze(models, trajectories=3, steps=8, sections=["curvature"])["curvature"]["y"]
 
 
 def test_plans_by_notation_and_plans_of_a_part():
-    few = dict(trajectories=3, steps=8, nfe=[2], parts=["solvers"])
+    few = dict(trajectories=3, steps=8, nfe=[2], sections=["solvers"])
     found = analyze({"m": Plane(mixture)}, ["AB2:3"], **few)
     assert found["solvers"][-1]["plan"] == "AB2:3"
     with pytest.raises(ValueError, match="take one that runs from noise"):
@@ -294,7 +294,7 @@ def test_trajectories_that_are_not_finite_are_refused():
 
 @pytest.mark.parametrize("missing", ["conditions", "rmse"])
 def test_a_record_that_is_not_whole_is_refused(missing, tmp_path):
-    record = analyze({"m": Plane(mixture)}, trajectories=3, steps=8, nfe=[2], parts=["solvers"])
+    record = analyze({"m": Plane(mixture)}, trajectories=3, steps=8, nfe=[2], sections=["solvers"])
     (record if missing in record else record["solvers"][0]).pop(missing)
     (tmp_path / "record.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match=r"record\.json: not a record"):

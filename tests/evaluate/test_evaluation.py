@@ -122,14 +122,14 @@ def test_an_interrupted_evaluation_goes_on_without_repeats(words, tmp_path, monk
         return sample(plan, model, x, cond, **options)
 
     monkeypatch.setattr(evaluation, "sample", spy)
-    whole = evaluate(words, "E2", folder=tmp_path / "whole", **FEW)
+    whole = evaluate(words, "E2", cache_dir=tmp_path / "whole", **FEW)
     once = list(drawn)
     drawn.clear()
     stop[0] = calls
     with pytest.raises(KeyboardInterrupt):
-        evaluate(words, "E2", folder=tmp_path / "again", **FEW)
+        evaluate(words, "E2", cache_dir=tmp_path / "again", **FEW)
     stop[0] = None
-    assert evaluate(words, "E2", folder=tmp_path / "again", **FEW) == whole
+    assert evaluate(words, "E2", cache_dir=tmp_path / "again", **FEW) == whole
     assert drawn == once
     files = sorted(p.name for p in (tmp_path / "whole").iterdir())
     assert len(files) > 8
@@ -139,22 +139,22 @@ def test_an_interrupted_evaluation_goes_on_without_repeats(words, tmp_path, monk
 
 
 def test_plans_share_what_is_converged(words, tmp_path, monkeypatch):
-    evaluate(words, "E2", folder=tmp_path, **FEW)
+    evaluate(words, "E2", cache_dir=tmp_path, **FEW)
     names = []
     sample = evaluation.sample
     spy = lambda plan, *rest, **options: (names.append(plan.name), sample(plan, *rest, **options))[
         1
     ]
     monkeypatch.setattr(evaluation, "sample", spy)
-    shared = evaluate(words, "AB2:3", folder=tmp_path, **FEW)
+    shared = evaluate(words, "AB2:3", cache_dir=tmp_path, **FEW)
     assert set(names) == {"AB2:3"}
     assert shared == evaluate(words, "AB2:3", **FEW)
     with pytest.raises(ValueError, match="seed=0 there, 1 now"):
-        evaluate(words, "E2", folder=tmp_path, seed=1, **FEW)
+        evaluate(words, "E2", cache_dir=tmp_path, seed=1, **FEW)
 
 
 def test_a_refiner_is_counted_and_kept_apart(words, tmp_path):
-    few = FEW | {"features": None, "folder": tmp_path}
+    few = FEW | {"features": None, "cache_dir": tmp_path}
     refiner = Reuse()
     found = evaluate(words, "H1R1", refiner=refiner, **few)
     assert found["evaluations"] == {"model": 2, "refiner": 2}
@@ -177,7 +177,7 @@ def test_real_pictures_as_images_or_features(words, record, tmp_path):
     real = pooled(torch.from_numpy(images).permute(0, 3, 1, 2) / 255)
     np.savez(tmp_path / "features.npz", features=real.numpy())
     paths = [tmp_path / n for n in ("images.npz", "folder", "features.npz")]
-    found = [evaluate(words, "AB2:3", against=p, **FEW) for p in paths]
+    found = [evaluate(words, "AB2:3", real_images=p, **FEW) for p in paths]
     for one in found:
         assert one["frechet"]["plan"] == pytest.approx(found[0]["frechet"]["plan"], rel=1e-4)
         assert one["precision"] == found[0]["precision"]
@@ -198,7 +198,7 @@ def test_official_scores_of_both(words, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "official_scores", official_scores)
     monkeypatch.setattr(evaluation, "check_installed", lambda: None)
     few = FEW | {"features": None}
-    found = evaluate(words, "E2", against=tmp_path / "images.npz", fid=True, **few)
+    found = evaluate(words, "E2", real_images=tmp_path / "images.npz", fid=True, **few)
     assert found["official"] == {"plan": {"fid": 1.0}, "converged": {"fid": 1.0}}
     assert [(p.shape, p.dtype, len(r)) for p, r in seen] == [((24, 3, 8, 8), torch.uint8, 15)] * 2
 
@@ -246,15 +246,15 @@ def test_the_function_and_the_package_go_by_one_name():
         ({"plan": ["E2"]}, "plan=.*: must be a Plan, or the notation of one"),
         ({"picture": 3}, "has no argument 'picture'; did you mean 'pictures'"),
         ({"prompts": 3}, "prompts=3: must be a list"),
-        ({"folder": 3}, "folder=3: must be a path"),
-        ({"against": b"x"}, "against=b'x': must be a path"),
+        ({"cache_dir": 3}, "cache_dir=3: must be a path"),
+        ({"real_images": b"x"}, "real_images=b'x': must be a path"),
         ({"fid": 1}, "fid=1: must be True or False"),
         ({"features": 3}, "features=3: must be 'effnet', a function, or None"),
         ({"resamples": 1}, "resamples=1: must be at least 2"),
         ({"features": lambda p: p}, r"features=<lambda>: gave \(2, 3, 8, 8\)"),
         ({"features": "inception"}, "features='inception': must be 'effnet'"),
-        ({"features": None, "against": "x"}, "features=None, against='x'"),
-        ({"against": "nowhere"}, "against: data 'nowhere': no such folder"),
+        ({"features": None, "real_images": "x"}, "features=None, real_images='x'"),
+        ({"real_images": "nowhere"}, "real_images: data 'nowhere': no such folder"),
         ({"prompts": []}, r"prompts=\[\]: give one"),
         ({"prompts": ["xyzzy"]}, "xyzzy"),
         ({"plan": "H1R1"}, "refiner=None"),
@@ -280,15 +280,15 @@ def test_refuses_real_pictures_that_do_not_fit(words, tmp_path, monkeypatch):
         ("few", "2 rows of features; at least 10"),
     ):
         with pytest.raises(ValueError, match=message):
-            evaluate(words, "E2", against=tmp_path / f"{name}.npz", **FEW)
+            evaluate(words, "E2", real_images=tmp_path / f"{name}.npz", **FEW)
     (tmp_path / "broken.npz").write_bytes(b"no")
     with pytest.raises(ValueError, match="cannot be read"):
-        evaluate(words, "E2", against=tmp_path / "broken.npz", **FEW)
+        evaluate(words, "E2", real_images=tmp_path / "broken.npz", **FEW)
     monkeypatch.setattr(evaluation, "check_installed", lambda: None)
-    with pytest.raises(ValueError, match=r"fid=True, against=None: .* pass against="):
+    with pytest.raises(ValueError, match=r"fid=True, real_images=None: .* pass real_images="):
         evaluate(words, "E2", fid=True, **FEW)
     with pytest.raises(ValueError, match="needs pictures"):
-        evaluate(words, "E2", against=tmp_path / "wide.npz", fid=True, **FEW)
+        evaluate(words, "E2", real_images=tmp_path / "wide.npz", fid=True, **FEW)
 
 
 class Decoded(ft.Model):
@@ -316,13 +316,13 @@ def test_real_pictures_are_read_as_drawn_ones_are(words, tmp_path, monkeypatch):
     official = lambda drawn, real, **_: shapes.extend(tuple(p.shape[1:]) for p in (drawn, real))
     monkeypatch.setattr(evaluation, "official_scores", official)
     monkeypatch.setattr(evaluation, "check_installed", lambda: None)
-    few = FEW | {"features": see, "against": saved(tmp_path / "square", (64, 64))}
+    few = FEW | {"features": see, "real_images": saved(tmp_path / "square", (64, 64))}
     model = Decoded(words.network, words.card)
     evaluate(model, "E2", fid=True, **few)
     assert set(shapes) == {(3, 64, 64)}
     shapes.clear()
     wide = ft.Model(Spread(), {"name": "wide"})
-    few["against"] = saved(tmp_path / "wide", (8, 16))
+    few["real_images"] = saved(tmp_path / "wide", (8, 16))
     evaluate(wide, "E2", **few)
     assert set(shapes) == {(3, 8, 16)}
     shapes.clear()
@@ -343,7 +343,7 @@ class Spread(torch.nn.Module):
 
 
 def test_features_of_one_name_are_told_apart(words, tmp_path):
-    few = FEW | {"folder": tmp_path}
+    few = FEW | {"cache_dir": tmp_path}
     evaluate(words, "E2", **few | {"features": lambda p: pooled(p)})
     with pytest.raises(ValueError, match="seen="):
         evaluate(words, "E2", **few | {"features": lambda p: -pooled(p)})
@@ -369,7 +369,7 @@ def test_the_order_of_prompts_does_not_matter():
 
 
 def test_a_call_that_fails_claims_no_folder(words, tmp_path):
-    few = FEW | {"folder": tmp_path}
+    few = FEW | {"cache_dir": tmp_path}
     with pytest.raises(ValueError, match="not finite"):
         evaluate(words, "E2", guidance=1e30, **few)
     assert not [*tmp_path.iterdir()]
@@ -377,7 +377,7 @@ def test_a_call_that_fails_claims_no_folder(words, tmp_path):
 
 
 def test_a_damaged_file_is_named_and_drawn_again(words, tmp_path):
-    few = FEW | {"folder": tmp_path}
+    few = FEW | {"cache_dir": tmp_path}
     whole = evaluate(words, "E2", **few)
     path = tmp_path / "converged-000000.safetensors"
     content = path.read_bytes()
@@ -401,7 +401,7 @@ def test_a_folder_of_another_field_or_in_use_is_refused(words, tmp_path):
             return self.scale * super().forward(x, t, cond)
 
     model = Scaled(words.network, words.card)
-    few = FEW | {"features": None, "folder": tmp_path}
+    few = FEW | {"features": None, "cache_dir": tmp_path}
     evaluate(model, "E2", **few)
     model.scale = 0.9  # the weights are the same
     with pytest.raises(ValueError, match=r"field=.* there, .* now"):

@@ -37,7 +37,7 @@ def test_what_is_left_out_is_named(tmp_path):
 
 def test_damaged_pictures_are_named(tmp_path):
     (pictures(tmp_path) / "c.png").write_bytes(b"no")
-    with pytest.raises(ValueError, match=r"^against: .*c.png: not a readable image"):
+    with pytest.raises(ValueError, match=r"^real_images: .*c.png: not a readable image"):
         load_real(tmp_path, (3, 4, 4))
 
 
@@ -53,5 +53,5 @@ def test_damaged_pictures_are_named(tmp_path):
 )
 def test_features_that_do_not_fit_are_named(tmp_path, features, message):
     np.savez(tmp_path / "a.npz", features=features)
-    with pytest.raises(ValueError, match=f"^against: .*a.npz.*{message}"):
+    with pytest.raises(ValueError, match=f"^real_images: .*a.npz.*{message}"):
         load_real(tmp_path / "a.npz", (3, 4, 4))

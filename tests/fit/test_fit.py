@@ -167,7 +167,7 @@ def test_tune_of_a_model_with_a_card(tmp_path, tiny):
 
 
 def test_a_killed_search_goes_on_and_ends_the_same(tmp_path):
-    whole = ft.tune(mixture, nfe=4, noise=noises(64), folder=tmp_path / "a")
+    whole = ft.tune(mixture, nfe=4, noise=noises(64), cache_dir=tmp_path / "a")
 
     class Killed(Exception):
         pass
@@ -182,7 +182,7 @@ def test_a_killed_search_goes_on_and_ends_the_same(tmp_path):
     while True:
         left = [30 + 30 * kills]  # evaluations
         try:
-            ft.tune(until_killed, nfe=4, noise=noises(64), folder=tmp_path / "b")
+            ft.tune(until_killed, nfe=4, noise=noises(64), cache_dir=tmp_path / "b")
             break
         except Killed:
             kills += 1
@@ -190,15 +190,15 @@ def test_a_killed_search_goes_on_and_ends_the_same(tmp_path):
     with (tmp_path / "b" / "journal.jsonl").open("a") as f:
         f.write('["half a li')
     calls = ft.CountCalls(mixture)
-    again = ft.tune(calls, nfe=4, noise=noises(64), folder=tmp_path / "b")
+    again = ft.tune(calls, nfe=4, noise=noises(64), cache_dir=tmp_path / "b")
     assert again == whole
     assert calls.calls < 20  # the test part only
     with pytest.raises(ValueError, match=r"seed=0 there, 1 now"):
-        ft.tune(mixture, nfe=4, seed=1, noise=noises(64), folder=tmp_path / "b")
+        ft.tune(mixture, nfe=4, seed=1, noise=noises(64), cache_dir=tmp_path / "b")
 
 
 def test_searches_share_what_they_have_in_common(tmp_path):
-    options = dict(noise=noises(64), folder=tmp_path)
+    options = dict(noise=noises(64), cache_dir=tmp_path)
     ft.tune(mixture, nfe=3, refiner=Oracle(), **options)
     field = ft.CountCalls(mixture)
     ft.tune(field, nfe=3, **options)
@@ -223,7 +223,7 @@ def test_a_disk_too_small_is_refused_before_anything_is_computed(tmp_path, monke
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     field = ft.CountCalls(mixture)
     with pytest.raises(OSError, match=r"need 0\.1 MB in .*, and 0\.0 MB are free"):
-        ft.tune(field, nfe=4, noise=noises(64), folder=tmp_path / "a")
+        ft.tune(field, nfe=4, noise=noises(64), cache_dir=tmp_path / "a")
     assert field.calls <= 3  # to tell it from others
 
 
@@ -237,7 +237,7 @@ def test_a_disk_too_small_is_refused_before_anything_is_computed(tmp_path, monke
         (dict(budget_ms=0), "budget_ms=0: must be a finite number above 0"),
         (dict(direction="up"), "direction='up': must be one of 'forward', 'backward'"),
         (dict(search="no"), "search='no': must be True or False"),
-        (dict(folder=3), "folder=3: must be a path"),
+        (dict(cache_dir=3), "cache_dir=3: must be a path"),
         (dict(report=3), "report=3: must be a function"),
         (dict(refiner=3), "refiner=3"),
         (dict(guidance=(3.0, 1.0)), r"guidance=\(3\.0, 1\.0\): must be \(lowest, highest\)"),
@@ -512,7 +512,7 @@ def test_tune_under_a_budget(clock, tmp_path):
     slow = clock(0.005, lambda x, t, cond: mixture(x, t))
     light = type("Light", (Oracle,), {"__call__": clock(0.001, Oracle.__call__)})()
     plan = ft.tune(
-        slow, budget_ms=32.0, refiner=light, noise=noises(64), search=False, folder=tmp_path
+        slow, budget_ms=32.0, refiner=light, noise=noises(64), search=False, cache_dir=tmp_path
     )
     assert 2 <= plan.nfe["model"] <= 6
     assert plan.nfe["refiner"] > 0

@@ -68,9 +68,9 @@ def fresh(field=mixture, **options):
     ],
 )
 def test_a_folder_is_of_one_problem(tmp_path, first, second, named):
-    ft.tune(**{"model": first.pop("field", mixture)} | FEW | first, folder=tmp_path)
+    ft.tune(**{"model": first.pop("field", mixture)} | FEW | first, cache_dir=tmp_path)
     with pytest.raises(ValueError, match=rf"holds a run with .*{named}"):
-        ft.tune(**{"model": second.pop("field", mixture)} | FEW | second, folder=tmp_path)
+        ft.tune(**{"model": second.pop("field", mixture)} | FEW | second, cache_dir=tmp_path)
 
 
 def test_a_module_without_a_fingerprint_is_known_by_its_weights(tmp_path):
@@ -80,17 +80,17 @@ def test_a_module_without_a_fingerprint_is_known_by_its_weights(tmp_path):
 
     torch.manual_seed(0)
     field = Field(2, 2)
-    plan = fresh(field, folder=tmp_path)
-    assert fresh(field, folder=tmp_path) == plan
+    plan = fresh(field, cache_dir=tmp_path)
+    assert fresh(field, cache_dir=tmp_path) == plan
     with torch.no_grad():
         field.weight *= 1.01
     with pytest.raises(ValueError, match="field="):
-        fresh(field, folder=tmp_path)
+        fresh(field, cache_dir=tmp_path)
 
 
 def test_refiners_without_a_fingerprint_are_kept_apart(tmp_path):
-    plans = [fresh(refiner=Reuse(s), folder=tmp_path / "one") for s in (1.0, -1.0, 1.0)]
-    alone = [fresh(refiner=Reuse(s), folder=tmp_path / f"{s}") for s in (1.0, -1.0)]
+    plans = [fresh(refiner=Reuse(s), cache_dir=tmp_path / "one") for s in (1.0, -1.0, 1.0)]
+    alone = [fresh(refiner=Reuse(s), cache_dir=tmp_path / f"{s}") for s in (1.0, -1.0)]
     assert plans == [*alone, alone[0]]
     keys = [json.loads(x)[0] for x in (tmp_path / "one/journal.jsonl").read_text().splitlines()]
     assert len({k for k in keys if "MR" in k}) > len({k for k in keys if "MM " in k})
@@ -99,7 +99,7 @@ def test_refiners_without_a_fingerprint_are_kept_apart(tmp_path):
 def test_guidance_is_part_of_it(tmp_path):
     field = lambda x, t, cond: cond[:, None] - x
     field.null_condition = torch.zeros_like
-    options = dict(cond=CLASSES, folder=tmp_path)
+    options = dict(cond=CLASSES, cache_dir=tmp_path)
     fresh(field, guidance=2.0, **options)
     with pytest.raises(ValueError, match=r"guidance=2\.0 there, 3\.0 now"):
         fresh(field, guidance=3.0, **options)
@@ -110,9 +110,9 @@ def test_guidance_is_part_of_it(tmp_path):
 
 def test_a_folder_in_use_is_refused_and_left_alone(tmp_path):
     with exclusive(tmp_path), pytest.raises(ValueError, match="in use by another run"):
-        fresh(folder=tmp_path)
+        fresh(cache_dir=tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [".lock"]
-    assert fresh(folder=tmp_path) == fresh()
+    assert fresh(cache_dir=tmp_path) == fresh()
 
 
 def test_two_searches_at_once_one_is_told(tmp_path):
@@ -122,36 +122,36 @@ def test_two_searches_at_once_one_is_told(tmp_path):
         if not told:
             told.append(line)
             with pytest.raises(ValueError, match="in use by another run"):
-                fresh(folder=tmp_path)
+                fresh(cache_dir=tmp_path)
 
-    assert fresh(folder=tmp_path, report=again) == fresh()
+    assert fresh(cache_dir=tmp_path, report=again) == fresh()
     assert told
 
 
 def test_nothing_is_unpickled(tmp_path, monkeypatch):
-    plan = fresh(folder=tmp_path)
+    plan = fresh(cache_dir=tmp_path)
     names = {p.suffix for p in tmp_path.iterdir()}
     assert names == {".json", ".jsonl", ".safetensors", ""}
     monkeypatch.setattr(torch, "load", None)
     monkeypatch.setattr(torch, "save", None)
     calls = ft.CountCalls(mixture)
-    assert fresh(calls, folder=tmp_path) == plan
+    assert fresh(calls, cache_dir=tmp_path) == plan
     assert calls.calls < 20
 
 
 def test_what_killed_runs_left_half_written_is_removed(tmp_path):
-    fresh(folder=tmp_path)
+    fresh(cache_dir=tmp_path)
     names = sorted(p.name for p in tmp_path.iterdir())
     (tmp_path / ".reference-000000.writing-abcdefgh.safetensors").write_bytes(b"half")
     (tmp_path / ".other.writing-abcdefgh.json").write_bytes(b"half")
-    fresh(folder=tmp_path)
+    fresh(cache_dir=tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == names
 
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kept")
-    return folder, fresh(folder=folder)
+    return folder, fresh(cache_dir=folder)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_lines_that_are_damaged_or_made_up_are_left_out(kept, tmp_path, end):
         f.write(end)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        assert fresh(folder=tmp_path / "a") == plan
+        assert fresh(cache_dir=tmp_path / "a") == plan
     assert len(told) == end.endswith("\n")
     journal = "journal.jsonl"
     assert (tmp_path / "a" / journal).read_bytes() == (folder / journal).read_bytes()
@@ -177,13 +177,13 @@ def test_lines_that_are_damaged_or_made_up_are_left_out(kept, tmp_path, end):
 
 def test_lines_of_another_search_are_left_out(kept, tmp_path):
     folder, _ = kept
-    fresh(gaussian, folder=tmp_path)
+    fresh(gaussian, cache_dir=tmp_path)
     plan = fresh(gaussian)
     shutil.copy(folder / "journal.jsonl", tmp_path)
     shutil.copy(folder / "reference-000000.safetensors", tmp_path)
     damaged = pytest.warns(UserWarning, match=r"reference-0+\.safetensors: damaged")
     with damaged, pytest.warns(UserWarning, match=r"journal\.jsonl: .* lines are damaged"):
-        assert fresh(gaussian, folder=tmp_path) == plan
+        assert fresh(gaussian, cache_dir=tmp_path) == plan
 
 
 @settings(
@@ -223,7 +223,7 @@ def test_mutated_folders_end_the_same_or_are_refused_by_name(kept, copies, name,
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            assert fresh(folder=copy) == plan
+            assert fresh(cache_dir=copy) == plan
             return
         except (ValueError, OSError) as e:
             message = str(e)
@@ -242,10 +242,10 @@ def test_a_full_disk_is_one_line_and_what_was_kept_stays(kept, tmp_path, most, n
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, old[1]))
     try:
         with pytest.raises(OSError, match=rf"cannot write .*{name}\S*: .*File too large"):
-            fresh(folder=tmp_path)
+            fresh(cache_dir=tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert not [*tmp_path.glob("*writing*")]
-    assert fresh(folder=tmp_path) == plan
+    assert fresh(cache_dir=tmp_path) == plan
     for path in folder.iterdir():
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()

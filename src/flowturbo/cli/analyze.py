@@ -23,7 +23,7 @@ from flowturbo.cli.options import (
     resolve_dtype,
 )
 from flowturbo.cli.output import say, show
-from flowturbo.evaluate.analysis import PARTS, analyze
+from flowturbo.evaluate.analysis import SECTIONS, analyze
 from flowturbo.evaluate.analysis_figures import figures, read_record, tables
 from flowturbo.evaluate.report import check_picture
 from flowturbo.files import exclusive, write_json
@@ -36,17 +36,17 @@ __all__ = ["run"]
 def run(
     context: typer.Context,
     model: ModelName = DEFAULT_MODEL,
-    against: Annotated[
+    compare_model: Annotated[
         list[str] | None,
         typer.Option(
-            "--against", help="Another model to compare with; may be given several times."
+            "--compare-model", help="Another model to compare with; may be given several times."
         ),
     ] = None,
     plan: PlanNames = None,
     refiner: RefinerName = None,
-    part: Annotated[
-        str, typer.Option("--part", help="What to measure, of curvature, solvers and rows.")
-    ] = ",".join(PARTS),
+    sections: Annotated[
+        str, typer.Option("--sections", help="What to measure, of curvature, solvers and rows.")
+    ] = ",".join(SECTIONS),
     nfe: Annotated[str, typer.Option("--nfe", help="Evaluations of the solvers.")] = "4,6,8,12,16",
     shift: Annotated[float, typer.Option("--shift", help="Of the solvers' time grid.")] = 1.0,
     guidance: GuidanceScale = None,
@@ -75,13 +75,13 @@ def run(
         made = read_record(record)
     else:
         made = _measure(
-            [model, *(against or [])],
+            [model, *(compare_model or [])],
             plan,
             refiner,
             device=device,
             dtype=dtype,
             guidance=guidance,
-            parts=[p.strip() for p in part.split(",")],
+            sections=[p.strip() for p in sections.split(",")],
             nfe=_numbers(nfe),
             shift=shift,
             trajectories=trajectories,

@@ -22,7 +22,8 @@ __all__ = ["Command", "Stopped"]
 # parameters of the commands, by name
 _READ = (
     "data",
-    "against",
+    "real_images",
+    "compare_model",
     "vae",
     "model",
     "refiner",
@@ -30,7 +31,7 @@ _READ = (
     "prompts",
     "checkpoint",
     "record",
-    "beside",
+    "compare_with",
 )
 _WRITTEN = ("out", "picture")
 _OF_A_MODEL = (CARD, WEIGHTS, REFINER_CARD, REFINER_WEIGHTS)
@@ -48,7 +49,7 @@ class Command(TyperCommand):
         names = {o: p.name for p in self.params for o in p.opts if o[0] == "-"}
         given = [(o, value) for o, value in _given(args) if o in names]
         for option, value in given:
-            if names[option] in (*_inputs(ctx), *_WRITTEN, "folder", "name"):
+            if names[option] in (*_inputs(ctx), *_WRITTEN, "cache_dir", "name"):
                 _check_path(option, value)
         try:
             rest = super().parse_args(ctx, args)
@@ -57,8 +58,8 @@ class Command(TyperCommand):
             values = [f" (given: {short(value)})" for option, value in given if option in opts]
             raise ValueError("".join([e.format_message(), *values[-1:]])) from e
         spelled = {p.name: _spelled(p) for p in self.params}
-        for folder in _paths(ctx.params.get("folder")):
-            check_folder(folder, "--folder")
+        for folder in _paths(ctx.params.get("cache_dir")):
+            check_folder(folder, "--cache-dir")
         for name in _WRITTEN:
             for out in _paths(ctx.params.get(name)):
                 _check_kept(ctx, out, f"{spelled[name]} {printable(str(out))}", spelled)
@@ -128,5 +129,5 @@ def _same(a: Path, b: Path) -> bool:
 
 def _goes_on(ctx: Any) -> str:
     training = ctx.command.name.startswith("train")
-    folder = ctx.params.get("out" if training else "folder")
+    folder = ctx.params.get("out" if training else "cache_dir")
     return f"what was kept is in {folder}, the same command goes on" if folder else ""

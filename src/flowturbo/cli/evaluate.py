@@ -47,10 +47,10 @@ def run(
     guidance: GuidanceScale = None,
     vae: Vae = None,
     refiner: RefinerName = None,
-    against: Annotated[
+    real_images: Annotated[
         Path | None,
         typer.Option(
-            "--against", help="Real pictures: a folder, or an .npz of images or features."
+            "--real-images", help="Real pictures: a folder, or an .npz of images or features."
         ),
     ] = None,
     features: Annotated[
@@ -68,15 +68,22 @@ def run(
     ] = 200,
     repeats: Annotated[int, typer.Option("--repeats", help="Turns to measure time in.")] = 10,
     batch: Annotated[int, typer.Option("--batch", help="Pictures drawn at once.")] = 64,
-    folder: Annotated[
-        Path | None, typer.Option("--folder", help="Keeps what is drawn, to go on from.")
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--cache-dir",
+            help="Folder for generated images; an interrupted evaluation in it is resumed.",
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The record, a .json file.")
     ] = None,
-    beside: Annotated[
+    compare_with: Annotated[
         list[Path] | None,
-        typer.Option("--beside", help="A record to show in the table too; may be repeated."),
+        typer.Option(
+            "--compare-with",
+            help="Record of another evaluation to show in the table; may be repeated.",
+        ),
     ] = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -84,12 +91,12 @@ def run(
 ) -> None:
     """Measure a plan's pictures beside the converged sampler's of the same noises.
 
-    Example: flowturbo evaluate --model digits --plan AB2:6 -n 500 --folder runs/digits -o ab2.json
+    Example: flowturbo evaluate --model digits --plan AB2:6 -n 500 --cache-dir runs/digits -o a.json
     """
     if out is not None:
         reserve(context, out, "a record", ".json")
     table = read_plan(plan)
-    records = [_record(path) for path in beside or []]
+    records = [_record(path) for path in compare_with or []]
     field = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype), vae=vae)
     scale = float(field.defaults["guidance"] if guidance is None else guidance)
     about = {
@@ -105,7 +112,7 @@ def run(
         prompts=None if prompts is None else read_lines(prompts),
         guidance=guidance,
         refiner=find_refiner(refiner, field, [chosen]),
-        against=against,
+        real_images=real_images,
         features="effnet" if features else None,
         fid=fid,
         agreement=agreement,
@@ -114,7 +121,7 @@ def run(
         repeats=repeats,
         batch=batch,
         seed=seed,
-        folder=folder,
+        cache_dir=cache_dir,
     )
     if out is not None:
         write_json(out, record)
@@ -132,4 +139,4 @@ def _record(path: Path) -> dict[str, Any]:
     try:
         return read_evaluation(path)
     except ValueError as e:
-        raise ValueError(f"--beside {e}") from e
+        raise ValueError(f"--compare-with {e}") from e

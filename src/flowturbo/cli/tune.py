@@ -47,8 +47,12 @@ def run(
     contrast: Annotated[
         bool, typer.Option("--contrast", help="Keep the contrast of pictures, for some error.")
     ] = False,
-    folder: Annotated[
-        Path | None, typer.Option("--folder", help="Keeps what is computed, to go on from.")
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--cache-dir",
+            help="Folder for intermediate results; an interrupted search in it is resumed.",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the noises and conditions.")] = 0,
     device: Device = "auto",
@@ -71,7 +75,7 @@ def run(
         direction="backward" if backward else "forward",
         search=search,
         contrast=contrast,
-        folder=folder,
+        cache_dir=cache_dir,
         report=say,
     )
     plan.save(out)

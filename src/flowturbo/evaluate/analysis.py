@@ -32,9 +32,9 @@ from flowturbo.fit.tune import summary
 from flowturbo.plan import Plan
 from flowturbo.sampler import check_refiner, needed_refiner, sample
 
-__all__ = ["KIND", "PARTS", "analyze", "solvers"]
+__all__ = ["KIND", "SECTIONS", "analyze", "solvers"]
 
-PARTS = ("curvature", "solvers", "rows")
+SECTIONS = ("curvature", "solvers", "rows")
 _CHECKED = 8  # trajectories that are solved again, twice as finely
 
 
@@ -45,7 +45,7 @@ def analyze(
     refiner: Any = None,
     *,
     cond: Any = None,
-    parts: Sequence[str] = PARTS,
+    sections: Sequence[str] = SECTIONS,
     nfe: Sequence[int] = (4, 6, 8, 12, 16),
     shift: float = 1.0,
     guidance: float = 1.0,
@@ -64,7 +64,7 @@ def analyze(
             solvers.
         refiner: for plans that need one; of the first model.
         cond: conditions of the trajectories; by default the first model's ``random_condition``.
-        parts: what to measure, of "curvature", "solvers" and "rows".
+        sections: what to measure, of "curvature", "solvers" and "rows".
         nfe: evaluations of the model to give the solvers; each takes those it can.
         shift: of the solvers' time grid, see `flowturbo.path.shifted`; 1 is uniform.
         guidance: scale, 1 for off.
@@ -76,12 +76,12 @@ def analyze(
         progress: show bars, on a terminal.
 
     Returns:
-        The record, which JSON can hold: "kind", "conditions", "models" and the ``parts``.
+        The record, which JSON can hold: "kind", "conditions", "models" and the ``sections``.
 
     Raises:
         ValueError: if an argument is not as said, or the trajectories are not finite.
     """
-    _check(models, parts, nfe)
+    _check(models, sections, nfe)
     least = {"trajectories": (trajectories, 2), "steps": (steps, 8), "batch": (batch, 1)}
     for name, (value, low) in {**least, "seed": (seed, 0)}.items():
         checks.whole(name, value, low)
@@ -113,7 +113,7 @@ def analyze(
             "shift": shift,
         },
         "models": {},
-        **({"curvature": {}} if "curvature" in parts else {}),
+        **({"curvature": {}} if "curvature" in sections else {}),
     }
     for i, (name, model) in enumerate(models.items()):
         try:
@@ -129,16 +129,16 @@ def analyze(
             "prediction": _prediction(model),
             "reference_rmse": _short(float(off.square().mean().sqrt())),
         }
-        if "curvature" in parts:
+        if "curvature" in sections:
             record["curvature"][name] = _curvature(model, reference, steps, batch)
-        if i == 0 and "solvers" in parts:
+        if i == 0 and "solvers" in sections:
             tried = [(family, p) for n in nfe for family, p in solvers(n, shift).items()]
             tried += [("given", plan) for plan in chosen]
             record["solvers"] = [
                 {"family": family, **_told(plan), **_error(plan, model, reference, refiner, batch)}
                 for family, plan in _bar(tried, "solvers", progress)
             ]
-        if i == 0 and "rows" in parts:
+        if i == 0 and "rows" in sections:
             record["rows"] = [
                 {**_told(p), "rows": _short(profile(p, model, reference, refiner, batch=batch))}
                 for p in _bar(chosen, "rows", progress)
@@ -157,7 +157,7 @@ def solvers(nfe: int, shift: float = 1.0) -> dict[str, Plan]:
     return {family: Plan.parse(text, shift=shift) for family, text in texts.items()}
 
 
-def _check(models: Mapping[str, Any], parts: Sequence[str], nfe: Sequence[int]) -> None:
+def _check(models: Mapping[str, Any], sections: Sequence[str], nfe: Sequence[int]) -> None:
     if not isinstance(models, Mapping):
         raise ValueError(f"models={checks.shown(models)}: must be a dictionary, models by name")
     for name, model in models.items():
@@ -170,9 +170,9 @@ def _check(models: Mapping[str, Any], parts: Sequence[str], nfe: Sequence[int]) 
     if len(shapes) != 1:
         told = ", ".join(map(str, shapes)) or "none"
         raise ValueError(f"models of shapes {told}: pass one or more, of one shape")
-    unknown = [p for p in several("parts", parts) if p not in PARTS]
-    if unknown or not parts:
-        raise ValueError(f"parts={tuple(parts)}: must be of {', '.join(PARTS)}")
+    unknown = [p for p in several("sections", sections) if p not in SECTIONS]
+    if unknown or not sections:
+        raise ValueError(f"sections={tuple(sections)}: must be of {', '.join(SECTIONS)}")
     for n in several("nfe", nfe):
         checks.whole("nfe", n, 1)
     if not nfe:

@@ -70,7 +70,7 @@ def evaluate(
     prompts: Sequence[str | int] | None = None,
     guidance: float | None = None,
     refiner: Refiner | None = None,
-    against: str | Path | None = None,
+    real_images: str | Path | None = None,
     features: Features | str | None = "effnet",
     fid: bool = False,
     agreement: int = 200,
@@ -79,7 +79,7 @@ def evaluate(
     repeats: int = 10,
     batch: int = 64,
     seed: int = 0,
-    folder: str | Path | None = None,
+    cache_dir: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Measure the pictures of ``plan`` beside the converged sampler's of the same noises.
@@ -92,7 +92,7 @@ def evaluate(
             (`Model.random_condition`, by ``seed``).
         guidance: scale of classifier-free guidance, 1 is off; by default the card's.
         refiner: for plans with refiner evaluations; by default the one that came with the model.
-        against: real pictures, as `flowturbo.train.load_data` reads them, or an ``.npz`` file with
+        real_images: as `flowturbo.train.load_data` reads them, or an ``.npz`` file with
             their "features" (M, D). Read in the size and channels of the model's. By default half
             of the converged pictures, mixed by a fixed seed, stands in for them, and the other
             halves are measured.
@@ -100,15 +100,16 @@ def evaluate(
             [0, 1], on the model's device, to features (B, D), or None to measure states and cost
             alone.
         fid: also measure FID, sFID, inception score, precision and recall in the official protocol,
-            to the pictures of ``against``; see `flowturbo.evaluate.fidelity`.
+            to the images of ``real_images``; see `flowturbo.evaluate.fidelity`.
         agreement: prompts, of those drawn, to compare for agreement; 0 for none.
         steps: intervals of the converged sampler, which takes 9 evaluations more; at least 8.
         resamples: of the bootstrap of the difference of Frechet distances; 0 for none.
         repeats: turns in which milliseconds are measured; 0 for none.
         batch: pictures drawn at a time, at least 1. It rounds, so it belongs to the conditions.
         seed: of the first picture, and of the prompts.
-        folder: keeps what is drawn, so that an interrupted evaluation goes on where it stopped;
-            evaluations of other plans on the same noises share it and draw the rest only once.
+        cache_dir: folder that keeps what is drawn, so that an interrupted evaluation goes on where
+            it stopped; evaluations of other plans on the same noises share it and draw the rest
+            only once.
         progress: show bars, on a terminal.
 
     Returns:
@@ -126,13 +127,13 @@ def evaluate(
             of 8 pictures, not compiled.
 
     Raises:
-        ValueError: if an argument is not as said, the pictures are not finite, or ``folder`` is in
-            use or holds an evaluation of other noises, or another field's.
+        ValueError: if an argument is not as said, the pictures are not finite, or ``cache_dir`` is
+            in use or holds an evaluation of other noises, or another field's.
         ImportError: without the extra ``flowturbo[eval]``, or ``flowturbo[fid]`` where asked for.
-        OSError: if the disk has no room; what was drawn until then stays in ``folder``.
+        OSError: if the disk has no room; what was drawn until then stays in ``cache_dir``.
 
     Warns:
-        UserWarning: if a file in ``folder`` is damaged; what it held is drawn again.
+        UserWarning: if a file in ``cache_dir`` is damaged; what it held is drawn again.
     """
     if not isinstance(model, Model):
         raise ValueError(f"model of type {type(model).__name__}: must be one of flowturbo.load")
@@ -148,11 +149,12 @@ def evaluate(
     if guidance is not None:
         guidance = checks.number("guidance", guidance)
     checks.flag("fid", fid)
-    folder = None if folder is None else checks.path("folder", folder)
-    against = None if against is None else checks.path("against", against)
-    if features is None and against is not None and not fid:
+    cache_dir = None if cache_dir is None else checks.path("cache_dir", cache_dir)
+    real_images = None if real_images is None else checks.path("real_images", real_images)
+    if features is None and real_images is not None and not fid:
         raise ValueError(
-            f"features=None, against={str(against)!r}: nothing to compare them by; leave one out"
+            f"features=None, real_images={str(real_images)!r}: nothing to compare them by; leave "
+            "one out"
         )
     plan = resolve_plan(model, plan, guidance)
     check_whole(plan)
@@ -167,17 +169,17 @@ def evaluate(
         )
     if fid:
         check_installed()
-        if against is None:
+        if real_images is None:
             raise ValueError(
-                "fid=True, against=None: FID is a distance to real pictures; pass against=..., a "
+                "fid=True, real_images=None: FID is a distance to them; pass real_images=..., a "
                 "folder or an .npz file of them"
             )
     known: dict[str, Any] = {"codec": None, "features": None}
     real, seen_as = None, None
     if see is not None or fid:
         first = _pictures(model, seed)
-        if against is not None:
-            real = load_real(against, first.shape[1:], need_pictures=fid)
+        if real_images is not None:
+            real = load_real(real_images, first.shape[1:], need_pictures=fid)
         known["codec"] = model.codec.fingerprint
         if see is not None:
             known["features"], seen_as = _checked(see, first, real)
@@ -194,7 +196,7 @@ def evaluate(
         **known,
     }
     kept, name = options, f"plan-{plan.digest}"
-    if folder is not None:
+    if cache_dir is not None:
         some = slice(0, 8)
         x0 = noise.draw(range(seed, seed + 8), model.shape, device=model.device)
         field = identity(model, x0, cut(cond, some), guidance=guidance)
@@ -202,8 +204,8 @@ def evaluate(
         if refiner is not None:
             whose = refiner_identity(refiner, model, x0, cut(cond, some), guidance=guidance)
             name = f"{name}-{whose}"
-    store = Drawn(folder, kept, batch, progress)
-    with nullcontext() if folder is None else exclusive(folder):
+    store = Drawn(cache_dir, kept, batch, progress)
+    with nullcontext() if cache_dir is None else exclusive(cache_dir):
         run = _Run(model, guidance, see, store, seed)
         record: dict[str, Any] = {
             "conditions": {
@@ -288,7 +290,7 @@ def _checked(see: Any, first: Tensor, real: Real | None) -> tuple[str, str]:
             there = _seen(see, real.pictures[:2].to(first.device).float() / 255)
         if there is not None and there.shape[1] != rows.shape[1]:
             raise ValueError(
-                f"against={real.about['name']!r}: features {there.shape[1]} wide, those of "
+                f"real_images={real.about['name']!r}: features {there.shape[1]} wide, those of "
                 f"{name} are {rows.shape[1]}; make both with one network"
             )
     return name, signature(rows)

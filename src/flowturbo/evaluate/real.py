@@ -50,7 +50,7 @@ def load_real(path: str | Path, shape: Sequence[int], *, need_pictures: bool = F
         if need_pictures:
             raise ValueError(f"{path} holds features; fid=True needs pictures")
     except ValueError as e:
-        raise ValueError(f"against: {e}") from e
+        raise ValueError(f"real_images: {e}") from e
     about = {"name": path.name, "features": len(features), "digest": digest(features)}
     return Real(pictures=None, features=features, about=about)
 

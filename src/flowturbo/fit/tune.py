@@ -69,7 +69,7 @@ def tune(
     direction: str = "forward",
     search: bool = True,
     contrast: bool = False,
-    folder: str | Path | None = None,
+    cache_dir: str | Path | None = None,
     report: Report | None = None,
 ) -> Plan:
     """Find a plan for ``model``.
@@ -94,9 +94,9 @@ def tune(
             white or black, where grey paper is seen first. Where decoding clips states, a field
             tells by an attribute ``limits`` (lowest, highest), as models of pixels do. Inversion
             does without.
-        folder: keeps what was computed, so that a run that is repeated goes on where it stopped.
-            It belongs to one field, with the same noises, conditions and options; a field is told
-            from others by its weights, and by its velocities at a few states.
+        cache_dir: folder that keeps what was computed, so that a run that is repeated goes on where
+            it stopped. It belongs to one field, with the same noises, conditions and options; a
+            field is told from others by its weights, and by its velocities at a few states.
         report: called with a line of text at each stage, and every ten seconds between.
 
     Returns:
@@ -106,11 +106,12 @@ def tune(
 
     Raises:
         ValueError: if an argument is not as said, the field gives something else than finite
-            velocities like its states, or ``folder`` is in use or holds a search of another kind.
-        OSError: if the disk is full; what was computed until then stays in ``folder``.
+            velocities like its states, or ``cache_dir`` is in use or holds a search of another
+            kind.
+        OSError: if the disk is full; what was computed until then stays in ``cache_dir``.
 
     Warns:
-        UserWarning: if a file in ``folder`` is damaged; what it held is computed again.
+        UserWarning: if a file in ``cache_dir`` is damaged; what it held is computed again.
     """
     check_field("model", model)
     nfe, seed = checks.whole("nfe", nfe, 2, 1000), checks.whole("seed", seed, 0, SEEDS)
@@ -123,7 +124,7 @@ def tune(
     for name, function in (("refiner", refiner), ("report", report)):
         if function is not None and not callable(function):
             raise ValueError(f"{name}={checks.shown(function)}: must be a function, or None")
-    folder = None if folder is None else checks.path("folder", folder)
+    cache_dir = None if cache_dir is None else checks.path("cache_dir", cache_dir)
     guidance = _guidance(guidance, model)
     start = starts(
         model, noise, cond, guidance, trajectories=trajectories, search=search, seed=seed
@@ -132,7 +133,7 @@ def tune(
     say = report or (lambda line: None)
     field = watched(model, say)
     options, whose = {}, None
-    if folder is not None:
+    if cache_dir is not None:
         given = (field, start.noise, start.cond)
         options = {
             "guidance": guidance, "seed": seed, "parts": start.cuts, "direction": direction,
@@ -143,9 +144,9 @@ def tune(
         }  # fmt: skip
         if refiner is not None:
             whose = refiner_identity(refiner, *given, guidance=start.guidance)
-        check_unclaimed(folder / "options.json", sealed_options(options))
-    with nullcontext() if folder is None else exclusive(folder):
-        journal = Journal(folder, options)
+        check_unclaimed(cache_dir / "options.json", sealed_options(options))
+    with nullcontext() if cache_dir is None else exclusive(cache_dir):
+        journal = Journal(cache_dir, options)
         counts: list[tuple[int, int | None]] = [(nfe, None)]
         if budget_ms is not None:
             counts = [*_afforded(budget_ms, field, refiner, start, journal, whose, say)]

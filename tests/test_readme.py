@@ -23,7 +23,12 @@ TESTS = ENVIRONMENT + "-e '.[dev]' && .venv/bin/python -m pytest -n 2 --dist loa
 
 
 def test_there_is_code_to_run():
-    assert {page.name for page in WITH_CODE} >= {"README.md", "index.md", "concepts.md"}
+    assert {page.name for page in WITH_CODE} >= {
+        "README.md",
+        "index.md",
+        "concepts.md",
+        "speed-up-your-model.md",
+    }
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)

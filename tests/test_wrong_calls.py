@@ -182,6 +182,11 @@ ft.sample("E2", lambda x, t, cond: x.int(), flat) | the model returned <tensor (
 ft.sample("E2", lambda x, t, cond: x * 1j, flat) | the model returned <tensor (3, 2) of torch.complex64>
 ft.sample("E2", lambda x, t, cond: x.to("meta"), flat) | the model returned <tensor (3, 2) of torch.float32 on meta>
 ft.sample("H1", lambda x, t, cond: x / (1 - t), flat) | the model returned NaN or infinity at t=1, in plan 'H1'
+ft.sample("E2", lambda x, t, cond: x / t, flat) | limit what it divides by, (1 - t).clamp(min=0.05) say
+ft.tune(lambda x, t, cond: x / t, noise=torch.randn(64, 2)) | limit what it divides by, (1 - t).clamp(min=0.05) say
+ft.Model(field, {"name": "mine"}) | network=<function field>: must be a torch.nn.Module (x, t, cond) -> v
+ft.tune(without, noise=flat) | model=<function <lambda>>: is called as (x, t, cond), and takes (x, t)
+ft.sample("E2", field, flat, ones, guidance=2.0) | pass negative=... to flowturbo.sample or null=... to flowturbo.Guidance
 ft.sample("E2", rows, flat, torch.full((3,), 1e38), guidance=1e30) | the model returned NaN or infinity at t=0
 ft.sample("E2", lambda x, t, cond: x[:3], flat, ones, guidance=2.0, negative=ones) | the field returned (3, 2) for (6, 2), both branches of guidance
 ft.generate("letters", ["a"]) | model='letters': must be a model; pass flowturbo.load('letters')

@@ -236,7 +236,8 @@ class Guidance(_Wrapper):
         if null is None and not hasattr(field, "null_condition"):
             raise ValueError(
                 f"guidance={shown(scale)} needs the condition of the unconditional branch, and the "
-                "field has no null_condition(cond); pass null=..., or guidance=1 if it is guided "
+                "field has no null_condition(cond); give it one, pass negative=... to "
+                "flowturbo.sample or null=... to flowturbo.Guidance, or guidance=1 if it is guided "
                 "already"
             )
         self.scale, self.null, self.interval, self.channels = scale, null, interval, channels

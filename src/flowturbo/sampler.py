@@ -218,12 +218,17 @@ def _finite_step(plan: Plan) -> Callable[..., tuple[Tensor, Tensor]]:
         every = sorted({**velocities, row.k: v}.items())
         k = next((j for j, u in every if not u.isfinite().all()), None)
         reason = f"the velocities of plan {plan.name!r} are too large for {x.dtype}"
+        fix = "lower the guidance, or take another plan"
         if k is not None:
             whose, at = plan.evaluators[k], plan.model_times[k]
             reason = f"the {whose} returned NaN or infinity at t={at:g}, in plan {plan.name!r}"
+            if at in (0, 1):
+                fix = (
+                    "a field must be finite at both ends of time, so limit what it divides by, "
+                    f"(1 - t).clamp(min=0.05) say; or {fix}"
+                )
         raise ValueError(
-            f"the state is not finite after evaluation {row.k + 1} of {len(plan)}: {reason}; lower "
-            "the guidance, or take another plan"
+            f"the state is not finite after evaluation {row.k + 1} of {len(plan)}: {reason}; {fix}"
         )
 
     return finite

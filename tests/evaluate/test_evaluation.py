@@ -425,12 +425,46 @@ def test_plans_of_a_part_are_refused(words, plan, message):
 def test_what_is_no_model_or_no_list_is_told(words):
     with pytest.raises(ValueError, match="model of type function"):
         evaluate(lambda x, t, cond: x, "E2", **FEW)
+    with pytest.raises(ValueError, match=r"give a field of your own a card: flowturbo\.Model"):
+        evaluate(words.network, "E2", **FEW)
+    with pytest.raises(ValueError, match="model 'mine': its network has no shape"):
+        evaluate(ft.Model(torch.nn.Linear(2, 2), {"name": "mine"}), "E2", **FEW)
     with pytest.raises(ValueError, match=r"prompts='tiger': pass a list"):
         evaluate(words, "E2", prompts="tiger", **FEW)
     latent = ft.Model(words.network, {**words.card, "codec": {"kind": "latent"}})
     with pytest.raises(ValueError, match=r"draws latents, .* pass features=None"):
         evaluate(latent, "E2", **FEW)
     assert evaluate(latent, "E2", **FEW | {"features": None})["trajectory"]["rmse"] > 0
+
+
+class Shift(torch.nn.Module):
+    """From noise to pictures of one grey a label."""
+
+    shape = (1, 8, 8)
+
+    def __init__(self):
+        super().__init__()
+        self.greys = torch.nn.Parameter(torch.tensor([-0.5, 0.5, 0.0]))
+
+    def forward(self, x, t, cond):
+        return self.greys[cond][:, None, None, None].expand_as(x)
+
+    def null_condition(self, cond):
+        return torch.full_like(cond, 2)
+
+
+def test_a_module_of_ones_own_gets_a_card():
+    about = {"kind": "class", "labels": ["dark", "light"]}
+    model = ft.Model(Shift(), {"name": "mine", "condition": about})
+    record = evaluate(model, "E2", guidance=2.0, **FEW | {"features": None})
+    assert record["trajectory"]["rmse"] < 1e-5  # the field is constant in time
+    dark, light = ft.generate(model, ["dark", "light"], plan="E1", guidance=2.0)
+    assert np.mean(np.asarray(dark)) < np.mean(np.asarray(light))
+    bare = ft.Model(Shift(), {"name": "mine", "condition": {"kind": "class"}})
+    with pytest.raises(ValueError, match=r"label .dark.: .* list them under"):
+        ft.generate(bare, ["dark"], plan="E1")
+    with pytest.raises(ValueError, match='or list them under "labels" or "prompts"'):
+        evaluate(bare, "E2", **FEW)
 
 
 def test_conditions_may_be_more_than_a_tensor():

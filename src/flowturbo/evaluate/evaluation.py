@@ -85,7 +85,7 @@ def evaluate(
     """Measure the pictures of ``plan`` beside the converged sampler's of the same noises.
 
     Args:
-        model: from `flowturbo.load`.
+        model: from `flowturbo.load`, or a `flowturbo.Model` of a field of your own.
         plan: a plan, its notation, or the name of one of ``model.plans``; by default the card's.
         pictures: how many to draw, at least 10; picture ``i`` has the seed ``seed + i``.
         prompts: labels or prompts of the pictures, in turn; by default drawn evenly from the card
@@ -136,7 +136,14 @@ def evaluate(
         UserWarning: if a file in ``cache_dir`` is damaged; what it held is drawn again.
     """
     if not isinstance(model, Model):
-        raise ValueError(f"model of type {type(model).__name__}: must be one of flowturbo.load")
+        raise ValueError(
+            f"model of type {type(model).__name__}: must be one of flowturbo.load; give a field of "
+            "your own a card: flowturbo.Model(field, {'name': ...})"
+        )
+    if not hasattr(model, "shape"):
+        raise ValueError(
+            f"model {model.name!r}: its network has no shape; give it one, (C, H, W) of its states"
+        )
     checks.whole("pictures", pictures, 10, MOST)
     for name, value, least in (
         ("batch", batch, 1), ("steps", steps, 8),
@@ -261,7 +268,10 @@ def _condition(model: Model, prompts: Sequence[str | int] | None, pictures: int,
             raise ValueError("prompts=[]: give one at least, or None to draw them from the card")
         return model.condition([prompts[i % len(prompts)] for i in range(pictures)])
     if model.card.get("condition") and not model.names:
-        raise ValueError(f"prompts=None: the card of model {model.name!r} lists none; pass some")
+        raise ValueError(
+            f"prompts=None: the card of model {model.name!r} lists none; pass some, or list them "
+            'under "labels" or "prompts" of its "condition"'
+        )
     return model.random_condition(pictures, torch.Generator().manual_seed(seed))
 
 

@@ -86,6 +86,7 @@ def check_field(name: str, field: Any) -> None:
             f"{name}={checks.shown(field)}: must be a model of flowturbo.load, or a field "
             f"(x, t, cond) -> v{how}"
         )
+    checks.function(name, field, "x, t, cond")
 
 
 def _drawn(model: Any, n: int, seed: int) -> Tensor:

@@ -33,6 +33,11 @@ _ROUNDED: dict[str, str] = {}  # fingerprints of weights as rounded at loading: 
 class Model(nn.Module):
     """A velocity field ``(x, t, cond) -> v`` with a card.
 
+    A module of your own can have one too, for `flowturbo.evaluate` and `flowturbo.generate`: with a
+    ``shape`` (C, H, W), a ``null_condition(cond)`` if it is to be guided, and, if it takes class
+    indices, the card ``{"name": ..., "condition": {"kind": "class", "labels": [...]}}``. The index
+    after the last label is that of the empty one.
+
     Attributes:
         network: the module that computes the velocity.
         card: the JSON card: architecture, path, condition, codec, training recipe, data and
@@ -49,6 +54,11 @@ class Model(nn.Module):
         codec: Codec | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(network, nn.Module):
+            raise ValueError(
+                f"network={shown(network)}: must be a torch.nn.Module (x, t, cond) -> v; wrap a "
+                "function in one"
+            )
         self.network = network
         self.card = card
         self.folder = folder
@@ -253,6 +263,11 @@ class Model(nn.Module):
             return names.index(text)
         if text.isdecimal() and len(text) < 10 and int(text) < len(names):
             return int(text)
+        if not names:
+            raise ValueError(
+                f"label {short(text)}: the card of model {self.name!r} lists none; list them under "
+                '"labels" of its "condition"'
+            )
         near = get_close_matches(text, names, n=3)
         hint = f"did you mean {', '.join(near)}?" if near else f"known: {_some(names)}"
         raise ValueError(

@@ -123,7 +123,7 @@ def check_model(model: Any) -> None:
         )
         raise ValueError(
             f"model={shown(model)}: must be a model; pass {load}, or run a field of your own with "
-            "flowturbo.sample"
+            "flowturbo.sample, or give it a card: flowturbo.Model(field, {'name': ...})"
         )
 
 

@@ -218,7 +218,7 @@ def test_the_papers_blocks_equal_a_hand_written_sampler(shipped):
     new = velocity(x + h * last, 2 * h)
     x, last = x + h / 2 * (last + new), new
     one = offset(x, last, 2 * h) + last
-    two = offset(x + h * one, last if shipped else one, 1.0) + (last if shipped else one)
+    two = offset(x + h * one, last if shipped else one, 1.0) + one
     x = x + h / 2 * (one + two)
     plan = ft.Plan.blocks("H1P1R1", shipped=shipped)
     out = ft.sample(plan, model, x0, cond, guidance=w, refiner=refiner)

@@ -205,7 +205,7 @@ def test_the_papers_refiner_block():
 def test_the_refiner_block_as_shipped():
     plan = Plan.blocks("H1R2P1", shipped=True)
     assert [plan.seen_by(k)[-1] for k in (2, 3, 4, 5)] == [1, 1, 2, 2]
-    assert plan.weights[5].tolist() == pytest.approx([0, 0, 0, 0, 1 / 8, 1 / 8, 0])
+    assert plan.weights[5].tolist() == pytest.approx([0, 0, -1 / 8, 0, 1 / 4, 1 / 8, 0])
     assert (
         Plan.blocks("H1P5", shipped=True).weights.tolist() == Plan.blocks("H1P5").weights.tolist()
     )

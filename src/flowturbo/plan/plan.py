@@ -287,8 +287,9 @@ class Plan:
             times: the points of the grid instead, in the order they are run.
             direction: "forward" from noise to data, or "backward".
             shipped: R blocks as in the sampler the paper's authors ship: both refiner calls see
-                the velocity handed to the block, and the first result is handed on. By default the
-                second call sees the first result, and is handed on.
+                the velocity handed to the block, the second offset is added to the first result,
+                and that is handed on. By default the second call sees the first result, and is
+                handed on.
 
         Raises:
             ValueError: if the text is not blocks, R comes first, or the grid is bad.

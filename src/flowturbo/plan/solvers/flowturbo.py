@@ -73,9 +73,13 @@ def _velocity_refiner(table: Table, to: float, last: int | None, *, shipped: boo
     h = to - table.time
     first = table.evaluate("refiner", last_velocity=last)
     table.move(to, {first: h})
-    second = table.evaluate("refiner", last_velocity=last if shipped else first)
+    if shipped:  # the second offset is added to the first velocity: second - last + first
+        second = table.evaluate("refiner", last_velocity=last)
+        table.move(to, {last: -h / 2, second: h / 2})
+        return first
+    second = table.evaluate("refiner", last_velocity=first)
     table.move(to, {first: -h / 2, second: h / 2})
-    return first if shipped else second
+    return second
 
 
 BLOCKS = {
@@ -87,10 +91,11 @@ BLOCKS = {
 
 
 def chain(name: str, letters: str, grid: Grid, *, shipped: bool = False) -> dict[str, Any]:
-    """The arguments of a ``Plan`` of the blocks ``letters`` ("HPPR"), one for each interval.
+    r"""The arguments of a ``Plan`` of the blocks ``letters`` ("HPPR"), one for each interval.
 
     With ``shipped``, R blocks are those of the sampler that the paper's authors ship: both refiner
-    evaluations see the velocity handed to the block, and the first is handed on.
+    evaluations see the velocity :math:`d` handed to the block,
+    :math:`d_{i+1} = r(\tilde x, d, t_{i+1}) + d_i`, and :math:`d_i` is handed on.
     """
     points = grid.points(name, len(letters))
     table = Table(points[0])

@@ -16,22 +16,14 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from PIL import Image
-from ratios import FITTED, REFINED
+from ratios import FITTED, REFINED, named
 from results import PAPER, PAPER_REFINED
 
 from flowturbo.evaluate.analysis_figures import COLOURS, MARKS, STYLE, bars, logarithmic
 from flowturbo.files import replacing
 
-SHOWN = {  # of the main table; the others lie between them
-    "Euler": "Euler",
-    "AB2": "AB2",
-    "DPM-Solver++ 2M": "DPM-Solver++ 2M",
-    "UniPC-2": "UniPC-2",
-    PAPER: "the paper's H1P",
-    PAPER_REFINED: "the paper's, its refiner",
-    FITTED: "fitted",
-    REFINED: "fitted, our refiner",
-}
+SHOWN = ("Euler", "AB2", "DPM-Solver++ 2M", "UniPC-2", PAPER, PAPER_REFINED, FITTED, REFINED)
+# of the main table; the others lie between them
 LOOKS = ("0.55", *COLOURS[3:6], COLOURS[1], COLOURS[6], COLOURS[2], COLOURS[0])
 MARKED = ("x", *MARKS[:6], "*")
 ERROR = "error to the converged ODE\n(RMSE, unit of the state)"
@@ -53,12 +45,12 @@ def errors(record: dict[str, Any], path: Path) -> None:
         panels = figure.subplots(len(parts), 1, squeeze=False, sharex=True)[:, 0]
         for axis, (scale, part) in zip(panels, parts.items(), strict=True):
             counts = sorted(part["cells"], key=int)
-            for (name, words), colour, mark in zip(SHOWN.items(), LOOKS, MARKED, strict=True):
+            for name, colour, mark in zip(SHOWN, LOOKS, MARKED, strict=True):
                 found = [(int(n), part["cells"][n]["plans"].get(name)) for n in counts]
                 rows = [entry for _, entry in found if entry]
                 if rows:
                     where = [n for n, entry in found if entry]
-                    look = {"color": colour, "marker": mark, "label": words}
+                    look = {"color": colour, "marker": mark, "label": named(name)}
                     axis.errorbar(where, **bars(rows, "rmse"), **look, linewidth=1.2, markersize=7)
             logarithmic(axis, [int(n) for n in counts], counts)
             axis.set(title=f"guidance {scale}", ylabel=ERROR)
@@ -68,9 +60,63 @@ def errors(record: dict[str, Any], path: Path) -> None:
         for axis in panels:
             handles, labels = axis.get_legend_handles_labels()
             found |= zip(labels, handles, strict=True)
-        shown = [words for words in SHOWN.values() if words in found]
+        shown = [words for words in map(named, SHOWN) if words in found]
         figure.legend([found[words] for words in shown], shown, loc="outside upper center",
                       ncols=2, frameon=False)  # fmt: skip
+
+
+def against_time(part: dict[str, Any], speed: dict[str, Any], path: Path) -> None:
+    """Error against evaluations, and against milliseconds by the costs in a record of speed.
+
+    Calls of a refiner that was not timed cost nothing here. Rings are what was timed itself: the
+    plan of the record, and the schedulers with the fewest evaluations that reach its error.
+    """
+    timed, about = speed["timed"]["latency"], speed["timed"]["conditions"]
+    names = [name for name in SHOWN if name != "DPM-Solver++ 2M"]  # between Euler and UniPC-2
+    looks = {n: {"color": c, "marker": m, "linewidth": 1.5, "markersize": 7}
+             for n, c, m in zip(SHOWN, LOOKS, MARKED, strict=True)}  # fmt: skip
+    counts = sorted(part["cells"], key=int)
+
+    def milliseconds(entry: dict[str, Any]) -> float:
+        calls = entry["nfe"]["refiner"] if entry.get("refiner") == about["refiner"] else 0
+        refined = calls * timed["refiner"] if calls else 0
+        return timed["fixed"] + timed["model"] * entry["nfe"]["model"] + refined
+
+    with drawn(path, 9, 5.4) as figure:
+        left, right = figure.subplots(1, 2, sharey=True)
+        for name in names:
+            cells = (part["cells"][n]["plans"].get(name) for n in counts)
+            if rows := [entry for entry in cells if entry]:
+                y, look = bars(rows, "rmse"), looks[name]
+                left.errorbar([e["nfe"]["model"] for e in rows], **y, **look, label=named(name))
+                right.plot([milliseconds(e) for e in rows], y["y"], **look)
+        ours = REFINED if speed["plan"]["nfe"]["refiner"] else FITTED
+        taken = speed["timed"]["methods"][0]["ms"]["median"]
+        rings = {ours: (taken, speed["plan"]["rmse"])}
+        for kind, at in speed["equal"].items():
+            name = at["chosen"].partition(",")[0].removeprefix("FlowMatch")
+            if kind in ("Euler", "second order") and name in names:
+                rings[name] = (taken * speed["faster"][kind]["none"], at["value"])
+        for name, (ms, error) in rings.items():
+            right.plot(ms, error, "o", markersize=13, markerfacecolor="none",
+                       markeredgecolor=looks[name]["color"], markeredgewidth=2)  # fmt: skip
+            where = {"xytext": (-9, -6), "ha": "right", "va": "top"}
+            if name != ours:
+                where = {"xytext": (0, -11), "ha": "center", "va": "top"}
+            right.annotate(f"{ms:.0f} ms", (ms, error), textcoords="offset points", **where)
+        left.errorbar([], [], fmt="ko", markersize=13, markerfacecolor="none", markeredgewidth=2,
+                      label="timed side by side")  # fmt: skip
+        shown = [x for line in right.lines for x in line.get_xdata()]
+        low, high = 0.85 * min(shown), 1.4 * max(shown)
+        ticks = [n for n in (100, 200, 500, 1000, 2000, 5000, 10000) if low < n < high]
+        logarithmic(left, [int(n) for n in counts], counts)
+        logarithmic(right, ticks, [f"{n:,}" for n in ticks])
+        right.set_xlim(low, high)
+        left.set(xlabel="evaluations of the model", ylabel=ERROR)
+        right.set_xlabel(f"milliseconds for {about['batch']} images, nothing compiled")
+        for axis in (left, right):
+            axis.grid(alpha=0.3)
+        figure.legend(loc="outside upper center", ncols=3, frameon=False)
 
 
 def fitting(parts: dict[str, Any], path: Path) -> None:

@@ -7,11 +7,13 @@ from the paired bootstrap.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import figures
+import summary
 from paper import ABLATIONS, NARROW, TRAINED, Ablation, Row
 from ratios import (
     FITTED,
@@ -24,6 +26,7 @@ from ratios import (
     cells,
     conditions,
     each,
+    named,
     paired,
     report,
     rmse,
@@ -80,9 +83,13 @@ class Page:
         self.parts += [text for text in texts if text]
 
     def figure(self, name: str, about: str, draw: Callable[[Path], None]) -> None:
+        self.add(self.drawn(name, about, draw))
+
+    def drawn(self, name: str, about: str, draw: Callable[[Path], None]) -> str:
+        """What shows a figure, once it is drawn."""
         path = self.images / f"results-{name}.png"
         draw(path)
-        self.add(f"![{about}](images/{path.name})")
+        return f"![{about}](images/{path.name})"
 
     def each(self, kind: str) -> Iterable[Record]:
         """The records of a kind, a sentence in the place of those there are not."""
@@ -106,7 +113,7 @@ def build(records: Path, images: Path) -> str:
     page = Page(records, images)
     page.add("## Plans at equal evaluations")
     main = [*page.each("results")]
-    page.parts.insert(1, in_short(main))
+    page.parts.insert(1, in_short(page, main))
     for record in main:
         main_table(page, record)
     page.add("## The paper's ablations")
@@ -126,23 +133,23 @@ def _scale(item: tuple[str, Any]) -> float:
 # -- the main table ---------------------------------------------------------------------------
 
 
-def in_short(records: list[Record]) -> str:
-    """The methods that pictures were drawn of, each with its error and distance."""
-    columns: dict[str, Record] = {}
+def in_short(page: Page, records: list[Record]) -> str:
+    """What each method needs, takes and reaches, where images were drawn of it."""
+    parts = []
     for record in records:
-        for scale, nfe, methods in drawn(record):
-            columns[f"{record['name']}, {nfe} evaluations, guidance {scale}"] = methods
-    if not columns:
-        return ""
-    names = {name for methods in columns.values() for name in methods}
-    rows = [[name, *(_short(methods.get(name)) for methods in columns.values())]
-            for name in sorted(names, key=ORDER.index)]  # fmt: skip
-    return (
-        f"## In short\n\n{table(['method', *columns], rows)}\n\nFirst the error to the converged "
-        "ODE (RMSE, 95 %), then how much farther from real pictures than the converged sampler's "
-        "(Frechet distance of EfficientNet-Lite0 features, paired 95 %). The sections below tell "
-        "the plans, their calls of refiners, and how this was measured."
-    )
+        name, found = record["name"], page.records / f"speed-{record['name']}.json"
+        speed = json.loads(found.read_text("utf-8")) if found.is_file() else None
+        for scale, nfe, _ in drawn(record):
+            parts.append(f"### {name}, {nfe} evaluations, guidance {scale}")
+            parts.append(summary.of(record, scale, nfe, speed))
+        scale = f"{speed['conditions']['guidance']:g}" if speed else None
+        if scale in record["guidance"]:
+            part = record["guidance"][scale]
+            about = f"Error against evaluations and against milliseconds of {name}"
+            draw = lambda path, p=part, s=speed: figures.against_time(p, s, path)
+            parts.append(page.drawn(f"{name}-time", about, draw))
+            parts.append(summary.about_time(part, speed))
+    return "\n\n".join(["## In short", *parts, summary.ABOUT]) if parts else ""
 
 
 def drawn(record: Record) -> Iterable[tuple[str, str, Record]]:
@@ -150,12 +157,6 @@ def drawn(record: Record) -> Iterable[tuple[str, str, Record]]:
     for scale, counts in record["frechet"].items():
         for nfe, methods in counts.items():
             yield scale, nfe, methods
-
-
-def _short(found: Record | None) -> str:
-    if found is None:
-        return ""
-    return f"{ranged(found['trajectory'], 'rmse')}<br>{distances(found)[1]}"
 
 
 def main_table(page: Page, record: Record) -> None:
@@ -212,7 +213,7 @@ def compared(record: Record) -> str:
                     for cell, value in ratio.cells.items()
                 )
                 mean = f"{ratio.mean:.3f} ({between(*ratio.interval())})"
-                rows.append([f"{ours} / {other}", scale, mean, "<br>".join(each)])
+                rows.append([f"{named(ours)} / {named(other)}", scale, mean, "<br>".join(each)])
     head = ["ratio of RMSE", "guidance", "geometric mean (95 %)", "by evaluations (95 %)"]
     return f"{table(head, rows)}\n\nBelow 1 the first has the smaller error."
 
@@ -233,7 +234,7 @@ def frechet(record: Record) -> str:
         chosen = record["guidance"][scale]["cells"][nfe]["plans"]
         for name, found in methods.items():
             plan, *rest = distances(found)
-            rows.append([name, scale, chosen.get(name, {}).get("chosen", plan), *rest])
+            rows.append([named(name), scale, chosen.get(name, {}).get("chosen", plan), *rest])
             floors.append(found["frechet"].get("floor"))
     head = ["method", "guidance", "plan", "farther than converged (95 %)",
             f"upper end at most {100 * MOST:g} %", "FD-EffNet", "converged", "to pictures",
@@ -262,7 +263,7 @@ def closeness(record: Record) -> str:
     for scale, nfe, methods in drawn(record):
         for name, found in methods.items():
             near = [ranged(found[k], "rmse") if k in found else "" for k in NEAR]
-            rows.append([name, scale, nfe, *near, *seen(found, "plan")])
+            rows.append([named(name), scale, nfe, *near, *seen(found, "plan")])
         steps = str(found["reference"]["evaluations"])
         rows.append(["converged", scale, steps, *("" for _ in NEAR), *seen(found, "converged")])
     head = ["method", "guidance", "evaluations", "RMSE (95 %)", "perceptual distance (95 %)",

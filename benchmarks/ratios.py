@@ -19,8 +19,21 @@ RESAMPLES = 2000
 EVERY, FEW = (4, 5, 6, 8, 10), (5, 6)
 FITTED, REFINED = "fitted", "fitted, refiner"  # for the lowest error
 KEPT, KEPT_REFINED = "fitted, contrast kept", "fitted, refiner, contrast kept"
+NAMES = {  # in tables and figures; every other label is its own name
+    "H1P(n-2)": "FlowTurbo (paper), without refiner",
+    "the paper's, its refiner": "FlowTurbo (paper), with refiner",
+    FITTED: "tuned",
+    REFINED: "tuned + refiner",
+    KEPT: "tuned, contrast-preserving",
+    KEPT_REFINED: "tuned + refiner, contrast-preserving",
+}
 Record = dict[str, Any]
 Statistic = Callable[[Any], Any]
+
+
+def named(label: str) -> str:
+    """The name of a method, by its label in records."""
+    return NAMES.get(label, label)
 
 
 @dataclass(frozen=True)
@@ -35,8 +48,8 @@ class Asked:
     rival_at: int | None = None  # evaluations of the rival; the plan's by default
 
     def title(self) -> str:
-        other = self.rival if self.rival_at is None else f"H1P{self.rival_at - 2}"
-        return f"{self.plan} / {other}"
+        other = named(self.rival) if self.rival_at is None else f"H1P{self.rival_at - 2}"
+        return f"{named(self.plan)} / {other}"
 
 
 ASKED = (
@@ -175,7 +188,7 @@ def cells(record: Record) -> str:
     labels = list(dict.fromkeys(k for n in counts for k in record["cells"][n]["plans"]))
     rows = []
     for label in labels:
-        row = [label]
+        row = [named(label)]
         for n in counts:
             plans = record["cells"][n]["plans"]
             lowest = min(e["rmse"] for e in plans.values()) if len(plans) > 1 else None

@@ -111,7 +111,7 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--model", default="digits", help="a bundled name or a folder")
-    add("--plan", help="by default the model's own")
+    add("--plan", help="a plan, or its file; by default the model's own")
     add("--guidance", type=float, help="by default the model's own")
     add("--noises", type=int, default=256, help="to tell errors from")
     add("--reference", default="AB4RK:105@0.5", help="the plan that counts as converged")
@@ -129,7 +129,10 @@ def main() -> None:
         parser.error(f"--pictures {options.pictures}: --against says which real pictures")
     model = ft.load(options.model)
     guidance = model.defaults["guidance"] if options.guidance is None else options.guidance
-    plan = resolve_plan(model, options.plan, guidance)
+    given = options.plan
+    if given and Path(given).is_file():
+        given = ft.Plan.load(given)
+    plan = resolve_plan(model, given, guidance)
     refiner = resolve_refiner(model, plan, None)
     folder = Path(options.folder or f"runs/speed/{Path(options.model).name}")
     trial = Trial(model, guidance, options.noises, options.reference, folder)

@@ -162,17 +162,48 @@ def test_tables_say_what_agrees(records, tmp_path):
     assert row("H6R2").endswith("| 1.000 (1 to 1) | undecided |  |")
     assert row("P5R7H3").endswith("| 1.000 (1 to 1) | undecided |")
     assert "| not given |" in row("[H1P1R1]x3")
-    assert "| fitted | 2 | fitted chosen | +1.0 % (+0.0 to +2.0) | yes |" in text
+    assert "| tuned | 2 | fitted chosen | +1.0 % (+0.0 to +2.0) | yes |" in text
     assert "| UniPC-2 | 2 | UniPC-2 chosen | +8.0 % (+7.0 to +9.0) | NO |" in text
-    assert "| fitted | 3.6116 (2.6873 to 4.4532)<br>+1.0 % (+0.0 to +2.0) |" in text
-    assert text.index("| UniPC-2 | 3.6116") < text.index("| fitted | 3.6116")
-    assert "| fitted | 2 | 6 | 3.6116 (2.6873 to 4.4532) |  |  | 50.0 (40.0 to 60.0) |" in text
+    short = "| none | plan | 4 | 3.6116 (2.6873 to 4.4532) | 6 | +1.0 % (+0.0 to +2.0) |"
+    assert f"| tuned {short}" in text
+    assert text.index("| UniPC-2 | none | none | 4 | 3.6116") < text.index(f"| tuned {short}")
+    assert "| FlowTurbo (paper), with refiner | training images | refiner, 3 steps of 18 |" in text
+    assert "ms, batch of" not in text  # no record of speed, so none are told
+    assert "| tuned | 2 | 6 | 3.6116 (2.6873 to 4.4532) |  |  | 50.0 (40.0 to 60.0) |" in text
     assert "| converged | 2 | 9 |  |  |  | 45.0 (40.0 to 60.0) |" in text
-    assert "fitted / AB2 | 1 |" in text
+    assert "tuned / AB2 | 1 |" in text
     assert "| 6 | over the range |" in text
     turned = re.search(r"\| made \| velocity, time t \| ([\d.]+) ± ([\d.]+) \|", text)
     assert float(turned[1]) == pytest.approx(2.0, abs=0.02)
     assert "Not measured here: dt 0.03; dt 0.06; dt 0.25." in text
+
+
+def test_milliseconds_are_by_the_costs_in_the_record_of_speed(records, tmp_path):
+    record = json.loads((records / "results-made.json").read_text("utf-8"))
+    plans = record["guidance"]["2"]["cells"]["6"]["plans"]
+    plans["fitted, refiner"] = entry(0.5, 6, 5) | {"refiner": "own"}
+    plans[results.PAPER_REFINED] = entry(2.0, 6, 4) | {"refiner": "another"}
+    (records / "results-made.json").write_text(json.dumps(record))
+    at = {"evaluations": 19, "value": 0.4, "reached": True, "chosen": "UniPC-2, linspace, 1.3"}
+    speed = {
+        "conditions": {"guidance": 2.0, "noises": 8}, "plan": entry(0.5, 6, 5),
+        "equal": {"second order": at}, "faster": {"second order": {"none": 2.0}},
+        "timed": {
+            "conditions": {"refiner": "own", "batch": 8, "threads": 2},
+            "latency": {"fixed": 3.0, "model": 100.0, "refiner": 10.0, "worst": 0.01},
+            "methods": [{"ms": {"median": 650.0}}],
+        },
+    }  # fmt: skip
+    (records / "speed-made.json").write_text(json.dumps(speed))
+    text = page.build(records, tmp_path)
+    row = lambda name: next(x for x in text.splitlines() if x.startswith(f"| {name} | "))
+    assert "| 6 + 5 R | 653 |" in row("tuned + refiner")
+    assert "| 6 + 4 R | at least 603 |" in row("FlowTurbo (paper), with refiner")
+    assert "| 6 | 603 |" in row("Euler")
+    assert "3.00 + 100.00 an evaluation + 10.00 a refiner call, which is within 1.0 %" in text
+    assert "(UniPC-2: 19)" in text
+    assert "](images/results-made-time.png)" in text
+    assert Image.open(tmp_path / "results-made-time.png").width > 1200
 
 
 @pytest.mark.parametrize(
@@ -223,6 +254,43 @@ def test_the_readme_says_what_the_page_says():
     rows = [x for x in found.partition("\n## ")[0].splitlines() if x.startswith("| ")]
     assert len(rows) > 4
     assert set(rows) <= set((ROOT / "docs" / "results.md").read_text("utf-8").splitlines())
+
+
+def test_the_readme_begins_with_what_the_records_say():
+    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    speed = {
+        name: json.loads(
+            (ROOT / "benchmarks" / "records" / f"speed-{name}.json").read_text("utf-8")
+        )
+        for name in ("digits", "emoji")
+    }
+    ours = speed["digits"]["timed"]["methods"][0]
+    times = {name: s["faster"]["second order"]["none"] for name, s in speed.items()}
+    by_images = {name: s["faster"]["second order, FD"]["none"] for name, s in speed.items()}
+    assert ours["scope"] == "none"
+    assert ours["name"].startswith(speed["digits"]["plan"]["plan"])
+    assert all(s["equal"]["second order"]["reached"] for s in speed.values())
+    assert all(s["equal"]["second order"]["chosen"].startswith("UniPC") for s in speed.values())
+    for said in (
+        f"in {ours['ms']['median']:.0f} ms where",
+        f"takes {ours['ms']['median'] * times['digits']:.0f} ms for the same error",
+        f"{times['digits']:.1f} times faster on the bundled model `digits`",
+        f"{times['emoji']:.1f} times on `emoji`",
+        f"with {speed['digits']['equal']['Euler']['evaluations']} evaluations",
+        f"they are {by_images['digits']:.1f} and {by_images['emoji']:.1f} (",
+    ):
+        assert said in readme
+
+
+def test_the_readme_counts_the_bundled_models_right():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for name in ("digits", "emoji"):
+        model = ft.load(name)
+        line = next(x for x in readme.splitlines() if x.startswith(f"| `{name}` | "))
+        assert f" | {sum(p.numel() for p in model.network.parameters()):,} | " in line
+        shown = {found[0]: tuple(int(n or 0) for n in found[1:])
+                 for found in re.findall(r"`(\w+)` (\d+)(?: \+ (\d+))?", line)}  # fmt: skip
+        assert shown == {k: (p.nfe["model"], p.nfe["refiner"]) for k, p in model.plans.items()}
 
 
 # -- the scripts, on a tiny model -------------------------------------------------------------

@@ -74,6 +74,15 @@ def test_any_encoding(encoding, monkeypatch):
     assert run("models") == 0
 
 
+def test_ctrl_c_before_a_command_begins_is_one_line(monkeypatch, capsys):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Command, "make_context", interrupted)
+    assert run("models") == 130
+    assert capsys.readouterr().err == "flowturbo: stopped\n"
+
+
 def test_a_picture_with_a_name_that_cannot_be_printed(tmp_path):
     out = tmp_path / "b\xe4d \U0001f34e.png"
     script = "from flowturbo.cli import main; main()"

@@ -89,6 +89,8 @@ def _status(arguments: list[str] | None) -> int:
         result: Any = typer.main.get_command(app).main(
             arguments, prog_name="flowturbo", standalone_mode=False
         )
+        if result == 130:  # typer's own word for Ctrl-C before the command has begun
+            tell("stopped")
         return result if isinstance(result, int) else 0
     except (ValueError, ImportError) as e:
         return _fail(str(e), 2)

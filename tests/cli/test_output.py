@@ -13,6 +13,7 @@ import pytest
 from rich.table import Table
 
 from flowturbo.cli import main, output
+from flowturbo.cli.command import Command
 from flowturbo.cli.output import say, show
 
 

@@ -1,6 +1,6 @@
 """A small text-to-image pipeline of diffusers: emoji of 128 x 128 in five styles.
 
-    python recipes/emoji-sd3/autoencoder.py --data emoji-data128 --out runs/emoji-sd3/vae
+    python recipes/emoji-sd3/autoencoder.py --data emoji-data128 --out runs/emoji-sd3/autoencoder
     python recipes/emoji-sd3/train.py --data emoji-data128 --out runs/emoji-sd3
 
 trains an `SD3Transformer2DModel` of 11 million parameters on latents, and with it the text
@@ -35,6 +35,7 @@ from flowturbo.path import interpolate, velocity
 from flowturbo.train import TrainConfig
 from flowturbo.train.loop import moved, run
 from flowturbo.train.objectives import draw_times
+from flowturbo.train.processes import Processes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "emoji"))
 from augment import augment
@@ -230,14 +231,16 @@ class Objective:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", required=True, help="the folder that data.py made, of 128 px")
-    parser.add_argument("--vae", type=Path, default=Path("runs/emoji-sd3/vae"))
+    parser.add_argument("--vae", type=Path, default=Path("runs/emoji-sd3/autoencoder/vae"))
     parser.add_argument("--out", type=Path, default=Path("runs/emoji-sd3"))
     options = parser.parse_args()
     vae = AutoencoderKL.from_pretrained(options.vae).eval().requires_grad_(False)
     data = Emoji(options.data, vae, options.out / "latents.pt")
     made = {"training": asdict(TRAINING), "transformer": TRANSFORMER, "text": TEXT}
     report = lambda step, loss: print(f"step {step:6d}  loss {loss:.4f}", flush=True)
-    run(Objective(data, vae, options.out), options.out, TRAINING, made, report)
+    processes = Processes()
+    with processes.exclusive(options.out):
+        run(Objective(data, vae, options.out), options.out, TRAINING, made, processes, report)
 
 
 if __name__ == "__main__":

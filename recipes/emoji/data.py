@@ -125,9 +125,9 @@ def hold_out(
 def load(folder: str | Path, size: int = 64) -> tuple[Any, Any, Any, dict[str, Any]]:
     """Images (N, size, size, 3) uint8, concept (N,), style (N,), and ``emoji.json``.
 
-    Sizes below 64 are averages over squares of pixels.
+    Sizes below 64 are averages over squares of pixels; larger ones are read as they were made.
     """
-    with np.load(Path(folder) / "emoji64.npz") as file:
+    with np.load(Path(folder) / f"emoji{max(size, 64)}.npz") as file:
         images, concept, style = file["images"], file["concept"], file["style"]
     about = json.loads((Path(folder) / "emoji.json").read_text("utf-8"))
     return averaged(images, size), concept, style, about

@@ -28,7 +28,13 @@ from diffusers import (
 )
 from tokenizers import ByteLevelBPETokenizer, pre_tokenizers
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+)
 
 from flowturbo.images import save_png, sheet
 from flowturbo.path import interpolate, velocity
@@ -91,6 +97,23 @@ class Velocity(nn.Module):
             return_dict=False,
         )[0]
         return -out
+
+
+def silent() -> T5EncoderModel:
+    """A third text encoder that gives zeros, as the pipeline gives without one; it cannot be loaded
+    without one unless it is told so.
+    """
+    config = T5Config(
+        vocab_size=VOCABULARY + 2,
+        d_model=TRANSFORMER["joint_attention_dim"],
+        d_kv=8,
+        d_ff=8,
+        num_layers=1,
+        num_heads=1,
+    )
+    encoder = T5EncoderModel(config)
+    torch.nn.init.zeros_(encoder.encoder.final_layer_norm.weight)
+    return encoder
 
 
 def tokenizer_of(captions: list[str]) -> CLIPTokenizer:
@@ -205,16 +228,18 @@ class Objective:
             tokenizer=self.data.tokenizer,
             text_encoder_2=network.text,
             tokenizer_2=self.data.tokenizer,
-            text_encoder_3=None,
-            tokenizer_3=None,
+            text_encoder_3=silent(),
+            tokenizer_3=self.data.tokenizer,
         )
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
     def export(self, network: Any, training: dict[str, Any]) -> None:
-        self.pipeline(network).to(dtype=torch.float16).save_pretrained(self.out / "pipeline")
+        pipe = self.pipeline(network)
+        for part in (pipe.transformer, pipe.vae):  # which diffusers loads in float32
+            part.half()
+        pipe.save_pretrained(self.out / "pipeline")
         self.vae.float()
-        network.float()
 
     @torch.no_grad()
     def preview(self, network: Any, step: int) -> None:

@@ -196,8 +196,8 @@ def full_size(record: Record) -> list[str]:
     parts.append(
         "Random weights: times do not depend on them, and nothing is said of pictures. The paper's "
         f"own table is {known['fixed']} + {known['model']} evaluations + {known['refiner']} "
-        "refiner blocks, of two calls each, in ms on its machine. Plans of ours have the weights of "
-        "Adams-Bashforth here."
+        "refiner blocks, of two calls each, in ms on its machine. Plans of ours have the weights "
+        "of Adams-Bashforth here."
     )
     missing = []
     if any("compiled" not in keys for sizes in record["timed"].values() for keys in sizes.values()):

@@ -238,7 +238,8 @@ def conditions(record: Record) -> str:
     plans = [e for cell in record.get("cells", {}).values() for e in cell["plans"].items()]
     away = {k: e["device"] for k, e in plans if e.get("device", c["device"]) != c["device"]}
     for device in dict.fromkeys(away.values()):
-        where += f" ({', '.join(k for k, there in away.items() if there == device)}: {device})"
+        labels = ", ".join(named(k) for k, there in away.items() if there == device)
+        where += f" ({labels}: {device})"
     return (
         f"Weights {c['fingerprint']}, guidance {c['guidance']:g}, {c['noises']} noises of seeds "
         f"{c['seeds']} used for nothing else, {c['dtype']}, {where}, {versions}. "

@@ -70,7 +70,7 @@ def test_a_whole_run_goes_on_and_makes_a_table(tmp_path, tiny):
     assert found["cells"] == first["cells"]
     assert len(found["split"]["4"]) == 5
     table = ratios.report([str(out)], [str(out)])
-    assert "| fitted / scheduler | 4, 5, 6, 8, 10 | 0.8 (0.5) |" in table
+    assert "| tuned / scheduler | 4, 5, 6, 8, 10 | 0.8 (0.5) |" in table
 
 
 @pytest.mark.slow

@@ -367,7 +367,7 @@ def test_the_scripts_go_on_where_they_were(small, monkeypatch, capsys):
     assert run(results, monkeypatch, *main, *asked) == run(results, monkeypatch, *main)
     assert run(ablations, monkeypatch, *other) == found
     text = page.build(small / "records", small)
-    assert "| fitted, refiner / fitted | 2 |" in text
+    assert "| tuned + refiner / tuned | 2 |" in text
     assert "H5P7R3, ours" in text
     with pytest.raises(SystemExit, match="give another"):
         run(results, monkeypatch, *main[:-1], out)
@@ -381,7 +381,7 @@ def test_the_scripts_go_on_where_they_were(small, monkeypatch, capsys):
     assert more["cells"]["4"]["plans"] == {**plans, "Euler": {**plans["Euler"], "device": "cpu"}}
     more = run(results, monkeypatch, *main, "--rows", "fitted")["guidance"]["2"]
     assert more["cells"]["4"]["plans"]["fitted"] == {**plans["fitted"], "device": "cpu"}
-    assert "on an NVIDIA (Euler, fitted: cpu)" in page.build(small / "records", small)
+    assert "on an NVIDIA (Euler, tuned: cpu)" in page.build(small / "records", small)
     with pytest.raises(SystemExit, match="measure the main table first"):
         run(results, monkeypatch, *main[:-4], "--nfe", 5, *main[-2:], "--sheet")
     half = small / "work" / "refiners" / "paper" / "refiner.json"

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from flowturbo.stats import bounds, interval, rmse
+
 MODELS = ("digits", "emoji")  # that are to be measured
 RESAMPLES = 2000
 EVERY, FEW = (4, 5, 6, 8, 10), (5, 6)
@@ -64,10 +66,6 @@ ASKED = (
 ROUGH_MEAN, ROUGH_WORST = 1.0, 1.05
 
 
-def rmse(errors: Any) -> Any:
-    return np.sqrt((errors**2).mean(-1))
-
-
 def median(errors: Any) -> Any:
     return np.median(errors, axis=-1)
 
@@ -98,8 +96,8 @@ class Ratio:
     def interval(self, cell: tuple[str, int] | None = None) -> tuple[float, float]:
         some = self.samples.values() if cell is None else [self.samples[cell]]
         means = np.exp(np.mean([np.log(s) for s in some], axis=0))
-        low, high = np.quantile(means, (0.025, 0.975))
-        return float(low), float(high)
+        low, high = bounds(means)
+        return low, high
 
 
 def errors(record: Record, nfe: int, label: str) -> Any:
@@ -211,9 +209,9 @@ def told(entry: Record, *, bold: bool = False) -> str:
 def paired(here: Record, before: Record) -> tuple[float, float, float]:
     """The ratio of the root mean square errors of two plans on one set of noises, and its 95 %."""
     one, two = (np.array(entry["errors"]) for entry in (here, before))
-    draw = np.random.default_rng(0).integers(0, len(one), (RESAMPLES, len(one)))
-    low, high = np.quantile(rmse(one[draw]) / rmse(two[draw]), (0.025, 0.975))
-    return float(rmse(one) / rmse(two)), float(low), float(high)
+    ratio = lambda a, b: rmse(a) / rmse(b)
+    low, high = interval(ratio, one, two, replicates=RESAMPLES)
+    return float(ratio(one, two)), low, high
 
 
 def gains(record: Record, nfe: str) -> str:

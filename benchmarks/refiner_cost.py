@@ -24,6 +24,7 @@ import flowturbo as ft
 from flowturbo.field import embedded
 from flowturbo.files import write_json
 from flowturbo.refiner import VelocityRefiner
+from flowturbo.stats import interval
 from flowturbo.train.own_states import mixed_plan
 
 MUST = {1: 0.10, 8: 0.06}
@@ -70,12 +71,11 @@ def timed(pair: list[Callable[[], Any]], seconds: float) -> Any:
 def ratio(turns: Any, number: int) -> dict[str, Any]:
     """Of the medians, the second of ``number`` calls, with a 95 % bootstrap interval over turns."""
     turns = turns / [1, number]
-    rows = np.random.default_rng(0).integers(0, len(turns), (1000, len(turns)))
-    model, refiner = np.median(turns[rows], axis=1).T
+    share = lambda t: np.divide(*np.median(t, axis=0)[::-1])
     middle = np.median(turns, axis=0)
     return {
         "ratio": round(float(middle[1] / middle[0]), 4),
-        "ratio_95": [round(float(q), 4) for q in np.quantile(refiner / model, (0.025, 0.975))],
+        "ratio_95": [round(q, 4) for q in interval(share, turns)],
         "milliseconds": [round(1000 * float(m), 3) for m in middle],
         "turns": len(turns),
     }

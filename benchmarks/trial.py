@@ -19,9 +19,9 @@ from flowturbo.field import cut, guided
 from flowturbo.files import replacing
 from flowturbo.fit.journal import Journal
 from flowturbo.fit.reference import error
-from flowturbo.fit.tune import summary
 from flowturbo.path import shifted
 from flowturbo.sampler import prepare_refiner
+from flowturbo.stats import summary
 
 FIRST = 600_000_000  # seeds from here on are for these noises and used by nothing else
 BATCH = 64

@@ -17,9 +17,9 @@ from PIL import Image
 
 import flowturbo as ft
 from flowturbo.evaluate.analysis import analyze
-from flowturbo.fit.tune import summary
 from flowturbo.models.checkpoint import save_folder
 from flowturbo.models.sit import SiT, SiTConfig
+from flowturbo.stats import summary
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")

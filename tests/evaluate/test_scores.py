@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flowturbo.evaluate.frechet import frechet_distance
-from flowturbo.evaluate.scores import covered, inception_score, mean_interval, precision_recall
+from flowturbo.evaluate.scores import covered, inception_score, precision_recall
 
 
 def randn(*shape, seed=0):
@@ -111,13 +111,6 @@ def test_equal_those_of_torchmetrics():
     a, b = randn(90, 12).double(), 1.2 * randn(70, 12, seed=1).double() + 0.1
     theirs = _compute_fid(a.mean(0), a.T.cov(), b.mean(0), b.T.cov())
     assert frechet_distance(a, b) == pytest.approx(float(theirs), rel=1e-4)
-
-
-def test_interval_of_a_mean():
-    rng = np.random.default_rng(0)
-    low, high = mean_interval(rng.normal(2.0, 1.0, 400))
-    assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.2)
-    assert low < 2 < high
 
 
 def test_refuses():

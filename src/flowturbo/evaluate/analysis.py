@@ -28,9 +28,9 @@ from flowturbo.evaluate.records import KIND
 from flowturbo.field import cut, device_of
 from flowturbo.fit.reference import Reference, error, solve
 from flowturbo.fit.starts import check_condition, check_field
-from flowturbo.fit.tune import summary
 from flowturbo.plan import Plan
 from flowturbo.sampler import check_refiner, needed_refiner, sample
+from flowturbo.stats import summary
 
 __all__ = ["KIND", "SECTIONS", "analyze", "solvers"]
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flowturbo.evaluate.frechet import frechet_distance, relative_difference
-from flowturbo.evaluate.scores import inception_score, mean_interval, precision_recall
-from flowturbo.fit.tune import summary
+from flowturbo.evaluate.scores import inception_score, precision_recall
+from flowturbo.stats import interval, summary
 
 __all__ = ["agreement", "compare"]
 
@@ -119,6 +119,8 @@ def agreement(
         "prompts": len(prompts),
         "pictures": int(known.sum()),
         "chance": 1 / len(prompts),
-        **{k: {"share": float(v.mean()), "share_95": mean_interval(v)} for k, v in hits.items()},
-        "difference_95": mean_interval(hits["plan"] - hits["converged"]),
+        **{
+            k: {"share": float(v.mean()), "share_95": interval(np.mean, v)} for k, v in hits.items()
+        },
+        "difference_95": interval(np.mean, hits["plan"] - hits["converged"]),
     }

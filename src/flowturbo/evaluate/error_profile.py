@@ -23,9 +23,9 @@ from torch import Tensor
 
 from flowturbo import checks
 from flowturbo.fit.reference import Reference, error
-from flowturbo.fit.tune import summary
 from flowturbo.plan import Plan
 from flowturbo.sampler import Step, sample
+from flowturbo.stats import interval, rmse, summary
 
 __all__ = ["check_whole", "profile"]
 
@@ -133,8 +133,5 @@ def _named(name: str, errors: np.ndarray[Any, Any]) -> dict[str, Any]:
 
 def _part(along: np.ndarray[Any, Any], final: np.ndarray[Any, Any]) -> dict[str, Any]:
     """Of the root mean square error, with its bootstrap interval; both (N,)."""
-    rng = np.random.default_rng(0)
-    picks = rng.integers(0, len(final), (1000, len(final)))
-    whole = lambda a, f: a.mean(-1) / np.maximum(np.sqrt((f**2).mean(-1)), 1e-300)
-    bounds = np.quantile(whole(along[picks], final[picks]), (0.025, 0.975))
-    return {"part": float(whole(along, final)), "part_95": [float(b) for b in bounds]}
+    share = lambda a, f: a.mean(-1) / np.maximum(rmse(f), 1e-300)
+    return {"part": float(share(along, final)), "part_95": interval(share, along, final)}

@@ -41,11 +41,11 @@ from flowturbo.evaluate.timing import count_operations, interleaved, spread
 from flowturbo.field import cut
 from flowturbo.files import exclusive
 from flowturbo.fit.reference import error, fine
-from flowturbo.fit.tune import summary
 from flowturbo.models.identity import identity, refiner_identity, signature
 from flowturbo.models.model import Model
 from flowturbo.plan import Plan
 from flowturbo.sampler import Refiner, check_refiner, needed_refiner, sample
+from flowturbo.stats import summary
 from flowturbo.tasks.generate import resolve_plan, resolve_refiner
 
 __all__ = ["evaluate"]

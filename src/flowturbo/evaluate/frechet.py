@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowturbo import stats
+
 __all__ = ["Moments", "frechet_distance", "relative_difference"]
 
 
@@ -139,11 +141,11 @@ def relative_difference(
     from_a, from_b = frechet_distance(a, reference), frechet_distance(b, reference)
     if from_b <= 1e-9 * float(reference.covariance.trace()):
         raise ValueError("b is the reference itself, at distance 0: nothing is relative to it")
-    factor, rng, n = _factor(reference.covariance), np.random.default_rng(seed), len(a)
+    factor, n = _factor(reference.covariance), len(a)
     sets = [_Resampled(x, reference, factor, device) for x in (a, b)]
     found = []
-    for _ in range(resamples):
-        counts = torch.from_numpy(np.bincount(rng.integers(0, n, n), minlength=n)).double()
+    for rows in stats.resamples(n, resamples, seed):
+        counts = torch.from_numpy(np.bincount(rows, minlength=n)).double()
         found.append([x(counts) for x in sets])
         if report:
             report()
@@ -154,7 +156,7 @@ def relative_difference(
         "a": from_a,
         "b": from_b,
         "relative": from_a / from_b - 1,
-        "relative_95": [float(q) for q in np.quantile(ratio, (0.025, 0.975))],
+        "relative_95": stats.bounds(ratio),
     }
 
 

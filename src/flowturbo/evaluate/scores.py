@@ -21,7 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["covered", "inception_score", "mean_interval", "precision_recall"]
+from flowturbo.stats import interval
+
+__all__ = ["covered", "inception_score", "precision_recall"]
 
 _ROWS = 1000  # distances from so many rows at a time
 
@@ -78,7 +80,7 @@ def precision_recall(drawn: Tensor, real: Tensor, *, neighbours: int = 3) -> dic
     inside, reached = covered(drawn, real, neighbours), covered(real, drawn, neighbours)
     found = {"precision": inside, "recall": reached}
     return {k: float(v.mean()) for k, v in found.items()} | {
-        f"{k}_95": mean_interval(v) for k, v in found.items()
+        f"{k}_95": interval(np.mean, v) for k, v in found.items()
     }
 
 
@@ -102,10 +104,3 @@ def covered(rows: Tensor, points: Tensor, neighbours: int = 3) -> np.ndarray[Any
     )  # the nearest of all is the point itself
     inside = [(torch.cdist(r, points) <= reach).any(1) for r in rows.split(_ROWS)]
     return torch.cat(inside).double().cpu().numpy()
-
-
-def mean_interval(values: Any, *, resamples: int = 1000, seed: int = 0) -> list[float]:
-    """The 95 % bootstrap interval (percentiles) of the mean of ``values`` (N,)."""
-    values, rng = np.asarray(values, np.float64), np.random.default_rng(seed)
-    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(resamples)]
-    return [float(q) for q in np.quantile(means, (0.025, 0.975))]

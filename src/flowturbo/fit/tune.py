@@ -39,6 +39,7 @@ from flowturbo.path import shifted
 from flowturbo.plan import Plan
 from flowturbo.plan.solvers import SOLVERS
 from flowturbo.sampler import Refiner
+from flowturbo.stats import summary
 
 __all__ = ["tune"]
 
@@ -444,17 +445,3 @@ def _neighbours(gaps: Sequence[int], most: int | None) -> list[tuple[int, ...]]:
             if 0 <= n <= 2 and any(changed) and few:
                 found.append(changed)
     return found
-
-
-def summary(errors: np.ndarray[Any, Any], seed: int = 0) -> dict[str, Any]:
-    """Root mean square and median of the rows' errors, with 95 % bootstrap intervals."""
-    rng = np.random.default_rng(seed)
-    drawn = (errors[rng.integers(0, len(errors), len(errors))] for _ in range(1000))
-    rms, median = np.array([(np.sqrt((d**2).mean()), np.median(d)) for d in drawn]).T
-    bounds = lambda a: [float(q) for q in np.quantile(a, (0.025, 0.975))]
-    return {
-        "rmse": float(np.sqrt((errors**2).mean())),
-        "rmse_95": bounds(rms),
-        "median": float(np.median(errors)),
-        "median_95": bounds(median),
-    }

@@ -21,9 +21,9 @@ from bench import OWN, Bench, Scale, parser
 from paper import ABLATIONS, NARROW, TRAINED, Ablation
 
 import flowturbo as ft
-from flowturbo.fit.journal import Journal
-from flowturbo.fit.weights import fit_weights
 from flowturbo.path import shifted
+from flowturbo.tuning.journal import Journal
+from flowturbo.tuning.weights import fit_weights
 
 KIND = "flowturbo ablations 1"
 TABLES = (*(a.key for a in ABLATIONS), "trajectories", "history", "transfer")

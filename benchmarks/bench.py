@@ -30,9 +30,9 @@ from flowturbo.evaluate.features import EffNetFeatures
 from flowturbo.evaluate.frechet import frechet_distance
 from flowturbo.evaluate.real import load_real
 from flowturbo.files import replacing
-from flowturbo.models.text import Tokenizer
+from flowturbo.models.tokenizer import Tokenizer
 from flowturbo.refiner.checkpoint import REFINER_WEIGHTS
-from flowturbo.train import TrainConfig, load_data, paper_config, train_paper_refiner
+from flowturbo.training import TrainConfig, load_data, paper_config, train_paper_refiner
 
 OWN = "ours"  # the name of our refiner among the paper's
 FEATURES: Any = "effnet"  # what `flowturbo.evaluate` sees pictures with

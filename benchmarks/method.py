@@ -33,9 +33,9 @@ from trial import Trial
 
 import flowturbo as ft
 from flowturbo.files import replacing
-from flowturbo.fit.reference import Reference, solve
-from flowturbo.fit.weights import fit_weights
 from flowturbo.path import shifted
+from flowturbo.tuning.reference import Reference, solve
+from flowturbo.tuning.weights import fit_weights
 
 PAPER = "H1P10"  # the paper's plan of 12 evaluations, whatever the others take
 HALVING = ((8, 8), (32, 45))  # on so many noises, one in so many of all stays, at least two

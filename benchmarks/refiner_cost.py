@@ -25,7 +25,7 @@ from flowturbo.field import embedded
 from flowturbo.files import write_json
 from flowturbo.refiner import VelocityRefiner
 from flowturbo.stats import interval
-from flowturbo.train.own_states import mixed_plan
+from flowturbo.training.on_policy import mixed_plan
 
 MUST = {1: 0.10, 8: 0.06}
 

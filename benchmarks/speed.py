@@ -27,7 +27,7 @@ from trial import Trial
 
 import flowturbo as ft
 from flowturbo.evaluate.benchmark import benchmark
-from flowturbo.integrations.peers import peers
+from flowturbo.integrations.baselines import peers
 from flowturbo.tasks.generate import resolve_plan, resolve_refiner
 
 EULER = "FlowMatchEuler"

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 
 import flowturbo as ft
-from flowturbo.field import cut, guided
 from flowturbo.files import replacing
-from flowturbo.fit.journal import Journal
-from flowturbo.fit.reference import error
+from flowturbo.guidance import guided
 from flowturbo.path import shifted
-from flowturbo.sampler import prepare_refiner
+from flowturbo.refiner.binding import prepare_refiner
 from flowturbo.stats import summary
+from flowturbo.tree import slice_condition
+from flowturbo.tuning.journal import Journal
+from flowturbo.tuning.reference import error
 
 FIRST = 600_000_000  # seeds from here on are for these noises and used by nothing else
 BATCH = 64
@@ -77,7 +78,7 @@ class Trial:
         plan, ends = ft.Plan.parse(reference), []
         for i in range(0, self.noises, BATCH):
             path, rows = self.folder / f"exact-{i:04d}.pt", slice(i, min(i + BATCH, self.noises))
-            x, cond = self.x0[rows], cut(self.cond, rows)
+            x, cond = self.x0[rows], slice_condition(self.cond, rows)
             if not path.is_file():
                 with torch.no_grad():
                     first = self.guided(x, 0.0, cond)
@@ -100,7 +101,7 @@ class Trial:
         return np.array(found[:rows])
 
     def _run(self, plan: ft.Plan, rows: slice, refiner: Any) -> list[float]:
-        x, cond = self.x0[rows], cut(self.cond, rows)
+        x, cond = self.x0[rows], slice_condition(self.cond, rows)
         if plan.nfe["refiner"]:
             refiner = prepare_refiner(plan, self.guided, refiner)
         field = _Known(self.guided, x, self.first[rows])
@@ -130,7 +131,7 @@ class Trial:
         """Relative change of the velocity over the ``last`` of the time, on trajectories."""
 
         def measure() -> float:
-            x, cond = self.x0[:rows], cut(self.cond, slice(rows))
+            x, cond = self.x0[:rows], slice_condition(self.cond, slice(rows))
             near = ft.Plan.rk4(16, times=shifted(16, 1.0, 0.0, 1 - last))
             x = ft.sample(near, self.guided, x, cond)
             end = ft.sample(ft.Plan.rk4(4, times=shifted(4, 1.0, 1 - last)), self.guided, x, cond)

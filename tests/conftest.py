@@ -11,7 +11,7 @@ import torch
 import flowturbo as ft
 from flowturbo.models.checkpoint import save_folder
 from flowturbo.models.sit import SiT, SiTConfig
-from flowturbo.models.text import Tokenizer, build_vocabulary
+from flowturbo.models.tokenizer import Tokenizer, build_vocabulary
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # and its processes: a core for each worker
     os.environ.setdefault("OMP_NUM_THREADS", "1")

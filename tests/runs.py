@@ -9,7 +9,7 @@ import torch
 
 import flowturbo as ft
 from flowturbo.models.sit import SiTConfig
-from flowturbo.train import ArrayData, TrainConfig, train
+from flowturbo.training import ArrayData, TrainConfig, train
 
 NETWORK = SiTConfig(size=4, channels=1, patch=2, width=8, depth=1, heads=1, classes=2)
 QUICK = dict(batch=2, compile=False, bf16=False, warmup=2)

@@ -7,7 +7,9 @@ import pytest
 import torch
 from fields import gaussian
 
-from flowturbo.field import Cast, CountCalls, Guidance, device_of, map_condition
+from flowturbo.field import Cast, CountCalls, device_of
+from flowturbo.guidance import Guidance
+from flowturbo.tree import map_condition
 
 
 class Scaled:

@@ -27,7 +27,7 @@ from flowturbo.cli import main
 from flowturbo.compiled.artefact import _digest, read_manifest
 from flowturbo.models.checkpoint import convert, save_folder
 from flowturbo.models.sit import SiT, SiTConfig
-from flowturbo.models.text import Tokenizer
+from flowturbo.models.tokenizer import Tokenizer
 from flowturbo.refiner import VelocityRefiner, save_refiner
 
 TRIED = int(os.environ.get("FLOWTURBO_MUTATIONS", "2000"))

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 import flowturbo as ft
-from flowturbo.field import CountCalls, Guidance
+from flowturbo.field import CountCalls
+from flowturbo.guidance import Guidance
 from flowturbo.models.checkpoint import save_folder
 from flowturbo.models.sit import SiT, SiTConfig
 from flowturbo.refiner import PaperRefiner, SmallNetwork, VelocityRefiner, save_refiner
 from flowturbo.refiner.checkpoint import REFINER_CARD, REFINER_WEIGHTS
-from flowturbo.train.own_states import mixed_plan
+from flowturbo.training.on_policy import mixed_plan
 
 CLASSES = dict(size=8, channels=2, patch=2, width=32, depth=2, heads=2, classes=5)
 TEXT = {**CLASSES, "classes": 0, "vocabulary": 11, "text_length": 3}

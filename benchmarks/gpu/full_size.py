@@ -29,11 +29,11 @@ from torch.profiler import ProfilerActivity, profile
 
 import flowturbo as ft
 from flowturbo.evaluate.benchmark import benchmark, conditions
-from flowturbo.evaluate.timing import interleaved, spread
 from flowturbo.files import write_json
 from flowturbo.models.sit import Block, FinalLayer
 from flowturbo.refiner import PaperRefiner, VelocityRefiner
-from flowturbo.train.own_states import mixed_plan
+from flowturbo.timing import interleaved, spread
+from flowturbo.training.on_policy import mixed_plan
 
 KIND = "full size"
 PAPER = ("H8", "H11", "H15", "H24", "H1P5R3", "H2P4R2", "H2P8R2", "H5P7R3", "H8P9R5")

@@ -24,12 +24,12 @@ import diffusers
 import torch
 
 import flowturbo as ft
-from flowturbo.evaluate.benchmark import conditions
-from flowturbo.evaluate.timing import interleaved, spread
 from flowturbo.files import write_json
 from flowturbo.integrations.diffusers import disable, enable
+from flowturbo.provenance import conditions
 from flowturbo.refiner import VelocityRefiner
-from flowturbo.train.own_states import mixed_plan
+from flowturbo.timing import interleaved, spread
+from flowturbo.training.on_policy import mixed_plan
 
 EVALUATIONS, REFINED = 6, "MMRMRMRMRMR"
 TOKENS = {"SD3": 333, "FLUX": 512}  # of the prompt, as their pipelines have by default

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from train import ARCHITECTURE, CARD, TRAINING
 
-from flowturbo.train import load_data, train
+from flowturbo.training import load_data, train
 
 NETWORK = replace(ARCHITECTURE, prediction="noise")
 HOW = replace(TRAINING, times="diffusion")

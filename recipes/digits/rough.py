@@ -25,8 +25,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import flowturbo as ft
-from flowturbo.train import TrainConfig, load_data
-from flowturbo.train.loop import FlowMatching, run
+from flowturbo.training import TrainConfig, load_data
+from flowturbo.training.loop import FlowMatching, run
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from trial import Trial

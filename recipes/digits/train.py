@@ -9,7 +9,7 @@ is the model: copy `card.json` and `model.safetensors` to `src/flowturbo/models/
 import argparse
 
 from flowturbo.models.sit import SiTConfig
-from flowturbo.train import TrainConfig, load_data, train
+from flowturbo.training import TrainConfig, load_data, train
 
 ARCHITECTURE = SiTConfig(size=32, channels=1, patch=4, width=192, depth=6, heads=6, classes=10)
 TRAINING = TrainConfig(

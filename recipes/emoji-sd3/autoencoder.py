@@ -25,9 +25,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from flowturbo.images import save_png, sheet, to_pil
-from flowturbo.train import TrainConfig
-from flowturbo.train.loop import run
-from flowturbo.train.processes import Processes
+from flowturbo.training import TrainConfig
+from flowturbo.training.loop import run
+from flowturbo.training.processes import Processes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "emoji"))
 from augment import augment  # type: ignore[import-not-found]
@@ -83,7 +83,7 @@ class Reconstruction(nn.Module):
 
 
 class Objective:
-    """What `flowturbo.train.loop.run` needs; ``save(autoencoder, pictures, training)`` exports.
+    """What `flowturbo.training.loop.run` needs; ``save(autoencoder, pictures, training)`` exports.
 
     Args:
         network: to be trained.

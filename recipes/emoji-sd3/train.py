@@ -38,10 +38,10 @@ from transformers import (
 
 from flowturbo.images import save_png, sheet
 from flowturbo.path import interpolate, velocity
-from flowturbo.train import TrainConfig
-from flowturbo.train.loop import moved, run
-from flowturbo.train.objectives import draw_times
-from flowturbo.train.processes import Processes
+from flowturbo.training import TrainConfig
+from flowturbo.training.loop import moved, run
+from flowturbo.training.objectives import draw_times
+from flowturbo.training.processes import Processes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "emoji"))
 from augment import augment
@@ -198,7 +198,7 @@ def _encode(pictures: Tensor, vae: AutoencoderKL) -> Tensor:
 
 
 class Objective:
-    """What `flowturbo.train.loop.run` needs."""
+    """What `flowturbo.training.loop.run` needs."""
 
     def __init__(self, data: Emoji, vae: AutoencoderKL, out: Path) -> None:
         self.data, self.vae, self.out = data, vae, out

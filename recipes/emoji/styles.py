@@ -21,7 +21,7 @@ from classifiers import blurred, turn
 from torch import Tensor, nn
 
 from flowturbo.files import replacing
-from flowturbo.train.loop import autocast
+from flowturbo.training.loop import autocast
 
 __all__ = ["EPOCHS", "Styles"]
 

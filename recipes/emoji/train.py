@@ -20,8 +20,8 @@ from data import aliases, caption, load, weights
 from torch import Tensor
 
 from flowturbo.models.sit import SiTConfig
-from flowturbo.models.text import Tokenizer, build_vocabulary
-from flowturbo.train import TrainConfig, train
+from flowturbo.models.tokenizer import Tokenizer, build_vocabulary
+from flowturbo.training import TrainConfig, train
 
 LENGTH = 16
 VOCABULARY = 4000

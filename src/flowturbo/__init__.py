@@ -10,15 +10,16 @@ from flowturbo import noise
 from flowturbo._version import __version__
 from flowturbo.compiled import compile, export, load_compiled
 from flowturbo.evaluate.evaluation import evaluate
-from flowturbo.field import Cast, CountCalls, Guidance
-from flowturbo.fit.tune import tune
+from flowturbo.field import Cast, CountCalls
+from flowturbo.guidance import Guidance
 from flowturbo.models.model import Model
 from flowturbo.models.zoo import load
 from flowturbo.plan import Plan
 from flowturbo.refiner.checkpoint import load_refiner
-from flowturbo.sampler import Step, sample
+from flowturbo.sampling import Step, sample
 from flowturbo.tasks.generate import generate
-from flowturbo.train.refiner import train_refiner
+from flowturbo.training.refiner import train_refiner
+from flowturbo.tuning.tune import tune
 
 __all__ = [
     "Cast",

@@ -6,7 +6,6 @@ And what long runs ask of a folder: room on its disk, and that it holds no other
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import os
 import shutil
@@ -24,6 +23,8 @@ try:
     import fcntl
 except ImportError:  # Windows: there temporary files of killed runs stay
     fcntl = None  # type: ignore[assignment]
+
+from flowturbo.digests import hexdigest
 
 __all__ = [
     "check_room",
@@ -255,7 +256,7 @@ def _temporary(path: Path) -> tuple[Path, int | None]:
 def _prefix(path: Path) -> str:
     stem = path.stem
     if len(stem) > 40:
-        stem = f"{stem[:40]}-{hashlib.sha256(stem.encode(errors='replace')).hexdigest()[:8]}"
+        stem = f"{stem[:40]}-{hexdigest(stem.encode(errors='replace'), length=8)}"
     return f".{stem}{_MARK}"
 
 

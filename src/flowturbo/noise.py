@@ -6,7 +6,6 @@ drawn on the CPU, so the device does not matter either.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from flowturbo import checks
 from flowturbo.checks import shown
+from flowturbo.digests import hexdigest
 
 __all__ = ["LARGEST_SEED", "digest", "draw", "mixed"]
 
@@ -74,4 +74,4 @@ def mixed(*numbers: int) -> int:
 def digest(noise: Tensor) -> str:
     """16 hexadecimal digits that name a tensor of noises."""
     checks.tensor("noise", noise)
-    return hashlib.sha256(noise.detach().cpu().float().numpy().tobytes()).hexdigest()[:16]
+    return hexdigest(noise.detach().cpu().float().numpy().tobytes())

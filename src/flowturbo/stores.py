@@ -6,16 +6,17 @@ damaged, renamed or left by another run does not match, and what it should hold 
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from flowturbo.digests import hexdigest
 from flowturbo.files import replacing
 
 __all__ = ["read_tensors", "warn_damaged", "write_tensors"]
@@ -69,8 +70,7 @@ def warn_damaged(path: Path, what: str = "damaged, or of another run") -> None:
 
 
 def _seal(path: Path, tensors: Mapping[str, Tensor], of: str) -> str:
-    digest = hashlib.sha256(f"{path.name} {of}".encode())
+    parts: list[Any] = [f"{path.name} {of}"]
     for name, t in sorted(tensors.items()):
-        digest.update(f" {name} {t.dtype} {tuple(t.shape)} ".encode())
-        digest.update(t.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-    return digest.hexdigest()
+        parts += [f" {name} {t.dtype} {tuple(t.shape)} ", t.reshape(-1).view(torch.uint8).numpy()]
+    return hexdigest(*parts, length=64)

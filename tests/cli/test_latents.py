@@ -14,7 +14,7 @@ import flowturbo as ft
 from flowturbo import noise
 from flowturbo.cli import main
 from flowturbo.evaluate import evaluation
-from flowturbo.field import Guidance
+from flowturbo.guidance import Guidance
 from flowturbo.models import sit
 from flowturbo.models.codec import latent_codec
 

@@ -18,10 +18,10 @@ from flowturbo.evaluate.analysis import analyze, solvers
 from flowturbo.evaluate.analysis_figures import figures, read_record, tables
 from flowturbo.evaluate.curvature import change, gap_errors, mean, predictions, rate
 from flowturbo.evaluate.error_profile import profile
-from flowturbo.fit.reference import solve
 from flowturbo.models.checkpoint import save_folder
 from flowturbo.models.diffusion import to_linear
 from flowturbo.models.sit import SiT
+from flowturbo.tuning.reference import solve
 
 NOISE = torch.randn(6, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 W = 2.0

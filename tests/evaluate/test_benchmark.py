@@ -14,9 +14,9 @@ from flowturbo.cli import main
 from flowturbo.compiled import backend
 from flowturbo.compiled.memory import peak_bytes
 from flowturbo.evaluate.benchmark import benchmark
-from flowturbo.evaluate.timing import fit_latency, interleaved, spread
 from flowturbo.field import CountCalls
 from flowturbo.integrations import peers as library
+from flowturbo.timing import fit_latency, interleaved, spread
 
 
 def test_calls_take_turns():

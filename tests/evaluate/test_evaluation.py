@@ -17,7 +17,7 @@ from flowturbo.evaluate.evaluation import evaluate
 from flowturbo.evaluate.frechet import frechet_distance
 from flowturbo.evaluate.report import evaluations
 from flowturbo.files import exclusive
-from flowturbo.fit.reference import error, fine
+from flowturbo.tuning.reference import error, fine
 
 
 def pooled(pictures):

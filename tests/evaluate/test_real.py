@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from flowturbo.evaluate.real import load_real
-from flowturbo.train import load_data
+from flowturbo.training import load_data
 
 
 def pictures(folder: Path) -> Path:

@@ -15,7 +15,7 @@ from fields import gaussian, gaussian_flow, mixture
 
 from flowturbo.path import interpolate
 from flowturbo.plan import Plan
-from flowturbo.sampler import sample
+from flowturbo.sampling import sample
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -10,7 +10,7 @@ import torch
 from flowturbo.models.diffusion import FIRST, from_linear, to_linear, variance_preserving
 from flowturbo.models.sit import SiT, SiTConfig
 from flowturbo.path import interpolate, predicted_data, predicted_noise
-from flowturbo.train.objectives import draw_times, flow_loss, noise_loss
+from flowturbo.training.objectives import draw_times, flow_loss, noise_loss
 
 
 def test_times_there_and_back():

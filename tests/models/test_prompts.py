@@ -11,7 +11,7 @@ import torch
 import flowturbo as ft
 from flowturbo.files import printable
 from flowturbo.models.prompts import styled
-from flowturbo.models.text import MAX_CHARACTERS, nearest
+from flowturbo.models.tokenizer import MAX_CHARACTERS, nearest
 
 
 @pytest.fixture(scope="module")

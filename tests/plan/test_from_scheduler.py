@@ -10,7 +10,7 @@ from fields import mixture
 
 from flowturbo.field import CountCalls
 from flowturbo.plan import Plan
-from flowturbo.sampler import sample
+from flowturbo.sampling import sample
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")

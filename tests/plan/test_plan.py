@@ -17,7 +17,7 @@ from torchdiffeq import odeint
 
 from flowturbo.field import CountCalls
 from flowturbo.plan import Plan
-from flowturbo.sampler import sample
+from flowturbo.sampling import sample
 
 ORDERS = {  # solver of n steps: order of convergence
     "E{n}": 1,

@@ -15,7 +15,7 @@ import torch
 
 from flowturbo.models.checkpoint import save_folder
 from flowturbo.models.sit import SiT, SiTConfig
-from flowturbo.models.text import Tokenizer, build_vocabulary
+from flowturbo.models.tokenizer import Tokenizer, build_vocabulary
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "emoji"
 MODULES = (

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 import flowturbo as ft
-from flowturbo.field import Guidance
+from flowturbo.guidance import Guidance
 from flowturbo.models.checkpoint import save_folder
 from flowturbo.refiner import PaperRefiner, save_refiner
-from flowturbo.refiner.velocity import VelocityRefiner
+from flowturbo.refiner.history import VelocityRefiner
 from flowturbo.tasks.generate import PLAIN, resolve_plan
-from flowturbo.train import mixed_plan
+from flowturbo.training import mixed_plan
 
 
 def test_pictures_are_pil_images_of_the_models_size(digits):

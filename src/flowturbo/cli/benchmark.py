@@ -27,7 +27,7 @@ from flowturbo.cli.output import say, show
 from flowturbo.evaluate.benchmark import benchmark
 from flowturbo.evaluate.report import check_picture, plot, table
 from flowturbo.files import reserved, write_json
-from flowturbo.integrations.peers import peers
+from flowturbo.integrations.baselines import peers
 from flowturbo.models.zoo import load
 from flowturbo.tasks.generate import resolve_plan
 

@@ -13,7 +13,7 @@ from typer.core import TyperCommand
 from flowturbo.cli.options import check_folder
 from flowturbo.files import printable
 from flowturbo.models.checkpoint import CARD, WEIGHTS
-from flowturbo.models.text import short
+from flowturbo.models.tokenizer import short
 from flowturbo.models.zoo import bundled
 from flowturbo.refiner.checkpoint import REFINER_CARD, REFINER_WEIGHTS
 

@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from flowturbo._version import __version__
+from flowturbo.cli.images import PictureFolder, cut_batches
 from flowturbo.cli.options import (
     DEFAULT_MODEL,
     Device,
@@ -34,13 +35,12 @@ from flowturbo.cli.options import (
     resolve_dtype,
 )
 from flowturbo.cli.output import say
-from flowturbo.cli.pictures import PictureFolder, cut_batches
 from flowturbo.files import check_room, exclusive, printable
 from flowturbo.images import save_png, sheet
 from flowturbo.models.model import Model
 from flowturbo.models.zoo import load
 from flowturbo.plan import Plan
-from flowturbo.sampler import Step
+from flowturbo.sampling import Step
 from flowturbo.tasks.generate import check_whole, generate, resolve_plan
 
 __all__ = ["run"]

@@ -14,7 +14,7 @@ from flowturbo.cli.output import say, say_json, show
 from flowturbo.models.checkpoint import WEIGHTS, read_card
 from flowturbo.models.model import plans_of
 from flowturbo.models.prompts import names_of
-from flowturbo.models.text import Tokenizer, short, words
+from flowturbo.models.tokenizer import Tokenizer, short, words
 from flowturbo.models.zoo import bundled, find
 from flowturbo.plan import Plan
 

@@ -15,8 +15,8 @@ from flowturbo.files import check_writable, reserved
 from flowturbo.models.checkpoint import CARD
 from flowturbo.models.model import Model
 from flowturbo.plan import Plan
+from flowturbo.refiner.binding import Refiner
 from flowturbo.refiner.checkpoint import load_refiner
-from flowturbo.sampler import Refiner
 from flowturbo.tasks.generate import resolve_refiner
 
 __all__ = [

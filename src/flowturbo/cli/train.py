@@ -57,7 +57,7 @@ def run(
 
     Example: flowturbo train --data photos/ --out runs/photos --size 32 --steps 20000
     """
-    from flowturbo.train import TrainConfig, as_states, load_data, train
+    from flowturbo.training import TrainConfig, as_states, load_data, train
 
     check_folder(out)
     config = TrainConfig(

@@ -19,7 +19,7 @@ from flowturbo.cli.options import (
     resolve_guidance,
 )
 from flowturbo.cli.output import say
-from flowturbo.models.text import Tokenizer
+from flowturbo.models.tokenizer import Tokenizer
 from flowturbo.models.zoo import load
 
 __all__ = ["run"]
@@ -70,7 +70,7 @@ def run(
 
     Example: flowturbo train-refiner --model digits --guidance 1-4 --minutes 10 -o runs/refiner
     """
-    from flowturbo.train import (
+    from flowturbo.training import (
         as_states,
         load_data,
         paper_config,

@@ -15,9 +15,9 @@ from flowturbo.cli.options import (
     resolve_guidance,
 )
 from flowturbo.cli.output import say
-from flowturbo.fit.tune import tune
 from flowturbo.models.zoo import load
 from flowturbo.refiner.checkpoint import load_refiner
+from flowturbo.tuning.tune import tune
 
 __all__ = ["run"]
 

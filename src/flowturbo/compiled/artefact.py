@@ -9,7 +9,6 @@ program.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import platform
@@ -29,12 +28,13 @@ from flowturbo._version import __version__
 from flowturbo.compiled.backend import inductor_options
 from flowturbo.compiled.sampler import compile, prepare
 from flowturbo.compiled.shapes import Inputs, Sampler, Shapes
+from flowturbo.digests import hexdigest
 from flowturbo.field import Field
 from flowturbo.files import replacing
 from flowturbo.models.model import Model
 from flowturbo.models.sit import check_indices
 from flowturbo.plan import Plan
-from flowturbo.sampler import Refiner
+from flowturbo.refiner.binding import Refiner
 
 __all__ = ["LoadedSampler", "export", "load_compiled", "read_manifest"]
 
@@ -122,7 +122,7 @@ def _digest(manifest: Mapping[str, Any], parts: Sequence[zipfile.ZipInfo]) -> st
     """
     told = {key: value for key, value in manifest.items() if key != "digest"}
     rest = sorted((part.filename.partition("/")[2], part.CRC) for part in parts)
-    return hashlib.sha256(json.dumps([told, rest], sort_keys=True).encode()).hexdigest()[:16]
+    return hexdigest(json.dumps([told, rest], sort_keys=True))
 
 
 def _module(program: Any) -> Any:

@@ -16,7 +16,8 @@ from torch import Tensor
 from flowturbo.checks import did_you_mean, shown
 from flowturbo.compiled.function import Function
 from flowturbo.plan import Row
-from flowturbo.sampler import History, Velocities, run, step
+from flowturbo.refiner.binding import History
+from flowturbo.sampling import Velocities, run, step
 
 __all__ = ["SCOPES", "Compiler", "Recompiled", "inductor_options"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowturbo.field import map_condition, tensors
+from flowturbo.tree import map_condition, tensors
 
 __all__ = ["Captured", "Place"]
 

@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowturbo.field import Cast, Field, Guidance
+from flowturbo.field import Cast, Field
+from flowturbo.guidance import Guidance
 from flowturbo.plan import Plan, Row
-from flowturbo.sampler import Evaluate, Refiner, bind_refiner, evaluators, run
+from flowturbo.refiner.binding import Refiner, bind_refiner
+from flowturbo.sampling import Evaluate, evaluators, run
 
 __all__ = ["Function", "in_dtype"]
 

@@ -22,10 +22,13 @@ from flowturbo.compiled.capture import Captured, Place
 from flowturbo.compiled.function import Function, in_dtype
 from flowturbo.compiled.memory import peak_bytes
 from flowturbo.compiled.shapes import Inputs, Sampler, Shapes
-from flowturbo.field import Field, Guidance, cut, tensors
+from flowturbo.field import Field
+from flowturbo.guidance import Guidance
 from flowturbo.models.model import Model
 from flowturbo.plan import Plan, as_plan
-from flowturbo.sampler import Refiner, check_inputs, check_refiner, needed_refiner, warn_if_foreign
+from flowturbo.refiner.binding import Refiner, check_refiner, needed_refiner, warn_on_mismatch
+from flowturbo.sampling import check_inputs
+from flowturbo.tree import slice_condition, tensors
 
 __all__ = ["CompiledSampler", "compile", "prepare"]
 
@@ -156,7 +159,7 @@ def prepare(
         batch=wanted,
         dtype=torch.float64 if kept == torch.float64 else torch.float32,
         device=torch.empty(0, device=device).device,  # with its index
-        cond=cut(cond, slice(1)),
+        cond=slice_condition(cond, slice(1)),
         guidance=None if guidance == 1.0 and guide is None else guidance,
     )
     if shapes.guidance is not None:
@@ -166,7 +169,7 @@ def prepare(
     check_inputs(field, refiner, shapes.example(1)[0], shapes.cond)
     if refiner is not None:
         check_refiner(plan, refiner, guidance)
-    warn_if_foreign(plan, field, refiner, guidance)
+    warn_on_mismatch(plan, field, refiner, guidance)
     function = Function(
         plan,
         in_dtype(field, dtype),

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from flowturbo import checks
 from flowturbo.checks import shown
-from flowturbo.field import check_scale, map_condition
+from flowturbo.guidance import check_scale
 from flowturbo.plan import Plan
-from flowturbo.sampler import check_refiner
+from flowturbo.refiner.binding import check_refiner
+from flowturbo.tree import map_condition
 
 __all__ = ["Inputs", "Sampler", "Shapes"]
 

@@ -21,16 +21,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flowturbo import checks, noise
-from flowturbo.evaluate.benchmark import conditions, several
+from flowturbo.evaluate.benchmark import several
 from flowturbo.evaluate.curvature import PREDICTIONS, change, gap_errors, mean, predictions, rate
 from flowturbo.evaluate.error_profile import check_whole, profile
 from flowturbo.evaluate.records import KIND
-from flowturbo.field import cut, device_of
-from flowturbo.fit.reference import Reference, error, solve
-from flowturbo.fit.starts import check_condition, check_field
+from flowturbo.field import device_of
 from flowturbo.plan import Plan
-from flowturbo.sampler import check_refiner, needed_refiner, sample
+from flowturbo.provenance import conditions
+from flowturbo.refiner.binding import check_refiner, needed_refiner
+from flowturbo.sampling import sample
 from flowturbo.stats import summary
+from flowturbo.tree import slice_condition
+from flowturbo.tuning.initial_states import check_condition, check_field
+from flowturbo.tuning.reference import Reference, error, solve
 
 __all__ = ["KIND", "SECTIONS", "analyze", "solvers"]
 
@@ -121,7 +124,11 @@ def analyze(
         except ValueError as e:
             raise ValueError(f"model {name!r}: {e}") from e
         finer = solve(
-            model, x[:_CHECKED], cut(cond, slice(_CHECKED)), guidance=guidance, steps=2 * steps
+            model,
+            x[:_CHECKED],
+            slice_condition(cond, slice(_CHECKED)),
+            guidance=guidance,
+            steps=2 * steps,
         )
         off = error(reference.states[-1][:_CHECKED], finer.states[-1])
         record["models"][name] = {

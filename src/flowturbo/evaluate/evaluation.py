@@ -29,24 +29,24 @@ import torch
 from torch import Tensor
 
 from flowturbo import checks, noise
-from flowturbo.evaluate.benchmark import conditions
 from flowturbo.evaluate.compare import agreement as agreement_of
 from flowturbo.evaluate.compare import compare
-from flowturbo.evaluate.drawn import Drawn
 from flowturbo.evaluate.error_profile import check_whole
 from flowturbo.evaluate.features import EffNetFeatures
 from flowturbo.evaluate.fidelity import check_installed, official_scores
+from flowturbo.evaluate.image_cache import Drawn
 from flowturbo.evaluate.real import Real, digest, load_real
-from flowturbo.evaluate.timing import count_operations, interleaved, spread
-from flowturbo.field import cut
 from flowturbo.files import exclusive
-from flowturbo.fit.reference import error, fine
-from flowturbo.models.identity import identity, refiner_identity, signature
 from flowturbo.models.model import Model
 from flowturbo.plan import Plan
-from flowturbo.sampler import Refiner, check_refiner, needed_refiner, sample
+from flowturbo.provenance import conditions, identity, refiner_identity, signature
+from flowturbo.refiner.binding import Refiner, check_refiner, needed_refiner
+from flowturbo.sampling import sample
 from flowturbo.stats import summary
 from flowturbo.tasks.generate import resolve_plan, resolve_refiner
+from flowturbo.timing import count_operations, interleaved, spread
+from flowturbo.tree import slice_condition
+from flowturbo.tuning.reference import error, fine
 
 __all__ = ["evaluate"]
 
@@ -92,7 +92,7 @@ def evaluate(
             (`Model.random_condition`, by ``seed``).
         guidance: scale of classifier-free guidance, 1 is off; by default the card's.
         refiner: for plans with refiner evaluations; by default the one that came with the model.
-        real_images: as `flowturbo.train.load_data` reads them, or an ``.npz`` file with
+        real_images: as `flowturbo.training.load_data` reads them, or an ``.npz`` file with
             their "features" (M, D). Read in the size and channels of the model's. By default half
             of the converged pictures, mixed by a fixed seed, stands in for them, and the other
             halves are measured.
@@ -206,10 +206,12 @@ def evaluate(
     if cache_dir is not None:
         some = slice(0, 8)
         x0 = noise.draw(range(seed, seed + 8), model.shape, device=model.device)
-        field = identity(model, x0, cut(cond, some), guidance=guidance)
+        field = identity(model, x0, slice_condition(cond, some), guidance=guidance)
         kept = {**options, "field": field, "seen": seen_as}
         if refiner is not None:
-            whose = refiner_identity(refiner, model, x0, cut(cond, some), guidance=guidance)
+            whose = refiner_identity(
+                refiner, model, x0, slice_condition(cond, some), guidance=guidance
+            )
             name = f"{name}-{whose}"
     store = Drawn(cache_dir, kept, batch, progress)
     with nullcontext() if cache_dir is None else exclusive(cache_dir):
@@ -323,7 +325,14 @@ class _Run:
     def sample(self, plan: Plan, refiner: Any, cond: Any, first: int, rows: slice) -> Tensor:
         seeds = range(first + rows.start, first + rows.stop)
         x0 = noise.draw(seeds, self.model.shape, device=self.model.device)
-        x1 = sample(plan, self.model, x0, cut(cond, rows), guidance=self.guidance, refiner=refiner)
+        x1 = sample(
+            plan,
+            self.model,
+            x0,
+            slice_condition(cond, rows),
+            guidance=self.guidance,
+            refiner=refiner,
+        )
         if not x1.isfinite().all():
             raise ValueError(
                 f"the pictures are not finite: guidance={self.guidance} is too large for plan "
@@ -361,7 +370,7 @@ class _Run:
             plan,
             self.model,
             x0[:n],
-            cut(cond, slice(0, n)),
+            slice_condition(cond, slice(0, n)),
             guidance=self.guidance,
             refiner=refiner,
         )

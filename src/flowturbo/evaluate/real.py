@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowturbo.field import map_condition
-from flowturbo.train.data import is_npz, load_images
-from flowturbo.train.npz import read_arrays
+from flowturbo.digests import hexdigest
+from flowturbo.training.data import is_npz, load_images
+from flowturbo.training.npz import read_arrays
+from flowturbo.tree import map_condition
 
 __all__ = ["Real", "digest", "load_real"]
 
@@ -87,4 +87,4 @@ def digest(x: Any) -> str:
         data = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     else:
         data = repr(map_condition(lambda c: digest(c) if isinstance(c, Tensor) else c, x)).encode()
-    return hashlib.sha256(data).hexdigest()[:16]
+    return hexdigest(data)

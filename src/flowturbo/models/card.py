@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from flowturbo.models.sit import MOST, SiTConfig
-from flowturbo.models.text import MAX_CHARACTERS, MAX_TOKENS
+from flowturbo.models.tokenizer import MAX_CHARACTERS, MAX_TOKENS
 from flowturbo.schema import Format, Schema
 
 __all__ = ["ModelCard", "RefinerCard", "SmallConfig", "TokenizerEntry"]

@@ -18,10 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from flowturbo.digests import rounded
 from flowturbo.files import open_regular, printable, replacing, reserved
 from flowturbo.models import official
 from flowturbo.models.codec import PIXELS, check_entry, with_autoencoder
-from flowturbo.models.model import Model, rounded
+from flowturbo.models.model import Model
 from flowturbo.models.sit import SiT, SiTConfig
 
 if TYPE_CHECKING:  # pydantic is imported with the first card

@@ -142,7 +142,7 @@ class Latents:
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits of the weights, scale and shift."""
-        from flowturbo.models.model import fingerprint  # a model has a codec
+        from flowturbo.digests import fingerprint  # a model has a codec
 
         return fingerprint(self.network)
 

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence, Set
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
-from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
 
 from flowturbo import checks
 from flowturbo.checks import shown
+from flowturbo.digests import fingerprint
 from flowturbo.field import Cast, time_of
 from flowturbo.models.codec import PIXELS, Codec, Pixels, load_codec
 from flowturbo.models.prompts import check_words, names_of, said_style, split_style, styled
 from flowturbo.models.sit import Embedded, Modulated
-from flowturbo.models.text import Tokenizer, short
+from flowturbo.models.tokenizer import Tokenizer, short
 from flowturbo.plan import Plan
 
-__all__ = ["Model", "fingerprint", "plans_of", "rounded", "text", "texts"]
-
-_DIGESTS: WeakKeyDictionary[nn.Module, tuple[Any, list[Any], str]] = WeakKeyDictionary()
-_ROUNDED: dict[str, str] = {}  # fingerprints of weights as rounded at loading: those before
+__all__ = ["Model", "plans_of", "text", "texts"]
 
 
 @checks.known_keywords
@@ -298,44 +294,6 @@ def text(name: str, prompt: Any) -> str:
         raise ValueError(
             f"{name}={shown(prompt)}: must be a text, or a whole number of a label"
         ) from None
-
-
-def fingerprint(network: nn.Module) -> str:
-    """16 hexadecimal digits of the weights in half precision, whatever the device.
-
-    Weights that were rounded to less at loading keep the fingerprint of those read.
-
-    They are computed again only where a weight was replaced or changed in place (but not through
-    its ``.data``, which leaves no trace).
-    """
-    weights = sorted(network.state_dict(keep_vars=True).items())
-    state = None
-    if not any(p.is_inference() for _, p in weights):  # those count no changes
-        state = [(name, p.data_ptr(), p.dtype, p._version) for name, p in weights]
-    known, whose, found = _DIGESTS.get(network, (None, [], ""))
-    same = state is not None and known == state  # but an address may be another's by now
-    if same and all(of() is p for of, (_, p) in zip(whose, weights, strict=True)):
-        return found
-    digest = _digest(dict(weights))
-    found = _ROUNDED.get(digest, digest)
-    _DIGESTS[network] = (state, [ref(p) for _, p in weights], found)
-    return found
-
-
-def rounded(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights in ``dtype``; a network of them keeps the fingerprint of ``tensors``."""
-    made = {name: p.to(dtype) for name, p in tensors.items()}
-    if dtype not in (torch.float16, torch.float32, torch.float64):
-        _ROUNDED[_digest(made)] = _digest(tensors)
-    return made
-
-
-def _digest(weights: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, p in sorted(weights.items()):
-        digest.update(name.encode())
-        digest.update(p.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _some(names: Sequence[str], most: int = 12) -> str:

@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any
 
 from flowturbo.checks import warn
-from flowturbo.models.text import Tokenizer, nearest, short, words
+from flowturbo.models.tokenizer import Tokenizer, nearest, short, words
 
 __all__ = ["check_words", "names_of", "said_style", "split_style", "styled"]
 

@@ -11,7 +11,7 @@ from flowturbo import checks
 from flowturbo.models.checkpoint import CARD, WEIGHTS, load_folder
 from flowturbo.models.hub import fetch
 from flowturbo.models.model import Model
-from flowturbo.models.text import short
+from flowturbo.models.tokenizer import short
 
 __all__ = ["bundled", "find", "load"]
 

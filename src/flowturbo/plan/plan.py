@@ -14,7 +14,6 @@ evaluations is two rows, and times repeat where one of them only corrects the st
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flowturbo import checks
+from flowturbo.digests import hexdigest
 from flowturbo.files import printable, replacing
 from flowturbo.path import Times
 from flowturbo.plan import checks as _checks
@@ -180,7 +180,7 @@ class Plan:
     @cached_property
     def digest(self) -> str:
         """16 hexadecimal digits of the table, without name and info."""
-        return hashlib.sha256(repr(self._key[:-1]).encode()).hexdigest()[:16]
+        return hexdigest(repr(self._key[:-1]))
 
     def with_info(self, info: Mapping[str, Any]) -> Plan:
         """The same table with another ``info``."""

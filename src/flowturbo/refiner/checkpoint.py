@@ -24,9 +24,9 @@ from flowturbo.models.checkpoint import (
 from flowturbo.models.model import Model
 from flowturbo.models.sit import SiT, SiTConfig
 from flowturbo.models.zoo import find
+from flowturbo.refiner.conv import SmallNetwork
+from flowturbo.refiner.history import VelocityRefiner
 from flowturbo.refiner.paper import PaperRefiner
-from flowturbo.refiner.small import SmallNetwork
-from flowturbo.refiner.velocity import VelocityRefiner
 
 __all__ = ["REFINER_CARD", "REFINER_WEIGHTS", "load_refiner", "save_refiner"]
 

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowturbo.digests import fingerprint
 from flowturbo.field import embedded
 from flowturbo.models import official
 from flowturbo.models.checkpoint import fill, read_tensors
-from flowturbo.models.model import fingerprint
 from flowturbo.models.sit import SiT, SiTConfig
+from flowturbo.refiner.binding import History
 from flowturbo.refiner.borrow import borrowed, network_of
-from flowturbo.sampler import History
 
 __all__ = ["PaperRefiner"]
 

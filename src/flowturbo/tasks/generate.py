@@ -10,12 +10,13 @@ from torch import Tensor
 
 from flowturbo import checks, noise
 from flowturbo.checks import shown
-from flowturbo.field import cut
 from flowturbo.images import to_pil
 from flowturbo.models.model import Model, text, texts
 from flowturbo.plan import Plan, as_plan
+from flowturbo.refiner.binding import Refiner, in_guidance_range, needed_refiner
 from flowturbo.refiner.checkpoint import REFINER_WEIGHTS, load_refiner
-from flowturbo.sampler import Callback, Refiner, needed_refiner, sample, serves
+from flowturbo.sampling import Callback, sample
+from flowturbo.tree import slice_condition
 
 __all__ = ["check_whole", "generate"]
 
@@ -91,7 +92,7 @@ def generate(
     null = None if negative is None else _condition(model, [negative])
     images = []
     for i in range(0, len(said), batch):
-        rows = cut(cond, slice(i, i + batch))
+        rows = slice_condition(cond, slice(i, i + batch))
         seeds = range(seed + i, seed + min(i + batch, len(said)))
         x0 = noise.draw(seeds, model.shape, device=model.device)
         x1 = sample(
@@ -154,7 +155,7 @@ def resolve_plan(model: Model, plan: Plan | str | None, guidance: float | None =
     """
     if plan is None:
         usual = resolve_plan(model, str(model.defaults["plan"]))
-        served = guidance is None or serves(usual, guidance)
+        served = guidance is None or in_guidance_range(usual, guidance)
         return usual if served else Plan.parse(PLAIN)
     if not isinstance(plan, str):
         return as_plan(plan)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from flowturbo.integrations.diffusers._shim import HookRegistry, ModelHook, NetworkOutput
 from flowturbo.integrations.diffusers.families import Family, pack, unpack
-from flowturbo.sampler import History, Refiner
+from flowturbo.refiner.binding import History, Refiner
 
 __all__ = ["Link", "RefinerHook", "install", "remove"]
 

@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import nn
 
-from flowturbo.field import Guidance
+from flowturbo.guidance import Guidance
 from flowturbo.integrations.diffusers._shim import DiffusionPipeline, SchedulerMixin
 from flowturbo.integrations.diffusers.families import FAMILIES, Family
 from flowturbo.integrations.diffusers.hook import Link, RefinerHook, install, remove
 from flowturbo.integrations.diffusers.scheduler import FlowTurboScheduler
 from flowturbo.integrations.diffusers.tables import plan_of
 from flowturbo.plan import Plan
-from flowturbo.sampler import Refiner, prepare_refiner, warn_if_foreign
+from flowturbo.refiner.binding import Refiner, prepare_refiner, warn_on_mismatch
 
 __all__ = ["disable", "enable", "summary"]
 
@@ -79,7 +79,7 @@ def enable(
     runs = plan_of(scheduler.config.plan)
     prepared = _prepare(runs, refiner, guidance)
     if runs is not None:
-        warn_if_foreign(runs, _nothing, refiner, guidance)
+        warn_on_mismatch(runs, _nothing, refiner, guidance)
     if prepared is not None and family is None:
         known = ", ".join(f"{entry.name} ({name})" for name, entry in FAMILIES.items())
         raise ValueError(

@@ -35,7 +35,8 @@ from flowturbo.integrations.diffusers.run import Run, floating, moving_tokens, p
 from flowturbo.integrations.diffusers.tables import check_given, on_grid, plan_of, rows_from
 from flowturbo.path import predicted_data
 from flowturbo.plan import Plan
-from flowturbo.sampler import History, moved
+from flowturbo.refiner.binding import History
+from flowturbo.sampling import update
 
 __all__ = ["FlowTurboScheduler"]
 
@@ -435,7 +436,7 @@ class FlowTurboScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
         run.predicted = predicted_data(x, v, float(whole.times[k]))
         if k in run.rows:  # else of no use when started in the middle of a step
             row = running.rows[run.rows[k]]
-            x = moved(row, x, v, run.velocities)
+            x = update(row, x, v, run.velocities)
             kept = {**run.velocities, row.k: v}
             run.velocities = {j: u for j, u in kept.items() if j not in row.frees}
         run.index, run.answer = k + 1, None

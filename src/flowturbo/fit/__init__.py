@@ -1,5 +1,0 @@
-"""Fitting plans to a field: reference trajectories, weights, times, and the search over them."""
-
-from flowturbo.fit.tune import tune
-
-__all__ = ["tune"]

@@ -1,0 +1,104 @@
+"""Other libraries' samplers on our fields, to measure ours against.
+
+Each does what a user of it would write: the two branches in one batch, the library's own loop or
+its own step, the same number of evaluations of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowturbo.tree import map_condition
+
+__all__ = ["peers"]
+
+Velocity = Callable[[Tensor, Any], Tensor]
+Solve = Callable[[Velocity, Tensor], Tensor]
+
+INSTALL = {
+    "diffusers": "pip install 'flowturbo[diffusers]'",
+    "flow_matching": "pip install flow_matching",
+    "torchdiffeq": "pip install torchdiffeq",
+}
+
+
+def peers(evaluations: int) -> tuple[dict[str, Callable[..., Tensor]], dict[str, str]]:
+    """Samplers of so many evaluations by name, and what is missing with how to install it.
+
+    A sampler is called ``(field, x, cond, null, guidance) -> x1`` with the field unguided, and
+    ``null`` None where guidance is off. Methods of two evaluations a step are left out where the
+    number is odd.
+    """
+    n, even = evaluations, evaluations % 2 == 0
+    found: dict[str, Solve] = {f"plain loop, Euler {n}": partial(_loop, n)}
+    missing = {name: how for name, how in INSTALL.items() if find_spec(name) is None}
+    if "diffusers" not in missing:
+        flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+        found |= {
+            f"diffusers, FlowMatchEuler {n}": partial(_diffusers, n, "FlowMatchEulerDiscrete", {}),
+            f"diffusers, UniPC {n}": partial(_diffusers, n, "UniPCMultistep", flow),
+            f"diffusers, DPM-Solver++ {n}": partial(_diffusers, n, "DPMSolverMultistep", flow),
+        }
+    for name, solve in (("flow_matching", _flow_matching), ("torchdiffeq", _torchdiffeq)):
+        if name not in missing and not (name == "flow_matching" and "torchdiffeq" in missing):
+            found[f"{name}, Euler {n}"] = partial(solve, "euler", n)
+            if even:
+                found[f"{name}, midpoint {n // 2}"] = partial(solve, "midpoint", n // 2)
+    return {name: partial(_guided, solve) for name, solve in found.items()}, missing
+
+
+def _guided(solve: Solve, field: Any, x: Tensor, cond: Any, null: Any, guidance: float) -> Tensor:
+    both = lambda a, b: torch.cat([a, b.expand(len(a), *b.shape[1:])])
+    shown = cond if null is None else map_condition(both, cond, null)
+
+    def velocity(x: Tensor, t: Any) -> Tensor:
+        if null is None:
+            return field(x, t, shown)
+        v_c, v_u = field(torch.cat([x, x]), t, shown).chunk(2)
+        return v_u + guidance * (v_c - v_u)
+
+    with torch.no_grad():
+        return solve(velocity, x)
+
+
+def _loop(n: int, velocity: Velocity, x: Tensor) -> Tensor:
+    times = torch.linspace(0, 1, n + 1, device=x.device)
+    for i in range(n):
+        x = x + velocity(x, times[i]) * (times[i + 1] - times[i])
+    return x
+
+
+def _diffusers(n: int, name: str, config: dict[str, Any], velocity: Velocity, x: Tensor) -> Tensor:
+    import diffusers
+
+    scheduler = getattr(diffusers, f"{name}Scheduler")(**config)
+    if config:
+        scheduler.set_timesteps(n, device=x.device)
+    else:
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / n, n), device=x.device)
+    for t in scheduler.timesteps:  # noise levels fall, and the velocity is of the other sign
+        x = scheduler.step(-velocity(x, 1 - t / 1000), t, x, return_dict=False)[0]
+    return x
+
+
+def _flow_matching(method: str, steps: int, velocity: Velocity, x: Tensor) -> Tensor:
+    from flow_matching.solver import ODESolver  # type: ignore[import-not-found]
+
+    solver = ODESolver(velocity_model=velocity)
+    grid = torch.tensor([0.0, 1.0], device=x.device)
+    return solver.sample(x_init=x, step_size=1 / steps, method=method, time_grid=grid)
+
+
+def _torchdiffeq(method: str, steps: int, velocity: Velocity, x: Tensor) -> Tensor:
+    from torchdiffeq import odeint
+
+    grid = torch.tensor([0.0, 1.0], device=x.device)
+    options = {"step_size": 1 / steps}
+    return odeint(lambda t, x: velocity(x, t), x, grid, method=method, options=options)[-1]

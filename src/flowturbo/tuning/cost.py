@@ -1,0 +1,66 @@
+"""What evaluations cost on this machine, and what a budget affords."""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowturbo.field import Field
+from flowturbo.plan import Plan
+from flowturbo.refiner.binding import Refiner
+from flowturbo.sampling import sample
+
+__all__ = ["affordable", "time_evaluations"]
+
+
+def time_evaluations(
+    model: Field,
+    refiner: Refiner | None,
+    x: Tensor,
+    cond: Any,
+    guidance: float | Tensor,
+    repeats: int = 7,
+) -> dict[str, float]:
+    """Milliseconds of an evaluation of each kind on the rows ``x``, medians, in turns.
+
+    They are the differences between plans that have one evaluation more, so that what a sample
+    costs besides is not counted; the refiner's is 0 without one.
+    """
+    plans = {"two": Plan.parse("E2"), "three": Plan.parse("E3")}
+    if refiner is not None:
+        plans["refined"] = Plan.parse("E2R1")
+    seconds: dict[str, list[float]] = {name: [] for name in plans}
+    for turn in range(repeats + 1):
+        for name, plan in plans.items():
+            start = time.perf_counter()
+            sample(plan, model, x, cond, guidance=guidance, refiner=refiner)
+            if x.is_cuda:
+                torch.cuda.synchronize(x.device)
+            if turn:  # the first warms up
+                seconds[name].append(1000 * (time.perf_counter() - start))
+    middle = {name: median(s) for name, s in seconds.items()}
+    one = max(middle["three"] - middle["two"], 1e-6)
+    two = max(middle.get("refined", middle["two"]) - middle["two"], 0.0)
+    return {"model": one, "refiner": two / 2}
+
+
+def affordable(budget_ms: float, costs: dict[str, float]) -> list[tuple[int, int]]:
+    """Evaluations of the model, and refiner evaluations at the most, that ``budget_ms`` buys.
+
+    Raises:
+        ValueError: if it does not buy two evaluations of the model.
+    """
+    most = int(budget_ms / costs["model"] + 1e-9)
+    if most < 2:
+        raise ValueError(
+            f"budget_ms={budget_ms:g}: an evaluation takes {costs['model']:.3g} ms here and "
+            f"a plan needs two; allow at least {2 * costs['model']:.3g}"
+        )
+    if not costs["refiner"]:
+        return [(most, 0)]
+    left = lambda n: int((budget_ms - n * costs["model"]) / costs["refiner"] + 1e-9)
+    return [(n, min(left(n), 2 * n)) for n in range(most, max(1, most - 3), -1)]

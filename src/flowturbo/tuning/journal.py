@@ -1,0 +1,183 @@
+"""What a search has computed, kept in a folder so that a killed run goes on where it stopped.
+
+Every number follows from the options of the folder and from its own key, so a run that finds it in
+the journal ends exactly as one that computes it, and searches with the same trajectories share a
+folder. Each line and each file is sealed with a digest of what it holds and of the options; what
+does not match is computed again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowturbo.digests import content, hexdigest
+from flowturbo.field import Field
+from flowturbo.files import check_room, claim, replacing
+from flowturbo.plan import Plan
+from flowturbo.stores import read_tensors, warn_damaged, write_tensors
+from flowturbo.tuning.reference import Reference, solve
+
+__all__ = ["Journal", "sealed_options"]
+
+FORMAT = 2  # of the folder, and of how what it holds is computed
+Starts = Callable[[slice], tuple[Tensor, Any, float | Tensor]]
+
+
+def sealed_options(options: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What ``options.json`` of a folder holds."""
+    return {"search": {"format": FORMAT, **options}}
+
+
+class Journal:
+    """Results by name; in memory only where ``folder`` is None.
+
+    Args:
+        folder: where to keep them, held by this run alone (`flowturbo.files.exclusive`).
+        options: what all results follow from; a folder of other options is refused.
+
+    Raises:
+        ValueError: if ``folder`` holds results of other options, naming what differs.
+        OSError: if it cannot be read or written.
+
+    Warns:
+        UserWarning: for lines and files that are damaged, which are left out.
+    """
+
+    def __init__(self, folder: str | Path | None, options: dict[str, Any]) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self.entries: dict[str, Any] = {}
+        made = sealed_options(options)
+        self._of = json.dumps(made, sort_keys=True)
+        if self.folder is not None:
+            claim(self.folder / "options.json", made)
+            self._read(self.folder / "journal.jsonl")
+
+    def number(self, key: str, make: Callable[[], float]) -> float:
+        """The number called ``key``, made if it is not there."""
+        return float(self._entry(key, make))
+
+    def numbers(self, key: str, make: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """The numbers called ``key``, made if they are not there."""
+        return dict(self._entry(key, make))
+
+    def plan(self, key: str, make: Callable[[], Plan]) -> Plan:
+        """The plan called ``key``, made if it is not there."""
+        return Plan.from_json(self._entry(key, lambda: make().to_json()))
+
+    def write(self, key: str, value: Any) -> None:
+        """Keep ``value``, anything JSON can hold; the last of a key counts.
+
+        Raises:
+            OSError: if the disk is full; what was kept before stays.
+        """
+        self.entries[key] = value
+        if self.folder is None:
+            return
+        path = self.folder / "journal.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as f:
+                f.write(self._line(key, value))
+        except OSError as e:
+            raise OSError(
+                f"cannot write {path}: {e.strerror or e}; make room and repeat the run, which goes "
+                "on from what it kept"
+            ) from e
+
+    def reference(
+        self,
+        field: Field,
+        starts: Starts,
+        rows: int,
+        *,
+        steps: int = 64,
+        batch: int = 64,
+        report: Callable[[int, int], None] | None = None,
+    ) -> Reference:
+        """``rows`` trajectories of ``field``, solved and kept ``batch`` at a time.
+
+        Args:
+            field: the velocity field.
+            starts: noises, conditions and scales of guidance of some rows.
+            rows: how many.
+            steps: of `solve`.
+            batch: rows of a file.
+            report: called with (rows done, rows in all).
+
+        Raises:
+            OSError: before anything is computed, if the disk has no room for them.
+        """
+        parts = [slice(i, min(i + batch, rows)) for i in range(0, rows, batch)]
+        if self.folder is not None:
+            missing = sum(p.stop - p.start for p in parts if not self._file(p).is_file())
+            check_room(self.folder, 2 * (steps + 1) * starts(slice(0, 1))[0].nbytes * missing)
+        found = []
+        for part in parts:
+            found.append(self._part(field, starts(part), steps, part))
+            if report:
+                report(part.stop, rows)
+        return Reference.join(found)
+
+    def _part(
+        self, field: Field, start: tuple[Tensor, Any, float | Tensor], steps: int, rows: slice
+    ) -> Reference:
+        noise, cond, guidance = start
+        of = "" if self.folder is None else f"{self._of} {steps} {content(start)}"
+        kept = None if self.folder is None else read_tensors(self._file(rows), of)
+        if kept is not None:
+            return Reference(
+                times=kept["times"].numpy(),
+                states=kept["states"].to(noise.device),
+                velocities=kept["velocities"].to(noise.device),
+                cond=cond,
+                guidance=guidance,
+            )
+        part = solve(field, noise, cond, guidance=guidance, steps=steps, batch=len(noise))
+        if self.folder is not None:
+            made = {"states": part.states, "velocities": part.velocities}
+            write_tensors(self._file(rows), made | {"times": torch.from_numpy(part.times)}, of)
+        return part
+
+    def _file(self, rows: slice) -> Path:
+        return Path(self.folder or "") / f"reference-{rows.start:06d}.safetensors"
+
+    def _entry(self, key: str, make: Callable[[], Any]) -> Any:
+        if key not in self.entries:
+            self.write(key, make())
+        return self.entries[key]
+
+    def _line(self, key: str, value: Any) -> str:
+        told = f"{json.dumps(key)}, {json.dumps(value)}"
+        seal = hexdigest(f"{self._of} {told}")
+        return f'[{told}, "{seal}"]\n'
+
+    def _read(self, path: Path) -> None:
+        """Take up the lines that match their seal, and leave a file of these alone."""
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return
+        except OSError as e:
+            raise OSError(f"cannot read {path}: {e.strerror or e}") from e
+        *lines, torn = data.split(b"\n")  # a killed run may have left half a line
+        damaged = 0
+        for line in lines:
+            try:
+                key, value, _ = json.loads(line)
+                known = self._line(key, value).encode() == line + b"\n"
+            except (ValueError, TypeError, RecursionError):
+                known = False
+            if known:
+                self.entries[key] = value
+            damaged += not known
+        if damaged:
+            warn_damaged(path, f"{damaged} of {len(lines)} lines are damaged, or of another run")
+        if damaged or torn:
+            with replacing(path) as temporary:
+                kept = "".join(self._line(k, v) for k, v in self.entries.items())
+                temporary.write_text(kept, encoding="utf-8")

@@ -1,0 +1,220 @@
+r"""Polish a plan: Gauss-Newton on the error of the final state, over weights and times together.
+
+Least squares row by row (`flowturbo.tuning.weights`) asks every state on the way to match the
+reference; only the last one counts. Here all free numbers ``p`` of the table move together,
+
+    p <- p - (J^T D J + damping * diag)^-1 J^T D r,     r_i = x_K(p) - x_ref,  J = dr/dp,
+
+with ``J`` by finite differences, so the field need not be differentiable, and rows weighted by
+``D_ii = |r_i|^(q - 2)``: the mean of ``|r_i|^q`` falls, for ``q = 1`` not only the few largest
+errors (iteratively reweighted least squares; damping as in Levenberg-Marquardt). Steps can be
+held to the contrast of what comes out, a linear condition (`flowturbo.tuning.contrast`). An
+evaluation before the number that moves is replayed, not computed again. Rows at one time, such as
+those of a Heun step, move together; the first time and the last stay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowturbo.field import Field
+from flowturbo.guidance import guided
+from flowturbo.plan import Plan, Row
+from flowturbo.plan.checks import LARGEST
+from flowturbo.refiner.binding import Refiner, needed_refiner, prepare_refiner
+from flowturbo.sampling import Velocities, evaluators, update
+from flowturbo.sampling import run as run_rows
+from flowturbo.tuning.contrast import Contrast, solved
+from flowturbo.tuning.reference import Reference, error, run
+
+__all__ = ["polish", "run", "score"]
+
+NEAREST = 1e-3  # that times may come to each other
+LEAST_GAIN = 0.01  # of a step, for another with the slopes of the last
+
+
+def score(x: Tensor, reference: Reference, power: float = 1.0) -> float:
+    """What the search lowers: the power mean of the rows' errors (root mean squares over pixels).
+
+    The mean itself at ``power`` 1, the root mean square at 2; infinite where a row is not finite.
+    """
+    mean = float((error(x, reference.states[-1]) ** power).mean() ** (1 / power))
+    return mean if math.isfinite(mean) else math.inf
+
+
+def polish(
+    plan: Plan,
+    field: Field,
+    reference: Reference,
+    *,
+    refiner: Refiner | None = None,
+    iterations: int = 4,
+    history: int = 4,
+    move_times: bool = True,
+    power: float = 1.0,
+    contrast: Contrast | None = None,
+    report: Callable[[int, float], None] | None = None,
+) -> Plan:
+    """Lower the final error of ``plan`` on ``reference``.
+
+    Args:
+        plan: the table to start from, such as a fitted one.
+        field: the velocity field.
+        reference: the trajectories to fit on.
+        refiner: for refiner evaluations.
+        iterations: Gauss-Newton steps at the most, each about K^2 * history / 2 evaluations of
+            the N rows.
+        history: how many of the last velocities of a row may change weight.
+        move_times: also move times, with what is told to the evaluators then, but for the first
+            and the last.
+        power: of the mean of errors to lower, 1 (robust) to 2 (the root mean square).
+        contrast: of the ends, to be kept.
+        report: called with (iteration, score) after each.
+
+    Returns:
+        The plan with the lowest mean on ``reference``, perhaps ``plan`` itself; with other weights
+        and times it has no ``info``.
+    """
+    field = guided(field, reference.guidance)
+    plain = replace(reference, guidance=1.0)
+    moves, damping = _moves(plan, history, move_times), 1e-4
+
+    def recorded(plan: Plan) -> tuple[Plan, Tensor, list[Tensor]]:
+        """The plan, with the contrast of what it reaches; that, and its velocities."""
+        x, calls = _recorded(plan, field, plain, refiner)
+        if contrast is None:
+            return plan, x, calls
+        used = slice(max(0, len(plan) - history), len(plan))
+        more, x = contrast.held(x, calls[used])
+        weights = plan.weights.copy()
+        weights[-1, used] += more.numpy()
+        return replace(plan, weights=weights), x, calls
+
+    best, x, calls = recorded(plan)
+    lowest = score(x, plain, power)
+    for i in range(iterations):
+        if not 0 < lowest < math.inf:
+            break
+        before, tries = lowest, 4
+        slopes = [_slope(best, m, field, plain, refiner, x, calls) for m in moves]
+        while tries:
+            steps = _solve(slopes, x - plain.states[-1], damping, power, x, contrast)
+            trial = _moved(best, moves, steps)
+            new = None if trial is None else recorded(trial)
+            reached = lowest if new is None else score(new[1], plain, power)
+            if new is not None and reached < lowest:
+                tries = int(reached < (1 - LEAST_GAIN) * lowest)  # the slopes may serve once more
+                (best, x, calls), lowest = new, reached
+                damping /= 10
+            else:
+                tries -= 1
+                damping *= 10
+        if report:
+            report(i, lowest)
+        if lowest > 0.9 * before:  # what is left fits the trajectories more than the field
+            break
+    return best
+
+
+def _recorded(
+    plan: Plan,
+    field: Field,
+    reference: Reference,
+    refiner: Refiner | None,
+    before: Sequence[Tensor] = (),
+) -> tuple[Tensor, list[Tensor]]:
+    """The final states, and the velocities of all evaluations, the first of them replayed."""
+    refiner = needed_refiner(plan, refiner)
+    if refiner is not None:
+        refiner = prepare_refiner(plan, field, refiner)
+    calls: list[Tensor] = []
+
+    def step(row: Row, evaluate: Any, x: Tensor, velocities: Velocities) -> tuple[Tensor, Tensor]:
+        known = row.k < len(before)
+        v = before[row.k] if known else evaluate[row.evaluator](row, x, velocities)
+        calls.append(v)
+        return update(row, x, v, velocities), v
+
+    with torch.no_grad():
+        evaluate = evaluators(field, refiner, reference.cond, plan.rows)
+        return run_rows(plan.rows, evaluate, reference.noise, step=step), calls
+
+
+Move = tuple[int, int | None]  # row and column of a weight, or row and None for its time
+
+
+def _moves(plan: Plan, history: int, move_times: bool) -> list[Move]:
+    size, times = len(plan), plan.times
+    weights: list[Move] = [
+        (k, j) for k in range(size) for j in range(max(0, k + 1 - history), k + 1)
+    ]
+    inner = [k for k in range(1, size) if times[k - 1] != times[k] != times[-1]]
+    return weights + [(k, None) for k in inner if move_times]
+
+
+def _moved(plan: Plan, moves: list[Move], steps: np.ndarray[Any, Any]) -> Plan | None:
+    """The plan with every number moved, or None if its times or weights would not be allowed."""
+    times, weights = plan.times.copy(), plan.weights.copy()
+    for (k, j), step in zip(moves, steps, strict=True):
+        if j is None:
+            times[plan.times == plan.times[k]] += step
+        else:
+            weights[k, j] += step
+    gaps = np.diff(times) * np.sign(times[-1] - times[0])
+    least = np.minimum(np.abs(np.diff(plan.times)) * (1 - 1e-9), NEAREST)
+    if not (np.abs(weights).max() <= LARGEST and (gaps >= least).all()):  # nor NaN
+        return None
+    model_times = np.clip(times[:-1] + (plan.model_times - plan.times[:-1]), 0, 1)
+    return replace(plan, times=times, weights=weights, model_times=model_times, info={})
+
+
+def _slope(
+    plan: Plan,
+    move: Move,
+    field: Field,
+    reference: Reference,
+    refiner: Refiner | None,
+    x: Tensor,
+    calls: list[Tensor],
+) -> Tensor:
+    """How the final states change with one number, (N, ...) per unit."""
+    k, j = move
+    step = 0.02 * abs(plan.times[-1] - plan.times[0]) / len(plan)
+    changed = _moved(plan, [move], np.array([step]))
+    if changed is None:
+        step = -step
+        changed = _moved(plan, [move], np.array([step]))
+    if changed is None:
+        return torch.zeros_like(x)
+    before = calls[: k if j is None else k + 1]
+    return (_recorded(changed, field, reference, refiner, before)[0] - x) / step
+
+
+def _solve(
+    slopes: list[Tensor],
+    residual: Tensor,
+    damping: float,
+    power: float,
+    x: Tensor,
+    contrast: Contrast | None,
+) -> np.ndarray[Any, Any]:
+    """The damped Gauss-Newton step, rows weighted by a power of their error."""
+    norms = residual.double().reshape(len(residual), -1).square().mean(1).sqrt()
+    least = max(0.1 * float(norms.median()), 1e-6 * float(norms.max()))
+    row = norms.clamp(min=least) ** (power / 2 - 1)
+    shape = [-1, *[1] * (residual.ndim - 1)]
+    flat = lambda a: (a.double() * row.reshape(shape)).flatten()
+    jacobian = torch.stack([flat(s) for s in slopes])
+    gram = jacobian @ jacobian.T
+    gram = (gram + damping * torch.diag(gram.diagonal().clamp(min=1e-12))).cpu()
+    step = solved(gram, -(jacobian @ flat(residual)).cpu())
+    if contrast is not None:
+        step = contrast.kept(gram, step, contrast.raised(x, slopes), contrast.missing(x))
+    return step.numpy()  # type: ignore[no-any-return]

@@ -29,7 +29,7 @@ import flowturbo as ft
 from flowturbo.evaluate.features import EffNetFeatures
 from flowturbo.evaluate.frechet import frechet_distance
 from flowturbo.evaluate.real import load_real
-from flowturbo.files import replacing
+from flowturbo.files import atomic_write
 from flowturbo.models.tokenizer import Tokenizer
 from flowturbo.refiner.checkpoint import REFINER_WEIGHTS
 from flowturbo.training import TrainConfig, load_data, paper_config, train_paper_refiner
@@ -132,7 +132,7 @@ class Bench:
         """
         given = {
             "trajectories": self.options.trajectories, "search": not self.options.no_search,
-            "contrast": contrast,
+            "preserve_contrast": contrast,
         }  # fmt: skip
         folder = self.home(guidance) / ("contrast" if contrast else "plans")
         return Fits(folder, self.model, guidance, given)
@@ -190,7 +190,7 @@ class Bench:
         if not path or not (path / "emoji.json").is_file():
             return path or None
         pictures = emoji(path, self.model.shape[1]).images.permute(0, 2, 3, 1)
-        with replacing(self.folder / "emoji.npz") as temporary:
+        with atomic_write(self.folder / "emoji.npz") as temporary:
             np.savez(temporary, images=pictures.numpy())
         return self.folder / "emoji.npz"
 

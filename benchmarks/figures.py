@@ -20,7 +20,7 @@ from ratios import FITTED, REFINED, named
 from results import PAPER, PAPER_REFINED
 
 from flowturbo.evaluate.analysis_figures import COLOURS, MARKS, STYLE, bars, logarithmic
-from flowturbo.files import replacing
+from flowturbo.files import atomic_write
 
 SHOWN = ("Euler", "AB2", "DPM-Solver++ 2M", "UniPC-2", PAPER, PAPER_REFINED, FITTED, REFINED)
 # of the main table; the others lie between them
@@ -34,7 +34,7 @@ def drawn(path: Path, width: float, height: float) -> Iterator[Figure]:
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             figure.savefig(temporary, dpi=160, metadata={"Software": None})
 
 
@@ -150,7 +150,7 @@ def fitting(parts: dict[str, Any], path: Path) -> None:
                 axis.legend(frameon=False, loc="lower left")
 
 
-def sheet(about: dict[str, Any], pictures: Path, path: Path) -> None:
+def image_grid(about: dict[str, Any], pictures: Path, path: Path) -> None:
     """The rows of a sheet of pictures with the names of their methods."""
     image = np.asarray(Image.open(pictures).convert("RGB"))
     rows, columns = about["rows"], about["prompts"]

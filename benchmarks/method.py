@@ -32,7 +32,7 @@ from rivals import SHIFTS, rivals
 from trial import Trial
 
 import flowturbo as ft
-from flowturbo.files import replacing
+from flowturbo.files import atomic_write
 from flowturbo.path import shifted
 from flowturbo.tuning.reference import Reference, solve
 from flowturbo.tuning.weights import fit_weights
@@ -196,7 +196,7 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def keep(out: Path, record: dict[str, Any]) -> None:
-    with replacing(out) as temporary:
+    with atomic_write(out) as temporary:
         temporary.write_text(dumps(record), encoding="utf-8")
 
 
@@ -242,7 +242,7 @@ def main() -> None:
         text = report(options.table or [], options.rough)
         print(text)
         if options.out:
-            with replacing(options.out) as temporary:
+            with atomic_write(options.out) as temporary:
                 temporary.write_text(text, encoding="utf-8")
     elif options.model:
         measure(options)

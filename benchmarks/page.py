@@ -192,7 +192,7 @@ def main_table(page: Page, record: Record) -> None:
         if source.is_file():
             words = "Pictures of the same noises, a row for each method, the converged ODE first"
             stem = Path(file).stem.removeprefix("results-")
-            draw = lambda path, a=about, s=source: figures.sheet(a, s, path)
+            draw = lambda path, a=about, s=source: figures.image_grid(a, s, path)
             page.figure(stem, words, draw)
             page.add(
                 f"Seeds {about['seeds'][0]} to {about['seeds'][1]}, none chosen; "

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import flowturbo as ft
-from flowturbo.files import replacing
+from flowturbo.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = ("red apple", "tiger", "sunflower", "sailboat")
@@ -60,7 +60,7 @@ def main() -> None:
             pen.rectangle((*corner, corner[0] + CELL - 1, at + CELL - 1), outline=EDGE)
         off = [np.asarray(p, float) / 127.5 - e for p, e in zip(pictures, exact, strict=True)]
         print(f"{label!r}: {[round(float(np.sqrt((d**2).mean())), 3) for d in off]}")
-    with replacing(options.out) as temporary:
+    with atomic_write(options.out) as temporary:
         image.save(temporary, format="PNG")
     print(f"-> {options.out}")
 

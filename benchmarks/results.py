@@ -30,7 +30,7 @@ from rivals import rivals
 from trial import Trial
 
 import flowturbo as ft
-from flowturbo.images import save_png, sheet, to_pil
+from flowturbo.images import image_grid, save_png, to_pil
 
 KIND = "flowturbo results 1"
 GUIDANCE, NFE = (1.0, 2.0, 4.0), (4, 5, 6, 8, 10, 12)
@@ -148,7 +148,7 @@ def pictured(bench: Bench, guidance: float, nfe: int) -> None:
     ]
     path = bench.out.with_name(f"{bench.out.stem}-g{guidance:g}-{nfe}.png")
     images = to_pil(model.decode(torch.cat(drawn)))
-    save_png(sheet(images, len(prompts)), path, {})
+    save_png(image_grid(images, len(prompts)), path, {})
     bench.record.setdefault("sheets", {})[path.name] = {
         "guidance": guidance, "nfe": nfe, "rows": list(rows), "prompts": prompts,
         "seeds": [0, len(prompts) - 1],

@@ -27,7 +27,7 @@ from trial import Trial
 
 import flowturbo as ft
 from flowturbo.evaluate.benchmark import benchmark
-from flowturbo.integrations.baselines import peers
+from flowturbo.integrations.baselines import baselines
 from flowturbo.tasks.generate import resolve_plan, resolve_refiner
 
 EULER = "FlowMatchEuler"
@@ -35,7 +35,11 @@ SECOND = ("UniPC-2", "DPM-Solver++ 2M", "DEIS-2", "FlowMatchHeun")
 KINDS = {"Euler": (EULER,), "second order": SECOND}
 Measure = Callable[[int], tuple[float, str, ft.Plan]]
 Distances = Callable[..., dict[str, float]]
-LOOPS = {"UniPC-2": "UniPC", "DPM-Solver++ 2M": "DPM-Solver++", EULER: EULER}  # as peers name them
+LOOPS = {
+    "UniPC-2": "UniPC",
+    "DPM-Solver++ 2M": "DPM-Solver++",
+    EULER: EULER,
+}  # as baselines name them
 
 
 def found(trial: Trial, names: tuple[str, ...], nfe: int) -> tuple[float, str, ft.Plan]:
@@ -85,11 +89,11 @@ def equal(measure: Measure, target: float, least: int, most: int) -> Any:
 def loops(each: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Diffusers' own loops of the schedulers found, for so many evaluations, and what is missing.
 
-    Their grids do not bear on the time and are those of `peers`.
+    Their grids do not bear on the time and are those of `baselines`.
     """
     made, missing = {}, {}
     for nfe, _, label, _ in each.values():
-        of, missing = peers(nfe)
+        of, missing = baselines(nfe)
         name = f"diffusers, {LOOPS.get(label.partition(',')[0], '')} {nfe}"
         made |= {name: of[name]} if name in of else {}
     return made, missing
@@ -163,7 +167,7 @@ def main() -> None:
         batch=options.batch,
         guidance=guidance,
         scopes=options.scopes.split(","),
-        peers=others,
+        baselines=others,
         missing=missing,
         repeats=options.repeats,
         reference=None,

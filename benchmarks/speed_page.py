@@ -85,7 +85,7 @@ def methods(timed: Record) -> str:
         rows.append(
             [
                 m["name"], calls(m["evaluations"]), taken(m["ms"]), f"{m['images_per_second']:.1f}",
-                "" if error is None else f"{error:.4f}", f"{100 * m['peak_share']:.0f} %",
+                "" if error is None else f"{error:.4f}", f"{100 * m['mfu']:.0f} %",
                 f"{compiled['seconds']:.0f}" if compiled else "",
                 f"{compiled['recompiles']}" if compiled else "",
                 f"{compiled['difference_from_eager']:.1e}" if compiled else "",

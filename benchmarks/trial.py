@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import flowturbo as ft
-from flowturbo.files import replacing
+from flowturbo.files import atomic_write
 from flowturbo.guidance import guided
 from flowturbo.path import shifted
 from flowturbo.refiner.binding import prepare_refiner
@@ -83,7 +83,7 @@ class Trial:
                 with torch.no_grad():
                     first = self.guided(x, 0.0, cond)
                 end = ft.sample(plan, _Known(self.guided, x, first), x, cond)
-                with replacing(path) as temporary:
+                with atomic_write(path) as temporary:
                     torch.save({"end": end, "first": first}, temporary)
                 print(f"{rows.stop} of {self.noises} solved", flush=True)
             ends.append(torch.load(path, map_location=x.device, weights_only=True))

@@ -11,9 +11,10 @@ What is bundled was made on an H100 so, 8192 trajectories for `digits`:
     python recipes/plans.py --model emoji --run runs/plans-emoji --device cuda --drawn 10240 \\
         --minutes 1.9 --batch 256 --trajectories 128 --guidance 2
 
-and the plans of `digits` with ``--contrast``, but for this: the refiners were not compiled, are
-those of iteration 4000, of 5179 and 5410 (their cards tell), without the second phase, `balanced`,
-`light` and `best` of `emoji` were fitted without one, `light` with ``--contrast``.
+and the plans of `digits` with ``--preserve-contrast``, but for this: the refiners were not
+compiled, are those of iteration 4000, of 5179 and 5410 (their cards tell), without the second
+phase, `balanced`, `light` and `best` of `emoji` were fitted without one, `light` with
+``--preserve-contrast``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pathlib import Path
 import torch
 
 import flowturbo as ft
-from flowturbo.files import replacing
+from flowturbo.files import atomic_write
 from flowturbo.models.checkpoint import CARD
 from flowturbo.models.zoo import find
 from flowturbo.refiner.checkpoint import REFINER_CARD, REFINER_WEIGHTS
@@ -48,7 +49,9 @@ def main() -> None:
     parser.add_argument("--drawn", type=int, default=4096, help="trajectories of the refiner")
     parser.add_argument("--trajectories", type=int, default=64, help="to fit on")
     parser.add_argument("--guidance", type=float, help="to fit at; by default the model's own")
-    parser.add_argument("--contrast", action="store_true", help="keep the contrast of pictures")
+    parser.add_argument(
+        "--preserve-contrast", action="store_true", help="keep the contrast of pictures"
+    )
     parser.add_argument("--device", default="cpu", help="where to compute")
     options = parser.parse_args()
     model, run = ft.load(options.model, device=options.device), Path(options.run)
@@ -73,8 +76,8 @@ def main() -> None:
         start = time.perf_counter()
         plan = ft.tune(
             model, nfe=nfe, refiner=refiner, guidance=options.guidance,
-            trajectories=options.trajectories, contrast=options.contrast, cache_dir=run / "fit",
-            report=lambda line: print(line, flush=True),
+            trajectories=options.trajectories, preserve_contrast=options.preserve_contrast,
+            cache_dir=run / "fit", report=lambda progress: print(progress, flush=True),
         )  # fmt: skip
         (run / "plans").mkdir(exist_ok=True)
         plan.save(run / "plans" / f"{name}.json")
@@ -85,7 +88,7 @@ def main() -> None:
     shutil.copytree(run / "plans", home / "plans", dirs_exist_ok=True)
     card = json.loads((home / CARD).read_text("utf-8"))
     card["defaults"]["plan"] = "balanced"
-    with replacing(home / CARD) as path:
+    with atomic_write(home / CARD) as path:
         path.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowturbo.images import is_picture, read_picture
+from flowturbo.images import is_image, read_image
 
 
 def middle(path: Path, image: Image.Image, **options) -> list[int]:
     """The RGB of the middle of ``image`` as it is read."""
     image.save(path, **options)
     with warnings.catch_warnings(action="error"):
-        return read_picture(path, 4)[:, 2, 2].tolist()
+        return read_image(path, 4)[:, 2, 2].tolist()
 
 
 def test_colours_of_print_are_turned_into_rgb(tmp_path):
@@ -61,12 +61,12 @@ def test_the_smallest_pictures_are_scaled(tmp_path, size):
 def test_what_unpacks_into_too_much_is_refused(tmp_path):
     Image.new("1", (20_000, 10_000)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"a.png: not a readable image .*200000000 pixels"):
-        read_picture(tmp_path / "a.png", 4)
+        read_image(tmp_path / "a.png", 4)
 
 
 def test_a_picture_is_known_by_its_name_or_content(tmp_path):
     for name, content in (("a.png", b""), ("b.JPE", b"no"), ("c", b"\x89PNG\r\n\x1a\n")):
         (tmp_path / name).write_bytes(content)
     Image.new("L", (4, 4)).save(tmp_path / "d.png_", "PNG")
-    found = {p.name: is_picture(p) for p in sorted(tmp_path.iterdir())}
+    found = {p.name: is_image(p) for p in sorted(tmp_path.iterdir())}
     assert found == {"a.png": True, "b.JPE": True, "c": False, "d.png_": True}

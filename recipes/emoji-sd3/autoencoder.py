@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from flowturbo.images import save_png, sheet, to_pil
+from flowturbo.images import image_grid, save_png, to_pil
 from flowturbo.training import TrainConfig
 from flowturbo.training.loop import run
 from flowturbo.training.processes import Processes
@@ -127,7 +127,9 @@ class Objective:
             shown.append(torch.cat([x[:10], y[:10]]) / 2 + 0.5)
         decibels = float(-10 * torch.cat(errors).log10().mean())
         print(f"step {step:6d}  held out: {decibels:.2f} dB", flush=True)
-        save_png(sheet(to_pil(shown[0]), 10), self.out / "previews" / f"step-{step:08d}.png", {})
+        save_png(
+            image_grid(to_pil(shown[0]), 10), self.out / "previews" / f"step-{step:08d}.png", {}
+        )
 
 
 def batches(pictures: Tensor, n: int = 128) -> Iterator[Tensor]:

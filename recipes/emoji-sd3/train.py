@@ -36,7 +36,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from flowturbo.images import save_png, sheet
+from flowturbo.images import image_grid, save_png
 from flowturbo.path import interpolate, velocity
 from flowturbo.training import TrainConfig
 from flowturbo.training.loop import moved, run
@@ -249,7 +249,7 @@ class Objective:
             images += pipe(
                 prompt, num_inference_steps=20, guidance_scale=3, generator=generator
             ).images
-        page = sheet(images, len(self.data.about["held_names"]))
+        page = image_grid(images, len(self.data.about["held_names"]))
         save_png(page, self.out / "previews" / f"step-{step:08d}.png", {"step": str(step)})
 
 

@@ -17,7 +17,7 @@ from names import HELD_NAMES
 from torch import Tensor
 
 import flowturbo as ft
-from flowturbo.files import replacing
+from flowturbo.files import atomic_write
 from flowturbo.tasks.generate import resolve_plan
 
 __all__ = [
@@ -34,7 +34,7 @@ __all__ = [
 
 Pair = tuple[int, int]
 SEEN, EACH_HELD, TOTAL, CHUNK = 400, 3, 2000, 100
-FIRST_SEED = {"sheet": 0, "seen": 1000, "held out": 2000, "total": 10_000}
+FIRST_SEED = {"image_grid": 0, "seen": 1000, "held out": 2000, "total": 10_000}
 
 
 def pairs_to_draw(
@@ -42,7 +42,7 @@ def pairs_to_draw(
 ) -> dict[str, list[Pair]]:
     """What to draw in each set.
 
-    - "sheet": the names of `HELD_NAMES` in every style, style by style
+    - "image_grid": the names of `HELD_NAMES` in every style, style by style
     - "seen": 400 trained pairs of ``names``, each once and, from the first on, again
     - "held out": the pairs of ``names`` that were held out, three times each
     - "total": the pairs of 2,000 training pictures drawn without repetition by seed 0
@@ -54,7 +54,7 @@ def pairs_to_draw(
     place = {c["name"]: i for i, c in enumerate(about["concepts"])}
     rows = torch.randperm(len(trained), generator=torch.Generator().manual_seed(0))[:TOTAL]
     return {
-        "sheet": [(place[n], s) for s in styles for n in HELD_NAMES],
+        "image_grid": [(place[n], s) for s in styles for n in HELD_NAMES],
         "seen": [seen[i % len(seen)] for i in range(SEEN)],
         "held out": [p for p in cells if p in held] * EACH_HELD,
         "total": [trained[i] for i in rows.tolist()],
@@ -130,7 +130,7 @@ def stored(path: Path, key: str, make: Callable[[], Any]) -> Any:
             if str(file["key"]) == key:
                 return file["array"]
     array = make()
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         np.savez_compressed(temporary, key=key, array=array)
     return array
 

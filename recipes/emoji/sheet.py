@@ -12,7 +12,7 @@ from names import HELD_NAMES, STYLES
 from PIL import Image, ImageDraw, ImageFont
 from real import Pictures
 
-from flowturbo.files import replacing
+from flowturbo.files import atomic_write
 
 __all__ = ["save_nearest", "save_sheet"]
 
@@ -45,8 +45,8 @@ def paste(image: Any, pen: Any, at: tuple[int, int], picture: Any, held: bool = 
 
 def save_sheet(path: Path, real: Pictures, source: Source, out: Path) -> None:
     """The names of `HELD_NAMES` in every style; pairs never trained on are framed."""
-    pairs = pairs_to_draw(real.about, real.names, real.trained)["sheet"]
-    pictures, columns = draw(source, "sheet", pairs, out), len(HELD_NAMES)
+    pairs = pairs_to_draw(real.about, real.names, real.trained)["image_grid"]
+    pictures, columns = draw(source, "image_grid", pairs, out), len(HELD_NAMES)
     image, pen = page(columns, len(STYLES), STEP, LABEL)
     image = Image.new("RGB", (image.width, image.height + 60), "white")
     pen = ImageDraw.Draw(image)
@@ -96,5 +96,5 @@ def caption(pen: Any, x: int, y: int, real: Pictures, pair: Sequence[int], more:
 
 
 def save(image: Image.Image, path: Path) -> None:
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         image.save(temporary, "PNG", optimize=True)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from classifiers import blurred, turn
 from torch import Tensor, nn
 
-from flowturbo.files import replacing
+from flowturbo.files import atomic_write
 from flowturbo.training.loop import autocast
 
 __all__ = ["EPOCHS", "Styles"]
@@ -86,7 +86,7 @@ class Styles:
                 network.load_state_dict(torch.load(path))
             else:
                 _train(network, pictures, styles)
-                with replacing(path) as temporary:
+                with atomic_write(path) as temporary:
                     torch.save(network.state_dict(), temporary)
             self.networks.append(network.eval())
 

@@ -27,6 +27,7 @@ except ImportError:  # Windows: there temporary files of killed runs stay
 from flowturbo.digests import hexdigest
 
 __all__ = [
+    "atomic_write",
     "check_room",
     "check_unclaimed",
     "check_writable",
@@ -34,7 +35,6 @@ __all__ = [
     "exclusive",
     "open_regular",
     "printable",
-    "replacing",
     "reserved",
     "write_json",
 ]
@@ -45,7 +45,7 @@ _JOINERS = "\u200c\u200d"  # of emoji, and of Persian and Indic scripts
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """A temporary path next to ``path``, renamed onto it on success and removed on failure.
 
     The file is synced to the disk before the rename, and its folder after it, so that after a power
@@ -120,7 +120,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write ``value`` to ``path`` as JSON, one entry a line; raises as ``replacing``."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 

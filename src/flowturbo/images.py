@@ -11,9 +11,9 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
-from flowturbo.files import printable, replacing
+from flowturbo.files import atomic_write, printable
 
-__all__ = ["is_picture", "read_metadata", "read_picture", "save_png", "sheet", "to_pil"]
+__all__ = ["image_grid", "is_image", "read_image", "read_metadata", "save_png", "to_pil"]
 
 # what Pillow identifies, but leaves to other programs
 _FOREIGN = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -28,7 +28,7 @@ def to_pil(pictures: Tensor) -> list[Image.Image]:
     return [Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a) for a in np.asarray(array)]
 
 
-def sheet(
+def image_grid(
     images: Sequence[Image.Image], columns: int | None = None, *, scale: int = 1, gap: int = 2
 ) -> Image.Image:
     """Images of one size on a white contact sheet, row by row.
@@ -62,7 +62,7 @@ def save_png(image: Image.Image, path: str | Path, metadata: Mapping[str, str]) 
     info = PngImagePlugin.PngInfo()
     for key, value in metadata.items():
         info.add_itxt(key, printable(value))
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=info)
 
 
@@ -78,7 +78,7 @@ def read_metadata(path: str | Path) -> dict[str, str] | None:
         return None
 
 
-def is_picture(path: Path) -> bool:
+def is_image(path: Path) -> bool:
     """Whether a file is a picture, by its name or, where that says nothing, by its content.
 
     Raises:
@@ -98,7 +98,7 @@ def is_picture(path: Path) -> bool:
     return True
 
 
-def read_picture(path: Path, size: int | tuple[int, int]) -> Tensor:
+def read_image(path: Path, size: int | tuple[int, int]) -> Tensor:
     """A picture file as (3, H, W) uint8, of animated ones the first frame.
 
     It is turned as its EXIF data say, cropped to the shape of ``size`` (a side, or H and W) around

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
-__all__ = ["Progress", "Report"]
+from tqdm import tqdm
+
+__all__ = ["Progress", "Report", "bars"]
 
 
 class Progress:
@@ -25,7 +28,12 @@ class Progress:
 
     def __str__(self) -> str:
         of = "" if self.total is None else f" of {self.total}"
-        shown = [f"{k.replace('_', ' ')} {v:.4g}" for k, v in self.values.items()]
+        shown = [
+            f"{k.replace('_', ' ')} {v:.4g}"
+            if isinstance(v, float)
+            else f"{k.replace('_', ' ')} {v}"
+            for k, v in self.values.items()
+        ]
         return ", ".join([f"{self.stage}: {self.done}{of}", *shown])
 
     def __repr__(self) -> str:
@@ -34,3 +42,24 @@ class Progress:
 
 
 Report: TypeAlias = Callable[[Progress], object]
+
+
+@contextmanager
+def bars() -> Iterator[Report]:
+    """A callback that shows a bar for each stage, if standard error is a terminal."""
+    shown: dict[str, tqdm] = {}
+
+    def report(progress: Progress) -> None:
+        bar = shown.get(progress.stage)
+        if bar is None:
+            bar = tqdm(desc=progress.stage, total=progress.total, disable=None)
+            shown[progress.stage] = bar
+        values = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in progress.values.items()}
+        bar.set_postfix(values, refresh=False)
+        bar.update(progress.done - bar.n)
+
+    try:
+        yield report
+    finally:
+        for bar in shown.values():
+            bar.close()

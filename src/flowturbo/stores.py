@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from flowturbo.digests import hexdigest
-from flowturbo.files import replacing
+from flowturbo.files import atomic_write
 
 __all__ = ["read_tensors", "warn_damaged", "write_tensors"]
 
@@ -34,7 +34,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], of: str) -> None:
         OSError: if the disk is full or cannot be written; names ``path``.
     """
     kept = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         # not save_file, which leaves a file of its own behind when it is killed
         temporary.write_bytes(save(kept, metadata={"seal": _seal(path, kept, of)}))
 

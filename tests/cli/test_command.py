@@ -21,7 +21,7 @@ CALLS = {
     "train-refiner": ["-m", "m", "--iterations", "1"],
     "tune": ["-m", "m", "--nfe", "2"],
     "evaluate": ["-m", "m", "-n", "10"],
-    "benchmark": ["-m", "m", "--no-peers"],
+    "benchmark": ["-m", "m", "--no-baselines"],
     "analyze": ["-m", "m"],
     "export": ["-m", "m"],
     "convert": ["c.pt"],

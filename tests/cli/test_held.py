@@ -18,7 +18,7 @@ from flowturbo.compiled import backend
 from flowturbo.evaluate.analysis_figures import tables
 from flowturbo.evaluate.records import read_analysis, read_evaluation
 from flowturbo.evaluate.report import evaluations
-from flowturbo.files import exclusive, replacing, reserved
+from flowturbo.files import atomic_write, exclusive, reserved
 from flowturbo.models.checkpoint import save_folder
 
 EXAMPLES = int(os.environ.get("FLOWTURBO_EXAMPLES", "100"))
@@ -26,7 +26,7 @@ FEW = {
     "tune": ["--nfe", "2", "--trajectories", "4", "--no-search"],
     "evaluate": ["-n", "10", "--steps", "8", "--repeats", "0", "--no-features", "--plan", "E2"],
     "analyze": ["--trajectories", "3", "--steps", "8", "--nfe", "2,3", "--plan", "E2"],
-    "benchmark": ["--no-peers", "--batch", "1", "--repeats", "1", "--reference", "E4",
+    "benchmark": ["--no-baselines", "--batch", "1", "--repeats", "1", "--reference", "E4",
                   "--plan", "E2", "--scope", "none"],
 }  # fmt: skip
 
@@ -85,7 +85,7 @@ def test_a_second_run_is_told_in_one_line(run, tmp_path, command, option):
 def test_names_are_held_only_as_long_as_a_run_lives(tmp_path):
     path = tmp_path / "out.json"
     with reserved(path, None, tmp_path / "other.json"):
-        with replacing(path) as temporary:  # the run itself writes
+        with atomic_write(path) as temporary:  # the run itself writes
             temporary.write_text("1")
         told = pytest.raises(ValueError, match=r"out\.json is being written by another run")
         with told, reserved(path):

@@ -126,7 +126,7 @@ def test_from_a_checkpoint_to_pictures(converted, kl, tmp_path, capsys):
     told = record(tmp_path / "e.json")
     assert told["conditions"]["codec"] == codec.fingerprint
     assert told["perceptual"]["rmse"] > 0
-    single = ["--batch", 1, "--no-peers", "--scope", "none", "--repeats", 1]
+    single = ["--batch", 1, "--no-baselines", "--scope", "none", "--repeats", 1]
     assert flowturbo("benchmark", *few, *single, "-o", tmp_path / "b.json") == 0
     assert record(tmp_path / "b.json")["parts"]["decode"]["median"] > 0
     capsys.readouterr()
@@ -160,7 +160,7 @@ def test_without_its_autoencoder_nothing_is_sampled(converted, kl, tmp_path, cap
         line = refused(capsys, command, *rest, *few)
         assert f"model 'sit' draws latents; autoencoder '{kl}': no such folder; pass --vae" in line
     wide = autoencoders.folder(tmp_path / "wide", autoencoders.kl(latent_channels=16))
-    for command, rest in {**asked, "benchmark": ["--no-peers"]}.items():
+    for command, rest in {**asked, "benchmark": ["--no-baselines"]}.items():
         line = refused(capsys, command, *rest, *few, "--vae", wide)
         assert f"autoencoder '{wide}' decodes latents of 16 channels" in line
         assert "gives latents of 4x4x4" in line
@@ -225,7 +225,7 @@ def test_from_images_to_pictures(photos, kl, tmp_path, capsys, monkeypatch):
     drawn = ["--plan", plan, "--refiner", refiner, "--guidance", 2]
     assert flowturbo("generate", "cat", *of, *drawn, "-o", picture, "--scale", 1) == 0
     assert Image.open(picture).size == (12, 12)
-    single = ["--batch", 1, "--no-peers", "--scope", "none", "--repeats", 1]
+    single = ["--batch", 1, "--no-baselines", "--scope", "none", "--repeats", 1]
     assert flowturbo("benchmark", *of, *drawn, *single, "-o", tmp_path / "b.json") == 0
     assert record(tmp_path / "b.json")["parts"]["decode"]["median"] > 0
     score = ["-n", 10, "--steps", 8, "--repeats", 0, "--resamples", 0, "--agreement", 0]

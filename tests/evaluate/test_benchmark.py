@@ -1,4 +1,4 @@
-"""The benchmark: its arithmetic, the peers against plans, and a run at tiny size."""
+"""The benchmark: its arithmetic, the baselines against plans, and a run at tiny size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flowturbo.compiled import backend
 from flowturbo.compiled.memory import peak_bytes
 from flowturbo.evaluate.benchmark import benchmark
 from flowturbo.field import CountCalls
-from flowturbo.integrations import peers as library
+from flowturbo.integrations import baselines as library
 from flowturbo.timing import fit_latency, interleaved, spread
 
 
@@ -65,7 +65,7 @@ def test_the_loop_keeps_nothing_but_its_result():
 
 @pytest.mark.parametrize("guided", [False, True])
 def test_peers_solve_what_plans_solve(digits, guided):
-    found, missing = library.peers(4)
+    found, missing = library.baselines(4)
     assert "diffusers" not in missing
     assert "torchdiffeq" not in missing
     x, cond = ft.noise.draw([0, 1], digits.shape), digits.condition(["3", "7"])
@@ -76,9 +76,9 @@ def test_peers_solve_what_plans_solve(digits, guided):
     config = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
     same["UniPC"] = ft.Plan.from_scheduler(UniPCMultistepScheduler(**config), 4)
     compared = 0
-    for name, peer in found.items():
+    for name, baseline in found.items():
         counted = CountCalls(digits)
-        out = peer(counted, x, cond, null, scale)
+        out = baseline(counted, x, cond, null, scale)
         assert counted.calls == 4, name
         for word, plan in same.items():
             if word in name:
@@ -90,12 +90,12 @@ def test_peers_solve_what_plans_solve(digits, guided):
 
 def test_what_is_missing_is_named(monkeypatch):
     monkeypatch.setattr(library, "find_spec", lambda name: None)
-    found, missing = library.peers(4)
+    found, missing = library.baselines(4)
     assert list(found) == ["plain loop, Euler 4"]
     assert missing["flow_matching"] == "pip install flow_matching"
 
 
-@pytest.mark.parametrize("arguments", [["--no-peers"], ["--plan", "E2", "--guidance", "1"]])
+@pytest.mark.parametrize("arguments", [["--no-baselines"], ["--plan", "E2", "--guidance", "1"]])
 def test_command(text_model, tmp_path, monkeypatch, capsys, arguments):
     monkeypatch.setattr(backend, "_BACKEND", "aot_eager")
     out, picture = tmp_path / "record.json", tmp_path / "plot.png"
@@ -112,10 +112,10 @@ def test_command(text_model, tmp_path, monkeypatch, capsys, arguments):
     assert fast["compile"]["recompiles"] == 0
     assert fast["compile"]["graphs"] == 1
     assert plain["error"]["rmse"] == pytest.approx(fast["error"]["rmse"], rel=1e-4)
-    assert 0 < plain["peak_share"] < 1
+    assert 0 < plain["mfu"] < 1
     assert {"network", "decode", "matrix product"} == record["parts"].keys()
     assert record["conditions"]["versions"]["torch"] == torch.__version__
-    assert ("diffusers" in str(rows)) == ("--no-peers" not in arguments)
+    assert ("diffusers" in str(rows)) == ("--no-baselines" not in arguments)
     assert picture.stat().st_size > 1000
     shown = capsys.readouterr().out
     assert "E2, compiled plan" in shown
@@ -129,7 +129,7 @@ def test_bad_input_is_one_line(text_model, capsys):
         (["--plan", "H0"], "H0"),
     ):
         with pytest.raises(SystemExit) as end:
-            main(["benchmark", "-m", str(text_model), "--no-peers", *arguments])
+            main(["benchmark", "-m", str(text_model), "--no-baselines", *arguments])
         assert end.value.code == 2
         assert message in capsys.readouterr().err
 
@@ -160,7 +160,7 @@ def test_a_model_of_latents_is_measured_without_decoding(text_model):
         ({"scopes": "none"}, "scopes='none': must be a list"),
         ({"scopes": []}, "one at least"),
         ({"cond": torch.zeros(3)}, "cond=<tensor .*batch=1 takes 1 rows"),
-        ({"peers": 3}, "peers=3: must be a dictionary"),
+        ({"baselines": 3}, "baselines=3: must be a dictionary"),
         ({"refiner": 3}, "refiner=3: must be a function"),
         ({"dtype": "float32"}, "dtype='float32': must be one of"),
         ({"reference": "Q"}, "Q"),

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutations import mutated
 
-from flowturbo.evaluate.image_cache import Drawn
+from flowturbo.evaluate.image_cache import ImageCache
 
 EXAMPLES = int(os.environ.get("FLOWTURBO_EXAMPLES", "100"))
 OPTIONS = {"guidance": 2.0, "seed": 0}
@@ -26,7 +26,7 @@ def rows(folder, options=OPTIONS, calls=None, name="plan"):
         x = torch.arange(rows.start, rows.stop).float()[:, None] + torch.arange(3)
         return {"states": x, "features": x.flip(1)}
 
-    return Drawn(folder, options, 4, False).rows(name, 10, make, 24)
+    return ImageCache(folder, options, 4, False).rows(name, 10, make, 24)
 
 
 def equal(one, other):

@@ -89,7 +89,7 @@ def test_a_channel_that_is_the_same_everywhere_is_not_standardised(network):
 def test_a_model_decodes_with_the_autoencoder_in_its_folder(folder, network, tmp_path):
     model = ft.load(folder)
     assert model.card["codec"]["config"] == SMALL.model_dump()
-    assert model.picture_shape == (3, 16, 16)
+    assert model.image_shape == (3, 16, 16)
     assert model.limits is None
     z = torch.randn(3, 2, 4, 4)
     exact = (network.decode(z) / 2 + 0.5).clamp(0, 1)

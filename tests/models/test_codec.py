@@ -137,7 +137,7 @@ def test_a_model_of_latents_decodes_encodes_and_has_no_limits(latent, kl):
     }  # fmt: skip
     assert model.limits is None
     assert model.shape == STATE
-    assert model.picture_shape == (3, 16, 16)
+    assert model.image_shape == (3, 16, 16)
     pictures = model.decode(states(2, *STATE))
     assert torch.equal(pictures, latent_codec(kl).decode(states(2, *STATE)))
     assert model.encode(pictures).shape == (2, *STATE)

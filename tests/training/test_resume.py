@@ -75,7 +75,7 @@ def test_other_data_are_refused_whether_the_run_has_ended_or_not(
     assert (tmp_path / "card.json").read_bytes() == card
 
 
-class Drawn:
+class ImageCache:
     """Data of one's own, without a digest or a length."""
 
     condition, shape = None, (1, 4, 4)
@@ -91,10 +91,10 @@ class Drawn:
 
 
 def test_data_of_ones_own_are_known_by_what_they_draw(tmp_path):
-    toy_run(tmp_path, Drawn(0.0), steps=1)
-    toy_run(tmp_path, Drawn(0.0), steps=1)
+    toy_run(tmp_path, ImageCache(0.0), steps=1)
+    toy_run(tmp_path, ImageCache(0.0), steps=1)
     with pytest.raises(ValueError, match="digest="):
-        toy_run(tmp_path, Drawn(0.1), steps=1)
+        toy_run(tmp_path, ImageCache(0.1), steps=1)
 
 
 def test_data_that_the_network_has_no_embeddings_for_are_refused(tmp_path):

@@ -63,7 +63,7 @@ def fresh(field=mixture, **options):
         (dict(noise=NOISE), dict(noise=NOISE.double()), "noise="),
         (dict(noise=NOISE), dict(noise=NOISE.flip(0)), "noise="),
         (dict(direction="forward"), dict(direction="backward"), "direction="),
-        (dict(contrast=False), dict(contrast=True), "contrast="),
+        (dict(preserve_contrast=False), dict(preserve_contrast=True), "contrast="),
         (dict(seed=0), dict(seed=1), "seed="),
     ],
 )

@@ -27,7 +27,7 @@ from flowturbo.cli.output import say, show
 from flowturbo.evaluate.benchmark import benchmark
 from flowturbo.evaluate.report import check_picture, plot, table
 from flowturbo.files import reserved, write_json
-from flowturbo.integrations.baselines import peers
+from flowturbo.integrations.baselines import baselines
 from flowturbo.models.zoo import load
 from flowturbo.tasks.generate import resolve_plan
 
@@ -50,7 +50,7 @@ def run(
         typer.Option("--scope", help="What is compiled, of none, network, row and plan."),
     ] = "none,plan",
     with_peers: Annotated[
-        bool, typer.Option("--peers/--no-peers", help="Measure other libraries too.")
+        bool, typer.Option("--baselines/--no-baselines", help="Measure other libraries too.")
     ] = True,
     repeats: Annotated[int, typer.Option("--repeats", help="Turns to measure.")] = 20,
     reference: Annotated[
@@ -81,7 +81,7 @@ def run(
     field = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype), vae=vae)
     plans = [resolve_plan(field, t, guidance) for t in tables]
     rows = ((prompts or field.names or [""]) * batch)[:batch]
-    found, missing = peers(plans[0].nfe["model"]) if with_peers else ({}, {})
+    found, missing = baselines(plans[0].nfe["model"]) if with_peers else ({}, {})
     record = benchmark(
         field,
         plans,
@@ -90,7 +90,7 @@ def run(
         batch=batch,
         guidance=float(field.defaults["guidance"] if guidance is None else guidance),
         scopes=[s.strip() for s in scope.split(",")],
-        peers=found,
+        baselines=found,
         missing=missing,
         repeats=repeats,
         reference=reference or None,

@@ -36,7 +36,7 @@ from flowturbo.cli.options import (
 )
 from flowturbo.cli.output import say
 from flowturbo.files import check_room, exclusive, printable
-from flowturbo.images import save_png, sheet
+from flowturbo.images import image_grid, save_png
 from flowturbo.models.model import Model
 from flowturbo.models.zoo import load
 from flowturbo.plan import Plan
@@ -108,7 +108,7 @@ def run(
     if n * len(prompts) > MOST_PICTURES:
         raise ValueError(f"-n {n}: {n * len(prompts)} pictures; at most {MOST_PICTURES} at a time")
     wanted = [p for p in prompts for _ in range(n)]
-    channels, height, width = network.picture_shape
+    channels, height, width = network.image_shape
     scale = scale or max(1, 128 // height)
     drawn = height * width * scale**2 * (len(wanted) if as_sheet else 1)
     if drawn > MOST_PIXELS:
@@ -135,7 +135,7 @@ def run(
     if as_sheet:
         check_room(out.parent, drawn * channels, "pictures")
         images = series.whole(batch)
-        page = sheet(images, columns or _columns(n, prompts, style or []), scale=scale)
+        page = image_grid(images, columns or _columns(n, prompts, style or []), scale=scale)
         save_png(page, out, {**facts, "condition": _list(wanted), "seed": _seeds(seed, wanted)})
     else:
         options = {

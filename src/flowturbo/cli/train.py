@@ -83,7 +83,7 @@ def run(
     codec: Codec = Pixels()
     if vae is not None:
         codec = latent_codec(vae, home=out, device=resolve_device("auto"))
-        codec.state_shape((codec.picture_shape((1, 1, 1))[0], size, size))
+        codec.state_shape((codec.image_shape((1, 1, 1))[0], size, size))
     images = load_data(data, size)
     say(images.describe())
     states = as_states(images, codec, out / "latents")

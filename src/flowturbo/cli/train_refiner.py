@@ -100,7 +100,7 @@ def run(
         condition = teacher.card.get("condition", {})
         tokenizer = condition.get("tokenizer")
         known = Tokenizer.from_json(tokenizer) if tokenizer else None
-        images = load_data(data, teacher.picture_shape[1], known)
+        images = load_data(data, teacher.image_shape[1], known)
         say(images.describe())
         states = as_states(images, teacher.codec, out / "refiner-run" / "latents")
         number = 30_000 if iterations is None else whole("iterations", iterations, 1)

@@ -30,7 +30,7 @@ from flowturbo.compiled.sampler import compile, prepare
 from flowturbo.compiled.shapes import Inputs, Sampler, Shapes
 from flowturbo.digests import hexdigest
 from flowturbo.field import Field
-from flowturbo.files import replacing
+from flowturbo.files import atomic_write
 from flowturbo.models.model import Model
 from flowturbo.models.sit import check_indices
 from flowturbo.plan import Plan
@@ -94,7 +94,7 @@ def export(
 
     manifest = _manifest(function, shapes, null, model)
     files: dict[str, Any] = {}
-    with torch.no_grad(), warnings.catch_warnings(), replacing(path) as temporary:
+    with torch.no_grad(), warnings.catch_warnings(), atomic_write(path) as temporary:
         warnings.simplefilter("ignore", FutureWarning)  # of torch, at itself
         quiet = None if progress else True
         for size in tqdm(shapes.batch, desc=f"export {function.plan.name}", disable=quiet):

@@ -27,6 +27,7 @@ from flowturbo.evaluate.error_profile import check_whole, profile
 from flowturbo.evaluate.records import KIND
 from flowturbo.field import device_of
 from flowturbo.plan import Plan
+from flowturbo.progress import Progress
 from flowturbo.provenance import conditions
 from flowturbo.refiner.binding import check_refiner, needed_refiner
 from flowturbo.sampling import sample
@@ -197,8 +198,8 @@ def _solve(
 ) -> Reference:
     with tqdm(total=len(x), desc=f"solve {title}", disable=None if title else True) as bar:
 
-        def report(done: int, _: int) -> None:
-            bar.update(done - bar.n)
+        def report(progress: Progress) -> None:
+            bar.update(progress.done - bar.n)
 
         return solve(model, x, cond, guidance=guidance, steps=steps, batch=batch, report=report)
 

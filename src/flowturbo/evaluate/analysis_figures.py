@@ -14,7 +14,7 @@ import numpy as np
 from rich.table import Table
 
 from flowturbo.evaluate.records import read_analysis
-from flowturbo.files import replacing
+from flowturbo.files import atomic_write
 
 __all__ = [
     "COLOURS",
@@ -116,7 +116,7 @@ def figures(record: Mapping[str, Any], folder: str | Path) -> list[Path]:
             for text in (*names, *(axes.title for axes in figure.axes)):
                 text.set_parse_math(False)  # a name may have dollars
             path = Path(folder) / f"{name}.png"
-            with replacing(path) as temporary:
+            with atomic_write(path) as temporary:
                 figure.savefig(temporary, dpi=200)
         written.append(path)
     return written

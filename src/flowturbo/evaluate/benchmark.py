@@ -29,12 +29,12 @@ from flowturbo.timing import (
 )
 from flowturbo.tuning.initial_states import check_condition, check_field
 
-__all__ = ["Method", "Peer", "benchmark", "several"]
+__all__ = ["Baseline", "Method", "benchmark", "several"]
 
 _MEASURED = (*SCOPES, *(f"{scope} captured" for scope in ("row", "network", "none")))
 _PROBES = ("E2", "E4", "E8", "E2R1", "E2R3")  # uncompiled, for the cost of an evaluation
 
-Peer = Callable[[Any, Tensor, Any, Any, float], Tensor]
+Baseline = Callable[[Any, Tensor, Any, Any, float], Tensor]
 """``(field, x, cond, null, guidance) -> x1`` with the field unguided."""
 
 
@@ -46,7 +46,7 @@ class Method:
         name: what to call it.
         call: draws the batch.
         eager: the same uncompiled, to count its evaluations and operations.
-        scope: what of it is compiled, or "peer".
+        scope: what of it is compiled, or "baseline".
         sampler: the compiled sampler, if it is one of ours.
     """
 
@@ -67,7 +67,7 @@ def benchmark(
     batch: int = 8,
     guidance: float = 1.0,
     scopes: Sequence[str] = ("none", "plan"),
-    peers: Mapping[str, Peer] | None = None,
+    baselines: Mapping[str, Baseline] | None = None,
     missing: Mapping[str, str] | None = None,
     dtype: torch.dtype | None = None,
     options: Mapping[str, Any] | None = None,
@@ -76,7 +76,7 @@ def benchmark(
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Measure plans, uncompiled and compiled, and peers.
+    """Measure plans, uncompiled and compiled, and baselines.
 
     Args:
         model: a field with a ``shape``, as ``flowturbo.load`` gives it.
@@ -87,9 +87,9 @@ def benchmark(
         guidance: scale, 1 for off.
         scopes: of ``flowturbo.compile``; each plan is measured in each. On CUDA "row", "network"
             and "none" may be followed by " captured", the sample in one CUDA graph.
-        peers: other samplers by name.
-        missing: peers that are not installed, and how to install them; goes into the record, with
-            "decode" where the model's autoencoder is not at hand.
+        baselines: other samplers by name.
+        missing: baselines that are not installed, and how to install them; goes into the record,
+            with "decode" where the model's autoencoder is not at hand.
         dtype: to run the networks in; None as they are. Peers run in it too.
         options: of inductor.
         repeats: turns to measure.
@@ -119,7 +119,7 @@ def benchmark(
             f"scopes={tuple(scopes)}, plans={len(tables)}: scopes must be of "
             f"{', '.join(_MEASURED)}, one at least, with one plan at least"
         )
-    named: dict[str, Any] = {"peers": peers, "missing": missing, "options": options}
+    named: dict[str, Any] = {"baselines": baselines, "missing": missing, "options": options}
     for name, mapping in named.items():
         if mapping is not None and not isinstance(mapping, Mapping):
             raise ValueError(f"{name}={checks.shown(mapping)}: must be a dictionary, or None")
@@ -144,9 +144,11 @@ def benchmark(
     methods = [ours(plan, scope) for plan in tables for scope in scopes]
     base = compiled("E1", scope="none")
     null = None if guidance == 1.0 else base.null_condition(cond)
-    for name, peer in (peers or {}).items():
-        run = partial(_peer, peer, x, cond, null, guidance)
-        methods.append(Method(name=name, call=partial(run, base.field), eager=run, scope="peer"))
+    for name, baseline in (baselines or {}).items():
+        run = partial(_baseline, baseline, x, cond, null, guidance)
+        methods.append(
+            Method(name=name, call=partial(run, base.field), eager=run, scope="baseline")
+        )
     probes = [ours(Plan.parse(text), "none") for text in _PROBES[: 3 if refiner is None else 5]]
     parts: dict[str, Callable[[], Any]] = {"network": partial(_network, base.field, x, cond, null)}
     missing = dict(missing or {})
@@ -233,8 +235,10 @@ def _ours(
     )
 
 
-def _peer(peer: Peer, x: Tensor, cond: Any, null: Any, guidance: float, field: Any) -> Tensor:
-    return peer(field, x, cond, null, guidance)
+def _baseline(
+    baseline: Baseline, x: Tensor, cond: Any, null: Any, guidance: float, field: Any
+) -> Tensor:
+    return baseline(field, x, cond, null, guidance)
 
 
 def _network(field: Any, x: Tensor, cond: Any, null: Any) -> Tensor:
@@ -263,7 +267,7 @@ def _row(
         "images_per_second": 1000 * len(x) / ms["median"],
         "evaluations": sampler.plan.nfe if sampler else {"model": counted.calls, "refiner": 0},
         "flops": operations,
-        "peak_share": 1000 * operations / ms["median"] / peak,
+        "mfu": 1000 * operations / ms["median"] / peak,
         "peak_bytes": peak_bytes(method.call, x.device),
     }
     if exact is not None:

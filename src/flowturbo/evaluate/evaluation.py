@@ -34,7 +34,7 @@ from flowturbo.evaluate.compare import compare
 from flowturbo.evaluate.error_profile import check_whole
 from flowturbo.evaluate.features import EffNetFeatures
 from flowturbo.evaluate.fidelity import check_installed, official_scores
-from flowturbo.evaluate.image_cache import Drawn
+from flowturbo.evaluate.image_cache import ImageCache
 from flowturbo.evaluate.real import Real, digest, load_real
 from flowturbo.files import exclusive
 from flowturbo.models.model import Model
@@ -213,7 +213,7 @@ def evaluate(
                 refiner, model, x0, slice_condition(cond, some), guidance=guidance
             )
             name = f"{name}-{whose}"
-    store = Drawn(cache_dir, kept, batch, progress)
+    store = ImageCache(cache_dir, kept, batch, progress)
     with nullcontext() if cache_dir is None else exclusive(cache_dir):
         run = _Run(model, guidance, see, store, seed)
         record: dict[str, Any] = {
@@ -319,7 +319,7 @@ class _Run:
     model: Model
     guidance: float
     see: Any
-    drawn: Drawn
+    drawn: ImageCache
     seed: int
 
     def sample(self, plan: Plan, refiner: Any, cond: Any, first: int, rows: slice) -> Tensor:

@@ -19,14 +19,14 @@ from tqdm import tqdm
 from flowturbo.files import check_room, check_unclaimed, claim
 from flowturbo.stores import read_tensors, write_tensors
 
-__all__ = ["Drawn"]
+__all__ = ["ImageCache"]
 
 FORMAT = 2  # of the folder, and of how what it holds is drawn
 
 Chunk = dict[str, Tensor]
 
 
-class Drawn:
+class ImageCache:
     """Chunks of tensors by name; in memory only where ``folder`` is None.
 
     Args:

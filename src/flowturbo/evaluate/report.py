@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from flowturbo.files import replacing
+from flowturbo.files import atomic_write
 
 __all__ = ["check_alike", "check_picture", "evaluations", "plot", "table"]
 
@@ -30,7 +30,7 @@ def table(record: Mapping[str, Any]) -> Table:
             f"{row['images_per_second']:.1f}",
             f"{count['model']}" + (f" + {count['refiner']}" if count["refiner"] else ""),
             f"{row['error']['rmse']:.4f}" if "error" in row else "",
-            f"{100 * row['peak_share']:.0f} %",
+            f"{100 * row['mfu']:.0f} %",
             f"{row['compile']['seconds']:.1f}" if "compile" in row else "",
         )
     return made
@@ -175,7 +175,7 @@ def plot(
     axes.set_title(_title(record), parse_math=False)
     axes.set_ylabel("distance" if errors else "error to the converged ODE")
     axes.grid(alpha=0.3)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary)
 
 

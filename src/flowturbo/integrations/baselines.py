@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flowturbo.tree import map_condition
 
-__all__ = ["peers"]
+__all__ = ["baselines"]
 
 Velocity = Callable[[Tensor, Any], Tensor]
 Solve = Callable[[Velocity, Tensor], Tensor]
@@ -29,7 +29,7 @@ INSTALL = {
 }
 
 
-def peers(evaluations: int) -> tuple[dict[str, Callable[..., Tensor]], dict[str, str]]:
+def baselines(evaluations: int) -> tuple[dict[str, Callable[..., Tensor]], dict[str, str]]:
     """Samplers of so many evaluations by name, and what is missing with how to install it.
 
     A sampler is called ``(field, x, cond, null, guidance) -> x1`` with the field unguided, and

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from flowturbo.digests import rounded
-from flowturbo.files import open_regular, printable, replacing, reserved
+from flowturbo.files import atomic_write, open_regular, printable, reserved
 from flowturbo.models import official
 from flowturbo.models.codec import PIXELS, check_entry, with_autoencoder
 from flowturbo.models.model import Model
@@ -93,7 +93,7 @@ def save_pair(
     content = _packed(weights, network, dtype)
     with reserved(weights, path):  # of two runs, one writes both files
         _write(weights, content)
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
 
 
@@ -112,7 +112,7 @@ def _packed(path: Path, network: nn.Module, dtype: torch.dtype) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with replacing(path) as temporary:  # not save_file: killed, it leaves a file of its own
+    with atomic_write(path) as temporary:  # not save_file: killed, it leaves a file of its own
         temporary.write_bytes(content)
 
 

@@ -59,7 +59,7 @@ class Codec(Protocol):
         """16 hexadecimal digits of the weights; None if there are none."""
         ...
 
-    def picture_shape(self, shape: Shape) -> Shape:
+    def image_shape(self, shape: Shape) -> Shape:
         """(C, H, W) of the picture of a state of ``shape``."""
         ...
 
@@ -88,7 +88,7 @@ class Pixels:
     limits: tuple[float, float] | None = (-1.0, 1.0)
     fingerprint = None
 
-    def picture_shape(self, shape: Shape) -> Shape:
+    def image_shape(self, shape: Shape) -> Shape:
         """``shape``."""
         return shape
 
@@ -146,7 +146,7 @@ class Latents:
 
         return fingerprint(self.network)
 
-    def picture_shape(self, shape: Shape) -> Shape:
+    def image_shape(self, shape: Shape) -> Shape:
         """(C, H, W) of the picture of a latent of ``shape``."""
         factor = self._network.factor
         return (self._network.channels, shape[1] * factor, shape[2] * factor)
@@ -189,7 +189,7 @@ class Latents:
                 f"states of {_times(shape)}: autoencoder {self.name!r} decodes "
                 f"{self._network.latent_channels} channels"
             )
-        shown = self.picture_shape(shape)
+        shown = self.image_shape(shape)
         network = self._at(states)
         parts = states.float().split(_most(shown[1] * shown[2]))
         made = [(network.decode(part).float() / 2 + 0.5).clamp(0, 1) for part in parts]

@@ -214,9 +214,9 @@ class Model(nn.Module):
         return Pixels.limits if pixels else None
 
     @property
-    def picture_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the pictures; raises as ``codec``."""
-        return self.codec.picture_shape(self.shape)
+        return self.codec.image_shape(self.shape)
 
     def decode(self, x: Tensor) -> Tensor:
         """States (B, C, H, W) to pictures (B, 1 or 3, H, W) in [0, 1]; raises as ``codec``."""

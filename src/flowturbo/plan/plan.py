@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from flowturbo import checks
 from flowturbo.digests import hexdigest
-from flowturbo.files import printable, replacing
+from flowturbo.files import atomic_write, printable
 from flowturbo.path import Times
 from flowturbo.plan import checks as _checks
 from flowturbo.plan import notation
@@ -532,7 +532,7 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan to a JSON file, whole or not at all (``OSError`` if it cannot be)."""
-        with replacing(checks.path("path", path)) as temporary:
+        with atomic_write(checks.path("path", path)) as temporary:
             temporary.write_text(self.to_json(), encoding="utf-8")
 
     @classmethod

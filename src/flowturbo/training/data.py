@@ -23,7 +23,7 @@ from torch import Tensor
 
 from flowturbo.digests import hexdigest
 from flowturbo.files import printable
-from flowturbo.images import read_picture
+from flowturbo.images import read_image
 from flowturbo.models.tokenizer import MAX_CHARACTERS, Tokenizer, build_vocabulary, short
 from flowturbo.training.folder import Caption, Folder, read_captions, scan
 from flowturbo.training.npz import check_memory, read_arrays
@@ -147,7 +147,7 @@ def load_data(path: str | Path, size: int, tokenizer: Tokenizer | None = None) -
       and "text"), or with a ``.txt`` or ``.caption`` of the same name beside each image: captions,
       encoded by ``tokenizer``, by default with a vocabulary of their own.
 
-    Images in folders are read by `flowturbo.images.read_picture`; `flowturbo.training.folder` says
+    Images in folders are read by `flowturbo.images.read_image`; `flowturbo.training.folder` says
     what of a folder is read, and `ArrayData.describe` what of this one was.
 
     Raises:
@@ -247,7 +247,7 @@ def _read(folder: Folder, height: int, width: int) -> Tensor:
     failed = []
     for image, path in zip(images, folder.pictures, strict=True):
         try:
-            image.copy_(read_picture(path, (height, width)))
+            image.copy_(read_image(path, (height, width)))
         except ValueError as e:
             failed.append(str(e))
     if failed:

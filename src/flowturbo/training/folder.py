@@ -18,7 +18,7 @@ from pathlib import Path
 from posixpath import join, normpath
 from typing import Any
 
-from flowturbo.images import is_picture
+from flowturbo.images import is_image
 from flowturbo.models.tokenizer import short
 
 __all__ = ["Caption", "Folder", "read_captions", "scan"]
@@ -171,7 +171,7 @@ def _kind(path: Path) -> str:
         return "table"
     if suffix in _TEXTS:
         return "text"
-    if is_picture(path):
+    if is_image(path):
         return "picture"
     if table:
         raise ValueError(f"{path}: not read; save it as metadata.csv or metadata.jsonl")

@@ -46,7 +46,7 @@ class LatentData:
     def __init__(self, data: ArrayData, codec: Codec, folder: str | Path) -> None:
         self.data, self.codec, self.folder = data, codec, Path(folder)
         self.condition = data.condition
-        self._colours = max(data.shape[0], codec.picture_shape((1, 1, 1))[0])
+        self._colours = max(data.shape[0], codec.image_shape((1, 1, 1))[0])
         self._shape = codec.state_shape((self._colours, *data.shape[1:]))
 
     def __len__(self) -> int:

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from flowturbo import checks, noise
 from flowturbo.checks import flag, known_keywords, number, one_of, shown, whole
 from flowturbo.digests import content
-from flowturbo.files import replacing
-from flowturbo.images import save_png, sheet, to_pil
+from flowturbo.files import atomic_write
+from flowturbo.images import image_grid, save_png, to_pil
 from flowturbo.models.checkpoint import save_folder
 from flowturbo.models.codec import Codec, Pixels
 from flowturbo.models.model import Model
@@ -326,7 +326,7 @@ class FlowMatching:
         cond = None if cond is None else cond.to(x0.device)
         x1 = sample(Plan.parse("AB2:12", shift=1.6), model, x0, cond, guidance=guidance)
         pictures = model.decode(x1)
-        page = sheet(to_pil(pictures), 10, scale=2 if pictures.shape[2] <= 64 else 1)
+        page = image_grid(to_pil(pictures), 10, scale=2 if pictures.shape[2] <= 64 else 1)
         meta = {"step": str(step), "guidance": str(guidance)}
         save_png(page, self.out / "previews" / f"step-{step:08d}.png", meta)
 
@@ -443,7 +443,7 @@ class Run:
     def _cut_log(self) -> None:
         lines = [x for x in self._lines() if x["step"] <= self.step]
         if lines or (self.out / "log.jsonl").exists():
-            with replacing(self.out / "log.jsonl") as path:
+            with atomic_write(self.out / "log.jsonl") as path:
                 path.write_text("".join(json.dumps(x) + "\n" for x in lines))
 
     def _log(self, losses: list[Tensor], seconds: float) -> None:
@@ -476,7 +476,7 @@ class Run:
         axes.plot([x["step"] for x in lines], [x["loss"] for x in lines], linewidth=1)
         scale = "log" if all(x["loss"] > 0 for x in lines) else "linear"
         axes.set(xlabel="step", ylabel="loss (mean square)", yscale=scale)
-        with replacing(self.out / "loss.png") as path:
+        with atomic_write(self.out / "loss.png") as path:
             figure.savefig(path, dpi=150)
 
 

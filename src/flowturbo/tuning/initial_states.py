@@ -15,14 +15,14 @@ from flowturbo import noise as noises
 from flowturbo.field import device_of
 from flowturbo.tree import map_condition, slice_condition
 
-__all__ = ["LEAST", "Scale", "Starts", "check_condition", "check_field", "starts"]
+__all__ = ["LEAST", "InitialStates", "Scale", "check_condition", "check_field", "initial_states"]
 
 LEAST = 32  # noises without which nothing is fitted
 Scale = float | tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Starts:
+class InitialStates:
     """Noises (N, ...), their condition, their scale of guidance (a number or (N,)).
 
     ``cuts`` says where the parts to fit on, to choose on and to test on begin and end.
@@ -45,7 +45,7 @@ class Starts:
         )
 
 
-def starts(
+def initial_states(
     model: Any,
     noise: Tensor | None,
     cond: Any,
@@ -54,7 +54,7 @@ def starts(
     trajectories: int,
     search: bool,
     seed: int,
-) -> Starts:
+) -> InitialStates:
     """What `flowturbo.tune` starts from; its arguments.
 
     Raises:
@@ -80,7 +80,7 @@ def starts(
     if isinstance(guidance, tuple) and guidance[0] < guidance[1]:
         low, high = guidance
         scale = low + (high - low) * torch.rand(n, generator=generator).to(noise.device)
-    return Starts(noise, cond, scale, cuts)
+    return InitialStates(noise, cond, scale, cuts)
 
 
 def check_field(name: str, field: Any) -> None:

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from flowturbo.digests import content, hexdigest
 from flowturbo.field import Field
-from flowturbo.files import check_room, claim, replacing
+from flowturbo.files import atomic_write, check_room, claim
 from flowturbo.plan import Plan
+from flowturbo.progress import Progress, Report
 from flowturbo.stores import read_tensors, warn_damaged, write_tensors
 from flowturbo.tuning.reference import Reference, solve
 
@@ -97,7 +98,7 @@ class Journal:
         *,
         steps: int = 64,
         batch: int = 64,
-        report: Callable[[int, int], None] | None = None,
+        report: Report | None = None,
     ) -> Reference:
         """``rows`` trajectories of ``field``, solved and kept ``batch`` at a time.
 
@@ -107,7 +108,7 @@ class Journal:
             rows: how many.
             steps: of `solve`.
             batch: rows of a file.
-            report: called with (rows done, rows in all).
+            report: called after each file.
 
         Raises:
             OSError: before anything is computed, if the disk has no room for them.
@@ -120,7 +121,7 @@ class Journal:
         for part in parts:
             found.append(self._part(field, starts(part), steps, part))
             if report:
-                report(part.stop, rows)
+                report(Progress("reference trajectories", part.stop, rows))
         return Reference.join(found)
 
     def _part(
@@ -178,6 +179,6 @@ class Journal:
         if damaged:
             warn_damaged(path, f"{damaged} of {len(lines)} lines are damaged, or of another run")
         if damaged or torn:
-            with replacing(path) as temporary:
+            with atomic_write(path) as temporary:
                 kept = "".join(self._line(k, v) for k, v in self.entries.items())
                 temporary.write_text(kept, encoding="utf-8")

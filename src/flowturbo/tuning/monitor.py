@@ -1,38 +1,38 @@
-"""A field that is watched while a search runs: its velocities checked, its evaluations told."""
+"""A field during a search: its velocities are checked, its evaluations counted and reported."""
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
 from flowturbo.field import CountCalls, Field
 from flowturbo.guidance import Guidance
+from flowturbo.progress import Progress, Report
 
-__all__ = ["watched"]
+__all__ = ["monitored"]
 
-EVERY = 10.0  # seconds between two lines
+EVERY = 10.0  # seconds between two reports
 
 
-def watched(field: Field, say: Callable[[str], None]) -> Field:
-    """``field``, with a line to ``say`` every ten seconds of its evaluations.
+def monitored(field: Field, report: Report) -> Field:
+    """``field``, with a `Progress` every ten seconds of its evaluations.
 
     It raises ``ValueError`` for a velocity that is no tensor of the shape of the state.
     """
     if not isinstance(field, Guidance):
-        return _Watched(field, say)
+        return _Monitored(field, report)
     made = copy.copy(field)  # the sampling loop tells one from other fields
-    made.field = _Watched(field.field, say)
+    made.field = _Monitored(field.field, report)
     return made
 
 
-class _Watched(CountCalls):
-    def __init__(self, field: Field, say: Callable[[str], None]) -> None:
+class _Monitored(CountCalls):
+    def __init__(self, field: Field, report: Report) -> None:
         super().__init__(field)
-        self._say, self._next = say, time.monotonic() + EVERY
+        self._report, self._next = report, time.monotonic() + EVERY
 
     def __call__(self, x: Tensor, t: Any, cond: Any = None) -> Tensor:
         v = super().__call__(x, t, cond)
@@ -43,6 +43,6 @@ class _Watched(CountCalls):
                 "tensor like the states"
             )
         if time.monotonic() > self._next:
-            self._say(f"{self.calls} evaluations of the model so far")
+            self._report(Progress("evaluations", self.calls, None))
             self._next = time.monotonic() + EVERY
         return v

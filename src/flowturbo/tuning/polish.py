@@ -16,7 +16,7 @@ those of a Heun step, move together; the first time and the last stay.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from flowturbo.field import Field
 from flowturbo.guidance import guided
 from flowturbo.plan import Plan, Row
 from flowturbo.plan.checks import LARGEST
+from flowturbo.progress import Progress, Report
 from flowturbo.refiner.binding import Refiner, needed_refiner, prepare_refiner
 from flowturbo.sampling import Velocities, evaluators, update
 from flowturbo.sampling import run as run_rows
@@ -60,7 +61,7 @@ def polish(
     move_times: bool = True,
     power: float = 1.0,
     contrast: Contrast | None = None,
-    report: Callable[[int, float], None] | None = None,
+    report: Report | None = None,
 ) -> Plan:
     """Lower the final error of ``plan`` on ``reference``.
 
@@ -76,7 +77,7 @@ def polish(
             and the last.
         power: of the mean of errors to lower, 1 (robust) to 2 (the root mean square).
         contrast: of the ends, to be kept.
-        report: called with (iteration, score) after each.
+        report: called after each iteration.
 
     Returns:
         The plan with the lowest mean on ``reference``, perhaps ``plan`` itself; with other weights
@@ -117,7 +118,7 @@ def polish(
                 tries -= 1
                 damping *= 10
         if report:
-            report(i, lowest)
+            report(Progress("polish", i + 1, iterations, error=lowest))
         if lowest > 0.9 * before:  # what is left fits the trajectories more than the field
             break
     return best

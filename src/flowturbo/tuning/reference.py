@@ -6,7 +6,7 @@ both (Hermite), so a plan may be fitted on any times.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from flowturbo.field import Field
 from flowturbo.guidance import guided
 from flowturbo.plan import Plan
+from flowturbo.progress import Progress, Report
 from flowturbo.refiner.binding import Refiner, needed_refiner, prepare_refiner
 from flowturbo.sampling import Callback, Step, evaluators, sample
 from flowturbo.sampling import run as run_rows
@@ -109,7 +110,7 @@ def solve(
     steps: int = 64,
     direction: str = "forward",
     batch: int = 64,
-    report: Callable[[int, int], None] | None = None,
+    report: Report | None = None,
 ) -> Reference:
     """Solve the ODE from ``noise`` (N, ...) by classic Runge-Kutta started Adams-Bashforth 4.
 
@@ -121,7 +122,7 @@ def solve(
         steps: intervals of the fine grid, at least 8; each is one evaluation, the first three four.
         direction: "forward", or "backward" from data.
         batch: rows solved at a time.
-        report: called with (rows done, rows in all).
+        report: called after each batch.
 
     Raises:
         ValueError: if a velocity is not finite, naming the time.
@@ -142,7 +143,7 @@ def solve(
             )
         )
         if report:
-            report(min(i + batch, len(noise)), len(noise))
+            report(Progress("reference trajectories", min(i + batch, len(noise)), len(noise)))
     states, velocities = (torch.cat(p, dim=1) for p in zip(*parts, strict=True))
     times = plan.times[[*kept, len(plan)]]
     return Reference(

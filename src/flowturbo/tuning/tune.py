@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,25 +24,27 @@ from torch import Tensor
 
 from flowturbo import checks
 from flowturbo._version import __version__
+from flowturbo.config import configured
 from flowturbo.digests import content
 from flowturbo.field import Field
 from flowturbo.files import check_unclaimed, exclusive
 from flowturbo.path import shifted
 from flowturbo.plan import Plan
 from flowturbo.plan.solvers import SOLVERS
+from flowturbo.progress import Progress, Report
 from flowturbo.provenance import identity, refiner_identity
 from flowturbo.refiner.binding import Refiner
 from flowturbo.stats import summary
 from flowturbo.tuning.contrast import Contrast
 from flowturbo.tuning.cost import affordable, time_evaluations
-from flowturbo.tuning.initial_states import LEAST, Scale, Starts, check_field, starts
+from flowturbo.tuning.initial_states import LEAST, InitialStates, Scale, check_field, initial_states
 from flowturbo.tuning.journal import Journal, sealed_options
-from flowturbo.tuning.monitor import watched
+from flowturbo.tuning.monitor import monitored
 from flowturbo.tuning.polish import polish, run, score
 from flowturbo.tuning.reference import Reference, error
 from flowturbo.tuning.weights import fit_weights
 
-__all__ = ["tune"]
+__all__ = ["TuneConfig", "tune"]
 
 SEEDS = 2**63 // 1_000_000_000 - 2  # each has a thousand million noises of its own
 STEPS = 48  # of the reference grid
@@ -53,53 +55,80 @@ DIVERGED = 1e100  # the error of what is not finite
 FIRST_ROWS = 16  # of the choosing part, to sort plain solvers on
 LONG = 8  # evaluations: of longer plans the polish moves two weights of a row, not four
 PLACE_ROWS = 32  # of the fitting part, to place refiners by
-Report = Callable[[str], None]
 
 
 @checks.known_keywords
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig:
+    """How a plan is fitted.
+
+    Attributes:
+        nfe: evaluations of the model, 2 to 1000.
+        budget_ms: instead of ``nfe``, milliseconds that the evaluations of a batch of 8 may take on
+            this machine; they are timed first, and refiners may take the place of the model.
+        guidance: scale, or (lowest, highest) of a range the plan is to serve; by default the one on
+            the model's card, and 1 for other fields.
+        trajectories: number of trajectories to fit on; twice as many each are solved to choose on
+            and to measure errors on (as many each without a search).
+        seed: seed of the noise, conditions and guidance scales, from 0.
+        direction: "forward" from noise to data, or "backward" (inversion).
+        search: also search the times; otherwise only weights on a grid of shift 1.6 are fitted.
+        preserve_contrast: keep the contrast of images, at the cost of some error: right for images
+            on white or black, where regression to the mean shows first as grey paper. Where
+            decoding clips states, a field has an attribute ``limits`` (lowest, highest), as models
+            of pixels do. Inversion ignores it.
+    """
+
+    nfe: int = 6
+    budget_ms: float | None = None
+    guidance: float | tuple[float, float] | None = None
+    trajectories: int = 64
+    seed: int = 0
+    direction: Literal["forward", "backward"] = "forward"
+    search: bool = True
+    preserve_contrast: bool = False
+
+    def __post_init__(self) -> None:
+        keep = lambda name, value: object.__setattr__(self, name, value)
+        keep("nfe", checks.whole("nfe", self.nfe, 2, 1000))
+        keep("seed", checks.whole("seed", self.seed, 0, SEEDS))
+        keep("trajectories", checks.whole("trajectories", self.trajectories, 1, 1_000_000))
+        checks.one_of("direction", self.direction, ("forward", "backward"))
+        if self.budget_ms is not None:
+            keep("budget_ms", checks.number("budget_ms", self.budget_ms, above=0))
+        for name in ("search", "preserve_contrast"):
+            checks.flag(name, getattr(self, name))
+        if self.guidance is not None:
+            keep("guidance", _guidance(self.guidance))
+
+
+@configured(TuneConfig)
 def tune(
     model: Field,
+    config: TuneConfig,
     *,
-    nfe: int = 6,
-    budget_ms: float | None = None,
     refiner: Refiner | None = None,
-    guidance: float | tuple[float, float] | None = None,
-    trajectories: int = 64,
     noise: Tensor | None = None,
     cond: Any = None,
-    seed: int = 0,
-    direction: str = "forward",
-    search: bool = True,
-    contrast: bool = False,
     cache_dir: str | Path | None = None,
     report: Report | None = None,
 ) -> Plan:
     """Find a plan for ``model``.
 
+    The fields of `TuneConfig` are keywords too: ``tune(model, nfe=6, guidance=2.0)``.
+
     Args:
         model: a model of `flowturbo.load`, or any field ``(x, t, cond) -> v``.
-        nfe: evaluations of the model, 2 to 1000.
-        budget_ms: instead of ``nfe``, milliseconds that the evaluations of a batch of 8 may take on
-            this machine; they are timed first, and refiners may take the place of the model.
+        config: what to fit and on how many trajectories.
         refiner: considered after the model's evaluations; left out where it does not help.
-        guidance: scale, or (lowest, highest) of a range the plan is to serve; by default the one on
-            the model's card, and 1 for other fields.
-        trajectories: to fit on; twice as many each to choose on and to tell errors from (as many
-            each without a search).
-        noise: the noises to use instead, (N, ...): half to fit on, a quarter each for the rest.
-        cond: the conditions of the noises, tensors or arrays with a row for each; drawn at random
+        noise: initial states to use instead of random ones, (N, ...): half to fit on, a quarter
+            each for the rest.
+        cond: the conditions of ``noise``, tensors or arrays with a row for each; drawn at random
             for a model with a card.
-        seed: of the noises, conditions and scales drawn.
-        direction: "forward" from noise to data, or "backward" (inversion).
-        search: also search the times; otherwise only weights on a grid of shift 1.6 are fitted.
-        contrast: keep the contrast of pictures, at the cost of some error: right for pictures on
-            white or black, where grey paper is seen first. Where decoding clips states, a field
-            tells by an attribute ``limits`` (lowest, highest), as models of pixels do. Inversion
-            does without.
-        cache_dir: folder that keeps what was computed, so that a run that is repeated goes on where
-            it stopped. It belongs to one field, with the same noises, conditions and options; a
-            field is told from others by its weights, and by its velocities at a few states.
-        report: called with a line of text at each stage, and every ten seconds between.
+        cache_dir: folder that keeps what was computed, so that an interrupted run can be resumed.
+            It belongs to one field, with the same noise, conditions and options; a field is
+            recognised by its weights, and by its velocities at a few states.
+        report: called with a `Progress` at each stage, and every ten seconds between.
 
     Returns:
         The plan; ``plan.info`` tells the model's fingerprint, the range of guidance, its error and
@@ -116,29 +145,25 @@ def tune(
         UserWarning: if a file in ``cache_dir`` is damaged; what it held is computed again.
     """
     check_field("model", model)
-    nfe, seed = checks.whole("nfe", nfe, 2, 1000), checks.whole("seed", seed, 0, SEEDS)
-    trajectories = checks.whole("trajectories", trajectories, 1, 1_000_000)
-    checks.one_of("direction", direction, ("forward", "backward"))
-    if budget_ms is not None:
-        budget_ms = checks.number("budget_ms", budget_ms, above=0)
-    checks.flag("search", search)
-    checks.flag("contrast", contrast)
     for name, function in (("refiner", refiner), ("report", report)):
         if function is not None and not callable(function):
             raise ValueError(f"{name}={checks.shown(function)}: must be a function, or None")
     cache_dir = None if cache_dir is None else checks.path("cache_dir", cache_dir)
-    guidance = _guidance(guidance, model)
-    start = starts(
-        model, noise, cond, guidance, trajectories=trajectories, search=search, seed=seed
-    )
-    contrast = contrast and direction == "forward"
-    say = report or (lambda line: None)
-    field = watched(model, say)
+    guidance, direction = config.guidance, config.direction
+    if guidance is None:
+        guidance = float(getattr(model, "defaults", {}).get("guidance", 1.0))
+    start = initial_states(
+        model, noise, cond, guidance, trajectories=config.trajectories, search=config.search,
+        seed=config.seed,
+    )  # fmt: skip
+    contrast = config.preserve_contrast and direction == "forward"
+    say = report or (lambda progress: None)
+    field = monitored(model, say)
     options, whose = {}, None
     if cache_dir is not None:
         given = (field, start.noise, start.cond)
         options = {
-            "guidance": guidance, "seed": seed, "parts": start.cuts, "direction": direction,
+            "guidance": guidance, "seed": config.seed, "parts": start.cuts, "direction": direction,
             "contrast": contrast, "device": start.noise.device.type,
             "model": getattr(model, "fingerprint", None),
             "field": identity(*given, guidance=start.guidance),
@@ -149,12 +174,10 @@ def tune(
         check_unclaimed(cache_dir / "options.json", sealed_options(options))
     with nullcontext() if cache_dir is None else exclusive(cache_dir):
         journal = Journal(cache_dir, options)
-        counts: list[tuple[int, int | None]] = [(nfe, None)]
-        if budget_ms is not None:
-            counts = [*_afforded(budget_ms, field, refiner, start, journal, whose, say)]
-        say(f"solving {len(start)} reference trajectories")
-        tell = lambda done, of: say(f"{done} of {of} trajectories solved")
-        reference = journal.reference(field, start.rows, len(start), steps=STEPS, report=tell)
+        counts: list[tuple[int, int | None]] = [(config.nfe, None)]
+        if config.budget_ms is not None:
+            counts = [*_afforded(config.budget_ms, field, refiner, start, journal, whose, say)]
+        reference = journal.reference(field, start.rows, len(start), steps=STEPS, report=report)
         reference = reference if direction == "forward" else reference.reversed()
         fit, choose, test = (reference.rows(a, b) for a, b in pairwise(start.cuts))
         found: list[tuple[float, _Study, Plan]] = []
@@ -164,19 +187,19 @@ def tune(
                 field, refiner, whose, n, most, direction, contrast, fit, choose, test, journal,
                 say, near, [],
             )  # fmt: skip
-            plan = study.best(search)
+            plan = study.best(config.search)
             found.append((study.scored(plan), study, plan))
         _, study, plan = min(found, key=lambda f: f[0])
-        if search and len(fit):
+        if config.search and len(fit):
             plan = study.finished(plan)
-        return study.result(plan, guidance, seed)
+        return study.result(plan, guidance, config.seed)
 
 
 def _afforded(
     budget_ms: float,
     field: Field,
     refiner: Refiner | None,
-    start: Starts,
+    start: InitialStates,
     journal: Journal,
     whose: str | None,
     say: Report,
@@ -187,14 +210,12 @@ def _afforded(
     costs = journal.numbers(
         f"costs {whose} on {machine}", lambda: time_evaluations(field, refiner, *few)
     )
-    say(f"an evaluation takes {costs['model']:.2f} ms, a refiner's {costs['refiner']:.2f} ms")
+    say(Progress("time evaluations", 1, 1, model_ms=costs["model"], refiner_ms=costs["refiner"]))
     return affordable(budget_ms, costs)
 
 
-def _guidance(guidance: Any, model: Any) -> Scale:
-    """A scale, or (lowest, highest); by default the scale on the model's card."""
-    if guidance is None:
-        return float(getattr(model, "defaults", {}).get("guidance", 1.0))
+def _guidance(guidance: Any) -> Scale:
+    """A scale, or (lowest, highest)."""
     if not isinstance(guidance, (tuple, list)):
         return checks.number("guidance", guidance)
     if len(guidance) != 2:
@@ -249,7 +270,6 @@ class _Study:
     def result(self, best: Plan, guidance: Any, seed: int) -> Plan:
         """``best``, or the plain solver where it does not pay, with what there is to tell."""
         plain, notes = self.best_plain(), self.notes
-        self.say(f"best plain solver: {plain.name}, error {self.scored(plain):.4f}")
         errors = {p: self.errors(p) for p in {best, plain}}
         if min(e.max() for e in errors.values()) >= DIVERGED:
             raise ValueError(
@@ -271,8 +291,6 @@ class _Study:
                 f"its mean error is lower than that of {plain.name}, its median is not "
                 f"({middle[best]:.4f}, {plain.name} {middle[plain]:.4f})"
             )
-        for note in notes:
-            self.say(note)
         info = {
             "made_by": f"flowturbo {__version__} tune",
             "model": _text(self.field, "name"),
@@ -302,9 +320,10 @@ class _Study:
         names[1:1] = blocks  # equal errors go to the first
         make = lambda name: lambda s: Plan.parse(name, shift=s, direction=self.direction)
         each = []
-        for name in names:
+        for i, name in enumerate(names, 1):
             each.append(self.around(make(name), NEAR, FIRST_ROWS)[1])
-            self.say(f"{each[-1].name}: error {self.scored(each[-1], FIRST_ROWS):.4f}")
+            far = self.scored(each[-1], FIRST_ROWS)
+            self.say(Progress("baselines", i, len(names), plan=each[-1].name, error=far))
         each.sort(key=lambda plan: self.scored(plan, FIRST_ROWS))
         return min(each[:3], key=self.scored)
 
@@ -342,7 +361,7 @@ class _Study:
         if not search:
             return self.at_shift(evaluators, NEAR)
         self.near, best = self.around(partial(self.at_shift, evaluators), self.near)
-        self.say(f"{best.name}: fitted weights, error {self.scored(best):.4f}")
+        self.say(Progress("fit weights", 1, 1, plan=best.name, error=self.scored(best)))
         return best
 
     def at_shift(self, evaluators: Sequence[str], shift: float, rows: int | None = None) -> Plan:
@@ -395,7 +414,6 @@ class _Study:
                 "times and weights were not moved: no gain on the choosing trajectories"
             )
             return best
-        self.say(f"{best.name}: times and weights moved, error {self.scored(moved):.4f}")
         return self.polished(moved, "fit and choose", Reference.join([self.fit, self.choose]), 1)
 
     def polished(self, plan: Plan, name: str, part: Reference, iterations: int) -> Plan:
@@ -409,7 +427,7 @@ class _Study:
             history=4 if len(plan) <= LONG else 2,
             power=POWER,
             contrast=self.kept(part),
-            report=lambda i, reached: self.say(f"moved {i + 1} times: error {reached:.4f}"),
+            report=self.say,
         )
         whose = self.named(plan.evaluators)
         return self.journal.plan(f"polish {plan.digest} {whose} {name}", polished)
@@ -428,7 +446,8 @@ class _Study:
             if fit_to(better) >= 0.97 * fit_to(gaps):
                 return gaps
             gaps = better
-            self.say(f"refiners after evaluations {gaps}: fitted to {fit_to(gaps):.4f}")
+            placed = "".join("M" + "R" * n for n in gaps)
+            self.say(Progress("place refiners", sum(gaps), None, plan=placed, error=fit_to(gaps)))
 
 
 def _pattern(gaps: Sequence[int]) -> list[str]:

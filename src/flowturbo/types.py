@@ -1,0 +1,28 @@
+"""Names of types that many signatures share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+__all__ = ["Condition", "GuidanceRange", "GuidanceScale", "JsonObject", "ReadOnlyJson", "Time"]
+
+Condition: TypeAlias = Any
+"""None, a tensor with a row for each image (B, ...), or a tuple, list or dict of such."""
+
+Time: TypeAlias = float | Tensor
+"""In [0, 1], 0 is noise: a number, a 0-dim tensor, or one for each image (B,)."""
+
+GuidanceScale: TypeAlias = float | Tensor
+"""A number, or one for each image (B,); 1 is off."""
+
+GuidanceRange: TypeAlias = float | tuple[float, float]
+"""A scale, or (lowest, highest)."""
+
+JsonObject: TypeAlias = dict[str, Any]
+"""What a JSON object is read as."""
+
+ReadOnlyJson: TypeAlias = Mapping[str, Any]
+"""The same where it is not changed."""

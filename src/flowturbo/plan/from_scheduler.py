@@ -30,6 +30,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from flowturbo.checks import number, shown
+from flowturbo.plan.checks import numbers
+
 __all__ = ["from_scheduler"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -45,12 +48,18 @@ def from_scheduler(
     timesteps: Numbers = None,
 ) -> dict[str, Any]:
     """The scheduler's table, as arguments of ``Plan``; see ``Plan.from_scheduler``."""
+    if not (hasattr(scheduler, "config") or hasattr(scheduler, "step")):
+        raise ValueError(f"scheduler={shown(scheduler)}: must be a flow scheduler of diffusers")
     name = type(scheduler).__name__
+    if mu is not None:
+        mu = number("mu", mu)
     lists = {"sigmas": sigmas, "timesteps": timesteps}
-    given: dict[str, Any] = {k: np.array(v, ndmin=1) for k, v in lists.items() if v is not None}
+    given: dict[str, Any] = {
+        k: np.atleast_1d(numbers(k, v)) for k, v in lists.items() if v is not None
+    }
     lengths = {len(v) for v in given.values()}
     if mu is not None:
-        given["mu"] = float(mu)
+        given["mu"] = mu
     config = _check(scheduler, name, mu)
     if steps is None:
         steps = min(lengths, default=8)

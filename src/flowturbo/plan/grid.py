@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -12,9 +12,18 @@ from flowturbo import checks
 from flowturbo.path import Times, check_times, shifted
 from flowturbo.plan.checks import numbers
 
-__all__ = ["Grid"]
+__all__ = ["Grid", "GridOptions"]
 
 
+class GridOptions(TypedDict, total=False):
+    """The arguments of a `Grid`."""
+
+    shift: float
+    times: Sequence[float] | Times | None
+    direction: str
+
+
+@checks.known_keywords
 @dataclass(frozen=True, kw_only=True)
 class Grid:
     """Where the steps of a solver end.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import AliasChoices, ConfigDict, Field, model_validator
@@ -11,11 +11,13 @@ from pydantic import AliasChoices, ConfigDict, Field, model_validator
 from flowturbo.plan.checks import LIMIT
 from flowturbo.schema import Format, Schema, check, parse_json
 
+if TYPE_CHECKING:
+    from flowturbo.plan.plan import Plan
+
 __all__ = ["MOST_BYTES", "VERSION", "dumps", "loads", "read_info"]
 
 VERSION = 1
 MOST_BYTES = 56 * 2**20  # of a plan of `LIMIT` evaluations with no weight 0
-LISTS = ("times", "model_times", "evaluators", "last_velocity")  # two of them where they differ
 
 
 class Error(Schema):
@@ -70,13 +72,20 @@ class PlanFile(Schema):
     info: dict[str, Any]
 
 
-def dumps(plan: dict[str, Any]) -> str:
-    """The arguments of a plan, ``weights`` as rows of the lower triangle, as JSON."""
-    lines = ["{", f'  "version": {VERSION},', f'  "name": {json.dumps(plan["name"])},']
-    lines += [_list(f'  "{key}": ', plan[key]) + "," for key in LISTS if key in plan]
-    rows = ",\n".join(_list("    ", row) for row in plan["weights"])
+def dumps(plan: Plan) -> str:
+    """``plan`` as JSON, ``weights`` as rows of the lower triangle."""
+    lists: dict[str, list[Any]] = {"times": plan.times.tolist()}
+    if not np.array_equal(plan.model_times, plan.times[:-1]):
+        lists["model_times"] = plan.model_times.tolist()
+    lists["evaluators"] = list(plan.evaluators)
+    if plan.last_velocity != tuple(range(-1, len(plan) - 1)):
+        lists["last_velocity"] = list(plan.last_velocity)
+    lines = ["{", f'  "version": {VERSION},', f'  "name": {json.dumps(plan.name)},']
+    lines += [_list(f'  "{key}": ', values) + "," for key, values in lists.items()]
+    triangle = (row[: k + 1].tolist() for k, row in enumerate(plan.weights))
+    rows = ",\n".join(_list("    ", row) for row in triangle)
     lines += [f'  "weights": [\n{rows}\n  ],']
-    info = json.dumps(plan["info"], indent=2).replace("\n", "\n  ")
+    info = json.dumps(dict(plan.info), indent=2).replace("\n", "\n  ")
     return "\n".join([*lines, f'  "info": {info}', "}"]) + "\n"
 
 

@@ -10,6 +10,9 @@ Euler, Runge-Kutta, Adams-Bashforth, the Heun, pseudo-corrector and refiner bloc
 (Zhao et al. 2024, arXiv 2409.18128) and fitted solvers are all such tables; a step of two
 evaluations is two rows, and times repeat where one of them only corrects the state. Time runs from
 0 (noise) to 1 (data), or down for inversion.
+
+The module is long because `Plan` is one class, and half of it is the documentation of its
+constructors; what they build stands in the modules next to it.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +32,10 @@ from flowturbo.digests import hexdigest
 from flowturbo.files import atomic_write, printable
 from flowturbo.path import Times
 from flowturbo.plan import checks as _checks
-from flowturbo.plan import notation
-from flowturbo.plan.grid import Grid
-from flowturbo.plan.restrict import restricted
+from flowturbo.plan import display, notation
+from flowturbo.plan.grid import Grid, GridOptions
+from flowturbo.plan.restrict import restricted, start_time
+from flowturbo.plan.rows import Row, rows_of
 from flowturbo.plan.solvers import SOLVERS
 from flowturbo.plan.solvers.flowturbo import chain
 from flowturbo.plan.solvers.registry import checked_count
@@ -39,30 +43,7 @@ from flowturbo.plan.solvers.registry import checked_count
 __all__ = ["Plan", "Row", "as_plan"]
 
 Points: TypeAlias = Sequence[float] | Times | None
-
-
-class Row(NamedTuple):
-    """Evaluation ``k`` of a plan in plain numbers, constants to a compiler.
-
-    Attributes:
-        k: which one, from 0.
-        evaluator: "model" or "refiner".
-        time: of the state before it.
-        model_time: the time that the evaluator is given.
-        to: the time of the state after it.
-        update: (j, weight) of the velocities that move the state, weights not 0, itself last.
-        history: (j, model time) of the velocities that a refiner is shown, oldest first.
-        frees: the velocities that no later row uses.
-    """
-
-    k: int
-    evaluator: str
-    time: float
-    model_time: float
-    to: float
-    update: tuple[tuple[int, float], ...]
-    history: tuple[tuple[int, float], ...]
-    frees: tuple[int, ...]
+COLUMNS = ("times", "evaluators", "weights", "model_times", "last_velocity")
 
 
 def as_plan(plan: Any) -> Plan:
@@ -122,8 +103,7 @@ class Plan:
         for array in (times, weights, model_times):
             array.flags.writeable = False
         values = (times, evaluators, weights, model_times, last_velocity, _checks.info(self.info))
-        names = ("times", "evaluators", "weights", "model_times", "last_velocity", "info")
-        for key, value in zip(names, values, strict=True):
+        for key, value in zip((*COLUMNS, "info"), values, strict=True):
             object.__setattr__(self, key, value)
 
     # -- what it is ---------------------------------------------------------------------------
@@ -147,35 +127,14 @@ class Plan:
         return range(self.last_velocity[checks.whole("k", k, 0, len(self) - 1)] + 1)
 
     @cached_property
-    def frees(self) -> tuple[tuple[int, ...], ...]:
-        """For each row, the evaluations that no later row uses, so that memory can be freed."""
-        last = np.arange(len(self))
-        for k, evaluator in enumerate(self.evaluators):
-            last[np.flatnonzero(self.weights[k])] = k
-            if evaluator == "refiner":
-                last[: self.last_velocity[k] + 1] = k
-        rows: list[list[int]] = [[] for _ in last]
-        for j, k in enumerate(last.tolist()):
-            rows[k].append(j)
-        return tuple(map(tuple, rows))
-
-    @cached_property
     def rows(self) -> tuple[Row, ...]:
         """The table row by row, as the sampling loop reads it."""
-        given = self.model_times.tolist()
-        return tuple(
-            Row(
-                k=k,
-                evaluator=evaluator,
-                time=float(self.times[k]),
-                model_time=given[k],
-                to=float(self.times[k + 1]),
-                update=tuple((j, w) for j, w in enumerate(self.weights[k].tolist()) if w != 0.0),
-                history=tuple((j, given[j]) for j in self.seen_by(k) if evaluator == "refiner"),
-                frees=self.frees[k],
-            )
-            for k, evaluator in enumerate(self.evaluators)
-        )
+        return rows_of(self)
+
+    @property
+    def frees(self) -> tuple[tuple[int, ...], ...]:
+        """For each row, the evaluations that no later row uses, so that memory can be freed."""
+        return tuple(row.frees for row in self.rows)
 
     @cached_property
     def digest(self) -> str:
@@ -203,38 +162,15 @@ class Plan:
         return Plan.from_json, (self.to_json(),)
 
     def __repr__(self) -> str:
-        return f"<Plan {self._headline()}>"
+        return f"<Plan {display.headline(self)}>"
 
     def __str__(self) -> str:
-        cells = [["", "time", "evaluator", "to", "weights"]]
-        for k, row in enumerate(self.weights):
-            given = self.model_times[k]
-            at = "" if given == self.times[k] else f" (model time {given:.6g})"
-            moves = "  ".join(f"v{j} {row[j]:+.4f}" for j in np.flatnonzero(row))
-            after = "" if self.last_velocity[k] == k - 1 else f" (after v{self.last_velocity[k]})"
-            time, to = f"{self.times[k]:.4f}{at}", f"{self.times[k + 1]:.4f}"
-            cells.append([str(k), time, self.evaluators[k] + after, to, moves])
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
-        return "\n".join([self._headline(), *lines])
-
-    def _headline(self) -> str:
-        counts = " + ".join(f"{n} {name}" for name, n in self.nfe.items() if n)
-        plural = "s" if len(self) > 1 else ""
-        start, end = self.times[0], self.times[-1]
-        return f"{self.name}: {counts} evaluation{plural}, t {start:g} to {end:g}"
+        return display.table(self)
 
     # -- how it is made -----------------------------------------------------------------------
 
     @classmethod
-    def parse(
-        cls,
-        text: str,
-        *,
-        shift: float = 1.0,
-        times: Points = None,
-        direction: str = "forward",
-    ) -> Plan:
+    def parse(cls, text: str, **grid: Unpack[GridOptions]) -> Plan:
         """A plan from its notation; case and spaces do not matter.
 
         - ``H1P5R3``, ``E8``, ``[H1P1R1]x2``, ``E2H2P3``: see ``blocks``;
@@ -246,125 +182,75 @@ class Plan:
 
         Args:
             text: the notation.
-            shift: of the grid, see ``path.shifted``; above 0, 1 is uniform.
-            times: the points of the grid instead, in the order they are run.
-            direction: "forward" from noise to data, or "backward".
+            grid: ``shift`` of the grid, above 0, 1 is uniform (`flowturbo.path.shifted`);
+                ``times``, the points of the grid instead, in the order they are run;
+                ``direction``, "forward" from noise to data, or "backward".
 
         Raises:
-            ValueError: if the text is not a plan (the message shows where) or the grid is bad.
+            ValueError: if the text is not a plan (the message shows where) or the grid is invalid.
         """
         solver, count, suffix = notation.parse(text)
-        shift = checks.number("shift", shift, above=0)
+        points = Grid(**grid)
         if suffix is not None:
-            if shift != 1.0:
-                raise ValueError(f"plan {text!r} and shift={shift} both give the shift; pass one")
-            shift = suffix
-        grid = Grid(shift=shift, times=times, direction=direction)
+            if points.shift != 1.0:
+                raise ValueError(
+                    f"plan {text!r} and shift={points.shift} both give the shift; pass one"
+                )
+            points = replace(points, shift=suffix)
         if isinstance(count, str):
-            return cls(**chain(solver, count, grid))
-        return cls(**SOLVERS[solver].columns(count, grid))
+            return cls(**chain(solver, count, points))
+        return cls(**SOLVERS[solver].columns(count, points))
 
     @classmethod
-    def blocks(
-        cls,
-        text: str,
-        *,
-        shift: float = 1.0,
-        times: Points = None,
-        direction: str = "forward",
-        shipped: bool = False,
-    ) -> Plan:
+    def blocks(cls, text: str, *, shipped: bool = False, **grid: Unpack[GridOptions]) -> Plan:
         """The blocks of the paper in any order, one per interval of the grid.
 
-        Each hands a velocity on. H, Heun: 2 evaluations, hands on the second, at the predicted
-        state. P, pseudo corrector: 1 evaluation, predicts with the velocity handed to it; as first
+        Each passes a velocity on. H, Heun: 2 evaluations, passes on the second, at the predicted
+        state. P, pseudo corrector: 1 evaluation, predicts with the velocity passed to it; as first
         block it is H. R, refiner: the same as H with 2 refiner evaluations. E, Euler: 1 evaluation,
-        hands it on (a P after it predicts with a velocity one interval old). ``[H1P1]x2`` repeats.
+        passes it on (a P after it predicts with a velocity one interval old). ``[H1P1]x2`` repeats.
 
         Args:
             text: such as "H1P5R3".
-            shift: of the grid, see ``path.shifted``.
-            times: the points of the grid instead, in the order they are run.
-            direction: "forward" from noise to data, or "backward".
-            shipped: R blocks as in the sampler the paper's authors ship: both refiner calls see
-                the velocity handed to the block, the second offset is added to the first result,
-                and that is handed on. By default the second call sees the first result, and is
-                handed on.
+            shipped: R blocks as in the sampler that the paper's authors ship: both refiner calls
+                see the velocity passed to the block, the second offset is added to the first
+                result, and that is passed on. By default the second call sees the first result,
+                and is passed on.
+            grid: as in ``parse``.
 
         Raises:
-            ValueError: if the text is not blocks, R comes first, or the grid is bad.
+            ValueError: if the text is not blocks, R comes first, or the grid is invalid.
         """
         name, letters, suffix = notation.parse(text)
         if not isinstance(letters, str) or suffix is not None:
             raise ValueError(f"plan {text!r}: only blocks such as 'H1P5R3' here; use Plan.parse")
         shipped = checks.flag("shipped", shipped)
-        grid = Grid(shift=shift, times=times, direction=direction)
-        return cls(**chain(name, letters, grid, shipped=shipped))
+        return cls(**chain(name, letters, Grid(**grid), shipped=shipped))
 
     @classmethod
-    def euler(
-        cls,
-        steps: int,
-        *,
-        shift: float = 1.0,
-        times: Points = None,
-        direction: str = "forward",
-    ) -> Plan:
-        """Euler: order 1, 1 evaluation a step. The grid is as in ``parse``."""
-        steps = checked_count("steps", steps)
-        return cls.blocks(f"E{steps}", shift=shift, times=times, direction=direction)
+    def euler(cls, steps: int, **grid: Unpack[GridOptions]) -> Plan:
+        """Euler: order 1, 1 evaluation per step; ``grid`` as in ``parse``."""
+        return cls.blocks(f"E{checked_count('steps', steps)}", **grid)
 
     @classmethod
-    def heun(
-        cls,
-        steps: int,
-        *,
-        shift: float = 1.0,
-        times: Points = None,
-        direction: str = "forward",
-    ) -> Plan:
-        """Heun: order 2, 2 evaluations a step. The grid is as in ``parse``."""
-        steps = checked_count("steps", steps, 2)
-        return cls.blocks(f"H{steps}", shift=shift, times=times, direction=direction)
+    def heun(cls, steps: int, **grid: Unpack[GridOptions]) -> Plan:
+        """Heun: order 2, 2 evaluations per step; ``grid`` as in ``parse``."""
+        return cls.blocks(f"H{checked_count('steps', steps, 2)}", **grid)
 
     @classmethod
-    def midpoint(
-        cls,
-        steps: int,
-        *,
-        shift: float = 1.0,
-        times: Points = None,
-        direction: str = "forward",
-    ) -> Plan:
-        """Explicit midpoint: order 2, 2 evaluations a step. The grid is as in ``parse``."""
-        grid = Grid(shift=shift, times=times, direction=direction)
-        return cls(**SOLVERS["MID"].columns(steps, grid))
+    def midpoint(cls, steps: int, **grid: Unpack[GridOptions]) -> Plan:
+        """Explicit midpoint: order 2, 2 evaluations per step; ``grid`` as in ``parse``."""
+        return cls(**SOLVERS["MID"].columns(steps, Grid(**grid)))
 
     @classmethod
-    def rk4(
-        cls,
-        steps: int,
-        *,
-        shift: float = 1.0,
-        times: Points = None,
-        direction: str = "forward",
-    ) -> Plan:
-        """The classic Runge-Kutta: order 4, 4 evaluations a step. The grid is as in ``parse``."""
-        grid = Grid(shift=shift, times=times, direction=direction)
-        return cls(**SOLVERS["RK4"].columns(steps, grid))
+    def rk4(cls, steps: int, **grid: Unpack[GridOptions]) -> Plan:
+        """Classic Runge-Kutta: order 4, 4 evaluations per step; ``grid`` as in ``parse``."""
+        return cls(**SOLVERS["RK4"].columns(steps, Grid(**grid)))
 
     @classmethod
-    def rk38(
-        cls,
-        steps: int,
-        *,
-        shift: float = 1.0,
-        times: Points = None,
-        direction: str = "forward",
-    ) -> Plan:
-        """Kutta's 3/8 rule: order 4, 4 evaluations a step. The grid is as in ``parse``."""
-        grid = Grid(shift=shift, times=times, direction=direction)
-        return cls(**SOLVERS["RK38"].columns(steps, grid))
+    def rk38(cls, steps: int, **grid: Unpack[GridOptions]) -> Plan:
+        """Kutta's 3/8 rule: order 4, 4 evaluations per step; ``grid`` as in ``parse``."""
+        return cls(**SOLVERS["RK38"].columns(steps, Grid(**grid)))
 
     @classmethod
     def adams_bashforth(
@@ -372,47 +258,41 @@ class Plan:
         evaluations: int,
         order: int = 2,
         start: Literal["low", "runge-kutta"] = "low",
-        *,
-        shift: float = 1.0,
-        times: Points = None,
-        direction: str = "forward",
+        **grid: Unpack[GridOptions],
     ) -> Plan:
-        """Adams-Bashforth on any grid: one evaluation a step, none at the end of the grid.
+        """Adams-Bashforth on any grid: one evaluation per step, none at the end of the grid.
 
         Args:
-            evaluations: how many in all, the start included.
+            evaluations: number of evaluations, the start included.
             order: 2, 3 or 4.
             start: "low" runs up through the lower orders (order 2 overall); "runge-kutta" takes the
                 first ``order - 1`` steps by Runge-Kutta steps of ``order`` evaluations each.
-            shift: of the grid, see ``path.shifted``.
-            times: the points of the grid instead, in the order they are run.
-            direction: "forward" from noise to data, or "backward".
+            grid: as in ``parse``.
 
         Raises:
             ValueError: if an argument is outside its range, or the evaluations do not suffice for
-                the start and one step more.
+                the start and one more step.
         """
         order = checks.whole("order", order, 2, 4)
         checks.one_of("start", start, ("low", "runge-kutta"))
         solver = SOLVERS[f"AB{order}{'RK' if start == 'runge-kutta' else ''}"]
-        grid = Grid(shift=shift, times=times, direction=direction)
-        return cls(**solver.columns(evaluations, grid))
+        return cls(**solver.columns(evaluations, Grid(**grid)))
 
     @classmethod
-    def unipc(cls, steps: int, order: int = 2, *, shift: float = 1.0, times: Points = None) -> Plan:
-        """UniPC (bh2) of order 2 or 3: predictor and corrector, one evaluation a step.
+    def unipc(cls, steps: int, order: int = 2, **grid: Unpack[GridOptions]) -> Plan:
+        """UniPC (bh2) of order 2 or 3: predictor and corrector, one evaluation per step.
 
-        The corrector of a step shares the evaluation with the next predictor; the last step, of
-        order 1, has none. The grid is as in ``parse``, from noise to data only.
+        The corrector of a step shares its evaluation with the next predictor; the last step, of
+        order 1, has none. ``grid`` as in ``parse``, from noise to data only.
         """
         order = checks.whole("order", order, 2, 3)
-        return cls(**SOLVERS[f"UNIPC{order}"].columns(steps, Grid(shift=shift, times=times)))
+        return cls(**SOLVERS[f"UNIPC{order}"].columns(steps, Grid(**grid)))
 
     @classmethod
-    def dpm(cls, steps: int, order: int = 2, *, shift: float = 1.0, times: Points = None) -> Plan:
-        """DPM-Solver++ multistep (2M or 3M), one evaluation a step. The grid is as in ``unipc``."""
+    def dpm(cls, steps: int, order: int = 2, **grid: Unpack[GridOptions]) -> Plan:
+        """DPM-Solver++ multistep (2M or 3M), one evaluation per step; ``grid`` as in ``unipc``."""
         order = checks.whole("order", order, 2, 3)
-        return cls(**SOLVERS[f"DPM{order}"].columns(steps, Grid(shift=shift, times=times)))
+        return cls(**SOLVERS[f"DPM{order}"].columns(steps, Grid(**grid)))
 
     @classmethod
     def from_scheduler(
@@ -441,20 +321,9 @@ class Plan:
         Raises:
             ValueError: one line with the reason, if the scheduler has no such table.
         """
-        if not (hasattr(scheduler, "config") or hasattr(scheduler, "step")):
-            raise ValueError(
-                f"scheduler={checks.shown(scheduler)}: must be a flow scheduler of diffusers"
-            )
-        if mu is not None:
-            mu = checks.number("mu", mu)
-        if sigmas is not None:
-            sigmas = _checks.numbers("sigmas", sigmas)
-        if timesteps is not None:
-            timesteps = _checks.numbers("timesteps", timesteps)
-        from flowturbo.plan import from_scheduler as probe
+        from flowturbo.plan.from_scheduler import from_scheduler
 
-        columns = probe.from_scheduler(scheduler, steps, sigmas=sigmas, mu=mu, timesteps=timesteps)
-        return cls(**columns)
+        return cls(**from_scheduler(scheduler, steps, sigmas=sigmas, mu=mu, timesteps=timesteps))
 
     def restrict(self, t: float) -> Plan:
         """The plan from time ``t`` on, for a state made at ``t`` (image-to-image).
@@ -474,25 +343,12 @@ class Plan:
         Raises:
             ValueError: if ``t`` is not in that range.
         """
-        t = checks.number("t", t)
-        start, end = self.times[0], self.times[-1]
-        nearest = self.times[np.abs(self.times - t).argmin()]
-        time = float(nearest) if abs(nearest - t) <= 1e-9 else float(t)
-        if not min(start, end) <= time <= max(start, end) or time == end:
-            raise ValueError(
-                f"t={t}: plan {self.name!r} runs from {start:g} to {end:g}; "
-                f"t must lie from {start:g} up to, not at, {end:g}"
-            )
-        if time == start:
+        time = start_time(t, self.times, self.name)
+        if time == self.times[0]:
             return self
-        columns = {
-            name: getattr(self, name)
-            for name in ("times", "evaluators", "weights", "model_times", "last_velocity")
-        }
+        columns = restricted(time, **{name: getattr(self, name) for name in COLUMNS}).columns()
         info = {"restricted_to": time, "from": dict(self.info)}
-        return Plan(
-            **restricted(time, **columns).columns(), name=f"{self.name} from {time:g}", info=info
-        )
+        return Plan(**columns, name=f"{self.name} from {time:g}", info=info)
 
     # -- on disk ------------------------------------------------------------------------------
 
@@ -500,18 +356,7 @@ class Plan:
         """The plan as JSON, one row a line, floats exact."""
         from flowturbo.plan import io
 
-        columns: dict[str, Any] = {
-            "name": self.name,
-            "times": self.times.tolist(),
-            "evaluators": list(self.evaluators),
-            "weights": [row[: k + 1].tolist() for k, row in enumerate(self.weights)],
-            "info": dict(self.info),
-        }
-        if not np.array_equal(self.model_times, self.times[:-1]):
-            columns["model_times"] = self.model_times.tolist()
-        if self.last_velocity != tuple(range(-1, len(self) - 1)):
-            columns["last_velocity"] = list(self.last_velocity)
-        return io.dumps(columns)
+        return io.dumps(self)
 
     @classmethod
     def from_json(cls, text: str | bytes, *, source: str = "plan") -> Plan:

@@ -7,15 +7,34 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from flowturbo import checks
 from flowturbo.path import Times
 from flowturbo.plan.builder import Table
 from flowturbo.plan.solvers import adams
 
-__all__ = ["restricted"]
+__all__ = ["restricted", "start_time"]
 
 ORDER = 3  # a replaced row uses at most so many times: more amplify the noise of rough velocities
 CONSISTENT = 1e-5  # a fitted row may move more or less than its step: right only after its own
 GAP = 0.25  # ... and none closer to the next than this part of the row, for the same reason
+
+
+def start_time(t: object, times: Times, name: str) -> float:
+    """The time to start plan ``name`` at: ``t``, or the time of the plan that is within 1e-9.
+
+    Raises:
+        ValueError: if the plan does not run through ``t``, or ends there.
+    """
+    value = checks.number("t", t)
+    start, end = times[0], times[-1]
+    nearest = float(times[np.abs(times - value).argmin()])
+    time = nearest if abs(nearest - value) <= 1e-9 else value
+    if not min(start, end) <= time <= max(start, end) or time == end:
+        raise ValueError(
+            f"t={t}: plan {name!r} runs from {start:g} to {end:g}; "
+            f"t must lie from {start:g} up to, not at, {end:g}"
+        )
+    return time
 
 
 def restricted(

@@ -185,7 +185,7 @@ def home(tmp_path_factory):
         "fingerprint": "x",
         "guidance": [1.0, 2.0],
         "error": error,
-        "plain": {"name": "E3", **error},
+        "baseline": {"name": "E3", **error},
     }
     plan = ft.Plan.blocks("H1R1P1", shipped=True).with_info(info)
     (home / "class" / "plans").mkdir()

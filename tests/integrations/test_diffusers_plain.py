@@ -133,7 +133,7 @@ def test_a_plan_is_refused_at_another_number_of_steps():
 def test_what_a_network_is_told_beside_the_level_is_warned_of():
     cell, pipe = built("CogView4", EULER(use_dynamic_shifting=True, base_shift=0.25))
     enable(pipe, plan=PLAN)
-    with pytest.warns(UserWarning, match=r"other timesteps than 1000 times.*model_times=\.\.\."):
+    with pytest.warns(UserWarning, match=r"timesteps are not 1000 times.*model_times=\.\.\."):
         cell.call(pipe, len(PLAN))
     given = {"timesteps": [1000.0, 600.0, 300.0], "sigmas": [1.0, 0.6, 0.3]}
     if not EARLIER:

@@ -692,7 +692,7 @@ def test_bad_constructor_arguments(make, message):
         ({"info": {"guidance": [2, 1]}}, "must be \\[lowest, highest\\]"),
         ({"info": {"error": 0.3}}, "error: 0.3: must be an object"),
         ({"info": {"error": {"rmse": 0.3}}}, "error.median: is missing"),
-        ({"info": {"plain": {"rmse": 0.3, "median": 0.2}}}, "plain.name: is missing"),
+        ({"info": {"baseline": {"rmse": 0.3, "median": 0.2}}}, "baseline.name: is missing"),
         ({"info": {"x": "\ud800"}}, "surrogates"),
         ({"last_velocity": (-1,)}, "one per evaluation"),
         ({"last_velocity": (-1, 1)}, "last_velocity\\[1\\]=1: must be from 0 to 0 for a refiner"),
@@ -722,5 +722,9 @@ def test_files_with_earlier_names_of_columns_load():
     text = plan.to_json()
     assert '"model_times"' in text
     assert Plan.from_json(text.replace('"model_times"', '"told"')) == plan
+    error = {"rmse": 0.3, "median": 0.2, "name": "E3"}
+    old = Plan.from_json(plan.with_info({"plain": error}).to_json())
+    assert old.info["baseline"] == error
+    assert "plain" not in old.info
     columns = json.loads(text) | {"previous": [-1, 0]}
     assert Plan.from_json(json.dumps(columns)) == plan

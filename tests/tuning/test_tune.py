@@ -127,7 +127,7 @@ def test_tune_on_a_field_of_the_callers_own(direction):
     fresh = fresh if direction == "forward" else fresh.reversed()
     errors = error(run(plan, mixture, fresh), fresh.states[-1])
     said = plan.info["error"]
-    assert errors.square().mean().sqrt() < 0.2 * plan.info["plain"]["rmse"]
+    assert errors.square().mean().sqrt() < 0.2 * plan.info["baseline"]["rmse"]
     assert 0.5 < float(errors.median()) / said["median"] < 2
     assert said["rmse_95"][0] <= said["rmse"] <= said["rmse_95"][1]
     assert ft.Plan.from_json(plan.to_json()) == plan
@@ -147,7 +147,7 @@ def test_fitting_that_does_not_pay_is_left_out():
         return torch.sin(phase) * torch.ones_like(x)
 
     plan = ft.tune(rough, nfe=3, noise=noises(40))
-    fitted, plain = plan.info["error"]["rmse"], plan.info["plain"]["rmse"]
+    fitted, plain = plan.info["error"]["rmse"], plan.info["baseline"]["rmse"]
     assert fitted <= 1.05 * plain
 
 
@@ -308,8 +308,8 @@ RESTING = {
 def test_fields_that_start_at_rest_or_never_change(name, shape, contrast):
     x0 = noises(64).float().flatten()[: int(np.prod(shape))].reshape(shape)
     plan = ft.tune(RESTING[name], nfe=2, noise=x0, preserve_contrast=contrast)
-    assert plan.info["error"]["rmse"] <= plan.info["plain"]["rmse"]
-    assert plan.info["plain"]["rmse"] < 0.5
+    assert plan.info["error"]["rmse"] <= plan.info["baseline"]["rmse"]
+    assert plan.info["baseline"]["rmse"] < 0.5
     assert plan.nfe == {"model": 2, "refiner": 0}
     if name in "01":
         assert plan.info["error"]["rmse"] < 1e-5

@@ -97,11 +97,11 @@ def _plan(plan: Plan) -> str:
     count = f"{plan.nfe['model']} evaluations"
     if plan.nfe["refiner"]:
         count += f", {plan.nfe['refiner']} of the refiner"
-    if not {"error", "plain"} <= plan.info.keys():
+    if not {"error", "baseline"} <= plan.info.keys():
         return count
-    own, plain = plan.info["error"], plan.info["plain"]
+    own, baseline = plan.info["error"], plan.info["baseline"]
     tell = lambda e: f"{e['rmse']:.3f}, median {e['median']:.3f}"
-    return f"{count}; error {tell(own)} ({plain['name']}: {tell(plain)})"
+    return f"{count}; error {tell(own)} ({baseline['name']}: {tell(baseline)})"
 
 
 def _prompts(condition: dict[str, Any]) -> dict[str, str]:

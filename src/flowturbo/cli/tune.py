@@ -56,7 +56,7 @@ def run(
         say(note)
     for name, error in (
         ("this plan", plan.info["error"]),
-        (plan.info["plain"]["name"], plan.info["plain"]),
+        (plan.info["baseline"]["name"], plan.info["baseline"]),
     ):
         say(
             f"{name}: error {error['rmse']:.4f}, median {error['median']:.4f}, to the converged ODE"

@@ -27,8 +27,8 @@ class Error(Schema):
     median: float
 
 
-class Plain(Error):
-    """The error of the best plain solver."""
+class Baseline(Error):
+    """The error of the best classical solver."""
 
     name: str
 
@@ -38,7 +38,7 @@ class Info(Schema):
 
     guidance: list[float] = Field(default=[0.0, 0.0], min_length=2, max_length=2)
     error: Error | None = None
-    plain: Plain | None = None
+    baseline: Baseline | None = None
 
     @model_validator(mode="after")
     def _ascends(self) -> Info:
@@ -115,9 +115,14 @@ def loads(text: str | bytes, source: str) -> dict[str, Any]:
         if len(row) != k + 1:
             raise ValueError(f"{source}: weights.{k}: {len(row)} numbers, must be {k + 1}")
         weights[k, : k + 1] = check({"weights": row}, Row, f"{source}: row {k}").weights
-    columns = {**dict(plan), "weights": weights}
+    columns = {**dict(plan), "weights": weights, "info": _renamed(plan.info)}
     del columns["version"]
     return columns
+
+
+def _renamed(info: dict[str, Any]) -> dict[str, Any]:
+    """``info`` with today's names of its entries."""
+    return {"baseline" if key == "plain" else key: value for key, value in info.items()}
 
 
 def read_info(text: str) -> dict[str, Any]:

@@ -76,8 +76,8 @@ class Plan:
             ``k - 1`` by default and for all model rows.
         name: what to call it, in the notation of ``parse`` where there is one.
         info: how it was made, its measured error and the like; anything JSON can hold, but for the
-            entries that are read again: "guidance" is [lowest, highest], "error" and "plain" hold
-            "rmse" and "median", the latter a "name" too.
+            entries that are read again: "guidance" is [lowest, highest], "error" and "baseline"
+            hold "rmse" and "median", the latter a "name" too.
 
     Raises:
         ValueError: if an argument is not as said above.

@@ -303,7 +303,7 @@ class _Study:
             "seed": seed,
             "contrast": self.contrast,
             "error": summary(errors[best]),
-            "plain": {"name": plain.name, **summary(errors[plain])},
+            "baseline": {"name": plain.name, **summary(errors[plain])},
             "notes": notes,
         }  # fmt: skip
         return best.with_info(info)

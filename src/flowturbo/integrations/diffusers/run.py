@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from flowturbo.integrations.diffusers.grid import number
+from flowturbo.integrations.diffusers.tables import rows_from
 from flowturbo.plan import Plan
 
 __all__ = ["Run", "floating", "moving_tokens", "places"]
@@ -16,13 +19,13 @@ __all__ = ["Run", "floating", "moving_tokens", "places"]
 
 @dataclass
 class Run:
-    """How far a run is, and what the network has said so far.
+    """How far a run is, and what the network has returned so far.
 
     Attributes:
         plan: of the timesteps that are set, None before.
-        timesteps: (K,) what the network is told.
+        timesteps: (K,) as the network is given them.
         sigmas: (K + 1,) the levels of the states.
-        begin: where the run starts, if that was said.
+        begin: where the run starts, if it was set.
         index: the timestep that the next step takes; None before the first.
         running: ``plan`` from where the run started.
         rows: which row of ``running`` each timestep is.
@@ -41,6 +44,39 @@ class Run:
     velocities: dict[int, Tensor] = field(default_factory=dict)
     predicted: Tensor | None = None
     answer: Tensor | None = None
+
+    def advance(
+        self, timestep: float | Tensor, find: Callable[[float | Tensor], int]
+    ) -> tuple[int, Plan, Plan]:
+        """The index of the next step, the plan, and the plan that runs; ``find`` says the first.
+
+        Raises:
+            ValueError: if no timesteps are set, all are done, or ``timestep`` is not the next.
+        """
+        if self.plan is None:
+            raise ValueError("step before set_timesteps: no timesteps are set; call that first")
+        found = places(timestep, self.timesteps)
+        index = isinstance(timestep, (int, np.integer))
+        if index or not (floating(timestep) or found):
+            raise ValueError(
+                f"timestep={timestep}: whole numbers are not supported, they look like an index; "
+                "pass one of scheduler.timesteps"
+            )
+        if self.index is None:
+            k = find(timestep) if self.begin is None else self.begin
+            self.index, self.running = k, self.plan.restrict(float(self.plan.times[k]))
+            self.rows = rows_from(self.plan, k, self.running)
+        k = self.index
+        if k >= len(self.plan):
+            raise ValueError(f"all {k} steps are done; call set_timesteps for another run")
+        if found and k not in found:
+            raise ValueError(
+                f"timestep={number('timestep', timestep):g} is number {found[0]} of the timesteps, "
+                f"and the next of this run is {k}: none can be left out or done twice; for runs at "
+                "once, give each a copy.copy(scheduler)"
+            )
+        assert self.running is not None
+        return k, self.plan, self.running
 
 
 def floating(timestep: Any) -> bool:

@@ -11,11 +11,8 @@ sets timesteps has a run of its own, and so has each ``copy.copy(scheduler)``.
 
 from __future__ import annotations
 
-import copy
 import json
 import operator
-import threading
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,10 +26,16 @@ from flowturbo.integrations.diffusers._shim import (
     SchedulerOutput,
     register_to_config,
 )
-from flowturbo.integrations.diffusers.configs import MU_OPTIONAL, defaults, described, translated
-from flowturbo.integrations.diffusers.grid import noise_levels, number, numbers, shortened
-from flowturbo.integrations.diffusers.run import Run, floating, moving_tokens, places
-from flowturbo.integrations.diffusers.tables import check_given, on_grid, plan_of, rows_from
+from flowturbo.integrations.diffusers.configs import defaults, described, translated
+from flowturbo.integrations.diffusers.grid import number, numbers, shortened
+from flowturbo.integrations.diffusers.run import Run, moving_tokens, places
+from flowturbo.integrations.diffusers.tables import check_given, on_grid, plan_of
+from flowturbo.integrations.diffusers.thread import RunPerThread
+from flowturbo.integrations.diffusers.timesteps import (
+    check_options,
+    pipeline_plan,
+    warn_of_timesteps,
+)
 from flowturbo.path import predicted_data
 from flowturbo.plan import Plan
 from flowturbo.refiner.binding import History
@@ -48,7 +51,7 @@ NOT_DONE = (  # of the options of FlowMatchEuler
 )
 
 
-class FlowTurboScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
+class FlowTurboScheduler(RunPerThread, FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
     """Takes the place of ``FlowMatchEulerDiscreteScheduler`` in flow pipelines, and is one to them.
 
     Without a plan, ``solver`` runs on the pipeline's noise levels: Adams-Bashforth of order 2, one
@@ -100,21 +103,7 @@ class FlowTurboScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
         plan: Plan | str | Mapping[str, Any] | None = None,
         sign: int = -1,
     ) -> None:
-        for name in ("use_dynamic_shifting", "invert_sigmas"):
-            if not isinstance(self.config[name], (bool, np.bool_)):
-                raise ValueError(f"{name}={self.config[name]!r}: must be True or False")
-        if time_shift_type not in ("exponential", "linear"):
-            raise ValueError(
-                f"time_shift_type={time_shift_type!r}: must be 'exponential' or 'linear'"
-            )
-        if sign not in (-1, 1):
-            raise ValueError(f"sign={sign}: must be -1 or 1")
-        number("num_train_timesteps", num_train_timesteps, 0)
-        for name in ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"):
-            if self.config[name] is not None:
-                number(name, self.config[name])
-        if shift_terminal:
-            number("shift_terminal", shift_terminal, 0, 1)
+        check_options(self.config)
         on_grid(solver, np.linspace(0.0, 1.0, 9))
         self._given = plan_of(plan)
         self._shift = number("shift", shift, 0)
@@ -122,9 +111,7 @@ class FlowTurboScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
             plan=json.loads(plan.to_json()) if isinstance(plan, Plan) else plan,
             **dict.fromkeys(NOT_DONE, False),  # pipelines ask
         )
-        self.link: Any = None  # to the hook of a refiner
-        self._here = threading.local()
-        self._run = Run()
+        RunPerThread.__init__(self)
 
     @classmethod
     def from_config(
@@ -151,76 +138,6 @@ class FlowTurboScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
         own = defaults(FlowTurboScheduler)  # type: ignore[arg-type]
         config, kwargs = translated(config, kwargs, own, not return_unused_kwargs)
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
-
-    # -- one run for each thread --------------------------------------------------------------
-
-    @property
-    def _run(self) -> Run:
-        """The run of this thread; in one that has set no timesteps, the one set last."""
-        run: Run = getattr(self._here, "run", self._latest)
-        return run
-
-    @_run.setter
-    def _run(self, run: Run) -> None:
-        self._here.run = self._latest = run
-        self._announce()
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = {**vars(self), "_latest": copy.copy(self._run)}
-        del state["_here"]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _here=threading.local())
-
-    def _announce(self) -> None:
-        """Tell the hook that this is the scheduler at work in this thread."""
-        if self.link is not None:
-            self.link.here.scheduler = self
-
-    @property
-    def timesteps(self) -> Tensor:
-        """(K,) what the network is told."""
-        return self._run.timesteps
-
-    @property
-    def sigmas(self) -> Tensor:
-        """(K + 1,) the noise levels of the states, or 1 less them with ``invert_sigmas``."""
-        return self._run.sigmas
-
-    @property
-    def plan(self) -> Plan | None:
-        """Of the timesteps that are set."""
-        return self._run.plan
-
-    @property
-    def num_inference_steps(self) -> int | None:
-        """The number of timesteps that are set."""
-        return None if self.plan is None else len(self.plan)
-
-    @property
-    def begin_index(self) -> int | None:
-        """Where the run starts, if that was said."""
-        return self._run.begin
-
-    @property
-    def step_index(self) -> int | None:
-        """The timestep that the next ``step`` takes; None before the first."""
-        return self._run.index
-
-    @property
-    def predicted(self) -> Tensor | None:
-        """The clean state that the last step pointed to."""
-        return self._run.predicted
-
-    @property
-    def answer(self) -> Tensor | None:
-        """What the refiner said at this timestep, if it has been asked."""
-        return self._run.answer
-
-    @answer.setter
-    def answer(self, v: Tensor | None) -> None:
-        self._run.answer = v
 
     @property
     def sign(self) -> int:
@@ -263,12 +180,12 @@ class FlowTurboScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
             raise ValueError(f"set_timesteps got {counts or 'nothing'}: needs one number of steps")
         count = next(iter(counts.values()))
         if self._given is None:
-            plan = self._of_pipeline(count, given, mu)
+            plan = pipeline_plan(self.config, self.shift, count, given, mu)
         else:
             plan = self._given
             refined = self.link is not None and self.link.installed
             check_given(plan, count, refined)
-            self._warn_of_told(plan, count, given, mu)
+            warn_of_timesteps(plan, self.config, self.shift, count, given, mu)
         inverted, n = self.config.invert_sigmas, self.config.num_train_timesteps
         told, levels = (
             (plan.model_times, plan.times) if inverted else (1 - plan.model_times, 1 - plan.times)
@@ -295,47 +212,6 @@ class FlowTurboScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
     def shift(self) -> float:
         """Of the noise levels, if it is not dynamic and there is no plan."""
         return self._shift
-
-    def _of_pipeline(self, count: int, given: Mapping[str, Any], mu: float | None) -> Plan:
-        """The solver on the pipeline's noise levels."""
-        config, told = self.config, None
-        if "timesteps" in given:
-            told = 1 - given["timesteps"] / config.num_train_timesteps
-        if told is not None and "sigmas" not in given:
-            levels = noise_levels(1 - told, 1.0, None)
-        else:
-            factor = self.shift
-            if mu is None and config.use_dynamic_shifting and MU_OPTIONAL not in config:
-                raise ValueError(
-                    "use_dynamic_shifting=True: the shift comes with each picture; pass mu=..., or "
-                    "if the pipeline knows none, shift all alike: FlowTurboScheduler.from_config("
-                    "config, use_dynamic_shifting=False, shift=...)"
-                )
-            if mu is not None and config.use_dynamic_shifting:
-                exponential = config.time_shift_type == "exponential"
-                factor = number("mu", mu, -700, 700) if exponential else number("mu", mu, 0)
-                factor = float(np.exp(factor)) if exponential else factor
-            sigmas = given.get("sigmas", np.linspace(1, 1 / count, count))
-            levels = noise_levels(sigmas, factor, config.shift_terminal)
-        return on_grid(
-            config.solver, np.append(1 - levels, 1.0), None if config.invert_sigmas else told
-        )
-
-    def _warn_of_told(self, plan: Plan, count: int, given: Mapping[str, Any], mu: Any) -> None:
-        """Say so if the pipeline tells its network something else than the levels of its states."""
-        if len(given) < 2 or not np.array_equal(plan.model_times, plan.times[:-1]):
-            return
-        try:
-            theirs = self._of_pipeline(count, given, mu)
-        except ValueError:  # of a grid that the plan replaces
-            return
-        if np.abs(theirs.model_times - theirs.times[:-1]).max() > 0.01:
-            warnings.warn(
-                "the pipeline tells its network other timesteps than 1000 times the noise level, "
-                f"which plan {plan.name!r} tells: give the plan model_times=..., as "
-                "Plan.from_scheduler(scheduler, timesteps=..., sigmas=..., mu=...) does",
-                stacklevel=3,
-            )
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Start at this timestep: the table from there on is ``Plan.restrict`` of the plan.
@@ -417,7 +293,7 @@ class FlowTurboScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
                 f"model_output of shape {tuple(model_output.shape)}: must be that of sample, "
                 f"{tuple(sample.shape)}"
             )
-        k, whole, running = self._next(timestep)
+        k, whole, running = self._run.advance(timestep, self.index_for_timestep)
         run = self._run
         if run.answer is None and self.shown() is not None:
             raise ValueError(
@@ -444,34 +320,6 @@ class FlowTurboScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
         if per_token_timesteps is None:
             x = x.to(model_output.dtype)
         return SchedulerOutput(prev_sample=x) if return_dict else (x,)
-
-    def _next(self, timestep: float | Tensor) -> tuple[int, Plan, Plan]:
-        """The index of the next step, the plan, and the plan that runs; starts a run."""
-        run = self._run
-        if run.plan is None:
-            raise ValueError("step before set_timesteps: no timesteps are set; call that first")
-        found = places(timestep, run.timesteps)
-        index = isinstance(timestep, (int, np.integer))
-        if index or not (floating(timestep) or found):
-            raise ValueError(
-                f"timestep={timestep}: whole numbers are not supported, they look like an index; "
-                "pass one of scheduler.timesteps"
-            )
-        if run.index is None:
-            k = self.index_for_timestep(timestep) if run.begin is None else run.begin
-            run.index, run.running = k, run.plan.restrict(float(run.plan.times[k]))
-            run.rows = rows_from(run.plan, k, run.running)
-        k = run.index
-        if k >= len(run.plan):
-            raise ValueError(f"all {k} steps are done; call set_timesteps for another run")
-        if found and k not in found:
-            raise ValueError(
-                f"timestep={number('timestep', timestep):g} is number {found[0]} of the timesteps, "
-                f"and the next of this run is {k}: none can be left out or done twice; for runs at "
-                "once, give each a copy.copy(scheduler)"
-            )
-        assert run.running is not None
-        return k, run.plan, run.running
 
     def shown(self) -> tuple[float, History] | None:
         """If the next row is a refiner's: its time, and (time, velocity) pairs, oldest first."""

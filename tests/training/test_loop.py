@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import flowturbo as ft
 from flowturbo.models.sit import SiTConfig
-from flowturbo.training import ArrayData, TrainConfig, load_data, loop, train
+from flowturbo.training import ArrayData, TrainConfig, devices, load_data, train
 from flowturbo.training.objectives import draw_times, drop_condition, flow_loss
 
 SCRIPT = """
@@ -33,7 +33,7 @@ train(
     network, data, sys.argv[1],
     TrainConfig(steps=60, batch=8, compile=False, bf16=False, save_every=10, preview_every=0,
                 optimizer=sys.argv[2], warmup=5),
-    report=lambda step, loss: None,
+    report=lambda progress: None,
 )
 """
 
@@ -319,7 +319,7 @@ def test_a_run_killed_while_it_exports_is_exported_when_resumed(tmp_path, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as m:
-        m.setattr("flowturbo.training.loop.save_folder", killed)
+        m.setattr("flowturbo.training.flow.save_folder", killed)
         with pytest.raises(KeyboardInterrupt):
             train(network, data, tmp_path, config)
     train(network, data, tmp_path, config)
@@ -344,8 +344,8 @@ def test_each_seed_and_step_draws_its_own(tmp_path):
 
 @pytest.mark.parametrize("there", [True, False])
 def test_bfloat16_only_where_the_cpu_computes_in_it(monkeypatch, there):
-    monkeypatch.setattr(loop, "has_bf16", lambda: there)
+    monkeypatch.setattr(devices, "has_bf16", lambda: there)
     for asked in (True, False):
-        with loop.autocast(torch.device("cpu"), asked):
+        with devices.autocast(torch.device("cpu"), asked):
             product = torch.eye(2) @ torch.eye(2)
         assert product.dtype == (torch.bfloat16 if there and asked else torch.float32)

@@ -14,15 +14,15 @@ import flowturbo as ft
 from flowturbo.models.model import Model
 from flowturbo.models.sit import SiT, SiTConfig
 from flowturbo.training import (
+    PaperRefinerConfig,
     RefinerConfig,
     TrainConfig,
     mixed_plan,
-    paper_config,
     train,
     train_paper_refiner,
 )
 
-WHOLE = ("steps", "batch", "save_every", "warmup", "preview_every", "seed")
+WHOLE = ("steps", "batch", "accumulate", "save_every", "warmup", "preview_every", "seed")
 REAL = ("lr", "tail", "weight_decay", "ema", "clip", "dropout")
 
 
@@ -40,7 +40,9 @@ def test_numbers_of_training(name, value):
         TrainConfig(**{name: value})
 
 
-@pytest.mark.parametrize("name", ["lr", "clip", "tail", "steps", "batch", "save_every"])
+@pytest.mark.parametrize(
+    "name", ["lr", "clip", "tail", "steps", "batch", "save_every", "accumulate"]
+)
 def test_zero_is_not_taken_for_the_default(name):
     with pytest.raises(ValueError, match=rf"^{name}="):
         TrainConfig(**{name: 0})
@@ -64,7 +66,7 @@ def test_a_misspelled_option_is_told_with_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'steps'"):
         TrainConfig(step=3)
     with pytest.raises(ValueError, match="did you mean 'lr'"):
-        paper_config(lrr=3)
+        PaperRefinerConfig(lrr=3)
     with pytest.raises(ValueError, match=r"train_refiner\(minuts=1\): .* did you mean 'minutes'"):
         ft.train_refiner(gaussian, minuts=1)
 

@@ -11,7 +11,7 @@ import flowturbo as ft
 from flowturbo.models.model import Model
 from flowturbo.models.sit import SiT, SiTConfig
 from flowturbo.refiner import PaperRefiner
-from flowturbo.training import ArrayData, paper_config, train_paper_refiner
+from flowturbo.training import ArrayData, PaperRefinerConfig, train_paper_refiner
 from flowturbo.training.paper_refiner import _Paper
 
 LABELS = {"kind": "class", "labels": ["a", "b", "c"]}
@@ -60,8 +60,9 @@ def test_the_loss_is_the_papers(model, data):
         return model(x, t, cond) + 0.5
 
     teacher.device, teacher.null_condition = model.device, model.null_condition
-    objective = _Paper(None, teacher, data, paper_config(batch=2000), None)
-    loss = objective.loss(refiner, torch.Generator().manual_seed(0), torch.device("cpu"))
+    objective = _Paper(None, teacher, data, PaperRefinerConfig(), None)
+    batch = objective.draw(2000, torch.Generator().manual_seed(0))
+    loss = objective.loss(refiner, batch, torch.device("cpu"))
     assert loss.item() == pytest.approx(0.25)
     assert len(asked) == 2
 
@@ -74,15 +75,16 @@ def test_dt_is_drawn_up_to_the_largest(model, data, largest):
         shown.append(t - history[0][0])
         return x
 
-    objective = _Paper(None, model, data, paper_config(batch=2000), None, largest)
-    objective.loss(refiner, torch.Generator().manual_seed(0), torch.device("cpu"))
+    objective = _Paper(None, model, data, PaperRefinerConfig(), None, largest)
+    batch = objective.draw(2000, torch.Generator().manual_seed(0))
+    objective.loss(refiner, batch, torch.device("cpu"))
     assert shown[0].min() > -1e-6
     assert shown[0].mean() == pytest.approx(largest / 2, rel=0.1)
     assert shown[0].max() == pytest.approx(largest, rel=0.02)
 
 
 def test_a_refiner_of_another_shape_is_trained_and_read_back(model, data, tmp_path):
-    config = paper_config(steps=1, batch=2)
+    config = PaperRefinerConfig(steps=1, batch=2)
     made = train_paper_refiner(model, data, tmp_path, config, depth=3, width=8, dt=0.25)
     assert len(made.network.blocks) == 3
     assert (made.network.config.width, made.network.config.heads) == (8, 1)
@@ -97,13 +99,13 @@ def test_a_refiner_of_another_shape_is_trained_and_read_back(model, data, tmp_pa
 
 
 def test_the_recipe_is_the_papers():
-    config = paper_config()
+    config = PaperRefinerConfig()
     assert (config.steps, config.batch, config.lr, config.dropout) == (30_000, 18, 5e-5, 0.1)
     assert [config.lr_at(s) for s in (0, 10_000, 29_999)] == [5e-5] * 3
 
 
 def test_the_offset_is_learnt_and_written(model, data, tmp_path):
-    config = paper_config(steps=200, batch=32, lr=3e-3, ema=0.98, save_every=200)
+    config = PaperRefinerConfig(steps=200, batch=32, lr=3e-3, ema=0.98, save_every=200)
     refiner = train_paper_refiner(model, data, tmp_path, config)
     x0, cond = ft.noise.draw(range(64), model.shape), torch.arange(64) % 3
     plan = ft.Plan.parse("H4R1")
@@ -120,7 +122,7 @@ def test_the_offset_is_learnt_and_written(model, data, tmp_path):
 
 
 def test_data_of_another_model_are_refused(model, data, tmp_path):
-    config = paper_config(steps=1, batch=2)
+    config = PaperRefinerConfig(steps=1, batch=2)
     for labels in ({"kind": "class", "labels": ["b", "a", "c"]}, None):
         wrong = ArrayData(data.images, data.cond, labels)
         with pytest.raises(ValueError, match="other labels or another tokenizer"):

@@ -23,9 +23,8 @@ from runs import refiner_run, toy_run
 torch.set_num_threads(1)
 what, out, killed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 
-def report(*told):
-    step = told[0] if what == "train" else told[1]
-    if step == killed and told[0] != "trajectories":
+def report(progress):
+    if progress.done == killed and progress.stage != "trajectories":
         os.kill(os.getpid(), signal.SIGKILL)
 
 if what == "train":

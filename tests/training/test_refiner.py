@@ -20,7 +20,8 @@ from flowturbo.models.model import Model
 from flowturbo.models.sit import SiT, SiTConfig
 from flowturbo.path import shifted
 from flowturbo.training import mixed_plan
-from flowturbo.training.trajectories import Starts, draw_trajectories
+from flowturbo.training.initial_states import InitialStateSampler
+from flowturbo.training.trajectories import generate_trajectories
 
 SCRIPT = """
 import json, os, signal, sys, time
@@ -45,7 +46,7 @@ def start(out):
 whole, killed = Path(sys.argv[1]), Path(sys.argv[2])
 assert os.waitpid(start(whole), 0)[1] == 0
 run = killed / "refiner-run"
-for sign in ("trajectories.json", "checkpoints/step-*", "own-states/checkpoints/step-*"):
+for sign in ("trajectories.json", "checkpoints/step-*", "on-policy/checkpoints/step-*"):
     child = start(killed)
     while not list(run.glob(sign)):
         time.sleep(0.001)
@@ -86,28 +87,28 @@ def test_a_finished_run_is_not_done_again(tmp_path):
     assert teacher.calls == 3  # to know it by
     assert again.card == first.card
     assert again.fingerprint == first.fingerprint
-    with pytest.raises(ValueError, match="own-states holds a run with plan"):
+    with pytest.raises(ValueError, match="on-policy holds a run with plan"):
         ft.train_refiner(teacher, **{**options, "plan": "MMRM"}, iterations=2, batch=4, steps=4)
 
 
 TINY = dict(iterations=2, batch=4, steps=4, trajectories=3, width=8)
 
 
-def test_training_beats_extrapolation_and_the_plans_own_states_help():
+def test_training_beats_extrapolation_and_on_policy_states_help():
     noise = ft.noise.draw(range(200), (2,))
-    told = []
+    reports = []
     refiner = ft.train_refiner(
         mixture, kind="conv", guidance=1.0, noise=noise, iterations=300, batch=64, steps=12,
-        lr=5e-3, ema=0.98, plan="MMRMR", report=lambda *what: told.append(what), save_every=300,
+        lr=5e-3, ema=0.98, plan="MMRMR", report=reports.append, save_every=300,
     )  # fmt: skip
     measured = refiner.card["measured"]
     off = measured["mean square, gaps of 1 to 3 steps"]
     assert off["refiner"] < 0.25 * min(off["last velocity"], off["linear extrapolation"])
     rollout = measured["rollout"]
     assert rollout["kept"] == (rollout["after"]["rmse"] < rollout["before"]["rmse"])
-    stages = list(dict.fromkeys(what for what, _, _ in told))
-    assert stages == ["trajectories", "iterations", "on the plan's states"]
-    assert {(done, total) for what, done, total in told if what == "iterations"} >= {(300, 300)}
+    stages = list(dict.fromkeys(p.stage for p in reports))
+    assert stages == ["trajectories", "training", "on-policy training"]
+    assert (300, 300) in {(p.done, p.total) for p in reports if p.stage == "training"}
     plan, x = mixed_plan("MMRMR"), ft.noise.draw(range(900, 964), (2,))
     exact = ft.sample(ft.Plan.rk4(32), mixture, x)
     error = lambda r: (ft.sample(plan, mixture, x, refiner=r) - exact).square().mean()
@@ -148,8 +149,8 @@ def test_one_refiner_for_a_range_of_guidance_written_with_its_card(tmp_path):
 
 def test_trajectories_are_the_guided_models(tmp_path):
     model = _model(classes=3)
-    starts = Starts.of(model, (1.0, 3.0), 7, None, None)
-    drawn = draw_trajectories(model, tmp_path, starts, 5, 6, batch=4)
+    starts = InitialStateSampler.of(model, (1.0, 3.0), 7, None, None)
+    drawn = generate_trajectories(model, tmp_path, starts, 5, 6, batch=4)
     assert drawn.arrays.shape == (6, 5, 2, 1, 4, 4)
     assert drawn.arrays.dtype == np.float16
     x, cond, w = starts.rows(0, 6)
@@ -168,21 +169,23 @@ def test_trajectories_are_the_guided_models(tmp_path):
         rows = {int((w == s).nonzero()) for s in b.guidance}
         assert rows == ({5} if held_out else {0, 1, 2, 3, 4})
     counted = CountCalls(model)
-    again = draw_trajectories(counted, tmp_path, starts, 5, 6, batch=4)
+    again = generate_trajectories(counted, tmp_path, starts, 5, 6, batch=4)
     assert counted.calls == 0
     assert np.array_equal(again.arrays, drawn.arrays)
 
 
 def test_trajectories_of_each_seed_start_at_noise_of_their_own():
     model = _model(classes=3)
-    starts = [Starts.of(model, 1.0, seed, None, None).rows(0, 3)[0] for seed in (0, 1, 256)]
+    starts = [
+        InitialStateSampler.of(model, 1.0, seed, None, None).rows(0, 3)[0] for seed in (0, 1, 256)
+    ]
     assert not torch.equal(starts[0], ft.noise.draw(range(3), model.shape))  # of pictures
     assert len({bytes(x.numpy()) for x in starts}) == 3
 
 
 def test_each_batch_of_trajectories_has_times_of_its_own(tmp_path):
-    starts = Starts.of(gaussian, 1.0, 0, ft.noise.draw(range(6), (3,)), None)
-    drawn = draw_trajectories(gaussian, tmp_path, starts, 8, 6, shift=1.6, jitter=0.3, batch=4)
+    starts = InitialStateSampler.of(gaussian, 1.0, 0, ft.noise.draw(range(6), (3,)), None)
+    drawn = generate_trajectories(gaussian, tmp_path, starts, 8, 6, shift=1.6, jitter=0.3, batch=4)
     assert drawn.times.shape == (6, 8)
     assert torch.equal(drawn.times[0], drawn.times[3])
     assert not torch.equal(drawn.times[0], drawn.times[4])
@@ -194,7 +197,7 @@ def test_each_batch_of_trajectories_has_times_of_its_own(tmp_path):
         x, v = (torch.from_numpy(drawn.arrays[row, :, i]).float() for i in (0, 1))
         told = torch.stack([gaussian(s, t) for s, t in zip(x, drawn.times[row], strict=True)])
         torch.testing.assert_close(v, told, rtol=0.01, atol=0.01)
-    again = draw_trajectories(gaussian, tmp_path, starts, 8, 6, shift=1.6, jitter=0.3, batch=4)
+    again = generate_trajectories(gaussian, tmp_path, starts, 8, 6, shift=1.6, jitter=0.3, batch=4)
     assert torch.equal(again.times, drawn.times)
 
 
@@ -203,7 +206,7 @@ def test_training_calls_no_teacher_and_no_data():
     noise, calls = ft.noise.draw(range(70), (3,)), []
     ft.train_refiner(
         teacher, kind="conv", guidance=1.0, noise=noise, iterations=3, batch=4, steps=6,
-        report=lambda what, done, total: calls.append(teacher.calls),
+        report=lambda progress: calls.append(teacher.calls),
     )  # fmt: skip
     assert set(calls[12:]) == {teacher.calls} == {3 + 2 * 6}
 
@@ -215,7 +218,7 @@ def test_text_models_take_prompts_from_the_caller_or_the_card():
     cond = model.condition(["red", "blue"])
     assert ft.train_refiner(model, cond=cond, **{**TINY, "width": None}).kind == "velocity"
     model.card["condition"]["prompts"] = ["red"]
-    ids = Starts.of(model, 1.0, 0, None, None).rows(0, 4)[1]
+    ids = InitialStateSampler.of(model, 1.0, 0, None, None).rows(0, 4)[1]
     assert torch.equal(ids, model.condition(["red"] * 4))
 
 

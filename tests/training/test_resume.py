@@ -17,7 +17,14 @@ from safetensors.torch import load_file, save_file
 
 import flowturbo as ft
 from flowturbo.files import exclusive
-from flowturbo.training import ArrayData, TrainConfig, train
+from flowturbo.progress import Progress
+from flowturbo.training import (
+    ArrayData,
+    PaperRefinerConfig,
+    TrainConfig,
+    train,
+    train_paper_refiner,
+)
 
 LAST, BEFORE = (f"checkpoints/step-0000000{step}.safetensors" for step in (6, 4))
 REFINER = ("refiner.safetensors", "refiner.json", "refiner-run/refiner.safetensors")
@@ -46,8 +53,8 @@ def refiner(refined, tmp_path) -> Path:
 
 
 def _stop_after(step: int):
-    def report(now: int, loss: float) -> None:
-        if now == step:
+    def report(progress: Progress) -> None:
+        if progress.done == step:
             raise KeyboardInterrupt
 
     return report
@@ -292,8 +299,8 @@ def test_damaged_parts_of_a_refiners_run_are_told_and_made_again(refiner, refine
         ("trajectories.npy", _cut),
         ("trajectories.npy", _empty),
         ("trajectories.json", _cut),
-        ("own-states/finished.json", _cut),
-        ("own-states/checkpoints/step-00000001.safetensors", None),
+        ("on-policy/finished.json", _cut),
+        ("on-policy/checkpoints/step-00000001.safetensors", None),
         ("checkpoints/step-00000004.safetensors", _flip),
     ):
         for wanted in REFINER:
@@ -318,9 +325,9 @@ def test_a_refiners_run_without_minutes_to_be_read_is_refused(tmp_path):
 
 def test_other_data_for_the_papers_refiner_are_refused(whole, tmp_path):
     model, data = ft.load(whole), toy()
-    config = ft.train.paper_config(steps=1, batch=2)
+    config = PaperRefinerConfig(steps=1, batch=2)
     for _ in range(2):
-        ft.train.train_paper_refiner(model, data, tmp_path, config)
+        train_paper_refiner(model, data, tmp_path, config)
     other = ArrayData(data.images.flip(0), data.cond, data.condition)
     with pytest.raises(ValueError, match=r"digest=.*another folder"):
-        ft.train.train_paper_refiner(model, other, tmp_path, config)
+        train_paper_refiner(model, other, tmp_path, config)

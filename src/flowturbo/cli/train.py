@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from tqdm import tqdm
 
+from flowturbo.cli.config import options_of
 from flowturbo.cli.options import check_folder, resolve_device
 from flowturbo.cli.output import say
 from flowturbo.models.codec import Codec, Pixels, latent_codec
 from flowturbo.models.sit import SiTConfig
+from flowturbo.progress import bars
+from flowturbo.training import TrainConfig, as_states, load_data, train
 
 __all__ = ["run"]
 
@@ -21,64 +23,45 @@ def _option(name: str, text: str) -> typer.models.OptionInfo:
     return typer.Option(f"--{name}", help=text)  # type: ignore[no-any-return]
 
 
+@options_of(TrainConfig)
 def run(
-    data: Annotated[Path, _option("data", "An .npz or a folder of images with labels, captions.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder; resumes what is there.")],
-    name: Annotated[str | None, _option("name", "On the card; the folder's by default.")] = None,
-    licence: Annotated[str, _option("licence", "Of the data, for the card.")] = "not stated",
-    size: Annotated[int, _option("size", "Side of the images.")] = 32,
+    data: Annotated[
+        Path, _option("data", "An .npz file, or a folder of images with labels or captions.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Output folder; an existing run in it is resumed.")
+    ],
+    config: TrainConfig,
+    name: Annotated[
+        str | None, _option("name", "Name on the card; by default that of the output folder.")
+    ] = None,
+    licence: Annotated[
+        str, _option("licence", "Licence of the data, for the card.")
+    ] = "not stated",
+    size: Annotated[int, _option("size", "Height and width of the images.")] = 32,
     vae: Annotated[
-        str | None, _option("vae", "Train on latents of this autoencoder: a folder, hf:owner/repo.")
+        str | None,
+        _option("vae", "Train on latents of this autoencoder: a folder, or hf:owner/repo."),
     ] = None,
     patch: Annotated[
-        int | None, _option("patch", "Side of a patch; by default 4, of latents 2.")
+        int | None, _option("patch", "Side of a patch; by default 4, or 2 for latents.")
     ] = None,
-    width: Annotated[int, _option("width", "Channels of a token.")] = 192,
-    depth: Annotated[int, _option("depth", "Blocks.")] = 6,
-    heads: Annotated[int, _option("heads", "Attention heads.")] = 6,
-    steps: Annotated[int, _option("steps", "Optimizer steps in all.")] = 20_000,
-    batch: Annotated[int, _option("batch", "Images a step.")] = 128,
-    lr: Annotated[float, _option("lr", "Peak learning rate.")] = 1e-3,
-    schedule: Annotated[str, _option("schedule", "constant, cosine or trapezoid.")] = "trapezoid",
-    optimizer: Annotated[str, _option("optimizer", "adamw or muon.")] = "adamw",
-    ema: Annotated[float, _option("ema", "Decay of the averaged weights.")] = 0.999,
-    clip: Annotated[float, _option("clip", "Largest norm of the gradient.")] = 1.0,
-    times: Annotated[str, _option("times", "logit-normal or uniform.")] = "logit-normal",
-    dropout: Annotated[float, _option("dropout", "Share of conditions dropped.")] = 0.1,
-    seed: Annotated[int, _option("seed", "Of everything random.")] = 0,
-    bf16: Annotated[bool, typer.Option(help="Run the network in bfloat16.")] = True,
-    compile: Annotated[bool, typer.Option(help="Compile the network.")] = True,
-    save_every: Annotated[int, _option("save-every", "Steps between checkpoints.")] = 500,
-    preview_every: Annotated[
-        int, _option("preview-every", "Steps between preview sheets, 0 for none.")
-    ] = 1000,
+    width: Annotated[int, _option("width", "Width of the network: channels of a token.")] = 192,
+    depth: Annotated[int, _option("depth", "Number of transformer blocks.")] = 6,
+    heads: Annotated[int, _option("heads", "Number of attention heads.")] = 6,
+    tracker: Annotated[
+        list[str] | None,
+        _option("tracker", "Experiment tracker: tensorboard, wandb, ...; repeat for several."),
+    ] = None,
 ) -> None:
-    """Train a SiT, resuming where an interrupted run stopped.
+    """Train a SiT, or resume an interrupted run.
 
     Example: flowturbo train --data photos/ --out runs/photos --size 32 --steps 20000
     """
-    from flowturbo.training import TrainConfig, as_states, load_data, train
-
     check_folder(out)
-    config = TrainConfig(
-        steps=steps,
-        batch=batch,
-        lr=lr,
-        schedule=schedule,  # type: ignore[arg-type]
-        optimizer=optimizer,  # type: ignore[arg-type]
-        ema=ema,
-        clip=clip,
-        times=times,  # type: ignore[arg-type]
-        dropout=dropout,
-        seed=seed,
-        bf16=bf16,
-        compile=compile,
-        save_every=save_every,
-        preview_every=preview_every,
-    )
     if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(data)):
         raise ValueError(
-            f"--out {out}: in the data, which its pictures would become part of; choose another"
+            f"--out {out}: in the data, which its images would become part of; choose another"
         )
     codec: Codec = Pixels()
     if vae is not None:
@@ -105,11 +88,6 @@ def run(
         "data": {"name": data.name, "images": len(images), "licence": licence},
         "defaults": {"guidance": 2.0 if condition else 1.0, "plan": "AB2:12@1.6"},
     }
-    with tqdm(total=steps, desc="training", disable=None) as bar:
-
-        def report(step: int, loss: float) -> None:
-            bar.update(step - bar.n)
-            bar.set_postfix(loss=f"{loss:.4f}")
-
-        train(architecture, states, out, config, card=card, report=report)
-    say(f"{steps} steps, {len(images)} images -> {out}")
+    with bars() as report:
+        train(architecture, states, out, config, card=card, trackers=tracker or (), report=report)
+    say(f"{config.steps} steps, {len(images)} images -> {out}")

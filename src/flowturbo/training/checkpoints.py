@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +89,7 @@ def restore(
         for part, module in modules.items():
             module.load_state_dict(under(part))
         for i, optimizer in enumerate(optimizers):
-            state: dict[int, dict[str, Any]] = {}
+            state: dict[int, dict[str, Tensor]] = {}
             for name, value in under(f"optimizer {i}").items():
                 n, _, key = name.partition("/")
                 state.setdefault(int(n), {})[key] = value

@@ -1,140 +1,32 @@
-"""Training data: arrays in ``.npz`` files and folders of images, kept in memory as 8 bits.
+"""Reading training data: arrays in ``.npz`` files and folders of images.
 
-Nothing is left out without a word: ``ArrayData.describe`` says what was read and what was not.
-
-Whatever has ``shape``, ``batch(n, generator)``, ``examples(n)`` and ``condition`` can be trained
-on; batches are drawn with replacement from the generator given, so step ``s`` of a run sees the
-same images however often the run was interrupted.
+Nothing is left out silently: ``ArrayData.describe`` says what was read and what was not.
 """
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Protocol
 from unicodedata import normalize
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flowturbo.digests import hexdigest
 from flowturbo.files import printable
 from flowturbo.images import read_image
 from flowturbo.models.tokenizer import MAX_CHARACTERS, Tokenizer, build_vocabulary, short
+from flowturbo.training.dataset import ArrayData, counted, some
 from flowturbo.training.folder import Caption, Folder, read_captions, scan
 from flowturbo.training.npz import check_memory, read_arrays
+from flowturbo.types import JsonObject
 
-__all__ = ["ArrayData", "Data", "is_npz", "load_data", "load_images"]
+__all__ = ["is_npz", "load_data", "load_images"]
 
 MOST_LABELS = 1_000_000  # each has a name on the card and a vector in the network
 MOST_TOKENS = 128  # in a caption
-
-
-class Data(Protocol):
-    """What the training loop needs of a data set.
-
-    It may also have ``digest() -> str``, a name for its content: a run is then not resumed with
-    other data of the same shape.
-    """
-
-    condition: dict[str, Any] | None
-    """The "condition" entry of the model's card, or None for an unconditional model."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image."""
-        ...
-
-    def batch(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """``n`` images (n, C, H, W) in [-1, 1] and their conditions, drawn by ``generator``."""
-        ...
-
-    def examples(self, n: int) -> Tensor | None:
-        """Conditions of ``n`` images for previews."""
-        ...
-
-
-class ArrayData:
-    """Images (N, C, H, W) uint8 with a condition for each: class indices (N,), token ids (N, L).
-
-    Attributes:
-        source: of the captions, such as "metadata.csv".
-        left_out: names of what was found beside the data and is not in them.
-    """
-
-    def __init__(
-        self,
-        images: Tensor,
-        cond: Tensor | None = None,
-        condition: dict[str, Any] | None = None,
-        *,
-        source: str = "",
-        left_out: Sequence[str] = (),
-    ) -> None:
-        if images.ndim != 4 or images.dtype != torch.uint8 or not images.numel():
-            raise ValueError(
-                f"images: {tuple(images.shape)} {images.dtype}, want (N, C, H, W) uint8"
-            )
-        if cond is not None and len(cond) != len(images):
-            raise ValueError(f"{len(images)} images but {len(cond)} conditions")
-        if condition is not None and condition.get("kind") == "class":
-            classes = len(condition["labels"])
-            if cond is None or cond.ndim != 1 or cond.is_floating_point() or cond.is_complex():
-                raise ValueError(f"cond: must be the indices ({len(images)},) of classes")
-            if cond.min() < 0 or cond.max() >= classes:
-                raise ValueError(f"cond: from {cond.min()} to {cond.max()}, of {classes} classes")
-        self.images, self.cond, self.condition = images, cond, condition
-        self.source, self.left_out = source, tuple(left_out)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image."""
-        return tuple(self.images.shape[1:])  # type: ignore[return-value]
-
-    def batch(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """``n`` images in [-1, 1] and their conditions, drawn with replacement."""
-        rows = torch.randint(len(self), (n,), generator=generator)
-        x = self.images[rows].float() / 127.5 - 1
-        return x, None if self.cond is None else self.cond[rows]
-
-    def examples(self, n: int) -> Tensor | None:
-        """Conditions for previews: classes in order, or evenly spaced captions."""
-        if self.cond is None:
-            return None
-        if self.cond.ndim == 1:
-            return torch.arange(n) % (int(self.cond.max()) + 1)
-        return self.cond[torch.linspace(0, len(self) - 1, n).long()]
-
-    def describe(self) -> str:
-        """A line on what is trained on: ``"4 images, 2 classes: cat, dog"``."""
-        condition = self.condition or {}
-        text = _counted(len(self), "image")
-        if condition.get("kind") == "class" and self.cond is not None:
-            labels = condition["labels"]
-            text += f", {_counted(len(labels), 'class', 'es')}: {_some(labels, 12)}"
-            empty = len(labels) - len(self.cond.unique())
-            text += f" ({empty} of them without images)" * (empty > 0)
-        elif self.cond is not None:
-            text += " with captions" + f" ({self.source})" * bool(self.source)
-        else:
-            text += ", no captions or labels"
-        return text + (f"; left out: {_some(self.left_out, 6)}" if self.left_out else "")
-
-    def digest(self) -> str:
-        """16 hexadecimal digits that name the images, their conditions and what these mean."""
-        parts: list[Any] = [json.dumps(self.condition, sort_keys=True)]
-        for x in (self.images, self.cond):
-            if x is not None:
-                parts.append(f"{x.dtype} {tuple(x.shape)}")
-                parts.append(x.detach().cpu().contiguous().numpy().data)
-        return hexdigest(*parts)
 
 
 def load_data(path: str | Path, size: int, tokenizer: Tokenizer | None = None) -> ArrayData:
@@ -160,14 +52,12 @@ def load_data(path: str | Path, size: int, tokenizer: Tokenizer | None = None) -
     folder = scan(path)
     captions = read_captions(folder)
     labels, index = ([], None) if captions else _labels(folder)
-    found: dict[str, Any] = {"left_out": folder.left_out}
+    condition: JsonObject | None = {"kind": "class", "labels": labels} if labels else None
     if captions:
-        tokenizer, ids = _encoded(captions, tokenizer)
+        tokenizer, index = _encoded(captions, tokenizer)
         condition = {"kind": "text", "tokenizer": tokenizer.to_json()}
-        found |= {"cond": ids, "condition": condition, "source": _source(folder)}
-    elif labels:
-        found |= {"cond": index, "condition": {"kind": "class", "labels": labels}}
-    return ArrayData(_read(folder, height, width), **found)
+    images, source = _read(folder, height, width), _source(folder) if captions else ""
+    return ArrayData(images, index, condition, source=source, left_out=folder.left_out)
 
 
 def load_images(path: str | Path, size: int | tuple[int, int]) -> Tensor:
@@ -189,7 +79,7 @@ def load_images(path: str | Path, size: int | tuple[int, int]) -> Tensor:
         folder = scan(path)
         data = ArrayData(_read(folder, height, width), left_out=folder.left_out)
     if data.left_out:
-        warnings.warn(f"{path}: left out: {_some(data.left_out, 6)}", stacklevel=2)
+        warnings.warn(f"{path}: left out: {some(data.left_out, 6)}", stacklevel=2)
     return data.images
 
 
@@ -209,7 +99,7 @@ def _load_npz(path: Path, height: int, width: int) -> ArrayData:
     arrays, others = read_arrays(path, ("images", "labels"))
     images = arrays.get("images")
     if images is None or images.dtype != np.uint8 or images.ndim not in (3, 4) or not len(images):
-        held = _some(others, 6) if images is None else f"'images' {images.shape} {images.dtype}"
+        held = some(others, 6) if images is None else f"'images' {images.shape} {images.dtype}"
         raise ValueError(f"{path}: needs 'images' (N, H, W) or (N, H, W, C) uint8; holds {held}")
     images = images[..., None] if images.ndim == 3 else images
     if images.shape[-1] not in (1, 3):
@@ -257,7 +147,7 @@ def _read(folder: Folder, height: int, width: int) -> Tensor:
 
 
 def _check_fit(path: Path, n: int, channels: int, height: int, width: int) -> None:
-    what = f"data {str(path)!r}: {_counted(n, 'image')} of {height} x {width}"
+    what = f"data {str(path)!r}: {counted(n, 'image')} of {height} x {width}"
     check_memory(n * channels * height * width, what)
 
 
@@ -314,12 +204,3 @@ def _encoded(captions: Sequence[Caption], known: Tokenizer | None) -> tuple[Toke
     if not known:
         tokenizer = Tokenizer(tokenizer.vocabulary, max(16, max(map(len, ids))))
     return tokenizer, tokenizer.encode(texts)
-
-
-def _counted(n: int, noun: str, plural: str = "s") -> str:
-    return f"{n} {noun}{plural * (n != 1)}"
-
-
-def _some(names: Sequence[str], most: int) -> str:
-    more = f", ... ({len(names)} in all)" if len(names) > most else ""
-    return ", ".join(map(printable, names[:most])) + more

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from posixpath import join, normpath
-from typing import Any
 
 from flowturbo.images import is_image
 from flowturbo.models.tokenizer import short
+from flowturbo.types import JsonObject
 
 __all__ = ["Caption", "Folder", "read_captions", "scan"]
 
@@ -217,7 +217,7 @@ def _by_picture(folder: Folder) -> dict[str, Caption]:
     return found
 
 
-def _rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(table: Path) -> Iterator[tuple[str, JsonObject]]:
     """The lines of a table, and where they stand."""
     try:
         text = table.read_text("utf-8-sig")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -15,7 +14,7 @@ from flowturbo.digests import hexdigest
 from flowturbo.files import check_room
 from flowturbo.models.codec import Codec, Pixels
 from flowturbo.stores import read_tensors, write_tensors
-from flowturbo.training.data import ArrayData
+from flowturbo.training.dataset import ArrayData
 
 __all__ = ["LatentData", "as_states"]
 
@@ -105,7 +104,7 @@ class LatentData:
             return torch.cat([part for part in parts if part is not None])
 
     @torch.no_grad()
-    def _encode(self, images: Tensor, bar: Any) -> Tensor:
+    def _encode(self, images: Tensor, bar: tqdm) -> Tensor:
         made, device = [], self._device
         with _precise(device.type), _precise("cpu"):
             for part in images.split(64):

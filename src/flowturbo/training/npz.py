@@ -8,17 +8,18 @@ from collections.abc import Collection
 from contextlib import suppress
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 from numpy.lib import format as npy
+from numpy.typing import NDArray
 
-__all__ = ["check_memory", "read_arrays"]
+__all__ = ["Array", "check_memory", "read_arrays"]
+
+Array: TypeAlias = NDArray[np.generic]
 
 
-def read_arrays(
-    path: Path, names: Collection[str]
-) -> tuple[dict[str, np.ndarray[Any, Any]], list[str]]:
+def read_arrays(path: Path, names: Collection[str]) -> tuple[dict[str, Array], list[str]]:
     """The arrays of these ``names`` in an ``.npz`` file, and the names of all others in it.
 
     Raises:
@@ -48,7 +49,7 @@ def check_memory(needed: int, what: str) -> None:
             )
 
 
-def _array(file: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> np.ndarray[Any, Any]:
+def _array(file: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> Array:
     with file.open(entry) as raw:
         old = npy.read_magic(raw) == (1, 0)
         shape, _, dtype = (npy.read_array_header_1_0 if old else npy.read_array_header_2_0)(raw)

@@ -1,15 +1,15 @@
-"""The states a plan visits when it runs with its refiner, and how far off it ends.
+"""On-policy states: those a plan visits when it runs with its refiner, labelled by the teacher.
 
 A refiner learns from teacher trajectories, but runs where its own errors took the state and with
-its own velocities in the history. Here the teacher says what would have been right there: it is
-called once a collected state, and not at all in the training that follows.
+its own velocities in the history. Here the teacher gives the right velocity at those states, as in
+DAgger (Ross et al. 2011, arXiv 1011.0686): it is called once per collected state, and not at all in
+the training that follows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +20,12 @@ from flowturbo.plan import Plan
 from flowturbo.refiner.binding import History
 from flowturbo.refiner.history import VelocityRefiner
 from flowturbo.sampling import sample
-from flowturbo.training.loop import autocast
-from flowturbo.training.trajectories import Batch, Starts
+from flowturbo.training.devices import autocast
+from flowturbo.training.initial_states import InitialStateSampler
+from flowturbo.training.trajectories import Batch
+from flowturbo.types import Condition
 
-__all__ = ["OwnStates", "collect", "mixed_plan", "rollout_error"]
+__all__ = ["OnPolicyStates", "collect", "mixed_plan", "rollout_error"]
 
 
 def mixed_plan(pattern: str, shift: float = 1.6) -> Plan:
@@ -42,8 +44,8 @@ def mixed_plan(pattern: str, shift: float = 1.6) -> Plan:
     return replace(plan, evaluators=names, name=f"{letters}@{shift:g}")
 
 
-class OwnStates:
-    """Batches put together, to draw from."""
+class OnPolicyStates:
+    """Collected states, to draw batches from."""
 
     def __init__(self, batches: Sequence[Batch]) -> None:
         self.all = batches[0].map(lambda *parts: torch.cat(parts), *batches[1:])
@@ -59,32 +61,32 @@ def collect(
     refiner: VelocityRefiner,
     model: Field,
     plan: Plan,
-    starts: Starts,
+    initial: InitialStateSampler,
     rows: range,
     *,
     batch: int = 64,
     bf16: bool = False,
-) -> OwnStates:
-    """What ``refiner`` is asked as ``plan`` runs from ``rows`` of ``starts``, with the answers."""
+) -> OnPolicyStates:
+    """States at which ``plan`` calls ``refiner``, from ``rows`` of ``initial``, with velocities."""
     batches: list[Batch] = []
     for first in range(rows.start, rows.stop, batch):
-        x0, cond, scales = starts.rows(first, min(first + batch, rows.stop))
-        asked = _Asked(refiner, starts.guided(model, scales), scales)
+        x0, cond, scales = initial.rows(first, min(first + batch, rows.stop))
+        recorder = _Recorder(refiner, initial.guided(model, scales), scales)
         with autocast(x0.device, bf16):
-            sample(plan, starts.guided(model, scales), x0, cond, refiner=asked)
-        batches += asked.batches
-    return OwnStates(batches)
+            sample(plan, initial.guided(model, scales), x0, cond, refiner=recorder)
+        batches += recorder.batches
+    return OnPolicyStates(batches)
 
 
-class _Asked:
-    """A refiner that keeps what it was asked and what the teacher answers."""
+class _Recorder:
+    """A refiner that keeps its inputs and the velocities of the teacher."""
 
     def __init__(self, refiner: VelocityRefiner, teacher: Field, scales: Tensor) -> None:
         self.refiner, self.teacher, self.scales = refiner, teacher, scales
         self.distinct_times = refiner.distinct_times
         self.batches: list[Batch] = []
 
-    def __call__(self, x: Tensor, t: Any, cond: Any, history: History) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, cond: Condition, history: History) -> Tensor:
         times = dict(history)
         if t.item() not in times:  # at that time itself there is nothing to learn
             t_b, t_a, now = (torch.full_like(self.scales, s) for s in [*times, t.item()][-3:])
@@ -95,12 +97,12 @@ class _Asked:
 
 
 def rollout_error(
-    refiner: VelocityRefiner, plan: Plan, teacher: Field, x0: Tensor, cond: Any, exact: Tensor
+    refiner: VelocityRefiner, plan: Plan, teacher: Field, x0: Tensor, cond: Condition, exact: Tensor
 ) -> dict[str, float]:
     """Distance of the final states of ``plan`` to the ``exact`` ones.
 
     Returns:
-        "rmse", the root mean square over all numbers, and "median" of the images' own.
+        "rmse", the root mean square over all numbers, and "median" over the errors of the images.
     """
     off = (sample(plan, teacher, x0, cond, refiner=refiner) - exact).flatten(1).square().mean(1)
     return {"rmse": float(off.mean().sqrt()), "median": float(off.sqrt().median())}

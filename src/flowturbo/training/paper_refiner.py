@@ -12,64 +12,82 @@ image has a ``dt`` of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
 from flowturbo import checks, noise
-from flowturbo.checks import number, shown, whole
+from flowturbo.checks import known_keywords, number, shown, whole
+from flowturbo.config import configured
 from flowturbo.models.model import Model
 from flowturbo.path import interpolate
+from flowturbo.progress import Report
 from flowturbo.provenance import identity
 from flowturbo.refiner.checkpoint import load_refiner, save_refiner
 from flowturbo.refiner.paper import PaperRefiner
-from flowturbo.training.data import Data
-from flowturbo.training.loop import TrainConfig, check_data, identified, run
+from flowturbo.training.config import TrainConfig
+from flowturbo.training.dataset import Data, check_data, identified
+from flowturbo.training.loop import run
 from flowturbo.training.objectives import drop_condition
-from flowturbo.training.processes import Processes
+from flowturbo.training.processes import Processes, Tracker
+from flowturbo.types import JsonObject
 
-__all__ = ["paper_config", "train_paper_refiner"]
+__all__ = ["PaperRefinerConfig", "train_paper_refiner"]
 
 LARGEST = 0.12  # dt of the paper
 
 
-def paper_config(**changes: Any) -> TrainConfig:
-    """How the paper trains, but for ``changes``: AdamW at 5e-5, batches of 18, 30,000 steps."""
-    made = dict(steps=30_000, batch=18, lr=5e-5, warmup=0, schedule="constant", weight_decay=0.0)
-    rest = dict(ema=0.9999, clip=1e9, dropout=0.1, bf16=False, compile=False, preview_every=0)
-    return TrainConfig(**{**made, **rest, **changes})
+@known_keywords
+@dataclass(frozen=True, kw_only=True)
+class PaperRefinerConfig(TrainConfig):
+    """A `TrainConfig` with the paper's settings: AdamW at 5e-5, batches of 18, 30,000 steps."""
+
+    steps: int = 30_000
+    batch: int = 18
+    lr: float = 5e-5
+    warmup: int = 0
+    schedule: Literal["constant", "cosine", "trapezoid"] = "constant"
+    weight_decay: float = 0.0
+    ema: float = 0.9999
+    clip: float = 1e9
+    bf16: bool = False
+    compile: bool = False
+    preview_every: int = 0
 
 
-@checks.known_keywords
+@configured(PaperRefinerConfig)
 def train_paper_refiner(
     model: Model,
     data: Data,
     folder: str | Path,
-    config: TrainConfig | None = None,
+    config: PaperRefinerConfig,
     *,
     block: int = -1,
     depth: int = 1,
     width: int | None = None,
     dt: float = LARGEST,
-    report: Callable[[int, float], None] | None = None,
+    trackers: Sequence[Tracker] = (),
+    report: Report | None = None,
 ) -> PaperRefiner:
     """Train a `PaperRefiner` for ``model`` on ``data``, resuming what is in ``folder``.
+
+    The fields of `PaperRefinerConfig` are keywords too.
 
     Args:
         model: the teacher, a SiT.
         data: what it was trained on, with its labels or its tokenizer.
         folder: gets ``refiner.safetensors`` and ``refiner.json``, the state of the run is in
             ``refiner-run``; it may be the model's.
-        config: how; `paper_config` by default.
-        block: of the SiT to start from, by default the last.
-        depth: blocks of the refiner.
-        width: of the refiner, by default the model's.
+        config: how to train.
+        block: index of the SiT block to start from, by default the last.
+        depth: number of blocks of the refiner.
+        width: width of the refiner, by default the model's.
         dt: the largest step between the two times, above 0 and at most 1.
-        report: called with (step, loss) at each line of the log.
+        trackers, report: as of `flowturbo.training.train`.
 
     Raises:
         ValueError: if the data are not for the model, ``folder`` is in use or holds another run,
@@ -77,13 +95,10 @@ def train_paper_refiner(
         OSError: if the disk is full; the last whole checkpoint stays.
         ImportError: if accelerate is missing: ``pip install 'flowturbo[train]'``.
     """
-    config = paper_config() if config is None else config
-    if not isinstance(config, TrainConfig):
-        raise ValueError(f"config={shown(config)}: must be a TrainConfig; paper_config() makes one")
     if not isinstance(model, Model):
         raise ValueError(f"model={shown(model)}: must be a model of flowturbo.load")
     if report is not None:
-        checks.function("report", report, "step, loss")
+        checks.function("report", report, "progress")
     dt = number("dt", dt, above=0, most=1)
     out = checks.path("folder", folder)
     block, depth = whole("block", block), whole("depth", depth, 1)
@@ -104,14 +119,14 @@ def train_paper_refiner(
     cond = None if cond is None else cond.to(model.device)
     made = {
         "refiner": {"kind": "paper", **shape, "model": model.fingerprint},
-        "training": asdict(config),
+        "training": config.to_dict(),
         "field": {"identity": identity(model, x, cond)},
         "data": identified(data),
     }
-    processes, folder = Processes(), out / "refiner-run"
-    with processes.exclusive(folder):
+    processes, folder = Processes(trackers, out), out / "refiner-run"
+    with processes.exclusive(folder), processes.tracking(config.to_dict()):
         run(objective, folder, config, made, processes, report)
-    return load_refiner(out, device=model.device)  # type: ignore[return-value]
+    return cast(PaperRefiner, load_refiner(out, device=model.device))
 
 
 class _Paper:
@@ -127,8 +142,10 @@ class _Paper:
         self.network, self.model, self.data = network, model, data
         self.config, self.out, self.largest = config, out, largest
 
-    def loss(self, forward: Any, generator: torch.Generator, device: torch.device) -> Tensor:
-        n, home = self.config.batch, self.model.device
+    def draw(
+        self, n: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        """States at ``t``, ``t``, ``dt``, conditions, and the same with some of them dropped."""
         x1, cond = self.data.batch(n, generator)
         x0, u = torch.randn(x1.shape, generator=generator), torch.rand(2, n, generator=generator)
         dt = self.largest * (1 - u[0])
@@ -136,27 +153,35 @@ class _Paper:
         kept = cond
         if cond is not None:
             null = self.model.null_condition(cond)
-            kept = drop_condition(cond, null, self.config.dropout, generator).to(home)
-            cond = cond.to(home)
-        x, t, dt = interpolate(x0, x1, t).to(home), t.to(home), dt.to(home)
+            kept = drop_condition(cond, null, self.config.dropout, generator)
+        return interpolate(x0, x1, t), t, dt, cond, kept
+
+    def loss(
+        self,
+        forward: Callable[..., Tensor],
+        batch: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None],
+        device: torch.device,
+    ) -> Tensor:
+        home = self.model.device
+        x, t, dt = (a.to(home) for a in batch[:3])
+        cond, kept = (None if c is None else c.to(home) for c in batch[3:])
         with torch.no_grad():
             v = self.model(x, t, cond)
             x = x + dt.reshape(-1, 1, 1, 1) * v
-            wanted = self.model(x, t + dt, kept).to(device)
-        t, v = t.to(device), v.to(device)
+            target = self.model(x, t + dt, kept).to(device)
+        x, t, dt, v = (a.to(device) for a in (x, t, dt, v))
         kept = None if kept is None else kept.to(device)
-        new = forward(x.to(device), t + dt.to(device), kept, [(t, v)])
-        return (new - wanted).square().mean()
+        return (forward(x, t + dt, kept, [(t, v)]) - target).square().mean()
 
-    def export(self, network: Any, training: dict[str, Any]) -> None:
+    def export(self, network: PaperRefiner, training: JsonObject) -> None:
         network.card = {"training": {**training, "dt": self.largest}}
         save_refiner(self.out, network, self.model)
 
-    def preview(self, network: Any, step: int) -> None:
+    def preview(self, network: PaperRefiner, step: int) -> None:
         pass
 
 
-def _same(data: dict[str, Any] | None, model: dict[str, Any] | None) -> bool:
+def _same(data: JsonObject | None, model: JsonObject | None) -> bool:
     """Whether conditions of the data mean the same to the model; its last labels may be unused."""
     if not data or not model or data["kind"] != model["kind"]:
         return not data and not model

@@ -8,25 +8,38 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, Union, cast
 
 import torch
 from torch import nn
 
+from flowturbo.checks import shown
 from flowturbo.files import claim, exclusive
+from flowturbo.types import JsonObject
 
-__all__ = ["FORMAT", "Processes"]
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
+
+__all__ = ["FORMAT", "Processes", "Tracker"]
 
 FORMAT = 2  # of the folder of a run, and of how what it holds is computed
 
+PROJECT = "flowturbo"  # that trackers file runs under
+
 T = TypeVar("T")
+Tracker: TypeAlias = Union[str, "GeneralTracker"]
+"""The name of an experiment tracker of accelerate, or one."""
 
 
 class Processes:
     """This process among those of the run.
+
+    Args:
+        trackers: experiment trackers, by name ("tensorboard", "wandb") or as accelerate's class.
+        out: folder for those that write files.
 
     Attributes:
         device: where this one computes.
@@ -35,17 +48,22 @@ class Processes:
 
     Raises:
         ImportError: if accelerate is missing.
-        ValueError: if they do not work together, or accelerate is to split the network.
+        ValueError: if they do not work together, accelerate is to split the network, or a tracker
+            is unknown or not installed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, trackers: Sequence[Tracker] = (), out: Path | None = None) -> None:
         try:
             from accelerate import Accelerator
         except ImportError as e:
             raise ImportError("training needs accelerate: pip install 'flowturbo[train]'") from e
         started = int(os.environ.get("WORLD_SIZE", "1"))
         alone = started > 1 and not torch.accelerator.is_available()  # accelerate needs to be told
-        self._accelerator = Accelerator(cpu=alone, mixed_precision="no")  # of which a run decides
+        log_with = _checked_trackers(trackers)
+        self._accelerator = Accelerator(  # a run decides on the precision
+            cpu=alone, mixed_precision="no", log_with=log_with, project_dir=out
+        )
+        self.tracked = bool(log_with)
         self.device: torch.device = self._accelerator.device
         self.index: int = self._accelerator.process_index
         self.count: int = self._accelerator.num_processes
@@ -63,22 +81,23 @@ class Processes:
 
     def first(self, do: Callable[[], T]) -> T:
         """What ``do`` returns, or raises, in the first process; the others do nothing."""
-        outcome: list[Any] = [None, None]
+        result: T | None = None
+        error: Exception | None = None
         if self.index == 0:
             try:
-                outcome[0] = do()
+                result = do()
             except Exception as e:
                 if self.count == 1:
                     raise
                 known = isinstance(e, (ValueError, OSError, ImportError))
-                outcome[1] = e if known else RuntimeError(f"{type(e).__name__}: {e}")
+                error = e if known else RuntimeError(f"{type(e).__name__}: {e}")
         if self.count > 1:
             from accelerate.utils import broadcast_object_list
 
-            broadcast_object_list(outcome)
-        if outcome[1] is not None:
-            raise outcome[1]
-        return outcome[0]  # type: ignore[no-any-return]
+            result, error = broadcast_object_list([result, error])
+        if error is not None:
+            raise error
+        return cast(T, result)
 
     def in_turn(self, do: Callable[[], T]) -> T:
         """What ``do`` returns here; the first process does it before the others."""
@@ -93,7 +112,24 @@ class Processes:
             self.first(lambda: held.enter_context(exclusive(folder)))
             yield
 
-    def claim(self, path: Path, made: dict[str, dict[str, Any]]) -> str:
+    @contextmanager
+    def tracking(self, config: JsonObject) -> Iterator[None]:
+        """Start the trackers of a run with this configuration, and finish them at the end."""
+        if self.tracked:
+            self._accelerator.init_trackers(PROJECT, config)
+        try:
+            yield
+        finally:
+            if self.tracked and self.index == 0:
+                for tracker in self._accelerator.trackers:
+                    tracker.finish()
+
+    def track(self, values: Mapping[str, float], step: int) -> None:
+        """Log values of a step with the trackers; the first process does."""
+        if self.tracked:
+            self._accelerator.log(dict(values), step=step)
+
+    def claim(self, path: Path, made: dict[str, JsonObject]) -> str:
         """Write to ``path`` what a run is made of, and how many processes it has.
 
         Returns:
@@ -106,6 +142,27 @@ class Processes:
         self.first(lambda: claim(path, made))
         return json.dumps(made, sort_keys=True)
 
-    def parallel(self, network: nn.Module) -> Any:
+    def parallel(self, network: nn.Module) -> nn.Module:
         """``network`` on the device, to be called in its place: it averages gradients."""
-        return self._accelerator.prepare_model(network)
+        return cast(nn.Module, self._accelerator.prepare_model(network))
+
+    def synchronized(self, network: nn.Module, now: bool) -> AbstractContextManager[object]:
+        """Where ``network``, of `parallel`, averages gradients if ``now``, else adds them up."""
+        return nullcontext() if now else self._accelerator.no_sync(network)
+
+
+def _checked_trackers(trackers: Sequence[Tracker]) -> list[Tracker]:
+    """``trackers``, where accelerate knows them and they are installed."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+
+    known = [str(name) for name in LOGGER_TYPE_TO_CLASS]
+    there = [str(name) for name in get_available_trackers()]
+    if isinstance(trackers, str):
+        raise ValueError(f"trackers={trackers!r}: must be a list, such as [{trackers!r}]")
+    for tracker in trackers:
+        if isinstance(tracker, GeneralTracker) or tracker in there:
+            continue
+        if tracker in known:
+            raise ValueError(f"trackers={shown(tracker)}: not installed; pip install {tracker}")
+        raise ValueError(f"trackers={shown(tracker)}: must be of {', '.join(known)}")
+    return list(trackers)

@@ -113,7 +113,7 @@ def test_damaged_latents_are_told_and_made_again(codec, tmp_path, damage):
 def test_the_model_draws_pictures_of_what_it_was_trained_on(codec, tmp_path):
     data = LatentData(images(), codec, tmp_path / "run" / "latents")
     network = SiTConfig(size=4, channels=4, patch=2, width=16, depth=1, heads=2, classes=2)
-    out = train(network, data, tmp_path / "run", QUICK, report=lambda step, loss: None)
+    out = train(network, data, tmp_path / "run", QUICK, report=lambda progress: None)
     model = ft.load(out)
     assert model.card["codec"] == codec.entry
     assert model.codec.fingerprint == codec.fingerprint
@@ -129,7 +129,7 @@ def test_an_autoencoder_of_our_own_goes_with_the_model(tmp_path):
     codec = Latents("own", {**entry, "config": own.config.model_dump()}, own.eval())
     data = LatentData(images(), codec, tmp_path / "cache")
     network = SiTConfig(size=4, channels=2, patch=2, width=16, depth=1, heads=2, classes=2)
-    out = train(network, data, tmp_path / "run", QUICK, report=lambda step, loss: None)
+    out = train(network, data, tmp_path / "run", QUICK, report=lambda progress: None)
     moved = ft.load(out.rename(tmp_path / "moved"))
     z = torch.randn(1, 2, 4, 4)
     with torch.no_grad():

@@ -31,7 +31,8 @@ class TrainConfig:
         schedule: learning rate after the warm-up: constant, cosine decay to 0, or trapezoid, which
             is constant and decays linearly to 0 over the last ``tail`` of the steps.
         tail: fraction of the steps in which the trapezoid schedule decays, in (0, 1].
-        optimizer: optimizer: adamw, or muon for the weight matrices of the blocks and AdamW for the rest.
+        optimizer: optimizer, adamw or muon; muon is for the weight matrices of the blocks, with
+            AdamW for the rest.
         weight_decay: weight decay of the optimizer.
         ema: decay of the exponential moving average of the weights, which is what is exported; it
             is ramped up to this value.

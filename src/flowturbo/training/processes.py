@@ -61,7 +61,7 @@ class Processes:
         alone = started > 1 and not torch.accelerator.is_available()  # accelerate needs to be told
         log_with = _checked_trackers(trackers)
         self._accelerator = Accelerator(  # a run decides on the precision
-            cpu=alone, mixed_precision="no", log_with=log_with, project_dir=out
+            cpu=alone, mixed_precision="no", log_with=log_with or None, project_dir=out
         )
         self.tracked = bool(log_with)
         self.device: torch.device = self._accelerator.device

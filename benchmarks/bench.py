@@ -32,7 +32,7 @@ from flowturbo.evaluate.real import load_real
 from flowturbo.files import atomic_write
 from flowturbo.models.tokenizer import Tokenizer
 from flowturbo.refiner.checkpoint import REFINER_WEIGHTS
-from flowturbo.training import TrainConfig, load_data, paper_config, train_paper_refiner
+from flowturbo.training import PaperRefinerConfig, load_data, train_paper_refiner
 
 OWN = "ours"  # the name of our refiner among the paper's
 FEATURES: Any = "effnet"  # what `flowturbo.evaluate` sees pictures with
@@ -146,7 +146,7 @@ class Bench:
             folder = self.folder / "refiners" / name
             if self.data is not None:
                 print(f"training {folder}, or going on", flush=True)
-                tell = lambda step, loss: print(f"{name}: {step}, loss {loss:.5f}", flush=True)
+                tell = lambda progress: print(f"{name}: {progress}", flush=True)
                 made = train_paper_refiner(
                     self.model, self.data, folder, self.training, report=tell, **changes
                 )
@@ -165,11 +165,11 @@ class Bench:
         return made
 
     @property
-    def training(self) -> TrainConfig:
+    def training(self) -> PaperRefinerConfig:
         """The paper's, for classes or for text."""
         text = dict(steps=10_000, batch=16, lr=2e-5, clip=0.01) if self.record["text"] else {}
         given = {"steps": self.options.iterations} if self.options.iterations else {}
-        return paper_config(**{**text, **given, "bf16": self.options.bf16})
+        return PaperRefinerConfig(**{**text, **given, "bf16": self.options.bf16})
 
     @cached_property
     def data(self) -> Any:

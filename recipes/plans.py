@@ -31,6 +31,7 @@ import flowturbo as ft
 from flowturbo.files import atomic_write
 from flowturbo.models.checkpoint import CARD
 from flowturbo.models.zoo import find
+from flowturbo.progress import Progress
 from flowturbo.refiner.checkpoint import REFINER_CARD, REFINER_WEIGHTS
 
 PLANS = {"balanced": 6, "fast": 4, "best": 10}  # evaluations of the model
@@ -57,10 +58,11 @@ def main() -> None:
     model, run = ft.load(options.model, device=options.device), Path(options.run)
     home, last = find(options.model), [-1]
 
-    def tell(stage: str, done: int, total: int) -> None:
-        if 20 * done // total != last[0] or done == total:
-            last[0] = 20 * done // total
-            print(f"{stage} {done}/{total}", flush=True)
+    def tell(progress: Progress) -> None:
+        share = 20 * progress.done // (progress.total or 1)
+        if share != last[0] or progress.done == progress.total:
+            last[0] = share
+            print(progress, flush=True)
 
     start = time.perf_counter()
     refiner = ft.train_refiner(

@@ -14,6 +14,7 @@ compares their trajectories.
 
 import argparse
 from dataclasses import replace
+from functools import partial
 
 from train import ARCHITECTURE, CARD, TRAINING
 
@@ -37,8 +38,7 @@ def main() -> None:
     parser.add_argument("--out", default="runs/digits-diffusion")
     options = parser.parse_args()
     data = load_data(options.data, NETWORK.size)
-    report = lambda step, loss: print(f"step {step:6d}  loss {loss:.4f}", flush=True)
-    train(NETWORK, data, options.out, HOW, card=TOLD, report=report)
+    train(NETWORK, data, options.out, HOW, card=TOLD, report=partial(print, flush=True))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from flowturbo.training.loop import autocast
+from flowturbo.training.devices import autocast
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from digit_reader import DigitReader, load_reader, to_input

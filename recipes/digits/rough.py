@@ -21,12 +21,15 @@ import argparse
 import json
 import sys
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import flowturbo as ft
 from flowturbo.training import TrainConfig, load_data
-from flowturbo.training.loop import FlowMatching, run
+from flowturbo.training.flow import FlowMatching
+from flowturbo.training.loop import run
+from flowturbo.training.processes import Processes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from trial import Trial
@@ -67,11 +70,12 @@ def main() -> None:
     objective.network.load_state_dict(base.network.state_dict())
     made = {
         "architecture": architecture.to_dict(),
-        "training": asdict(config),
+        "training": config.to_dict(),
         "from": {"fingerprint": base.fingerprint},
     }
-    report = lambda step, loss: print(f"step {step:6d}  loss {loss:.4f}", flush=True)
-    run(objective, out, config, made, report)
+    processes = Processes()
+    with processes.exclusive(out):
+        run(objective, out, config, made, processes, partial(print, flush=True))
     rough = ft.load(out)
     found = {"rough": change(rough), "digits": change(base)}
     (out / "rough.json").write_text(json.dumps(found) + "\n")

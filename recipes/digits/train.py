@@ -7,6 +7,7 @@ is the model: copy `card.json` and `model.safetensors` to `src/flowturbo/models/
 """
 
 import argparse
+from functools import partial
 
 from flowturbo.models.sit import SiTConfig
 from flowturbo.training import TrainConfig, load_data, train
@@ -36,8 +37,7 @@ def main() -> None:
     parser.add_argument("--out", default="runs/digits")
     options = parser.parse_args()
     data = load_data(options.data, ARCHITECTURE.size)
-    report = lambda step, loss: print(f"step {step:6d}  loss {loss:.4f}", flush=True)
-    train(ARCHITECTURE, data, options.out, TRAINING, card=CARD, report=report)
+    train(ARCHITECTURE, data, options.out, TRAINING, card=CARD, report=partial(print, flush=True))
 
 
 if __name__ == "__main__":

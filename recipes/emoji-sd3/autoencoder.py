@@ -16,6 +16,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +105,16 @@ class Objective:
         self.latent, self.config, self.out = latent, config, out
         self.save, self.encode_decode = save, encode_decode
 
-    def loss(self, forward: Any, generator: torch.Generator, device: torch.device) -> Tensor:
-        n = self.config.batch
+    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         rows = torch.randint(len(self.pictures), (n,), generator=generator)
         x = augment(self.pictures[rows].float() / 127.5 - 1, generator, mirror=0.5)
         strength = NOISE * torch.rand(n, 1, 1, 1, generator=generator)
         noise = strength * torch.randn(n, *self.latent, generator=generator)
-        x = x.contiguous(memory_format=torch.channels_last)
-        return forward(x.to(device), noise.to(device))  # type: ignore[no-any-return]
+        return x, noise
+
+    def loss(self, forward: Any, batch: tuple[Tensor, Tensor], device: torch.device) -> Tensor:
+        x = batch[0].contiguous(memory_format=torch.channels_last)
+        return forward(x.to(device), batch[1].to(device))  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def export(self, network: Any, training: dict[str, Any]) -> None:
@@ -167,10 +170,9 @@ def main() -> None:
         there_and_back,
     )  # fmt: skip
     made = {"training": asdict(TRAINING), "autoencoder": CONFIG}
-    report = lambda step, loss: print(f"step {step:6d}  loss {loss:.4f}", flush=True)
     processes = Processes()
     with processes.exclusive(options.out):
-        run(objective, options.out, TRAINING, made, processes, report)
+        run(objective, options.out, TRAINING, made, processes, partial(print, flush=True))
 
 
 if __name__ == "__main__":

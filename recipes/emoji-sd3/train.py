@@ -15,6 +15,7 @@ import argparse
 import random
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ from transformers import (
 from flowturbo.images import image_grid, save_png
 from flowturbo.path import interpolate, velocity
 from flowturbo.training import TrainConfig
-from flowturbo.training.loop import moved, run
+from flowturbo.training.devices import to_device
+from flowturbo.training.loop import run
 from flowturbo.training.objectives import draw_times
 from flowturbo.training.processes import Processes
 
@@ -206,13 +208,23 @@ class Objective:
         end = data.tokenizer.eos_token_id
         self.network = Velocity(len(data.tokenizer), end)
 
-    def loss(self, forward: Any, generator: torch.Generator, device: torch.device) -> Tensor:
-        x1, ids = self.data.batch(TRAINING.batch, generator)
+    def draw(
+        self, n: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+        x1, ids = self.data.batch(n, generator)
         x0 = torch.randn(x1.shape, generator=generator)
         t = draw_times(len(x1), TRAINING.times, generator)
         which = int(torch.randint(len(REPEATS), (1,), generator=generator))
-        self.network.attention.repeats = REPEATS[which]
-        x0, x1, t, ids = moved(device, x0, x1, t, ids)
+        return x0, x1, t, ids, REPEATS[which]
+
+    def loss(
+        self,
+        forward: Any,
+        batch: tuple[Tensor, Tensor, Tensor, Tensor, int],
+        device: torch.device,
+    ) -> Tensor:
+        x0, x1, t, ids = (to_device(a, device) for a in batch[:4])
+        self.network.attention.repeats = batch[4]
         v = forward(interpolate(x0, x1, t), t, ids)
         return (v.float() - velocity(x0, x1)).square().mean()
 
@@ -262,10 +274,16 @@ def main() -> None:
     vae = AutoencoderKL.from_pretrained(options.vae).eval().requires_grad_(False)
     data = Emoji(options.data, vae, options.out / "latents.pt")
     made = {"training": asdict(TRAINING), "transformer": TRANSFORMER, "text": TEXT}
-    report = lambda step, loss: print(f"step {step:6d}  loss {loss:.4f}", flush=True)
     processes = Processes()
     with processes.exclusive(options.out):
-        run(Objective(data, vae, options.out), options.out, TRAINING, made, processes, report)
+        run(
+            Objective(data, vae, options.out),
+            options.out,
+            TRAINING,
+            made,
+            processes,
+            partial(print, flush=True),
+        )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from classifiers import blurred, turn
 from torch import Tensor, nn
 
 from flowturbo.files import atomic_write
-from flowturbo.training.loop import autocast
+from flowturbo.training.devices import autocast
 
 __all__ = ["EPOCHS", "Styles"]
 

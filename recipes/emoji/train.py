@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +142,14 @@ def main() -> None:
     parser.add_argument("--out", default="runs/emoji")
     options = parser.parse_args()
     data = EmojiData(options.data)
-    report = lambda step, loss: print(f"step {step:6d}  loss {loss:.4f}", flush=True)
-    train(architecture(data), data, options.out, TRAINING, card=card(data), report=report)
+    train(
+        architecture(data),
+        data,
+        options.out,
+        TRAINING,
+        card=card(data),
+        report=partial(print, flush=True),
+    )
 
 
 if __name__ == "__main__":

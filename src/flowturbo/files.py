@@ -203,10 +203,10 @@ def check_unclaimed(path: Path, made: dict[str, dict[str, Any]]) -> None:
         if not known:
             raise ValueError(f"{path}: not of such a run; choose another folder")
         differ = [
-            f"{key}={found[part].get(key)} there, {value} now"
+            f"{key}={found[part].get(key)} there, {values.get(key)} now"
             for part, values in made.items()
-            for key, value in values.items()
-            if found[part].get(key) != value
+            for key in {**values, **found[part]}
+            if found[part].get(key) != values.get(key)
         ]
         if differ:
             raise ValueError(

@@ -46,7 +46,10 @@ def test_the_papers_on_data(model, tmp_path):
     np.savez(tmp_path / "data.npz", images=images, labels=np.arange(6) % 2)
     data = ["--paper", "--data", tmp_path / "data.npz"]
     assert _run("-m", model, "-o", tmp_path / "r", *FEW, *data) == 0
-    assert ft.load_refiner(tmp_path / "r", ft.load(model)).kind == "paper"
+    refiner = ft.load_refiner(tmp_path / "r", ft.load(model))
+    assert refiner.kind == "paper"
+    given = {"steps": 2, "batch": 4}
+    assert refiner.card["training"].items() >= {"lr": 5e-5, "ema": 0.9999, **given}.items()
 
 
 def test_bad_input_is_one_line(model, tmp_path, capsys):
@@ -56,7 +59,8 @@ def test_bad_input_is_one_line(model, tmp_path, capsys):
         (["--plan", "RM"], "begin with MM"),
         (["--kind", "unet"], "kind='unet'"),
         (["--minutes", "0"], "minutes=0"),
-        (["--paper", "--data", "x", "--plan", "MMR"], "--plan: not of the paper's refiner"),
+        (["--paper", "--data", "x", "--plan", "MMR"], "--plan: not an option of the paper's"),
+        (["--paper", "--data", "x", "--minutes", "1"], "--minutes: not an option of the paper's"),
         (["--lr", "0"], "lr=0"),
         (["--batch", "0"], "batch=0"),
     ):

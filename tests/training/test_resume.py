@@ -82,6 +82,12 @@ def test_other_data_are_refused_whether_the_run_has_ended_or_not(
     assert (tmp_path / "card.json").read_bytes() == card
 
 
+def test_another_accumulation_is_refused(tmp_path):
+    toy_run(tmp_path, steps=1, accumulate=2)
+    with pytest.raises(ValueError, match=r"accumulate=2 there, None now.*another folder"):
+        toy_run(tmp_path, steps=1)
+
+
 class ImageCache:
     """Data of one's own, without a digest or a length."""
 
@@ -313,6 +319,17 @@ def test_damaged_parts_of_a_refiners_run_are_told_and_made_again(refiner, refine
             with pytest.warns(UserWarning, match=name.replace(".json", ".(json|npy)")):
                 refiner_run(refiner)
         same(refiner, refined, *REFINER, "refiner-run/trajectories.npy")
+
+
+def test_a_run_of_a_refiner_with_the_earlier_names_is_resumed(refiner, refined):
+    """On-policy states were called own states, in the names of the folder and of a section."""
+    run = refiner / "refiner-run"
+    shutil.rmtree(run / "on-policy")
+    (run / "own-states").mkdir()
+    refiner_run(refiner)
+    assert "own states" in json.loads((run / "own-states" / "config.json").read_text())
+    assert not (run / "on-policy").exists()
+    same(refiner, refined, *REFINER)
 
 
 def test_a_refiners_run_without_minutes_to_be_read_is_refused(tmp_path):

@@ -116,7 +116,7 @@ def test_loops_are_left_out(tmp_path, target):
 def test_nothing_is_read_twice(tmp_path, link, target):
     put(tmp_path, "cat/1.png", "dog/1.png")
     (tmp_path / link).symlink_to(target)
-    with pytest.raises(ValueError, match=r"the same (folder|picture) as .*, through a link"):
+    with pytest.raises(ValueError, match=r"the same (folder|image) as .*, through a link"):
         load_data(tmp_path, 4)
 
 
@@ -213,7 +213,7 @@ OTHER = {"x/2.txt": "a dog"}
         ({"metadata.jsonl": "[1]"}, r"metadata.jsonl, line 1: not an object"),
         ({"metadata.jsonl": "[" * 100_000}, r"metadata.jsonl, line 1: not JSON"),
         ({"metadata.parquet": "PAR1"}, r"metadata.parquet: not read; save it as metadata.csv"),
-        ({"metadata.csv": HEAD, "1.txt": "a cat"}, r"1.txt: a caption beside .*metadata.csv"),
+        ({"metadata.csv": HEAD, "1.txt": "a cat"}, r"1.txt: a caption next to .*metadata.csv"),
         ({"1.txt": "a cat", "1.caption": "a cat"}, r"1.txt: .*1.caption holds a caption too"),
         ({"1.txt": "a " * 600} | OTHER, r"1.txt: a caption of 1199 characters; at most 1000"),
         ({"1.txt": "a " * 129} | OTHER, r"1.txt: a caption of 129 tokens, .*; at most 128"),

@@ -257,7 +257,7 @@ def test_a_picture_too_large_to_open_is_named(tmp_path, monkeypatch):
 def test_pictures_beside_folders_of_labels_are_refused(tmp_path):
     _pictures(tmp_path)
     Image.new("RGB", (4, 4)).save(tmp_path / "stray.png")
-    with pytest.raises(ValueError, match=r"stray.png: beside folders of labels"):
+    with pytest.raises(ValueError, match=r"stray.png: next to folders of labels"):
         load_data(tmp_path, 4)
 
 

@@ -28,7 +28,7 @@ def report(progress):
         os.kill(os.getpid(), signal.SIGKILL)
 
 if what == "train":
-    toy_run(out, report=report)
+    toy_run(out, report=report, accumulate=2)
 else:
     refiner_run(out, report=report)
 """
@@ -64,11 +64,11 @@ def test_two_processes_killed_and_resumed_equal_uninterrupted(tmp_path, launcher
     last = "checkpoints/step-00000006.safetensors"
     same(whole, killed, "model.safetensors", "card.json", last)
     assert [p for p in killed.rglob(".*") if p.name != ".lock"] == []
-    toy_run(tmp_path / "one")
+    toy_run(tmp_path / "one", accumulate=2)
     one, two = (ft.load(tmp_path / name).fingerprint for name in ("one", "whole"))
     assert one != two  # each drew images of its own
     with pytest.raises(ValueError, match=r"processes=2 there, 1 now.*another folder"):
-        toy_run(whole)
+        toy_run(whole, accumulate=2)
 
 
 @pytest.mark.slow
@@ -84,7 +84,7 @@ def test_two_processes_train_a_refiner(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_are_told_the_error_of_the_first(tmp_path):
-    toy_run(tmp_path / "one")
+    toy_run(tmp_path / "one", accumulate=2)
     done = _launch(TORCHRUN, tmp_path, "train", tmp_path / "one")
     assert done.returncode != 0
     assert "ValueError" in done.stderr

@@ -1,7 +1,7 @@
 """Checkpoints of a run: a sealed safetensors file each, the last two of them.
 
 Nothing in them can run code. A file that is damaged, or of another run, is not loaded: the one
-before it is, and this is said.
+before it is taken, with a warning.
 """
 
 from __future__ import annotations

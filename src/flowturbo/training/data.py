@@ -36,7 +36,7 @@ def load_data(path: str | Path, size: int, tokenizer: Tokenizer | None = None) -
       smaller than ``size`` are padded with zeros all around; larger ones are refused.
     - a folder of sub-folders: the name of the sub-folder is the label;
     - a folder with ``metadata.csv`` or ``metadata.jsonl`` ("file_name", from the table's folder on,
-      and "text"), or with a ``.txt`` or ``.caption`` of the same name beside each image: captions,
+      and "text"), or with a ``.txt`` or ``.caption`` of the same name next to each image: captions,
       encoded by ``tokenizer``, by default with a vocabulary of their own.
 
     Images in folders are read by `flowturbo.images.read_image`; `flowturbo.training.folder` says
@@ -131,11 +131,11 @@ def _load_npz(path: Path, height: int, width: int) -> ArrayData:
 
 
 def _read(folder: Folder, height: int, width: int) -> Tensor:
-    """The pictures of a folder (N, 3, H, W); all that cannot be read are told together."""
-    _check_fit(folder.path, len(folder.pictures), 3, height, width)
-    images = torch.empty(len(folder.pictures), 3, height, width, dtype=torch.uint8)
+    """The images of a folder (N, 3, H, W); the error names all that cannot be read."""
+    _check_fit(folder.path, len(folder.images), 3, height, width)
+    images = torch.empty(len(folder.images), 3, height, width, dtype=torch.uint8)
     failed = []
-    for image, path in zip(images, folder.pictures, strict=True):
+    for image, path in zip(images, folder.images, strict=True):
         try:
             image.copy_(read_image(path, (height, width)))
         except ValueError as e:
@@ -152,28 +152,28 @@ def _check_fit(path: Path, n: int, channels: int, height: int, width: int) -> No
 
 
 def _labels(folder: Folder) -> tuple[list[str], Tensor | None]:
-    """The names of the classes and the class of each picture; nothing if there are no classes."""
-    parents = [p.parent for p in folder.pictures]
+    """The names of the classes and the class of each image; nothing if there are no classes."""
+    parents = [p.parent for p in folder.images]
     places = sorted({*parents}, key=folder.name)
     if places == [folder.path]:
         return [], None
     if folder.path in places:
-        stray = folder.pictures[parents.index(folder.path)]
-        raise ValueError(f"{stray}: beside folders of labels; move it into one of them")
+        stray = folder.images[parents.index(folder.path)]
+        raise ValueError(f"{stray}: next to folders of labels; move it into one of them")
     labels = [normalize("NFC", folder.name(p)) for p in places]
     for place, label in zip(places, labels, strict=True):
         if label != label.strip() or label != printable(label):
             raise ValueError(
                 f"{str(place)!r}: the label {label!r} begins or ends with a space, or holds what "
-                "cannot be printed, so that nothing could be drawn by it; rename the folder"
+                "cannot be printed, so that no prompt could name it; rename the folder"
             )
     rank = {place: i for i, place in enumerate(places)}
     return labels, torch.tensor([rank[p] for p in parents])
 
 
 def _source(folder: Folder) -> str:
-    beside = sorted({t.suffix.lower() for t in folder.texts if t})
-    return ", ".join([folder.name(t) for t in folder.tables] or beside)
+    suffixes = sorted({t.suffix.lower() for t in folder.texts if t})
+    return ", ".join([folder.name(t) for t in folder.tables] or suffixes)
 
 
 def _encoded(captions: Sequence[Caption], known: Tokenizer | None) -> tuple[Tokenizer, Tensor]:

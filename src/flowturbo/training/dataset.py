@@ -38,7 +38,7 @@ class Data(Protocol):
         ...
 
     def batch(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """``n`` images (n, C, H, W) in [-1, 1] and their conditions, drawn by ``generator``."""
+        """``n`` images (n, C, H, W) in [-1, 1] and their conditions, sampled with ``generator``."""
         ...
 
     def examples(self, n: int) -> Tensor | None:
@@ -51,7 +51,7 @@ class ArrayData:
 
     Attributes:
         source: of the captions, such as "metadata.csv".
-        left_out: names of what was found beside the data and is not in them.
+        left_out: names of files and folders that were found and are not part of the data.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ def check_data(data: object) -> None:
 def identified(data: Data) -> JsonObject:
     """What a run may not be resumed with another of: number, labels and content of the data.
 
-    Data without a ``digest()`` are known by a batch that they draw and their examples.
+    Data without a ``digest()`` are identified by a first batch and their examples.
     """
     condition = data.condition or {}
     if hasattr(data, "digest"):

@@ -9,7 +9,7 @@ __all__ = ["autocast", "to_device", "use_bf16"]
 
 
 def autocast(device: torch.device, bf16: bool) -> torch.autocast:
-    """Autocast to bfloat16, if ``bf16`` and `use_bf16` say so."""
+    """Autocast to bfloat16, if `use_bf16`."""
     return torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(device, bf16))
 
 

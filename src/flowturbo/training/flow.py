@@ -111,7 +111,9 @@ class FlowMatching:
         torch.manual_seed(config.seed)
         self.network = SiT(architecture)
         if self.network.shape != data.shape:
-            raise ValueError(f"the network draws {self.network.shape}, the data are {data.shape}")
+            raise ValueError(
+                f"the network generates {self.network.shape}, the data are {data.shape}"
+            )
         _check_condition(architecture, data.condition or {})
 
     def draw(

@@ -1,7 +1,7 @@
-"""What lies in a folder of images: the pictures, their captions, and what is left out.
+"""What lies in a folder of images: the images, their captions, and what is left out.
 
 Links are followed. Names with a leading dot, and what operating systems leave behind, are left
-out; so is whatever is neither a picture nor a caption, and all of it is named.
+out; so is whatever is neither an image nor a caption, and all of it is named.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from flowturbo.types import JsonObject
 
 __all__ = ["Caption", "Folder", "read_captions", "scan"]
 
-MOST_BYTES = 2**16  # of the text beside a picture
+MOST_BYTES = 2**16  # of a caption file
 _TEXTS = {".txt", ".caption"}
 _TABLES = {".csv", ".jsonl"}
 _SYSTEM = {"__macosx", "@eadir", "$recycle.bin", "lost+found", "system volume information"}
@@ -36,15 +36,15 @@ class Folder:
 
     Attributes:
         path: of the folder.
-        pictures: all of them, in sub-folders too.
+        images: all of them, in sub-folders too.
         tables: ``metadata.csv`` and ``metadata.jsonl``.
-        texts: beside a picture, of the same name; one for each of ``pictures``, or None.
+        texts: caption files, of the same names; one for each of ``images``, or None.
         left_out: names, from ``path`` on, of all other files, of folders that were not looked
             into, and of empty ones.
     """
 
     path: Path
-    pictures: list[Path]
+    images: list[Path]
     tables: list[Path]
     texts: list[Path | None]
     left_out: list[str]
@@ -66,14 +66,14 @@ def scan(path: Path) -> Folder:
     """Look through a folder and its sub-folders.
 
     Raises:
-        ValueError: if it is not there, cannot be read or holds no picture; for names that differ by
-            Unicode normalization alone, a picture or a folder that is reached twice through links,
-            a link to nothing, a device, two captions for a picture, or a picture or a table in a
+        ValueError: if it is not there, cannot be read or holds no image; for names that differ by
+            Unicode normalization alone, an image or a folder that is reached twice through links,
+            a link to nothing, a device, two captions for an image, or an image or a table in a
             format that is not read; names it.
     """
     if not path.is_dir():
         raise ValueError(f"data {str(path)!r}: no such folder, and not an .npz file")
-    found: dict[str, list[Path]] = {k: [] for k in ("folder", "picture", "table", "text", "other")}
+    found: dict[str, list[Path]] = {k: [] for k in ("folder", "image", "table", "text", "other")}
     home = os.path.realpath(path)
     seen = {home: path}
     todo = [(path, [home])]  # folders, with where they and those above them really are
@@ -88,50 +88,50 @@ def scan(path: Path) -> Folder:
                 real = os.path.realpath(entry)
                 if kind == "folder" and any(Path(a).is_relative_to(real) for a in above):
                     kind = "other"  # a loop
-            if kind in ("folder", "picture", "table") and seen.setdefault(real, entry) != entry:
+            if kind in ("folder", "image", "table") and seen.setdefault(real, entry) != entry:
                 raise ValueError(
                     f"{entry}: the same {kind} as {seen[real]}, through a link; remove one of them"
                 )
             found[kind].append(entry)
             if kind == "folder":
                 todo.append((entry, [*above, real]))
-    pictures = sorted(found["picture"])
-    beside = _beside(pictures, found["text"])
-    others = {*found["other"], *found["text"]} - {*beside.values()}
+    images = sorted(found["image"])
+    captions = _caption_files(images, found["text"])
+    others = {*found["other"], *found["text"]} - {*captions.values()}
     left_out = sorted(p.relative_to(path).as_posix() + "/" * p.is_dir() for p in others)
-    if not pictures:
+    if not images:
         held = [*left_out, *(p.relative_to(path).as_posix() for p in found["table"])]
         more = f", but {', '.join(held[:6])}" if held else ""
         raise ValueError(f"data {str(path)!r}: no images in it{more}")
     return Folder(
         path=path,
-        pictures=pictures,
+        images=images,
         tables=sorted(found["table"]),
-        texts=[beside.get(_stem(p)) for p in pictures],
+        texts=[captions.get(_stem(p)) for p in images],
         left_out=left_out,
     )
 
 
 def read_captions(folder: Folder) -> list[Caption]:
-    """A caption for each picture of a folder, or none at all.
+    """A caption for each image of a folder, or none at all.
 
     Raises:
-        ValueError: if some pictures have one and others have not, or it is empty or cannot be read,
-            or a table speaks of other pictures; names the file and the line.
+        ValueError: if some images have one and others have not, or it is empty or cannot be read,
+            or a table speaks of other images; names the file and the line.
     """
     there = [t for t in folder.texts if t]
     if folder.tables and there:
-        raise ValueError(f"{there[0]}: a caption beside {folder.tables[0]}; remove one of them")
+        raise ValueError(f"{there[0]}: a caption next to {folder.tables[0]}; remove one of them")
     if folder.tables:
-        rows = _by_picture(folder)
-        found = [rows.get(_key(folder.name(p))) for p in folder.pictures]
+        rows = _table_captions(folder)
+        found = [rows.get(_key(folder.name(p))) for p in folder.images]
     else:
         found = [Caption(text=_text(t), where=str(t)) if t else None for t in folder.texts]
         if not there:
             return []
-    for picture, caption in zip(folder.pictures, found, strict=True):
+    for image, caption in zip(folder.images, found, strict=True):
         if caption is None:
-            raise ValueError(f"{picture}: has no caption, others have; add one or remove the image")
+            raise ValueError(f"{image}: has no caption, others have; add one or remove the image")
         if not caption.text:
             raise ValueError(f"{caption.where}: has no caption; write one or remove the image")
     return [c for c in found if c]
@@ -154,7 +154,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _kind(path: Path) -> str:
-    """Of something in a folder: "folder", "table", "text", "picture" or "other"."""
+    """Of something in a folder: "folder", "table", "text", "image" or "other"."""
     if path.name.startswith(".") or path.name.lower() in _SYSTEM:
         return "other"
     try:
@@ -172,7 +172,7 @@ def _kind(path: Path) -> str:
     if suffix in _TEXTS:
         return "text"
     if is_image(path):
-        return "picture"
+        return "image"
     if table:
         raise ValueError(f"{path}: not read; save it as metadata.csv or metadata.jsonl")
     return "other"
@@ -186,21 +186,21 @@ def _stem(path: Path) -> tuple[Path, str]:
     return path.parent, _key(path.stem)
 
 
-def _beside(pictures: list[Path], texts: list[Path]) -> dict[tuple[Path, str], Path]:
-    """The texts that have the name of a picture, by folder and name."""
-    stems = {_stem(p) for p in pictures}
-    beside: dict[tuple[Path, str], Path] = {}
+def _caption_files(images: list[Path], texts: list[Path]) -> dict[tuple[Path, str], Path]:
+    """The texts that have the name of an image, by folder and name."""
+    stems = {_stem(p) for p in images}
+    found: dict[tuple[Path, str], Path] = {}
     for text in sorted(texts):
         if _stem(text) in stems:
-            other = beside.setdefault(_stem(text), text)
+            other = found.setdefault(_stem(text), text)
             if other != text:
                 raise ValueError(f"{text}: {other} holds a caption too; remove one of them")
-    return beside
+    return found
 
 
-def _by_picture(folder: Folder) -> dict[str, Caption]:
-    """The captions in tables, by the name of the picture from the folder on."""
-    known = {_key(folder.name(p)) for p in folder.pictures}
+def _table_captions(folder: Folder) -> dict[str, Caption]:
+    """The captions in tables, by the name of the image from the folder on."""
+    known = {_key(folder.name(p)) for p in folder.images}
     found: dict[str, Caption] = {}
     for table in folder.tables:
         for where, row in _rows(table):

@@ -108,11 +108,11 @@ class LatentData:
         made, device = [], self._device
         with _precise(device.type), _precise("cpu"):
             for part in images.split(64):
-                pictures = part.float().expand(-1, self._colours, -1, -1) / 255
-                latents = self.codec.encode(pictures.to(device)).half().cpu()
+                images = part.float().expand(-1, self._colours, -1, -1) / 255
+                latents = self.codec.encode(images.to(device)).half().cpu()
                 if not latents.isfinite().all():
                     raise ValueError(
-                        f"autoencoder {self.codec.name!r} encodes pictures to latents that are not "
+                        f"autoencoder {self.codec.name!r} encodes images to latents that are not "
                         "finite in half precision; take another"
                     )
                 made.append(latents)

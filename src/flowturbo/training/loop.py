@@ -74,8 +74,8 @@ def run(
 ) -> N:
     """Run an objective to the last step in the folder ``out``, resuming what is there.
 
-    ``out`` must be held by this run; ``made`` says what the result follows from, and a folder holds
-    one run. A run that has ended is exported again. Returns the averaged network. Raises as
+    ``out`` must be held by this run; ``made`` is what the result depends on, and a folder holds one
+    run. A run that has ended is exported again. Returns the averaged network. Raises as
     `flowturbo.training.train` does.
     """
     state = Run(objective, out, config, made, processes)

@@ -39,7 +39,7 @@ def read_arrays(path: Path, names: Collection[str]) -> tuple[dict[str, Array], l
 
 
 def check_memory(needed: int, what: str) -> None:
-    """Raise ``ValueError`` if so many bytes are more than this machine has, where it says."""
+    """Raise ``ValueError`` if so many bytes exceed the known memory of this machine."""
     with suppress(AttributeError, OSError):  # not on Windows
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if needed > there:

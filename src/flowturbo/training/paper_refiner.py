@@ -105,7 +105,7 @@ def train_paper_refiner(
     width = None if width is None else whole("width", width, 1)
     check_data(data)
     if tuple(data.shape) != tuple(model.shape):
-        raise ValueError(f"the model draws {model.shape}, the data are {tuple(data.shape)}")
+        raise ValueError(f"the model generates {model.shape}, the data are {tuple(data.shape)}")
     if not _same(data.condition, model.card.get("condition")):
         raise ValueError(
             f"the data have other labels or another tokenizer than model {model.name!r}; load them "

@@ -58,7 +58,9 @@ class Processes:
         except ImportError as e:
             raise ImportError("training needs accelerate: pip install 'flowturbo[train]'") from e
         started = int(os.environ.get("WORLD_SIZE", "1"))
-        alone = started > 1 and not torch.accelerator.is_available()  # accelerate needs to be told
+        alone = (
+            started > 1 and not torch.accelerator.is_available()
+        )  # accelerate would look for one
         log_with = _checked_trackers(trackers)
         self._accelerator = Accelerator(  # a run decides on the precision
             cpu=alone, mixed_precision="no", log_with=log_with or None, project_dir=out

@@ -74,7 +74,7 @@ def train_refiner(
         The refiner as it was written, for inference; ``card["measured"]`` has its held-out errors.
 
     Raises:
-        ValueError: if an argument is not as said, or ``folder`` is in use, or holds a run of
+        ValueError: if an argument is invalid, or ``folder`` is in use, or holds a run of
             another field or with other arguments.
         OSError: if the trajectories do not fit on the disk, or it is full; the last whole
             checkpoint stays.

@@ -216,7 +216,7 @@ def _kept(
             arrays = np.lib.format.open_memmap(path, mode="r+")
             if arrays.shape == shape and arrays.dtype == np.float16:
                 return arrays, digests
-        except Exception:  # whatever a reader says of bytes that are not what was written
+        except Exception:  # whatever reading damaged bytes raises
             pass
         warn_damaged(path, "damaged, or its index is")
         index.unlink()

@@ -81,6 +81,7 @@ def test_killed_in_each_stage_and_resumed_equals_uninterrupted(tmp_path):
 def test_a_finished_run_is_not_done_again(tmp_path):
     teacher, noise = CountCalls(gaussian), ft.noise.draw(range(20), (3,))
     options = dict(kind="conv", guidance=1.0, noise=noise, folder=tmp_path, plan="MMR")
+    options["report"] = lambda progress: None
     first = ft.train_refiner(teacher, **options, iterations=2, batch=4, steps=4)
     teacher.calls = 0
     again = ft.train_refiner(teacher, **options, iterations=2, batch=4, steps=4)

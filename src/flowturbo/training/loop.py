@@ -129,7 +129,8 @@ class Run(Generic[N, B]):
         config, start = self.config, time.perf_counter()
         losses: list[Tensor] = []
         interval = math.gcd(50, config.save_every)  # a resumed run logs the same lines
-        speed = self._throughput(watched=report is not None)
+        watched = self.processes.index == 0 and (report is not None or self.processes.tracked)
+        speed = self._throughput(watched and self.step < config.steps)
         while self.step < config.steps:
             losses.append(self.advance())
             self.step += 1
@@ -213,9 +214,9 @@ class Run(Generic[N, B]):
         )
 
     def _throughput(self, watched: bool) -> Throughput:
-        """A meter, with the peak of the devices where somebody is going to look at it."""
+        """The speed of the steps to come, compared with the peak of the devices if ``watched``."""
         config, count, peak = self.config, self.processes.count, None
-        if self.processes.index == 0 and (watched or self.processes.tracked):
+        if watched:
             batch = self.objective.draw(COUNTED, torch.Generator().manual_seed(config.seed))
             step = lambda: self._backward(self.objective.network, batch)
             device = self.processes.device

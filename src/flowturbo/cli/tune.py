@@ -27,11 +27,11 @@ def run(
     context: typer.Context,
     model: ModelName,
     config: TuneConfig,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The plan, a .json file.")] = Path(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output file, .json.")] = Path(
         "plan.json"
     ),
     refiner: Annotated[
-        str | None, typer.Option("--refiner", help="A folder or bundled name with a refiner.")
+        str | None, typer.Option("--refiner", help="Bundled name, or a folder with a refiner.")
     ] = None,
     cache_dir: Annotated[
         Path | None,
@@ -48,8 +48,8 @@ def run(
     """
     reserve(context, out, "a plan", ".json")
     field = load(model, device=resolve_device(device))
-    light = None if refiner is None else load_refiner(refiner, field)
-    plan = tune(field, config, refiner=light, cache_dir=cache_dir, report=lambda p: say(str(p)))
+    loaded = None if refiner is None else load_refiner(refiner, field)
+    plan = tune(field, config, refiner=loaded, cache_dir=cache_dir, report=lambda p: say(str(p)))
     plan.save(out)
     say(repr(plan))
     for note in plan.info["notes"]:
@@ -58,7 +58,6 @@ def run(
         ("this plan", plan.info["error"]),
         (plan.info["baseline"]["name"], plan.info["baseline"]),
     ):
-        say(
-            f"{name}: error {error['rmse']:.4f}, median {error['median']:.4f}, to the converged ODE"
-        )
+        figures = f"error {error['rmse']:.4f}, median {error['median']:.4f}"
+        say(f"{name}: {figures}, to the reference solution")
     say(f"-> {out}")

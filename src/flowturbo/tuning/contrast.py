@@ -1,16 +1,18 @@
-r"""Contrast: what least squares takes from pictures, as a condition that gives it back.
+r"""Preserving contrast: regression to the mean, undone by a condition on the fit.
 
-What a sampler cannot reach, least squares replaces by a mean, so the regression of the fitted ends
-``x`` on the true ones ``c`` has a slope below 1: white paper comes out a little grey. It is far
-less than the error itself, but it is the same everywhere, and features of pictures see it first.
-Fits can be held to a slope of 1,
+What a sampler cannot reach, least squares replaces by a mean: the estimate of least distortion is
+not that of the best perceptual quality (Blau & Michaeli 2018, The Perception-Distortion Tradeoff,
+arXiv 1711.06077). So the regression of the final states ``x`` on those of the reference, ``c``, has
+a slope below 1, and white paper comes out a little grey. That is far less than the error itself,
+but it is the same everywhere, and image features respond to it first. Fits can be constrained to a
+slope of 1,
 
 .. math:: \langle \mathrm{clip}(x), c \rangle = \langle \mathrm{clip}(c), c \rangle,
 
-by a Lagrange multiplier on the weights that decide about the end; ``clip`` is what decoding cuts
-off, nothing for latents. They are asked for a little more, too little to be seen while a lack of it
-is: two standard errors, since few trajectories do not tell the slope well, and ``SPARE``, which
-paper needs where ink, that errors make fainter, has its share in the slope.
+by a Lagrange multiplier on the weights that determine the final state; ``clip`` is what decoding
+does to states, the identity for latents. The constraint asks for a little more, too little to be
+visible, while a lack of it is: two standard errors, since few trajectories estimate the slope
+poorly, and ``MARGIN`` for white paper, because ink, which errors make fainter, counts in the slope.
 """
 
 from __future__ import annotations
@@ -25,20 +27,20 @@ from torch import Tensor
 
 from flowturbo.plan.checks import LARGEST
 
-__all__ = ["Contrast", "products", "solved"]
+__all__ = ["Contrast", "products", "solve_least_squares"]
 
-SURE = 2.0  # standard errors
-SPARE = 7e-4  # of the slope, measured on `digits`
-CLIPPED = 8  # steps to the condition, which clipping bends
+CONFIDENCE = 2.0  # standard errors
+MARGIN = 7e-4  # of the slope, measured on `digits`
+ITERATIONS = 8  # to the condition, which clipping makes nonlinear
 Limits = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """The condition for ends to reach.
+    """The condition on the final states.
 
     Attributes:
-        end: (N, ...) the true ones, ``c``.
+        end: (N, ...) those of the reference, ``c``.
         limits: of states, beyond which decoding clips them; None where it does not.
     """
 
@@ -46,44 +48,47 @@ class Contrast:
     limits: Limits | None = None
 
     def missing(self, x: Tensor) -> float:
-        """What the slope of ends ``x`` (N, ...) is below what is asked for."""
+        """By how much the slope of final states ``x`` (N, ...) is below the required one."""
         rows = self._shares(self._clip(self.end) - self._clip(x))
         error = rows.std() / len(rows) ** 0.5 if len(rows) > 1 else 0.0
-        return float(rows.mean() + SURE * error) + SPARE
+        return float(rows.mean() + CONFIDENCE * error) + MARGIN
 
-    def raised(self, x: Tensor, along: Sequence[Tensor]) -> Tensor:
-        """How the slope of ``x`` changes with each of the directions ``along``, (len,) float64."""
-        seen = x == self._clip(x)
-        return torch.stack([self._shares(v * seen).mean() for v in along])
+    def slopes(self, x: Tensor, directions: Sequence[Tensor]) -> Tensor:
+        """How the slope of ``x`` changes with each of the directions, (len,) float64."""
+        unclipped = x == self._clip(x)
+        return torch.stack([self._shares(v * unclipped).mean() for v in directions])
 
-    def kept(self, gram: Tensor, step: Tensor, raised: Tensor, missing: float) -> Tensor:
+    def corrected(self, gram: Tensor, step: Tensor, slopes: Tensor, missing: float) -> Tensor:
         """A step of least squares, corrected at the least cost so that it adds what is missing.
 
         Args:
             gram: (n, n) of the least squares.
             step: (n,) their solution.
-            raised: (n,) how the slope changes with each number of the step.
+            slopes: (n,) how the slope changes with each number of the step.
             missing: of the slope, before the step.
         """
-        across = solved(gram, raised)
-        bends = float(raised @ across)
-        if not bends > 0 or not math.isfinite(missing):
+        across = solve_least_squares(gram, slopes)
+        gain = float(slopes @ across)
+        if not gain > 0 or not math.isfinite(missing):
             return step
-        return step + across * ((missing - float(raised @ step)) / bends)
+        return step + across * ((missing - float(slopes @ step)) / gain)
 
-    def held(self, x: Tensor, along: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """What to add of the directions ``along``, (len,) float64, to give ends ``x`` the contrast
-        and change them least; and the ends then. Nothing, where it would take weights too large
-        for a plan.
+    def restored(self, x: Tensor, directions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The least change of final states ``x`` along ``directions`` that restores the contrast.
+
+        Returns:
+            Its coefficients, (len,) float64, and the states after it; zeros, and ``x``, where they
+            would make weights too large for a plan.
         """
-        rows = [v.flatten() for v in along]
+        rows = [v.flatten() for v in directions]
         gram = products(rows, rows)
         gram += 1e-9 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
         total, moved = gram.new_zeros(len(gram)), x
-        for _ in range(CLIPPED):
+        for _ in range(ITERATIONS):
             missing = self.missing(moved)
-            step = self.kept(gram, torch.zeros_like(total), self.raised(moved, along), missing)
-            for a, v in zip(step, along, strict=True):
+            slopes = self.slopes(moved, directions)
+            step = self.corrected(gram, torch.zeros_like(total), slopes, missing)
+            for a, v in zip(step, directions, strict=True):
                 moved = torch.add(moved, v, alpha=float(a))
             total += step
         if not total.abs().max() <= LARGEST / 2:
@@ -94,7 +99,7 @@ class Contrast:
         return x if self.limits is None else x.clamp(*self.limits)
 
     def _shares(self, x: Tensor) -> Tensor:
-        """What each row adds to a slope, times their number; (N,) float64, on the CPU."""
+        """The contribution of each row to a slope, times N; (N,) float64, on the CPU."""
         dot = self._dot(x)
         return dot / self._square if self._square else torch.zeros_like(dot)
 
@@ -106,11 +111,11 @@ class Contrast:
         return self._dot(self.end).mean()
 
 
-def solved(gram: Tensor, right: Tensor) -> Tensor:
+def solve_least_squares(gram: Tensor, right: Tensor) -> Tensor:
     """The least ``w`` with ``gram @ w`` nearest to ``right``, (n,) float64 on the CPU.
 
-    What decides nothing, where ``gram`` is singular, stays 0, and so does all of a system whose
-    numbers are not finite: its plan fails by its error.
+    What ``gram`` does not determine, where it is singular, stays 0, and so does everything of a
+    system with numbers that are not finite: its plan fails by its error.
     """
     if not (gram.isfinite().all() and right.isfinite().all()):
         return torch.zeros_like(right)

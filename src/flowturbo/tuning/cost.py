@@ -1,10 +1,9 @@
-"""What evaluations cost on this machine, and what a budget affords."""
+"""What evaluations cost on this machine, and how many a budget buys."""
 
 from __future__ import annotations
 
 import time
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from flowturbo.field import Field
 from flowturbo.plan import Plan
 from flowturbo.refiner.binding import Refiner
 from flowturbo.sampling import sample
+from flowturbo.types import Condition, GuidanceScale
 
 __all__ = ["affordable", "time_evaluations"]
 
@@ -21,26 +21,26 @@ def time_evaluations(
     model: Field,
     refiner: Refiner | None,
     x: Tensor,
-    cond: Any,
-    guidance: float | Tensor,
+    cond: Condition,
+    guidance: GuidanceScale,
     repeats: int = 7,
 ) -> dict[str, float]:
-    """Milliseconds of an evaluation of each kind on the rows ``x``, medians, in turns.
+    """Milliseconds of an evaluation of each kind on the rows ``x``, medians, measured alternately.
 
-    They are the differences between plans that have one evaluation more, so that what a sample
-    costs besides is not counted; the refiner's is 0 without one.
+    They are the differences between plans that have one evaluation more, so that the
+    overhead of a sample is not counted; the refiner's is 0 without one.
     """
     plans = {"two": Plan.parse("E2"), "three": Plan.parse("E3")}
     if refiner is not None:
         plans["refined"] = Plan.parse("E2R1")
     seconds: dict[str, list[float]] = {name: [] for name in plans}
-    for turn in range(repeats + 1):
+    for i in range(repeats + 1):
         for name, plan in plans.items():
             start = time.perf_counter()
             sample(plan, model, x, cond, guidance=guidance, refiner=refiner)
             if x.is_cuda:
                 torch.cuda.synchronize(x.device)
-            if turn:  # the first warms up
+            if i:  # the first warms up
                 seconds[name].append(1000 * (time.perf_counter() - start))
     middle = {name: median(s) for name, s in seconds.items()}
     one = max(middle["three"] - middle["two"], 1e-6)

@@ -1,42 +1,51 @@
-"""What a search starts from: noises, conditions and scales of guidance, checked, in three parts."""
+"""What a search starts from: noise, conditions and guidance scales, checked, in three parts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from flowturbo import checks
-from flowturbo import noise as noises
-from flowturbo.field import device_of
+from flowturbo import noise as random_noise
+from flowturbo.field import Field, device_of
 from flowturbo.tree import map_condition, slice_condition
+from flowturbo.types import Condition, GuidanceRange, GuidanceScale
 
-__all__ = ["LEAST", "InitialStates", "Scale", "check_condition", "check_field", "initial_states"]
+__all__ = [
+    "MIN_TRAJECTORIES",
+    "InitialStates",
+    "check_condition",
+    "check_field",
+    "initial_states",
+]
 
-LEAST = 32  # noises without which nothing is fitted
-Scale = float | tuple[float, float]
+MIN_TRAJECTORIES = 32  # with fewer nothing is fitted
 
 
 @dataclass(frozen=True)
 class InitialStates:
-    """Noises (N, ...), their condition, their scale of guidance (a number or (N,)).
+    """N initial states with their conditions and guidance scales.
 
-    ``cuts`` says where the parts to fit on, to choose on and to test on begin and end.
+    Attributes:
+        noise: the states, (N, ...).
+        cond: the condition of the N rows, or None.
+        guidance: a number, or one per row (N,).
+        bounds: where the parts to fit on, to choose on and to test on begin and end.
     """
 
     noise: Tensor
-    cond: Any
-    guidance: float | Tensor
-    cuts: tuple[int, int, int, int]
+    cond: Condition
+    guidance: GuidanceScale
+    bounds: tuple[int, int, int, int]
 
     def __len__(self) -> int:
         return len(self.noise)
 
-    def rows(self, rows: slice) -> tuple[Tensor, Any, float | Tensor]:
+    def rows(self, rows: slice) -> tuple[Tensor, Condition, GuidanceScale]:
         """Some of them."""
         return (
             self.noise[rows],
@@ -46,10 +55,10 @@ class InitialStates:
 
 
 def initial_states(
-    model: Any,
+    model: Field,
     noise: Tensor | None,
-    cond: Any,
-    guidance: Scale,
+    cond: Condition,
+    guidance: GuidanceRange,
     *,
     trajectories: int,
     search: bool,
@@ -58,32 +67,32 @@ def initial_states(
     """What `flowturbo.tune` starts from; its arguments.
 
     Raises:
-        ValueError: if noises or conditions are not as the field takes them.
+        ValueError: if noise or conditions are not as the field takes them.
     """
     if noise is None:
         rest = 2 * trajectories if search else trajectories
-        cuts = (0, trajectories, trajectories + rest, trajectories + 2 * rest)
-        noise, how = _drawn(model, cuts[-1], seed), f"trajectories={trajectories} takes"
+        bounds = (0, trajectories, trajectories + rest, trajectories + 2 * rest)
+        noise, how = _random_noise(model, bounds[-1], seed), f"trajectories={trajectories} takes"
     else:
-        noise, how = _checked(model, noise), "noise has"
+        noise, how = _check_noise(model, noise), "noise has"
         n = len(noise)
-        cuts = (0, -(-n // 2), -(-3 * n // 4), n)
+        bounds = (0, -(-n // 2), -(-3 * n // 4), n)
     n = len(noise)
-    if n < LEAST:  # nothing is fitted: all but the test part is there to choose on
-        cuts = (0, 0, *cuts[2:])
+    if n < MIN_TRAJECTORIES:  # nothing is fitted: all but the test part is there to choose on
+        bounds = (0, 0, *bounds[2:])
     generator = torch.Generator().manual_seed(seed)
     if cond is not None:
         cond = check_condition(cond, n, how, noise.device)
     elif hasattr(model, "random_condition"):
         cond = model.random_condition(n, generator)
-    scale: float | Tensor = guidance[0] if isinstance(guidance, tuple) else guidance
+    scale: GuidanceScale = guidance[0] if isinstance(guidance, tuple) else guidance
     if isinstance(guidance, tuple) and guidance[0] < guidance[1]:
         low, high = guidance
         scale = low + (high - low) * torch.rand(n, generator=generator).to(noise.device)
-    return InitialStates(noise, cond, scale, cuts)
+    return InitialStates(noise, cond, scale, bounds)
 
 
-def check_field(name: str, field: Any) -> None:
+def check_field(name: str, field: object) -> None:
     """Raise ``ValueError`` unless ``field`` can be called; a name is not yet a model."""
     if not callable(field):
         how = f"; load it: flowturbo.load({field!r})" if isinstance(field, str) else ""
@@ -94,22 +103,22 @@ def check_field(name: str, field: Any) -> None:
     checks.function(name, field, "x, t, cond")
 
 
-def _drawn(model: Any, n: int, seed: int) -> Tensor:
+def _random_noise(model: Field, n: int, seed: int) -> Tensor:
     if not hasattr(model, "shape"):
         raise ValueError(
             "noise=None: a field without a shape needs noise of its own; pass a tensor (N, ...)"
         )
-    first = 1_000_000_000 * (seed + 1)  # far from the seeds that pictures are drawn with
-    return noises.draw(range(first, first + n), model.shape, device=device_of(model))
+    first = 1_000_000_000 * (seed + 1)  # far from the seeds of images
+    return random_noise.draw(range(first, first + n), model.shape, device=device_of(model))
 
 
-def _checked(model: Any, noise: Any) -> Tensor:
-    """Noises of the caller's own, half precision in float32, as sampling keeps its states."""
+def _check_noise(model: Field, noise: object) -> Tensor:
+    """The caller's noise; half precision becomes float32, as in sampling."""
     noise = checks.tensor("noise", noise, dtypes=checks.DTYPES, finite=True)
     if not noise.ndim or len(noise) < 4 or not noise.numel():
         raise ValueError(
-            f"noise={checks.shown(noise)}: must be (N, ...) with at least 4 rows, and {LEAST} to "
-            "fit on"
+            f"noise={checks.shown(noise)}: must be (N, ...) with at least 4 rows, and "
+            f"{MIN_TRAJECTORIES} to fit on"
         )
     shape = getattr(model, "shape", noise.shape[1:])
     if tuple(noise.shape[1:]) != tuple(shape):
@@ -126,22 +135,22 @@ def _checked(model: Any, noise: Any) -> Tensor:
     return (noise.float() if half else noise).detach()
 
 
-def check_condition(cond: Any, n: int, how: str, device: torch.device) -> Any:
-    """``cond`` with arrays as tensors; refused unless each has a row for each of ``n`` noises.
+def check_condition(cond: Condition, n: int, how: str, device: torch.device) -> Condition:
+    """``cond`` with arrays as tensors; refused unless each has a row for each of ``n`` states.
 
     Args:
         cond: a condition, or None.
-        n: how many noises there are.
-        how: what says so, such as "batch=8 takes".
-        device: of the noises.
+        n: number of initial states.
+        how: where the number comes from, such as "batch=8 takes".
+        device: of the states.
     """
     if isinstance(cond, (list, tuple)) and not any(map(_nested, cond)):
         raise ValueError(
             f"cond={checks.shown(cond)}: a list of labels or numbers is no condition; pass "
-            "model.condition([...]) of a model with a card, or a tensor with a row for each noise"
+            "model.condition([...]) of a model with a card, or a tensor with a row for each state"
         )
 
-    def row_for_each(c: Any) -> Any:
+    def row_for_each(c: object) -> object:
         if isinstance(c, np.ndarray):
             try:
                 c = torch.as_tensor(c).to(device)
@@ -160,5 +169,5 @@ def check_condition(cond: Any, n: int, how: str, device: torch.device) -> Any:
     return map_condition(row_for_each, cond)
 
 
-def _nested(c: Any) -> bool:
+def _nested(c: object) -> bool:
     return c is None or isinstance(c, (Tensor, np.ndarray, list, tuple, Mapping))

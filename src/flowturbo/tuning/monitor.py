@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import time
-from typing import Any
 
 from torch import Tensor
 
 from flowturbo.field import CountCalls, Field
 from flowturbo.guidance import Guidance
 from flowturbo.progress import Progress, Report
+from flowturbo.types import Condition, Time
 
 __all__ = ["monitored"]
 
@@ -34,13 +34,13 @@ class _Monitored(CountCalls):
         super().__init__(field)
         self._report, self._next = report, time.monotonic() + EVERY
 
-    def __call__(self, x: Tensor, t: Any, cond: Any = None) -> Tensor:
+    def __call__(self, x: Tensor, t: Time, cond: Condition = None) -> Tensor:
         v = super().__call__(x, t, cond)
         if not isinstance(v, Tensor) or v.shape != x.shape:
             got = tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__
             raise ValueError(
-                f"the field gives {got} at t={float(t):.4g} for states {tuple(x.shape)}: must be a "
-                "tensor like the states"
+                f"the field returned {got} at t={float(t):.4g} for states {tuple(x.shape)}: must be "
+                "a tensor like the states"
             )
         if time.monotonic() > self._next:
             self._report(Progress("evaluations", self.calls, None))

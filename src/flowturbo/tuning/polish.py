@@ -1,24 +1,23 @@
 r"""Polish a plan: Gauss-Newton on the error of the final state, over weights and times together.
 
 Least squares row by row (`flowturbo.tuning.weights`) asks every state on the way to match the
-reference; only the last one counts. Here all free numbers ``p`` of the table move together,
+reference; only the last one matters. Here all free numbers ``p`` of the table move together,
 
     p <- p - (J^T D J + damping * diag)^-1 J^T D r,     r_i = x_K(p) - x_ref,  J = dr/dp,
 
 with ``J`` by finite differences, so the field need not be differentiable, and rows weighted by
 ``D_ii = |r_i|^(q - 2)``: the mean of ``|r_i|^q`` falls, for ``q = 1`` not only the few largest
 errors (iteratively reweighted least squares; damping as in Levenberg-Marquardt). Steps can be
-held to the contrast of what comes out, a linear condition (`flowturbo.tuning.contrast`). An
-evaluation before the number that moves is replayed, not computed again. Rows at one time, such as
+constrained to preserve contrast, a linear condition (`flowturbo.tuning.contrast`). Evaluations
+before the number that moves are replayed, not computed again. Rows at one time, such as
 those of a Heun step, move together; the first time and the last stay.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,19 +25,20 @@ from torch import Tensor
 
 from flowturbo.field import Field
 from flowturbo.guidance import guided
+from flowturbo.path import Times
 from flowturbo.plan import Plan, Row
 from flowturbo.plan.checks import LARGEST
 from flowturbo.progress import Progress, Report
 from flowturbo.refiner.binding import Refiner, needed_refiner, prepare_refiner
-from flowturbo.sampling import Velocities, evaluators, update
+from flowturbo.sampling import Evaluate, Velocities, evaluators, update
 from flowturbo.sampling import run as run_rows
-from flowturbo.tuning.contrast import Contrast, solved
+from flowturbo.tuning.contrast import Contrast, solve_least_squares
 from flowturbo.tuning.reference import Reference, error, run
 
 __all__ = ["polish", "run", "score"]
 
-NEAREST = 1e-3  # that times may come to each other
-LEAST_GAIN = 0.01  # of a step, for another with the slopes of the last
+MIN_GAP = 1e-3  # between two times
+MIN_GAIN = 0.01  # of a step, for another with the slopes of the last
 
 
 def score(x: Tensor, reference: Reference, power: float = 1.0) -> float:
@@ -72,11 +72,11 @@ def polish(
         refiner: for refiner evaluations.
         iterations: Gauss-Newton steps at the most, each about K^2 * history / 2 evaluations of
             the N rows.
-        history: how many of the last velocities of a row may change weight.
-        move_times: also move times, with what is told to the evaluators then, but for the first
-            and the last.
+        history: how many weights of a row may change, those of the last velocities.
+        move_times: also move times, except the first and the last; the times passed to the
+            evaluators move along.
         power: of the mean of errors to lower, 1 (robust) to 2 (the root mean square).
-        contrast: of the ends, to be kept.
+        contrast: of the final states, to be preserved.
         report: called after each iteration.
 
     Returns:
@@ -84,34 +84,34 @@ def polish(
         and times it has no ``info``.
     """
     field = guided(field, reference.guidance)
-    plain = replace(reference, guidance=1.0)
+    unguided = replace(reference, guidance=1.0)
     moves, damping = _moves(plan, history, move_times), 1e-4
 
     def recorded(plan: Plan) -> tuple[Plan, Tensor, list[Tensor]]:
         """The plan, with the contrast of what it reaches; that, and its velocities."""
-        x, calls = _recorded(plan, field, plain, refiner)
+        x, calls = _recorded(plan, field, unguided, refiner)
         if contrast is None:
             return plan, x, calls
         used = slice(max(0, len(plan) - history), len(plan))
-        more, x = contrast.held(x, calls[used])
+        more, x = contrast.restored(x, calls[used])
         weights = plan.weights.copy()
         weights[-1, used] += more.numpy()
         return replace(plan, weights=weights), x, calls
 
     best, x, calls = recorded(plan)
-    lowest = score(x, plain, power)
+    lowest = score(x, unguided, power)
     for i in range(iterations):
         if not 0 < lowest < math.inf:
             break
         before, tries = lowest, 4
-        slopes = [_slope(best, m, field, plain, refiner, x, calls) for m in moves]
+        slopes = [_slope(best, m, field, unguided, refiner, x, calls) for m in moves]
         while tries:
-            steps = _solve(slopes, x - plain.states[-1], damping, power, x, contrast)
+            steps = _solve(slopes, x - unguided.states[-1], damping, power, x, contrast)
             trial = _moved(best, moves, steps)
             new = None if trial is None else recorded(trial)
-            reached = lowest if new is None else score(new[1], plain, power)
+            reached = lowest if new is None else score(new[1], unguided, power)
             if new is not None and reached < lowest:
-                tries = int(reached < (1 - LEAST_GAIN) * lowest)  # the slopes may serve once more
+                tries = int(reached < (1 - MIN_GAIN) * lowest)  # the slopes may serve once more
                 (best, x, calls), lowest = new, reached
                 damping /= 10
             else:
@@ -137,7 +137,9 @@ def _recorded(
         refiner = prepare_refiner(plan, field, refiner)
     calls: list[Tensor] = []
 
-    def step(row: Row, evaluate: Any, x: Tensor, velocities: Velocities) -> tuple[Tensor, Tensor]:
+    def step(
+        row: Row, evaluate: Mapping[str, Evaluate], x: Tensor, velocities: Velocities
+    ) -> tuple[Tensor, Tensor]:
         known = row.k < len(before)
         v = before[row.k] if known else evaluate[row.evaluator](row, x, velocities)
         calls.append(v)
@@ -160,7 +162,7 @@ def _moves(plan: Plan, history: int, move_times: bool) -> list[Move]:
     return weights + [(k, None) for k in inner if move_times]
 
 
-def _moved(plan: Plan, moves: list[Move], steps: np.ndarray[Any, Any]) -> Plan | None:
+def _moved(plan: Plan, moves: list[Move], steps: Times) -> Plan | None:
     """The plan with every number moved, or None if its times or weights would not be allowed."""
     times, weights = plan.times.copy(), plan.weights.copy()
     for (k, j), step in zip(moves, steps, strict=True):
@@ -169,7 +171,7 @@ def _moved(plan: Plan, moves: list[Move], steps: np.ndarray[Any, Any]) -> Plan |
         else:
             weights[k, j] += step
     gaps = np.diff(times) * np.sign(times[-1] - times[0])
-    least = np.minimum(np.abs(np.diff(plan.times)) * (1 - 1e-9), NEAREST)
+    least = np.minimum(np.abs(np.diff(plan.times)) * (1 - 1e-9), MIN_GAP)
     if not (np.abs(weights).max() <= LARGEST and (gaps >= least).all()):  # nor NaN
         return None
     model_times = np.clip(times[:-1] + (plan.model_times - plan.times[:-1]), 0, 1)
@@ -205,7 +207,7 @@ def _solve(
     power: float,
     x: Tensor,
     contrast: Contrast | None,
-) -> np.ndarray[Any, Any]:
+) -> Times:
     """The damped Gauss-Newton step, rows weighted by a power of their error."""
     norms = residual.double().reshape(len(residual), -1).square().mean(1).sqrt()
     least = max(0.1 * float(norms.median()), 1e-6 * float(norms.max()))
@@ -215,7 +217,7 @@ def _solve(
     jacobian = torch.stack([flat(s) for s in slopes])
     gram = jacobian @ jacobian.T
     gram = (gram + damping * torch.diag(gram.diagonal().clamp(min=1e-12))).cpu()
-    step = solved(gram, -(jacobian @ flat(residual)).cpu())
+    step = solve_least_squares(gram, -(jacobian @ flat(residual)).cpu())
     if contrast is not None:
-        step = contrast.kept(gram, step, contrast.raised(x, slopes), contrast.missing(x))
+        step = contrast.corrected(gram, step, contrast.slopes(x, slopes), contrast.missing(x))
     return step.numpy()  # type: ignore[no-any-return]

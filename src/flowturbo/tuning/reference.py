@@ -1,4 +1,4 @@
-"""Reference trajectories: the ODE of a field solved finely, once, to fit plans to.
+"""Reference trajectories: the ODE of a field solved on a fine grid, once, to fit plans to.
 
 States and velocities are kept on the fine grid; between its points the state is the cubic through
 both (Hermite), so a plan may be fitted on any times.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,33 +15,35 @@ from torch import Tensor
 
 from flowturbo.field import Field
 from flowturbo.guidance import guided
+from flowturbo.path import Times
 from flowturbo.plan import Plan
 from flowturbo.progress import Progress, Report
 from flowturbo.refiner.binding import Refiner, needed_refiner, prepare_refiner
 from flowturbo.sampling import Callback, Step, evaluators, sample
 from flowturbo.sampling import run as run_rows
 from flowturbo.tree import map_condition, slice_condition
+from flowturbo.types import Condition, GuidanceScale
 
 __all__ = ["Reference", "error", "fine", "run", "solve"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """N solved trajectories.
+    """N reference trajectories.
 
     Attributes:
-        times: (M + 1,) of the fine grid, ascending or descending.
-        states: (M + 1, N, ...) on it.
+        times: (M + 1,) the fine grid, ascending or descending.
+        states: (M + 1, N, ...) at these times.
         velocities: (M + 1, N, ...), guided, there.
         cond: the condition of the N rows, or None.
         guidance: scale of guidance: a number, or one per row (N,).
     """
 
-    times: np.ndarray[Any, np.dtype[np.float64]]
+    times: Times
     states: Tensor
     velocities: Tensor
-    cond: Any
-    guidance: float | Tensor
+    cond: Condition
+    guidance: GuidanceScale
 
     def __len__(self) -> int:
         return self.states.shape[1]
@@ -78,7 +79,7 @@ class Reference:
 
     @classmethod
     def join(cls, parts: Sequence[Reference]) -> Reference:
-        """One reference of the rows of all parts."""
+        """The rows of all parts as one."""
         first = parts[0]
         scales = [p.guidance for p in parts]
         join = lambda *c: torch.cat(c) if isinstance(c[0], Tensor) else c[0]
@@ -104,9 +105,9 @@ class Reference:
 def solve(
     field: Field,
     noise: Tensor,
-    cond: Any = None,
+    cond: Condition = None,
     *,
-    guidance: float | Tensor = 1.0,
+    guidance: GuidanceScale = 1.0,
     steps: int = 64,
     direction: str = "forward",
     batch: int = 64,
@@ -160,20 +161,25 @@ def fine(steps: int, direction: str = "forward") -> Plan:
 
 
 def _record(
-    plan: Plan, kept: Sequence[int], field: Field, x: Tensor, cond: Any, guidance: float | Tensor
+    plan: Plan,
+    kept: Sequence[int],
+    field: Field,
+    x: Tensor,
+    cond: Condition,
+    guidance: GuidanceScale,
 ) -> tuple[Tensor, Tensor]:
     """States and velocities at the evaluations ``kept`` and at the end."""
     states, velocities = [x], []
     index = set(kept)
 
-    def note(step: Step) -> None:
+    def record(step: Step) -> None:
         _check_finite(step.v, plan.model_times[step.index], guidance)
         if step.index in index:
             velocities.append(step.v)
         if step.index + 1 in index or step.index + 1 == step.total:
             states.append(step.x)
 
-    end = sample(plan, field, x, cond, guidance=guidance, callback=note)
+    end = sample(plan, field, x, cond, guidance=guidance, callback=record)
     last = Plan.euler(1, times=[plan.times[-1], plan.times[0]], direction=_other(plan))
     sample(last, field, end, cond, guidance=guidance, callback=lambda s: velocities.append(s.v))
     _check_finite(velocities[-1], last.model_times[0], guidance)
@@ -188,10 +194,10 @@ def run(
     refiner: Refiner | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """The final states of ``plan`` on the noises of ``reference``, (N, ...).
+    """The final states of ``plan`` from the initial states of ``reference``, (N, ...).
 
-    What `flowturbo.sample` gives, also where it is not finite: a plan that fails at this field is
-    but a bad one of those tried.
+    As `flowturbo.sample`, but a state that is not finite is returned, not refused: a plan that
+    diverges on this field is one bad candidate among others.
     """
     field = guided(field, reference.guidance)
     refiner = needed_refiner(plan, refiner)
@@ -201,15 +207,15 @@ def run(
     return run_rows(plan.rows, evaluate, reference.noise, callback)
 
 
-def _check_finite(v: Tensor, t: float, guidance: float | Tensor) -> None:
+def _check_finite(v: Tensor, t: float, guidance: GuidanceScale) -> None:
     if not v.isfinite().all():
         raise ValueError(
-            f"the field gives a velocity that is not finite at t={t:.4g}, guidance="
+            f"the field returned a velocity that is not finite at t={t:.4g}, guidance="
             f"{_range(guidance)}: its velocities must be finite from t=0 to 1, both ends included"
         )
 
 
-def _range(scale: float | Tensor) -> str:
+def _range(scale: GuidanceScale) -> str:
     if not isinstance(scale, Tensor):
         return f"{scale:g}"
     return f"{float(scale.min()):g} to {float(scale.max()):g}"

@@ -1,0 +1,51 @@
+"""Where refiner evaluations go: their number in each gap, after an evaluation of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flowturbo.progress import Progress
+from flowturbo.tuning.problem import Problem, best_shift
+
+__all__ = ["first_gaps", "pattern", "place_refiners"]
+
+PLACE_ROWS = 32  # of the fitting part, to compare positions by
+
+
+def pattern(gaps: Sequence[int]) -> list[str]:
+    """The evaluators, with so many refiners after each evaluation of the model."""
+    return [e for n in gaps for e in ("model", *["refiner"] * n)]
+
+
+def first_gaps(nfe: int, last: int, most: int | None) -> tuple[int, ...]:
+    """One refiner in each gap from the second on, ``last`` in the last; at most ``most`` in all."""
+    ones = min(nfe - 2, (nfe if most is None else most) - last)
+    return (*[0] * (nfe - 1 - ones), *[1] * ones, last)
+
+
+def place_refiners(
+    problem: Problem, gaps: tuple[int, ...], shift: float, most: int | None
+) -> tuple[int, ...]:
+    """Move, add and remove refiners, from ``gaps`` on, while the error of fitted weights falls."""
+    first = pattern(gaps)
+    shift = best_shift(lambda s: problem.score(problem.fit_weights(first, s)), shift)
+    error = lambda g: float(problem.fit_weights(pattern(g), shift, PLACE_ROWS).info["fit"])
+    while True:
+        better = min((gaps, *_neighbours(gaps, most)), key=error)
+        if error(better) >= 0.97 * error(gaps):
+            return gaps
+        gaps = better
+        placed = "".join("M" + "R" * n for n in gaps)
+        problem.report(Progress("place refiners", sum(gaps), None, plan=placed, error=error(gaps)))
+
+
+def _neighbours(gaps: Sequence[int], most: int | None) -> list[tuple[int, ...]]:
+    """One refiner more or fewer in a gap, at most two there and ``most`` in all."""
+    found = []
+    for i in range(1, len(gaps)):
+        for n in (gaps[i] - 1, gaps[i] + 1):
+            changed = (*gaps[:i], n, *gaps[i + 1 :])
+            few = most is None or sum(changed) <= most
+            if 0 <= n <= 2 and any(changed) and few:
+                found.append(changed)
+    return found

@@ -1,0 +1,111 @@
+"""The search for a plan: fitted weights, refiners where they help, and a final polish."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from flowturbo.plan import Plan
+from flowturbo.progress import Progress
+from flowturbo.tuning.baselines import best_baseline
+from flowturbo.tuning.initial_states import MIN_TRAJECTORIES
+from flowturbo.tuning.placement import first_gaps, pattern, place_refiners
+from flowturbo.tuning.problem import FIRST_SHIFT, Problem, best_shift
+from flowturbo.tuning.reference import Reference
+
+__all__ = ["Candidate", "search"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan found.
+
+    Attributes:
+        plan: the best one.
+        nfe: evaluations of the model.
+        shift: of the grid it was fitted on, where the next search begins.
+        notes: what was left out and why.
+    """
+
+    plan: Plan
+    nfe: int
+    shift: float
+    notes: list[str] = field(default_factory=list)
+
+
+def search(
+    problem: Problem, budgets: Sequence[tuple[int, int | None]], search_times: bool
+) -> Candidate:
+    """The best plan of all budgets: evaluations of the model, and at most so many of the refiner.
+
+    Without ``search_times``, weights on one grid are fitted and that is all.
+    """
+    found: list[Candidate] = []
+    for nfe, most in budgets:
+        shift = found[-1].shift if found else FIRST_SHIFT
+        found.append(_best(problem, nfe, most, shift, search_times))
+    best = min(found, key=lambda candidate: problem.score(candidate.plan))
+    return _polished(problem, best) if search_times and len(problem.fit) else best
+
+
+def _best(
+    problem: Problem, nfe: int, most: int | None, shift: float, search_times: bool
+) -> Candidate:
+    """The fitted plan, with refiners where they help; a classical one where rows are few."""
+    if not len(problem.fit):
+        plan = best_baseline(problem, nfe)
+        total = len(problem.choose) + len(problem.test)
+        note = (
+            f"{total} trajectories are too few to fit on (at least {MIN_TRAJECTORIES}): "
+            f"{plan.name} is the best classical solver on them"
+        )
+        return Candidate(plan, nfe, shift, [note])
+    plan, shift = _fitted(problem, ["model"] * nfe, shift, search_times)
+    best = Candidate(plan, nfe, shift)
+    if problem.refiner is None or most == 0:
+        return best
+    return _with_refiners(problem, best, most, search_times)
+
+
+def _fitted(
+    problem: Problem, evaluators: Sequence[str], shift: float, search_times: bool
+) -> tuple[Plan, float]:
+    """The best fitted plan with these evaluators, and the shift of its grid."""
+    if not search_times:
+        return problem.fit_weights(evaluators, FIRST_SHIFT), shift
+    error = lambda s: problem.score(problem.fit_weights(evaluators, s))
+    shift = best_shift(error, shift)
+    plan = problem.fit_weights(evaluators, shift)
+    problem.report(Progress("fit weights", 1, 1, plan=plan.name, error=problem.score(plan)))
+    return plan, shift
+
+
+def _with_refiners(
+    problem: Problem, best: Candidate, most: int | None, search_times: bool
+) -> Candidate:
+    """``best``, or a plan with refiners after its evaluations that beats it clearly."""
+    found, shift = [], best.shift
+    for last in (0, 1):  # refiners after the last evaluation: some end worse than the model
+        gaps = first_gaps(best.nfe, last, most)
+        if any(gaps):
+            gaps = place_refiners(problem, gaps, shift, most) if search_times else gaps
+            plan, shift = _fitted(problem, pattern(gaps), shift, search_times)
+            found.append(plan)
+    winner = min(found, key=problem.score)
+    if problem.score(winner) < 0.95 * problem.score(best.plan):
+        return replace(best, plan=winner, shift=shift)
+    note = (
+        f"the refiner was left out: error {problem.score(winner):.4f} with it, "
+        f"{problem.score(best.plan):.4f} without, on the choosing trajectories"
+    )
+    return replace(best, shift=shift, notes=[*best.notes, note])
+
+
+def _polished(problem: Problem, best: Candidate) -> Candidate:
+    """``best`` polished on the fitting part and, if the choosing part agrees, on both."""
+    moved = problem.polish(best.plan, "fit", problem.fit, 2)
+    if problem.score(moved) >= problem.score(best.plan):
+        note = "times and weights were not moved: no gain on the choosing trajectories"
+        return replace(best, notes=[*best.notes, note])
+    both = Reference.join([problem.fit, problem.choose])
+    return replace(best, plan=problem.polish(moved, "fit and choose", both, 1))

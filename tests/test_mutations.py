@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 import flowturbo as ft
 from flowturbo.cli import main
-from flowturbo.compiled.artefact import _digest, read_manifest
+from flowturbo.compiled.aot_archive import archive_digest, read_manifest
 from flowturbo.models.checkpoint import convert, save_folder
 from flowturbo.models.sit import SiT, SiTConfig
 from flowturbo.models.tokenizer import Tokenizer
@@ -330,7 +330,7 @@ def try_manifest(home, dice):
     content = changed_json(json.dumps(manifest), dice)
     with suppress(ValueError, AttributeError, TypeError):
         made = json.loads(content)
-        content = json.dumps({**made, "digest": _digest(made, [])}).encode()
+        content = json.dumps({**made, "digest": archive_digest(made, [])}).encode()
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/extra/flowturbo.json", content)
     if dice.random() < 0.2:

@@ -462,7 +462,7 @@ CORE = {
                      dtype=torch.float32)),
     "compile": (ft.compile, dict(model=MODEL, plan="E1", refiner=None, batch=2, dtype=None,
                 guidance=2.0, shape=None, cond=None, device=None, scope="none", capture=None,
-                options=None, progress=False)),
+                options=None)),
     "a compiled sampler": (NAMES["compiled"], dict(x=X, cond=COND, guidance=2.0,
                            negative=None)),
     "load_compiled": (ft.load_compiled, dict(path="no.pt2", device="gpu", fallback=None)),

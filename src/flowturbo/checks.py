@@ -13,7 +13,7 @@ import math
 import reprlib
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import wraps
 from inspect import Parameter, signature
@@ -30,6 +30,7 @@ __all__ = [
     "DTYPES",
     "REALS",
     "can_look",
+    "check_keywords",
     "device",
     "did_you_mean",
     "dtype",
@@ -268,17 +269,22 @@ def known_keywords(fn: C) -> C:
 
     @wraps(fn)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        if kwargs and not kwargs.keys() <= names:
-            name = next(k for k in kwargs if k not in names)
-            known = sorted(names - {"self", "cls"})
-            called = fn.__qualname__.removesuffix(".__init__")
-            hint = did_you_mean(name, known) or f"; it takes {', '.join(known) or 'none'}"
-            raise ValueError(
-                f"{called}({name}={shown(kwargs[name])}): has no argument {name!r}{hint}"
+        if kwargs and not kwargs.keys() <= names:  # all that dynamo has to trace
+            check_keywords(
+                fn.__qualname__.removesuffix(".__init__"), kwargs, names - {"self", "cls"}
             )
         return fn(*args, **kwargs)
 
     return checked  # type: ignore[return-value]
+
+
+def check_keywords(called: str, given: Mapping[str, Any], known: Collection[str]) -> None:
+    """Refuse a keyword of ``called`` that is not ``known``, naming the nearest known one."""
+    for name, value in given.items():
+        if name not in known:
+            names = sorted(known)
+            hint = did_you_mean(name, names) or f"; it takes {', '.join(names) or 'none'}"
+            raise ValueError(f"{called}({name}={shown(value)}): has no argument {name!r}{hint}")
 
 
 def warn(message: str) -> None:

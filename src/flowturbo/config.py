@@ -13,7 +13,7 @@ from functools import wraps
 from inspect import Parameter, cleandoc, signature
 from typing import Any, TypeVar
 
-from flowturbo.checks import did_you_mean, shown
+from flowturbo.checks import check_keywords, shown
 
 __all__ = ["attribute_docs", "configured"]
 
@@ -23,13 +23,13 @@ T = TypeVar("T")
 def configured(cls: type[Any]) -> Callable[[Callable[..., T]], Callable[..., T]]:
     """Let a function with a parameter ``config`` take the fields of ``cls`` as keywords instead.
 
-    The function is called with a ``config`` in any case. ``inspect.signature`` shows the fields.
+    The function always receives a ``config``. ``inspect.signature`` shows the fields.
 
     Args:
         cls: a dataclass.
 
     Raises:
-        ValueError: when called, if ``config`` is of another class or given beside fields, or a
+        ValueError: when called, if ``config`` is of another class or given with fields, or a
             keyword is unknown; names the nearest known one.
     """
     defaults = {f.name: f.default for f in fields(cls)}
@@ -44,13 +44,7 @@ def configured(cls: type[Any]) -> Callable[[Callable[..., T]], Callable[..., T]]
 
         @wraps(function)
         def call(*args: Any, **given: Any) -> T:
-            for name in given:
-                if name not in known:
-                    near = did_you_mean(name, known) or f"; it takes {', '.join(sorted(known))}"
-                    raise ValueError(
-                        f"{function.__name__}({name}={shown(given[name])}): has no argument "
-                        f"{name!r}{near}"
-                    )
+            check_keywords(function.__name__, given, known)
             options = {name: given.pop(name) for name in list(given) if name in defaults}
             bound = own.bind_partial(*args, **given)
             config = bound.arguments.get("config")
@@ -66,9 +60,10 @@ def configured(cls: type[Any]) -> Callable[[Callable[..., T]], Callable[..., T]]
             bound.arguments["config"] = config
             return function(*bound.args, **bound.kwargs)
 
-        first = [p for p in own.parameters.values() if p.kind is not Parameter.KEYWORD_ONLY]
-        rest = [p for p in own.parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
-        call.__signature__ = own.replace(parameters=[*first, *rest, *of_config])  # type: ignore[attr-defined]
+        parameters = own.parameters | {"config": own.parameters["config"].replace(default=None)}
+        call.__signature__ = own.replace(  # type: ignore[attr-defined]
+            parameters=[*parameters.values(), *of_config]
+        )
         return call
 
     return decorate

@@ -70,7 +70,7 @@ def _x(n=5, dtype=torch.float32):
 
 
 COND = torch.tensor([0, 3, 2, 4, 1])
-ONE = {"cond": COND[:1], "progress": False, "batch": 2}
+ONE = {"cond": COND[:1], "batch": 2}
 
 
 def _close(got, wanted, dtype=torch.float32):
@@ -143,7 +143,7 @@ def test_inputs_of_any_kind_run_the_same_graph(fast):
 )
 def test_every_plan_equals_the_loop(traced, net, refiners, plan, refiner):
     refiner = refiners.get(refiner)
-    fast = ft.compile(net, plan, refiner, guidance=2.0, cond=COND[:1], progress=False, batch=5)
+    fast = ft.compile(net, plan, refiner, guidance=2.0, cond=COND[:1], batch=5)
     _close(fast(_x(), COND), ft.sample(plan, net, _x(), COND, guidance=2.0, refiner=refiner))
     assert (fast.graphs, fast.recompiles) == (1, 0)
 
@@ -174,7 +174,7 @@ def test_every_scope_equals_the_loop(traced, net, refiners, scope):
 
 
 def test_without_guidance_and_without_a_condition(traced, net):
-    fast = ft.compile(net, "E2", progress=False, batch=2)
+    fast = ft.compile(net, "E2", batch=2)
     _close(fast(_x(2)), ft.sample("E2", net, _x(2)))
 
 
@@ -190,14 +190,14 @@ def test_a_guidance_interval_is_settled_when_compiled(traced, net):
 
 def test_a_field_of_any_kind(traced):
     x = torch.randn(7, 2, dtype=torch.float64)
-    args = {"shape": (2,), "dtype": torch.float64, "progress": False}
+    args = {"shape": (2,), "dtype": torch.float64}
     fast = ft.compile(mixture, "RK4:2", batch=(4,), **args)
     _close(fast(x), ft.sample("RK4:2", mixture, x), torch.float64)
 
 
 def test_a_text_model_from_its_folder(traced, text_model):
     model = ft.load(text_model)
-    fast = ft.compile(model, "E2", batch=2, progress=False)
+    fast = ft.compile(model, "E2", batch=2)
     cond = model.condition(["red apple", "pizza, noto style"])
     x = torch.randn(2, *model.shape)
     _close(fast(x, cond), ft.sample("E2", model, x, cond, guidance=2.0))
@@ -208,7 +208,7 @@ def test_a_text_model_from_its_folder(traced, text_model):
 
 def test_a_recompile_is_an_error(traced):
     net = _network()
-    fast = ft.compile(net, "E1", cond=COND[:1], progress=False, batch=2)
+    fast = ft.compile(net, "E1", cond=COND[:1], batch=2)
     wanted = fast(_x(2), COND[:2])
     net.blocks[0].norm1.eps = 0.1
     with pytest.raises(Recompiled, match=r"states \(2, 2, 8, 8\), batch \(2,\).*compile anew"):
@@ -219,7 +219,7 @@ def test_a_recompile_is_an_error(traced):
 
 
 def test_many_samplers_do_not_use_up_one_limit(traced):
-    args = {"shape": (2, 8, 8), "progress": False}
+    args = {"shape": (2, 8, 8)}
     made = [ft.compile(gaussian, "E1", batch=b, **args) for b in range(1, 11)]
     assert [m.graphs for m in made] == [1] * 10
     for m in made:
@@ -228,8 +228,8 @@ def test_many_samplers_do_not_use_up_one_limit(traced):
 
 def test_threads_sample_different_plans_through_one_model(traced, net):
     plans = ["E2", "AB2:3"]
-    shared = ft.compile(net, "E1", scope="network", cond=COND[:1], progress=False, batch=2).field
-    fasts = [ft.compile(net, p, cond=COND[:1], progress=False, batch=2) for p in plans]
+    shared = ft.compile(net, "E1", scope="network", cond=COND[:1], batch=2).field
+    fasts = [ft.compile(net, p, cond=COND[:1], batch=2) for p in plans]
     jobs = [lambda f=f: f(_x(2), COND[:2]) for f in fasts]
     jobs += [lambda p=p: ft.sample(p, shared, _x(2), COND[:2]) for p in plans]
     alone = [job() for job in jobs]
@@ -298,11 +298,11 @@ def test_what_cannot_be_compiled(net, arguments, message):
 def test_a_field_that_looks_at_its_values(traced):
     field = lambda x, t, cond: x if x.sum() > 0 else -x
     with pytest.raises(ValueError, match="cannot be compiled whole"):
-        ft.compile(field, "E1", shape=(2,), progress=False)
+        ft.compile(field, "E1", shape=(2,))
 
 
 def test_compiled_without_guidance(traced, net):
-    fast = ft.compile(net, "E1", cond=COND[:1], progress=False, batch=2)
+    fast = ft.compile(net, "E1", cond=COND[:1], batch=2)
     assert torch.equal(fast(_x(2), COND[:2], guidance=1), fast(_x(2), COND[:2]))
     with pytest.raises(ValueError, match=r"guidance=2.0: compiled without guidance"):
         fast(_x(2), COND[:2], guidance=2.0)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import wraps
 from inspect import Parameter, signature
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import torch
 import typer
 
-from flowturbo.cli.options import resolve_guidance
+from flowturbo.cli.options import resolve_batch, resolve_dtype, resolve_guidance
 from flowturbo.config import attribute_docs
 
 __all__ = ["options_of"]
@@ -71,9 +72,15 @@ def _option(name: str, hint: Any, default: Any, doc: str) -> Parameter:
     text = re.sub(r"``(\w+)``", lambda m: f"--{m[1].replace('_', '-')}", doc[0].upper() + doc[1:])
     more: dict[str, Any] = {}
     kind = kinds[0]
-    if float in kinds and any(get_origin(k) is tuple for k in kinds):
+    origins = {get_origin(k) for k in kinds}
+    if float in kinds and tuple in origins:
         kind, more = Any, {"parser": resolve_guidance, "metavar": "SCALE|LOW-HIGH"}
         default = "{:g}-{:g}".format(*default) if isinstance(default, tuple) else default
+    elif int in kinds and Sequence in origins:
+        kind, more = Any, {"parser": resolve_batch, "metavar": "N[,N...]"}
+        default = str(default)
+    elif kind is torch.dtype:
+        kind, more = Any, {"parser": resolve_dtype, "metavar": "float32|bfloat16|float16"}
     elif get_origin(kind) is Literal:
         kind, more = str, {"metavar": "|".join(get_args(kind))}  # the class checks which
     kind = kind | None if NoneType in _kinds(hint) and kind is not Any else kind

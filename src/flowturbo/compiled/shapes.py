@@ -153,7 +153,7 @@ class Sampler:
             if negative is not None or not off:
                 raise ValueError(
                     f"guidance={shown(guidance)}: compiled without guidance; compile with "
-                    "guidance=2.0, say, then any scale will do"
+                    "guidance=2.0, for example, then any scale will do"
                 )
         else:
             scale = self.shapes.scale(self.shapes.guidance if guidance is None else guidance, n)

@@ -138,7 +138,6 @@ def benchmark(
         guidance=guidance,
         cond=cond,
         options=options,
-        progress=progress,
     )
     ours = partial(_ours, compiled, refiner, x, cond)
     methods = [ours(plan, scope) for plan in tables for scope in scopes]

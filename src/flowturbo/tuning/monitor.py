@@ -39,8 +39,8 @@ class _Monitored(CountCalls):
         if not isinstance(v, Tensor) or v.shape != x.shape:
             got = tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__
             raise ValueError(
-                f"the field returned {got} at t={float(t):.4g} for states {tuple(x.shape)}: must be "
-                "a tensor like the states"
+                f"the field returned {got} at t={float(t):.4g} for states {tuple(x.shape)}: must "
+                "be a tensor like the states"
             )
         if time.monotonic() > self._next:
             self._report(Progress("evaluations", self.calls, None))

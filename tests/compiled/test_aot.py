@@ -1,4 +1,4 @@
-"""Exported samplers: the same pictures in a fresh process without a compiler; what is refused."""
+"""Exported samplers: the same images in a fresh process without a compiler; what is refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 import flowturbo as ft
 from flowturbo.cli import main
-from flowturbo.compiled.artefact import _digest, read_manifest
+from flowturbo.compiled.aot_archive import archive_digest, read_manifest
 from flowturbo.models.checkpoint import save_folder
 from flowturbo.models.sit import SiT, SiTConfig
 from flowturbo.refiner import VelocityRefiner, save_refiner
@@ -48,8 +48,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def artefact(folder, tmp_path_factory):
-    path = tmp_path_factory.mktemp("artefact") / "tiny.pt2"
+def exported(folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("exported") / "tiny.pt2"
     with pytest.raises(SystemExit) as end:
         main(["export", "-m", str(folder), "--plan", PLAN, "--batch", "2", "-o", str(path)])
     assert not end.value.code
@@ -62,14 +62,14 @@ def _loop(folder, x, cond, guidance=2.0):
     return ft.sample(PLAN, model, x, cond, guidance=guidance, refiner=refiner)
 
 
-def test_the_same_pictures_in_a_fresh_process_without_a_compiler(artefact, folder, tmp_path):
+def test_the_same_images_in_a_fresh_process_without_a_compiler(exported, folder, tmp_path):
     x, cond = torch.randn(3, 1, 4, 4), torch.tensor([0, 1, 1])
     torch.save(x, tmp_path / "x.pt")
-    command = [sys.executable, "-c", FRESH, artefact, tmp_path / "x.pt", tmp_path / "out.pt"]
+    command = [sys.executable, "-c", FRESH, exported, tmp_path / "x.pt", tmp_path / "out.pt"]
     env = {**os.environ, "CXX": "false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     subprocess.run(list(map(str, command)), env=env, check=True)
     there = torch.load(tmp_path / "out.pt", weights_only=True)
-    assert torch.equal(there, ft.load_compiled(artefact)(x, cond))
+    assert torch.equal(there, ft.load_compiled(exported)(x, cond))
     torch.testing.assert_close(there, _loop(folder, x, cond), rtol=1e-5, atol=1e-5)
 
 
@@ -88,8 +88,8 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(folder, tmp_path, monkeypat
     assert os.listdir(out.parent) == []
 
 
-def test_it_takes_any_scale_and_negative_but_no_other_shape(artefact, folder):
-    fast, x, cond = ft.load_compiled(artefact), torch.randn(2, 1, 4, 4), torch.tensor([0, 1])
+def test_it_takes_any_scale_and_negative_but_no_other_shape(exported, folder):
+    fast, x, cond = ft.load_compiled(exported), torch.randn(2, 1, 4, 4), torch.tensor([0, 1])
     torch.testing.assert_close(fast(x, cond, guidance=3.5), _loop(folder, x, cond, 3.5))
     away = fast(x, cond, guidance=3.5, negative=torch.tensor([1]))
     assert not torch.equal(away, fast(x, cond, guidance=3.5))
@@ -104,22 +104,22 @@ def test_it_takes_any_scale_and_negative_but_no_other_shape(artefact, folder):
     assert fast(x[:0], cond[:0]).shape == (0, 1, 4, 4)
 
 
-def test_the_manifest_says_what_it_is(artefact, folder):
-    manifest = read_manifest(artefact)
+def test_the_manifest_describes_the_sampler(exported, folder):
+    manifest = read_manifest(exported)
     model = ft.load(folder)
     assert manifest["model"]["fingerprint"] == model.fingerprint
     assert manifest["made_for"]["torch"] == torch.__version__
     assert (manifest["batch"], manifest["guidance"]) == ([2], 2.0)
-    assert ft.load_compiled(artefact).plan == ft.Plan.parse(PLAN)
+    assert ft.load_compiled(exported).plan == ft.Plan.parse(PLAN)
 
 
 @pytest.fixture
-def elsewhere(artefact, tmp_path):
-    """The artefact with other contents of its manifest."""
+def elsewhere(exported, tmp_path):
+    """The exported with other contents of its manifest."""
 
     def changed(edit=None, digest=True, **made_for):
         path = tmp_path / "elsewhere.pt2"
-        with zipfile.ZipFile(artefact) as old, zipfile.ZipFile(path, "w") as new:
+        with zipfile.ZipFile(exported) as old, zipfile.ZipFile(path, "w") as new:
             for name in old.namelist():
                 if name.endswith("flowturbo.json"):
                     manifest = json.loads(old.read(name))
@@ -127,7 +127,7 @@ def elsewhere(artefact, tmp_path):
                     if edit:
                         edit(manifest)
                     if digest and "digest" in manifest:
-                        manifest["digest"] = _digest(manifest, new.infolist())
+                        manifest["digest"] = archive_digest(manifest, new.infolist())
                     new.writestr(name, json.dumps(manifest))
         return path
 
@@ -194,21 +194,21 @@ def test_a_manifest_that_was_edited_does_not_pass_for_that_of_the_libraries(else
         ft.load_compiled(elsewhere(edit, digest=False))
 
 
-def test_a_flipped_byte_in_a_library_is_noticed(artefact, tmp_path):
-    data = bytearray(artefact.read_bytes())
+def test_a_flipped_byte_in_a_library_is_noticed(exported, tmp_path):
+    data = bytearray(exported.read_bytes())
     data[data.index(b"\x7fELF") + 5000] ^= 1
     (tmp_path / "a.pt2").write_bytes(data)
     with pytest.raises(ValueError, match=r"a\.pt2: .*\.so is damaged"):
         ft.load_compiled(tmp_path / "a.pt2")
 
 
-def test_nothing_in_it_is_unpickled(artefact, tmp_path):
+def test_nothing_in_it_is_unpickled(exported, tmp_path):
     class Evil:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "ran"),)
 
     path = tmp_path / "a.pt2"
-    with zipfile.ZipFile(artefact) as old, zipfile.ZipFile(path, "w") as new:
+    with zipfile.ZipFile(exported) as old, zipfile.ZipFile(path, "w") as new:
         for name in old.namelist():
             if not name.endswith("flowturbo.json"):
                 new.writestr(name, old.read(name))
@@ -216,7 +216,7 @@ def test_nothing_in_it_is_unpickled(artefact, tmp_path):
             for planted in ("data.pkl", "data/weights/weight_0.pt", "data/constants/x.pt"):
                 new.writestr(f"{name.partition('/')[0]}/{planted}", pickle.dumps(Evil()))
             manifest = json.loads(old.read(name))
-            manifest["digest"] = _digest(manifest, new.infolist())
+            manifest["digest"] = archive_digest(manifest, new.infolist())
             new.writestr(name, json.dumps(manifest))
     fast = ft.load_compiled(path)
     assert fast(torch.randn(2, 1, 4, 4), torch.tensor([0, 1])).isfinite().all()
@@ -251,7 +251,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path, make):
         ft.load_compiled(tmp_path / "a.pt2")
 
 
-def test_what_is_no_artefact(tmp_path):
+def test_other_files_are_refused(tmp_path):
     (tmp_path / "a.pt2").write_bytes(b"PK not a zip")
     with pytest.raises(ValueError, match=r"a\.pt2: damaged .*; not a sampler that this lib"):
         ft.load_compiled(tmp_path / "a.pt2")

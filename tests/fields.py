@@ -61,3 +61,19 @@ class Reuse:
     def __call__(self, x, t, cond, history):
         self.calls += 1
         return history[-1][1]
+
+
+class Scaled:
+    """Velocity ``cond * x``, one number per image; the null condition is 0."""
+
+    shape = (3, 2, 2)
+
+    def __init__(self):
+        self.batches = []
+
+    def __call__(self, x, t, cond):
+        self.batches.append(len(x))
+        return cond.reshape(-1, *[1] * (x.ndim - 1)) * x
+
+    def null_condition(self, cond):
+        return torch.zeros_like(cond)

@@ -12,110 +12,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fields import constant, gaussian, gaussian_flow, mixture
+from fields import mixture
+from tuned import FIELDS_AT_REST, Oracle, initial_noise
 
 import flowturbo as ft
-from flowturbo.path import shifted
 from flowturbo.progress import Progress
-from flowturbo.tuning.contrast import Contrast
-from flowturbo.tuning.cost import affordable, time_evaluations
-from flowturbo.tuning.polish import polish, run, score
+from flowturbo.tuning.polish import run
 from flowturbo.tuning.problem import Problem
 from flowturbo.tuning.reference import error, fine, solve
-from flowturbo.tuning.weights import fit_weights
-
-
-def initial_noise(n: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(n, 2, dtype=torch.float64, generator=generator)
-
-
-@pytest.fixture(scope="module")
-def reference():
-    return solve(mixture, initial_noise(256))
-
-
-def test_reference_is_the_flow_also_between_its_points():
-    x0 = initial_noise(16)
-    solved = solve(gaussian, x0)
-    for t in (0.0, 0.1234, 0.5, 0.987, 1.0):
-        torch.testing.assert_close(solved.at(t), gaussian_flow(x0, 0.0, t), rtol=1e-5, atol=1e-5)
-    end = solved.states[-1]
-    back = solve(gaussian, end, direction="backward")
-    torch.testing.assert_close(back.states[-1], x0, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(solved.reversed().at(0.3), solved.at(0.3))
-
-
-def test_rows_of_a_reference_are_its_trajectories(reference):
-    torch.testing.assert_close(
-        reference.rows(10, 20).states[-1], solve(mixture, initial_noise(256)[10:20]).states[-1]
-    )
-
-
-def test_weights_of_a_constant_velocity_are_the_steps():
-    """Every row then moves by exactly its step, whatever it uses."""
-    solved = solve(constant, initial_noise(8))
-    times = shifted(4, 1.6)
-    plan, end = fit_weights(constant, solved, times)
-    np.testing.assert_allclose(plan.weights.sum(1), np.diff(times), rtol=1e-5)
-    torch.testing.assert_close(end, solved.states[-1], rtol=1e-5, atol=1e-5)
-
-
-def test_first_row_is_the_least_squares_solution(reference):
-    times = shifted(3, 1.0)
-    plan, _ = fit_weights(mixture, reference, times)
-    v = mixture(reference.noise, 0.0)
-    move = reference.at(times[1]) - reference.noise
-    assert plan.weights[0, 0] == pytest.approx(float((v * move).sum() / v.square().sum()), 1e-4)
-
-
-def test_fitted_plan_beats_what_it_was_fitted_from_on_fresh_noise(reference):
-    fresh = solve(mixture, initial_noise(200, seed=1))
-    ab2 = score(run(ft.Plan.parse("AB2:5@1.6"), mixture, fresh), fresh)
-    plan, end = fit_weights(mixture, reference, shifted(5, 1.6))
-    torch.testing.assert_close(run(plan, mixture, reference), end)
-    fitted = score(run(plan, mixture, fresh), fresh)
-    polished = score(run(polish(plan, mixture, reference), mixture, fresh), fresh)
-    assert fitted < 0.5 * ab2
-    assert polished < 0.6 * fitted
-
-
-def test_rows_use_their_last_velocities_only(reference):
-    plan, _ = fit_weights(mixture, reference, shifted(6, 1.0), history=2)
-    assert not np.tril(plan.weights, -2).any()
-
-
-def slope(x: torch.Tensor, true: torch.Tensor, limits: tuple[float, float]) -> float:
-    """Of the regression of clipped ends on the true ones, over that of the true ones clipped."""
-    seen = lambda a: (a.clamp(*limits) * true).sum()
-    return float(seen(x) / seen(true))
-
-
-@pytest.mark.parametrize("limits", [None, (-1.5, 1.5)])
-def test_fits_keep_the_contrast_that_least_squares_lower(reference, limits):
-    true, clip = reference.states[-1], limits or (-torch.inf, torch.inf)
-    held = Contrast(true, limits)
-    free, end = fit_weights(mixture, reference, shifted(3, 1.6))
-    assert slope(end, true, clip) < 0.999
-    plan, kept = fit_weights(mixture, reference, shifted(3, 1.6), contrast=held)
-    assert held.missing(kept) == pytest.approx(0, abs=1e-4)
-    assert slope(kept, true, clip) >= 1
-    np.testing.assert_array_equal(plan.weights[:-1], free.weights[:-1])
-    moved = polish(plan, mixture, reference, iterations=2, contrast=held)
-    x = run(moved, mixture, reference)
-    assert slope(x, true, clip) >= 1
-    assert score(x, reference) < score(kept, reference)
-
-
-def test_contrast_of_a_tuned_plan_holds_on_fresh_noise():
-    fresh = solve(mixture, initial_noise(2000, seed=1))
-    found = {}
-    for contrast in (False, True):
-        plan = ft.tune(mixture, nfe=3, noise=initial_noise(512), preserve_contrast=contrast)
-        assert plan.info["contrast"] is contrast
-        x, true = run(plan, mixture, fresh), fresh.states[-1]
-        found[contrast] = float((x * true).sum() / true.square().sum())
-    assert found[False] < 1 < found[True]
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
@@ -133,7 +37,7 @@ def test_tune_on_a_field_of_the_callers_own(direction):
     assert ft.Plan.from_json(plan.to_json()) == plan
 
 
-def test_too_few_trajectories_give_the_best_plain_solver_by_name():
+def test_too_few_trajectories_give_the_best_classical_solver_by_name():
     plan = ft.tune(mixture, nfe=4, noise=initial_noise(8))
     assert "too few to fit on" in plan.info["notes"][0]
     assert ft.Plan.parse(plan.name).weights.tolist() == plan.weights.tolist()
@@ -293,71 +197,18 @@ def test_a_fitted_plan_used_elsewhere_warns_with_the_reason(reference):
         ft.sample(refined, mixture, initial_noise(4), refiner=oracle)
 
 
-RESTING = {
-    "-x*t": lambda x, t, cond: -x * t,
-    "t": lambda x, t, cond: t * torch.ones_like(x),
-    "0": lambda x, t, cond: 0 * x,
-    "1": lambda x, t, cond: torch.ones_like(x),
-    "x": lambda x, t, cond: x,
-}
-
-
-@pytest.mark.parametrize("name", RESTING)
+@pytest.mark.parametrize("name", FIELDS_AT_REST)
 @pytest.mark.parametrize("shape", [(32, 2), (32,), (5, 1)], ids=str)
 @pytest.mark.parametrize("contrast", [False, True])
 def test_fields_that_start_at_rest_or_never_change(name, shape, contrast):
     x0 = initial_noise(64).float().flatten()[: int(np.prod(shape))].reshape(shape)
-    plan = ft.tune(RESTING[name], nfe=2, noise=x0, preserve_contrast=contrast)
+    plan = ft.tune(FIELDS_AT_REST[name], nfe=2, noise=x0, preserve_contrast=contrast)
     assert plan.info["error"]["rmse"] <= plan.info["baseline"]["rmse"]
     assert plan.info["baseline"]["rmse"] < 0.5
     assert plan.nfe == {"model": 2, "refiner": 0}
     if name in "01":
         assert plan.info["error"]["rmse"] < 1e-5
     assert np.abs(plan.weights).max() < 5
-
-
-def test_a_refiner_on_a_field_without_any_error_ends():
-    plan = ft.tune(RESTING["1"], nfe=3, noise=initial_noise(32), refiner=Oracle())
-    assert plan.nfe["refiner"] == 0
-
-
-def test_weights_that_velocities_do_not_decide_are_those_of_adams_bashforth():
-    times = shifted(4, 1.6)
-    plain = ft.Plan.adams_bashforth(4, times=times)
-    for name in "01":
-        plan, _ = fit_weights(RESTING[name], solve(RESTING[name], initial_noise(8)), times)
-        np.testing.assert_allclose(plan.weights, plain.weights, atol=1e-4)
-
-
-@pytest.mark.parametrize("text", ["H2", "H1P2", "H1P1R1", "[H1P1R1]x2", "RK4:1", "H1"])
-def test_plans_whose_times_repeat_are_polished(reference, text):
-    few = reference.rows(0, 64)
-    plan, refiner = ft.Plan.parse(text), Oracle() if "R1" in text else None
-    made = polish(plan, mixture, few, refiner=refiner, iterations=1)
-    before, after = (score(run(p, mixture, few, refiner), few) for p in (plan, made))
-    assert after < 0.8 * before
-    same = lambda p: [[bool(a == b) for a in p.times] for b in p.times]
-    assert same(made) == same(plan)
-    assert made.times[[0, -1]].tolist() == plan.times[[0, -1]].tolist()
-    if len(set(plan.times)) > 2:
-        assert (made.times != plan.times).any()
-
-
-def test_polishing_keeps_what_is_told_and_what_is_known(reference):
-    few = reference.rows(0, 64)
-    times = np.linspace(0, 1, 5)
-    columns = dict(
-        times=times,
-        model_times=[0.0, 0.24, 0.5, 0.75],
-        evaluators=("model", "model", "refiner", "refiner"),
-        weights=np.diag(np.diff(times)),
-        last_velocity=(-1, 0, 1, 1),
-    )
-    plan = ft.Plan(**columns)
-    made = polish(plan, mixture, few, refiner=Oracle(), iterations=1)
-    assert made != plan
-    assert made.last_velocity == plan.last_velocity
-    np.testing.assert_allclose(made.model_times - made.times[:-1], [0, -0.01, 0, 0], atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -381,7 +232,7 @@ def test_what_is_no_field_is_refused(model):
         ft.tune(model, noise=initial_noise(16))
 
 
-def test_a_field_on_which_no_plan_stays_finite_is_told():
+def test_a_field_on_which_no_plan_stays_finite_is_refused():
     known = torch.from_numpy(np.append(fine(48).model_times, 1.0))
 
     def field(x, t, cond):
@@ -430,98 +281,3 @@ def test_progress_is_reported_regularly(monkeypatch):
     baselines = [p for p in reports if p.stage == "baselines"]
     assert [p.done for p in baselines] == list(range(1, len(baselines) + 1))
     assert all(p.total == len(baselines) and p.values["error"] > 0 for p in baselines)
-
-
-class Oracle:
-    """A refiner that knows the velocity: what the best one could do."""
-
-    distinct_times = 2
-
-    def __call__(self, x, t, cond, history):
-        return mixture(x, t)
-
-
-class Noise(Oracle):
-    """A refiner worse than nothing."""
-
-    def __call__(self, x, t, cond, history):
-        return torch.sin(1e4 * x)
-
-
-class Fading(Oracle):
-    """A refiner that is of no use near the end."""
-
-    def __call__(self, x, t, cond, history):
-        return mixture(x, t) if t < 0.75 else torch.sin(1e4 * x)
-
-
-def test_refiners_are_placed_where_they_help():
-    plan = ft.tune(mixture, nfe=4, refiner=Oracle(), noise=initial_noise(256))
-    bare = ft.tune(mixture, nfe=4, noise=initial_noise(256))
-    assert plan.nfe["model"] == 4
-    assert plan.nfe["refiner"] >= 2
-    assert plan.evaluators[:2] == ("model", "model")
-    assert plan.evaluators[-1] == "refiner"  # as good as the model, and one more
-    assert plan.info["refiner"] is None  # it has no fingerprint
-    assert plan.info["error"]["rmse"] < 0.5 * bare.info["error"]["rmse"]
-    fading = ft.tune(mixture, nfe=4, refiner=Fading(), noise=initial_noise(256))
-    assert fading.nfe["refiner"] > 0
-    assert fading.evaluators[-1] == "model"
-    assert fading.info["error"]["rmse"] < bare.info["error"]["rmse"]
-
-
-def test_a_refiner_that_does_not_help_is_left_out_and_that_is_said():
-    plan = ft.tune(mixture, nfe=4, refiner=Noise(), noise=initial_noise(256))
-    assert plan.nfe == {"model": 4, "refiner": 0}
-    assert "the refiner was left out" in plan.info["notes"][0]
-
-
-def test_after_two_evaluations_a_refiner_may_end_the_plan():
-    plan = ft.tune(mixture, nfe=2, refiner=Oracle(), noise=initial_noise(256))
-    assert plan.evaluators == ("model", "model", *["refiner"] * plan.nfe["refiner"])
-    assert plan.nfe["refiner"] > 0
-
-
-def test_a_budget_buys_evaluations_of_the_model_and_refiners():
-    assert affordable(10.0, {"model": 2.0, "refiner": 0.0}) == [(5, 0)]
-    assert affordable(10.0, {"model": 2.0, "refiner": 0.5}) == [(5, 0), (4, 4), (3, 6)]
-    with pytest.raises(ValueError, match=r"budget_ms=3: .* at least 4"):
-        affordable(3.0, {"model": 2.0, "refiner": 0.5})
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that stands still but where the returned function moves it."""
-    now = [0.0]
-    monkeypatch.setattr("flowturbo.tuning.cost.time", SimpleNamespace(perf_counter=lambda: now[0]))
-
-    def taking(seconds, fn):
-        def timed(*arguments, **named):
-            now[0] += seconds
-            return fn(*arguments, **named)
-
-        return timed
-
-    return taking
-
-
-def test_costs_are_timed(clock):
-    slow = clock(0.02, lambda x, t, cond: mixture(x, t))
-    light = type("Light", (Oracle,), {"__call__": clock(0.001, Oracle.__call__)})()
-    costs = time_evaluations(slow, light, initial_noise(8), None, 1.0, repeats=3)
-    assert costs == {"model": pytest.approx(20), "refiner": pytest.approx(1)}
-
-
-def test_tune_under_a_budget(clock, tmp_path):
-    slow = clock(0.005, lambda x, t, cond: mixture(x, t))
-    light = type("Light", (Oracle,), {"__call__": clock(0.001, Oracle.__call__)})()
-    plan = ft.tune(
-        slow,
-        budget_ms=32.0,
-        refiner=light,
-        noise=initial_noise(64),
-        search=False,
-        cache_dir=tmp_path,
-    )
-    assert 2 <= plan.nfe["model"] <= 6
-    assert plan.nfe["refiner"] > 0

@@ -1,0 +1,55 @@
+"""Where a search puts refiner evaluations."""
+
+from __future__ import annotations
+
+import torch
+from fields import mixture
+from tuned import FIELDS_AT_REST, Oracle, initial_noise
+
+import flowturbo as ft
+
+
+def test_a_refiner_on_a_field_without_any_error_ends():
+    plan = ft.tune(FIELDS_AT_REST["1"], nfe=3, noise=initial_noise(32), refiner=Oracle())
+    assert plan.nfe["refiner"] == 0
+
+
+class Noise(Oracle):
+    """A refiner worse than nothing."""
+
+    def __call__(self, x, t, cond, history):
+        return torch.sin(1e4 * x)
+
+
+class Fading(Oracle):
+    """A refiner that is of no use near the end."""
+
+    def __call__(self, x, t, cond, history):
+        return mixture(x, t) if t < 0.75 else torch.sin(1e4 * x)
+
+
+def test_refiners_are_placed_where_they_help():
+    plan = ft.tune(mixture, nfe=4, refiner=Oracle(), noise=initial_noise(256))
+    bare = ft.tune(mixture, nfe=4, noise=initial_noise(256))
+    assert plan.nfe["model"] == 4
+    assert plan.nfe["refiner"] >= 2
+    assert plan.evaluators[:2] == ("model", "model")
+    assert plan.evaluators[-1] == "refiner"  # as good as the model, and one more
+    assert plan.info["refiner"] is None  # it has no fingerprint
+    assert plan.info["error"]["rmse"] < 0.5 * bare.info["error"]["rmse"]
+    fading = ft.tune(mixture, nfe=4, refiner=Fading(), noise=initial_noise(256))
+    assert fading.nfe["refiner"] > 0
+    assert fading.evaluators[-1] == "model"
+    assert fading.info["error"]["rmse"] < bare.info["error"]["rmse"]
+
+
+def test_a_refiner_that_does_not_help_is_left_out_and_noted():
+    plan = ft.tune(mixture, nfe=4, refiner=Noise(), noise=initial_noise(256))
+    assert plan.nfe == {"model": 4, "refiner": 0}
+    assert "the refiner was left out" in plan.info["notes"][0]
+
+
+def test_after_two_evaluations_a_refiner_may_end_the_plan():
+    plan = ft.tune(mixture, nfe=2, refiner=Oracle(), noise=initial_noise(256))
+    assert plan.evaluators == ("model", "model", *["refiner"] * plan.nfe["refiner"])
+    assert plan.nfe["refiner"] > 0

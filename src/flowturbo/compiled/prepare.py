@@ -19,7 +19,7 @@ from flowturbo.guidance import Guidance
 from flowturbo.models.model import Model
 from flowturbo.plan import Plan, as_plan
 from flowturbo.refiner.binding import Refiner, check_refiner, needed_refiner, warn_on_mismatch
-from flowturbo.sampling import check_inputs
+from flowturbo.sampling_checks import check_inputs
 from flowturbo.tree import slice_condition, tensors
 from flowturbo.types import Condition
 

@@ -69,3 +69,11 @@ def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     card = {"name": "words", "description": "Small things.", "condition": condition}
     save_folder(folder, network, {**card, "defaults": {"guidance": 2.0, "plan": "E2"}})
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked ``cuda`` where there is no GPU."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))

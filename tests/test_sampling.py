@@ -119,7 +119,7 @@ def test_gradients_only_when_asked():
 # -- callbacks --------------------------------------------------------------------------------
 
 
-def test_callback_sees_every_step():
+def test_callback_receives_every_step():
     plan, x, steps, states = Plan.parse("H1P2R1"), draw(), [], [draw()]
 
     def callback(step):
@@ -139,7 +139,7 @@ def test_callback_sees_every_step():
     assert torch.equal(out, sample(plan, mixture, x, refiner=Reuse()))
 
 
-def test_callback_sees_the_predicted_clean_image():
+def test_callback_receives_the_predicted_clean_image():
     seen = []
     sample(Plan.euler(4), constant, draw(), callback=lambda s: seen.append(s.x1))
     assert len(seen) == 4

@@ -1,30 +1,26 @@
 """Checks of arguments: each returns the value, or raises one ``ValueError`` of one line.
 
-The line names the argument, shows its value and says what is allowed. `shown` puts any value into
-such a line, and `known_keywords` refuses misspelled keywords with the nearest known name.
+The line names the argument, its value and what is allowed.
 
-Values of tensors are looked at only where `can_look` allows it, and on other devices than the CPU
-only where that is said, for a look waits for the device.
+Values of tensors are read only where `can_look` allows it, and on other devices than the CPU only
+where documented, because reading them waits for the device.
 """
 
 from __future__ import annotations
 
 import math
-import reprlib
-import sys
-import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from functools import wraps
-from inspect import Parameter, signature
+from inspect import signature
 from numbers import Integral, Real
 from pathlib import Path
-from types import FunctionType
-from typing import Any, TypeVar
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from flowturbo.messages import check_keywords, did_you_mean, known_keywords, shown, warn
 
 __all__ = [
     "DTYPES",
@@ -52,12 +48,8 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that n
 REALS = (*DTYPES, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 OTHER_NAMES = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "hip": "cuda", "metal": "mps"}
 
-_HOME = str(Path(__file__).parent)
 
-C = TypeVar("C", bound=Callable[..., Any])
-
-
-def whole(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
+def whole(name: str, value: object, least: int | None = None, most: int | None = None) -> int:
     """``value`` as an int in [``least``, ``most``].
 
     Integers of numpy, and 0-dim arrays and tensors of integers, are such; True and 2.0 are not.
@@ -75,7 +67,7 @@ def whole(name: str, value: Any, least: int | None = None, most: int | None = No
 
 def number(
     name: str,
-    value: Any,
+    value: object,
     least: float | None = None,
     most: float | None = None,
     *,
@@ -84,7 +76,7 @@ def number(
     """``value`` as a finite float in [``least``, ``most``], or greater than ``above``."""
     try:
         real = isinstance(value, Real) and not isinstance(value, bool)
-        number = float(value) if real else math.nan
+        number = float(value) if real else math.nan  # type: ignore[arg-type]
     except OverflowError:
         number = math.inf
     low, high = least is None or number >= least, most is None or number <= most
@@ -95,28 +87,28 @@ def number(
     return number
 
 
-def flag(name: str, value: Any) -> bool:
+def flag(name: str, value: object) -> bool:
     """``value``, which must be True or False."""
     if not isinstance(value, bool):
         raise ValueError(f"{name}={shown(value)}: must be True or False")
     return value
 
 
-def path(name: str, value: Any) -> Path:
+def path(name: str, value: object) -> Path:
     """``value`` as a path: a text that is not empty, or a ``Path``."""
     if not isinstance(value, (str, Path)) or not str(value) or "\0" in str(value):
         raise ValueError(f"{name}={shown(value)}: must be a path, a text or a pathlib.Path")
     return Path(value)
 
 
-def is_list(value: Any) -> bool:
+def is_list(value: object) -> TypeGuard[Sequence[Any]]:
     """Whether ``value`` is a list of something: a sequence or an array, and no text."""
     if isinstance(value, np.ndarray):
         return value.ndim > 0
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 
-def sizes(name: str, value: Any) -> tuple[int, ...]:
+def sizes(name: str, value: object) -> tuple[int, ...]:
     """``value`` as the shape of a tensor."""
     if not is_list(value):
         hint = f"; pass ({value},)" if isinstance(value, int) else ""
@@ -124,7 +116,7 @@ def sizes(name: str, value: Any) -> tuple[int, ...]:
     return tuple(whole(f"{name}[{i}]", size, 0, 10**12) for i, size in enumerate(value))
 
 
-def function(name: str, value: Any, parameters: str, *, exactly: bool = True) -> Any:
+def function(name: str, value: object, parameters: str, *, exactly: bool = True) -> Any:
     """``value``, which must be a function of ``parameters`` ("x, t, cond").
 
     Unless ``exactly``, it need but be callable.
@@ -147,7 +139,7 @@ def function(name: str, value: Any, parameters: str, *, exactly: bool = True) ->
     return value
 
 
-def did_you_forget(name: str, value: Any) -> str:
+def did_you_forget(name: str, value: object) -> str:
     """What to do about a class, or a name, in place of what it is the class or name of."""
     if isinstance(value, type):
         return "; pass an instance of the class"
@@ -155,7 +147,7 @@ def did_you_forget(name: str, value: Any) -> str:
     return f"; pass flowturbo.{load}({shown(value)})" if load and isinstance(value, str) else ""
 
 
-def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
+def one_of(name: str, value: object, allowed: Iterable[str]) -> str:
     """``value``, which must be one of the texts ``allowed``."""
     allowed = list(allowed)
     if not isinstance(value, str) or value not in allowed:
@@ -165,13 +157,13 @@ def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
     return value
 
 
-def device(name: str, value: Any) -> torch.device:
+def device(name: str, value: object) -> torch.device:
     """``value`` as a device that tensors can be put on here, with its index."""
     text = value.lower() if isinstance(value, str) else ""
     try:
         if isinstance(value, bool):
             raise TypeError("a truth value")
-        wanted = torch.device(value)
+        wanted = torch.device(value)  # type: ignore[call-overload]
     except (RuntimeError, TypeError, ValueError, OverflowError):
         kind, colon, index = text.partition(":")
         better = OTHER_NAMES.get(kind) or next(
@@ -193,7 +185,7 @@ def device(name: str, value: Any) -> torch.device:
         ) from None
 
 
-def dtype(name: str, value: Any) -> torch.dtype:
+def dtype(name: str, value: object) -> torch.dtype:
     """``value``, which must be a floating point type that networks compute in."""
     if not isinstance(value, torch.dtype) or value not in DTYPES:
         known = ", ".join(map(str, DTYPES))
@@ -203,7 +195,7 @@ def dtype(name: str, value: Any) -> torch.dtype:
 
 def tensor(
     name: str,
-    value: Any,
+    value: object,
     shape: Sequence[Any] | None = None,
     *,
     dtypes: Sequence[torch.dtype] | None = None,
@@ -248,94 +240,13 @@ def can_look(value: Tensor) -> bool:
     return not (value.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
-def known_keywords(fn: C) -> C:
-    """Decorates a function, or the public methods of a class, to refuse unknown keywords.
-
-    The ``ValueError`` names the nearest known one. Functions with ``**options`` know their own.
-    """
-    if isinstance(fn, type):
-        for name, member in list(vars(fn).items()):
-            made_by_class = isinstance(member, classmethod)
-            plain = member.__func__ if made_by_class else member
-            public = name == "__init__" or not name.startswith("_")
-            if public and name != "forward" and isinstance(plain, FunctionType):
-                wrapped: Any = known_keywords(plain)
-                setattr(fn, name, classmethod(wrapped) if made_by_class else wrapped)
-        return fn
-    parameters = signature(fn).parameters.values()
-    if any(p.kind is Parameter.VAR_KEYWORD for p in parameters):
-        return fn
-    names = {p.name for p in parameters if p.kind is not Parameter.POSITIONAL_ONLY}
-
-    @wraps(fn)
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        if kwargs and not kwargs.keys() <= names:  # all that dynamo has to trace
-            check_keywords(
-                fn.__qualname__.removesuffix(".__init__"), kwargs, names - {"self", "cls"}
-            )
-        return fn(*args, **kwargs)
-
-    return checked  # type: ignore[return-value]
-
-
-def check_keywords(called: str, given: Mapping[str, Any], known: Collection[str]) -> None:
-    """Refuse a keyword of ``called`` that is not ``known``, naming the nearest known one."""
-    for name, value in given.items():
-        if name not in known:
-            names = sorted(known)
-            hint = did_you_mean(name, names) or f"; it takes {', '.join(names) or 'none'}"
-            raise ValueError(f"{called}({name}={shown(value)}): has no argument {name!r}{hint}")
-
-
-def warn(message: str) -> None:
-    """A ``UserWarning`` at the line outside of this library that led here."""
-    frame, level = sys._getframe(), 1
-    while frame.f_back and frame.f_code.co_filename.startswith(_HOME):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, stacklevel=level)
-
-
-def did_you_mean(value: Any, known: Iterable[str]) -> str:
-    """``"; did you mean 'plan'?"`` for a text near one of ``known``, else nothing."""
-    near = get_close_matches(value[:100], [*known], n=1) if isinstance(value, str) else []
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def shown(value: Any) -> str:
-    """Any value in at most 80 letters on one line; of arrays and tensors the shape and type."""
-    text = " ".join(_SHORT.repr(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-class _Short(reprlib.Repr):
-    def repr1(self, x: Any, level: int) -> str:
-        if isinstance(x, Tensor) and x.is_nested:
-            return f"<nested tensor of {x.dtype}>"
-        if isinstance(x, Tensor) and (x.ndim or x.is_meta):
-            where = "" if x.device.type == "cpu" else f" on {x.device}"
-            return f"<tensor {tuple(x.shape)} of {x.dtype}{where}>"
-        if isinstance(x, np.ndarray) and x.ndim:
-            return f"<array {x.shape} of {x.dtype}>"
-        if isinstance(x, int) and x.bit_length() > 128:
-            return f"<number of {x.bit_length()} bits>"
-        if isinstance(x, nn.Module):
-            return f"<{type(x).__name__}>"
-        if isinstance(x, FunctionType):
-            return f"<function {x.__name__}>"
-        return super().repr1(x, level)
-
-
-_SHORT = _Short()
-_SHORT.maxstring = _SHORT.maxother = 60
-
-
 def _between(least: float | None, most: float | None) -> str:
     if least is None:
-        return "" if most is None else f", at most {_plain(most)}"
-    return f" from {_plain(least)}" + ("" if most is None else f" to {_plain(most)}")
+        return "" if most is None else f", at most {_limit(most)}"
+    return f" from {_limit(least)}" + ("" if most is None else f" to {_limit(most)}")
 
 
-def _plain(limit: float) -> str:
+def _limit(limit: float) -> str:
     power = int(limit).bit_length()
     return f"2**{power} - {2**power - int(limit)}" if power > 40 else f"{limit}"
 

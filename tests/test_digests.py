@@ -9,7 +9,7 @@ import torch
 from flowturbo.digests import content
 
 
-def test_contents_are_told_apart():
+def test_contents_have_digests_of_their_own():
     one = torch.ones(4)
     values = [
         None, "1", 1, True, [1], [[1]], [1, 1], {"a": 1}, {"b": 1}, one, one.double(), one.long(),
@@ -18,5 +18,5 @@ def test_contents_are_told_apart():
     assert len({content(v) for v in values}) == len(values)
     assert content({"a": 1, "b": [one, None]}) == content({"b": [one.clone(), None], "a": 1})
     assert content(np.ones(4, np.float32)) == content(one)
-    with pytest.raises(ValueError, match="with a object cannot be told from others"):
+    with pytest.raises(ValueError, match="with a object cannot be identified"):
         content([object()])

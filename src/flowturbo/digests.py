@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 __all__ = ["content", "fingerprint", "hexdigest", "rounded"]
 
-_DIGESTS: WeakKeyDictionary[nn.Module, tuple[Any, list[Any], str]] = WeakKeyDictionary()
+_DIGESTS: WeakKeyDictionary[nn.Module, tuple[object, list[ref[Tensor]], str]] = WeakKeyDictionary()
 _ROUNDED: dict[str, str] = {}  # fingerprints of weights rounded at loading: those of the file
 
 
@@ -25,7 +25,7 @@ def hexdigest(*parts: Any, length: int = 16) -> str:
     return digest.hexdigest()[:length]
 
 
-def content(value: Any) -> str:
+def content(value: object) -> str:
     """16 hexadecimal digits of a condition: tensors, arrays, texts and numbers, however nested.
 
     Raises:
@@ -48,9 +48,9 @@ def fingerprint(network: nn.Module) -> str:
     state = None
     if not any(p.is_inference() for _, p in weights):  # those count no changes
         state = [(name, p.data_ptr(), p.dtype, p._version) for name, p in weights]
-    known, whose, found = _DIGESTS.get(network, (None, [], ""))
+    known, tensors, found = _DIGESTS.get(network, (None, [], ""))
     same = state is not None and known == state  # but an address may be another's by now
-    if same and all(of() is p for of, (_, p) in zip(whose, weights, strict=True)):
+    if same and all(of() is p for of, (_, p) in zip(tensors, weights, strict=True)):
         return found
     digest = _digest(dict(weights))
     found = _ROUNDED.get(digest, digest)
@@ -74,7 +74,7 @@ def _digest(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _add(digest: Any, value: Any) -> None:
+def _add(digest: hashlib._Hash, value: object) -> None:
     if isinstance(value, Mapping):
         digest.update(f"dict {len(value)}".encode())
         for key in sorted(value, key=repr):
@@ -92,6 +92,6 @@ def _add(digest: Any, value: Any) -> None:
         digest.update(repr(value).encode())
     else:
         raise ValueError(
-            f"a condition with a {type(value).__name__} cannot be told from others, which a folder "
-            "of results needs; pass tensors, texts and numbers, or leave the folder out"
+            f"a condition with a {type(value).__name__} cannot be identified, which a folder of "
+            "results needs; pass tensors, texts and numbers, or leave the folder out"
         )

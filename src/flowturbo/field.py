@@ -24,6 +24,7 @@ from torch import Tensor
 from flowturbo import checks
 from flowturbo.checks import shown
 from flowturbo.tree import map_condition, tensors
+from flowturbo.types import Condition, Time
 
 __all__ = [
     "Cast",
@@ -40,25 +41,25 @@ __all__ = [
 class Field(Protocol):
     """A velocity field: any callable ``(x, t, cond) -> v``."""
 
-    def __call__(self, x: Tensor, t: Any, cond: Any) -> Tensor:
+    def __call__(self, x: Tensor, t: Time, cond: Condition) -> Tensor:
         """The velocity at state ``x``, time ``t``, under condition ``cond``."""
         ...
 
 
-def embedded(field: Any, cond: Any) -> Any:
+def embedded(field: object, cond: Condition) -> Condition:
     """``cond`` as ``field`` embeds it once a sample; itself where it does not."""
     embed = getattr(field, "embed_condition", None)
     return cond if embed is None else embed(cond)
 
 
-def device_of(field: Any) -> torch.device:
-    """Where a field's weights are, or what it says of itself; by default the CPU."""
+def device_of(field: object) -> torch.device:
+    """The device of a field's weights, or its attribute ``device``; by default the CPU."""
     weights = getattr(field, "parameters", None)
     weight = next(weights(), None) if callable(weights) else None
     return torch.device(getattr(field, "device", "cpu")) if weight is None else weight.device
 
 
-def check_values(name: str, cond: Any, x: Tensor) -> None:
+def check_values(name: str, cond: Condition, x: Tensor) -> None:
     """Raise ``ValueError`` if either of a condition and states ``x`` has no values."""
     for c in tensors(cond):
         if c.is_meta != x.is_meta:
@@ -89,7 +90,7 @@ class CountCalls(Wrapper):
         super().__init__(field)
         self.calls = 0
 
-    def __call__(self, x: Tensor, t: Any, cond: Any = None) -> Tensor:
+    def __call__(self, x: Tensor, t: Time, cond: Condition = None) -> Tensor:
         """``field(x, t, cond)``, counted."""
         self.calls += 1
         return self.field(x, t, cond)
@@ -103,22 +104,22 @@ class Cast(Wrapper):
         super().__init__(field)
         self.dtype = checks.dtype("dtype", dtype)
 
-    def __call__(self, x: Tensor, t: Any, cond: Any = None) -> Tensor:
+    def __call__(self, x: Tensor, t: Time, cond: Condition = None) -> Tensor:
         """``field(x, t, cond)`` computed in ``dtype``, returned in the dtype of ``x``."""
         checks.tensor("x", x)
         cond = map_condition(self._to, cond)
         return self.field(x.to(self.dtype), t, cond).to(x.dtype)
 
-    def embed_condition(self, cond: Any) -> Any:
+    def embed_condition(self, cond: Condition) -> Condition:
         """What ``field`` embeds of ``cond`` in ``dtype``."""
         return embedded(self.field, map_condition(self._to, cond))
 
-    def _to(self, c: Any) -> Any:
+    def _to(self, c: object) -> object:
         return c.to(self.dtype) if isinstance(c, Tensor) and c.is_floating_point() else c
 
 
-def time_of(t: Any, x: Tensor) -> Tensor | float:
-    """A time as a field is told it: a number in [0, 1], or a tensor () or (B,); ``x`` (B, ...)."""
+def time_of(t: Time, x: Tensor) -> Tensor | float:
+    """A time as passed to a field: a number in [0, 1], or a tensor () or (B,); ``x`` (B, ...)."""
     if not isinstance(t, Tensor):
         time = checks.number("t", t)
         if not -1e-6 <= time <= 1 + 1e-6:  # sums of steps are rounded

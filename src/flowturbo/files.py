@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -25,6 +25,7 @@ except ImportError:  # Windows: there temporary files of killed runs stay
     fcntl = None  # type: ignore[assignment]
 
 from flowturbo.digests import hexdigest
+from flowturbo.types import JsonObject
 
 __all__ = [
     "atomic_write",
@@ -118,8 +119,8 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         raise OSError(f"cannot read {printable(str(path))}: {reason}") from e
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    """Write ``value`` to ``path`` as JSON, one entry a line; raises as ``replacing``."""
+def write_json(path: str | Path, value: object) -> None:
+    """Write ``value`` to ``path`` as JSON, one entry a line; raises as `atomic_write`."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
@@ -130,7 +131,7 @@ def reserved(*paths: str | Path | None) -> Iterator[None]:
 
     Raises:
         ValueError: if another run holds one of them.
-        OSError: as `replacing`, now and not after long work.
+        OSError: as `atomic_write`, now and not after long work.
     """
     with ExitStack() as held:
         for path in (p for p in paths if p is not None):
@@ -181,7 +182,7 @@ def check_room(folder: Path, needed: int, what: str = "trajectories") -> None:
         )
 
 
-def claim(path: Path, made: dict[str, dict[str, Any]]) -> None:
+def claim(path: Path, made: dict[str, JsonObject]) -> None:
     """Write to ``path`` what a run is made of, refusing to mix two runs in one folder.
 
     Raises:
@@ -191,7 +192,7 @@ def claim(path: Path, made: dict[str, dict[str, Any]]) -> None:
     write_json(path, made)
 
 
-def check_unclaimed(path: Path, made: dict[str, dict[str, Any]]) -> None:
+def check_unclaimed(path: Path, made: dict[str, JsonObject]) -> None:
     """The ``ValueError`` that `claim` would raise; nothing is written."""
     made = json.loads(json.dumps(made))
     if path.is_file():
@@ -228,7 +229,7 @@ def _sync(path: Path) -> None:
 
 
 def _temporary(path: Path) -> tuple[Path, int | None]:
-    """A new file beside ``path``, and the handle that holds its lock, where it can be locked."""
+    """A new file next to ``path``, and the handle that holds its lock, where it can be locked."""
     try:
         path = Path(os.path.realpath(path))
         if path.is_symlink():  # it would have been resolved

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,51 +11,52 @@ from flowturbo import checks
 from flowturbo.checks import shown
 from flowturbo.field import Field, Wrapper, check_values, embedded, time_of
 from flowturbo.tree import map_condition, tensors
+from flowturbo.types import Condition, GuidanceScale, Time
 
 __all__ = ["Branches", "Guidance", "check_scale", "guided"]
 
 
 @dataclass(frozen=True)
 class Branches:
-    """What a guided field is shown, embedded: ``both`` branches as one batch, and ``one`` alone."""
+    """The embedded condition: of ``both`` branches as one batch, and of the conditional ``one``."""
 
-    both: Any
-    one: Any
+    both: Condition
+    one: Condition
 
 
 @checks.known_keywords
 class Guidance(Wrapper):
     """Classifier-free guidance, ``v_u + scale*(v_c - v_u)`` (Ho & Salimans 2022, arXiv 2207.12598).
 
-    Both branches run as one batch, ``[conditional, unconditional]``. A time that is a number, as
-    the sampling loop tells it, settles without a look at the device whether both are needed; the
-    field is told a 0-dim tensor.
+    Both branches run as one batch, ``[conditional, unconditional]``. Whether both are needed is
+    known without waiting for the device if the time is a number, as the sampling loop passes it;
+    the field receives a 0-dim tensor.
 
     Args:
         field: the field to guide.
         scale: a number, or one per image (B,); 1 is off and costs nothing. Values on another device
             than the CPU are not waited for.
-        null: the condition of the unconditional branch (a negative prompt, say), of the structure
-            of ``cond``; by default ``field.null_condition(cond)``.
+        null: the condition of the unconditional branch, such as a negative prompt, of the
+            structure of ``cond``; by default ``field.null_condition(cond)``.
         interval: guide only at ``interval[0] <= t <= interval[1]`` (Kynkaanniemi et al. 2024, arXiv
             2404.07724); outside, only the conditional branch runs.
         channels: guide only the first so many channels, the rest stay conditional (the official
             SiT and DiT samplers guide 3 of 4); all by default.
 
     Raises:
-        ValueError: if an argument is not as said, the field is guided already, or there is neither
-            a ``null`` nor a ``field.null_condition``; when called, if ``scale`` is not one per
-            image, or ``cond`` and the null condition cannot be joined in one batch.
+        ValueError: if an argument is not as described, the field is guided already, or there is
+            neither a ``null`` nor a ``field.null_condition``; when called, if ``scale`` is not one
+            per image, or ``cond`` and the null condition cannot be joined in one batch.
     """
 
-    scale: float | Tensor
+    scale: GuidanceScale
 
     def __init__(
         self,
         field: Field,
-        scale: float | Tensor,
+        scale: GuidanceScale,
         *,
-        null: Any = None,
+        null: Condition = None,
         interval: tuple[float, float] = (0.0, 1.0),
         channels: int | None = None,
     ) -> None:
@@ -79,15 +79,15 @@ class Guidance(Wrapper):
             )
         self.scale, self.null, self.interval, self.channels = scale, null, interval, channels
 
-    def __call__(self, x: Tensor, t: Any, cond: Any = None) -> Tensor:
+    def __call__(self, x: Tensor, t: Time, cond: Condition = None) -> Tensor:
         """The guided velocity, like ``x``."""
         return self.apply_to(self.field, x, t, cond)
 
-    def embed_condition(self, cond: Any) -> Branches:
+    def embed_condition(self, cond: Condition) -> Branches:
         """The condition of both branches, embedded once."""
         return self.branches(self.field, cond)
 
-    def branches(self, field: Any, cond: Any) -> Branches:
+    def branches(self, field: object, cond: Condition) -> Branches:
         """The same as another field embeds it, joined with the same null condition."""
         if cond is None:
             _check_rows(cond, 0)
@@ -96,7 +96,7 @@ class Guidance(Wrapper):
         one = cond if self._whole else embedded(field, cond)
         return Branches(embedded(field, map_condition(_cat, cond, null)), one)
 
-    def check(self, x: Tensor, cond: Any) -> None:
+    def check(self, x: Tensor, cond: Condition) -> None:
         """Raise ``ValueError`` unless scale, channels and condition fit the images ``x`` (B, ...).
 
         What ``branches`` made of a condition fits.
@@ -118,7 +118,7 @@ class Guidance(Wrapper):
             _check_rows(cond, len(x))
             check_values("cond", cond, x)
 
-    def apply_to(self, field: Field, x: Tensor, t: Any, cond: Any) -> Tensor:
+    def apply_to(self, field: Field, x: Tensor, t: Time, cond: Condition) -> Tensor:
         """The velocity of another field guided the same way, with the same null condition.
 
         ``cond`` may be what ``branches`` made of it for that field.
@@ -142,7 +142,7 @@ class Guidance(Wrapper):
             out = torch.cat([out[:, : self.channels], v_c[:, self.channels :]], dim=1)
         return out
 
-    def _null(self, cond: Any) -> Any:
+    def _null(self, cond: Condition) -> Condition:
         try:
             return self.field.null_condition(cond)  # type: ignore[attr-defined]
         except (TypeError, AttributeError) as e:
@@ -155,7 +155,7 @@ class Guidance(Wrapper):
     def _whole(self) -> bool:
         return self.interval[0] <= 0 and self.interval[1] >= 1
 
-    def _scale(self, x: Tensor, t: Tensor) -> float | Tensor:
+    def _scale(self, x: Tensor, t: Tensor) -> GuidanceScale:
         scale = self.scale
         if not self._whole and t.ndim == 1:  # images on both sides of a border
             inside = (t >= self.interval[0]) & (t <= self.interval[1])
@@ -166,7 +166,7 @@ class Guidance(Wrapper):
 
 
 def guided(
-    field: Field, scale: float | Tensor, *, null: Any = None, channels: int | None = None
+    field: Field, scale: GuidanceScale, *, null: Condition = None, channels: int | None = None
 ) -> Field:
     """``field`` under ``Guidance``; itself where the scale is the number 1, which needs no null."""
     scale = check_scale(scale)
@@ -174,7 +174,7 @@ def guided(
     return field if off else Guidance(field, scale, null=null, channels=channels)
 
 
-def check_scale(scale: Any) -> float | Tensor:
+def check_scale(scale: object) -> GuidanceScale:
     """A scale of guidance: a finite number, or a tensor () or (B,) of them."""
     if not isinstance(scale, Tensor):
         try:
@@ -194,7 +194,7 @@ def check_scale(scale: Any) -> float | Tensor:
     return scale
 
 
-def _check_rows(cond: Any, rows: int, name: str = "cond") -> None:
+def _check_rows(cond: Condition, rows: int, name: str = "cond") -> None:
     """Raise ``ValueError`` unless a condition is of tensors of ``rows`` rows, as guidance asks."""
     if cond is None:
         raise ValueError(f"{name}=None: guidance needs a condition; pass {name}, or guidance=1")
@@ -206,14 +206,14 @@ def _check_rows(cond: Any, rows: int, name: str = "cond") -> None:
             )
 
 
-def _guidance_in(field: Any) -> Guidance | None:
+def _guidance_in(field: object) -> Guidance | None:
     """The guidance that a field is wrapped in, if any."""
     while isinstance(field, Wrapper) and not isinstance(field, Guidance):
         field = field.field
     return field if isinstance(field, Guidance) else None
 
 
-def _interval(interval: Any) -> tuple[float, float]:
+def _interval(interval: tuple[float, float]) -> tuple[float, float]:
     try:
         low, high = (checks.number("interval", end) for end in interval)
     except (TypeError, ValueError):
@@ -223,7 +223,7 @@ def _interval(interval: Any) -> tuple[float, float]:
     return low, high
 
 
-def _halves(v: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+def _halves(v: object, x: Tensor) -> tuple[Tensor, Tensor]:
     """The velocities of both branches, where the field answered one for each of their rows."""
     if not isinstance(v, Tensor) or v.shape != (2 * len(x), *x.shape[1:]):
         got = f"{tuple(v.shape)}" if isinstance(v, Tensor) else f"{type(v).__name__}, not a tensor"
@@ -234,7 +234,7 @@ def _halves(v: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     return one, other
 
 
-def _check_alike(cond: Any, null: Any) -> None:
+def _check_alike(cond: Condition, null: Condition) -> None:
     """Raise ``ValueError`` unless the null condition is a nest of the same form."""
     if not isinstance(cond, (dict, tuple, list)):
         return
@@ -255,7 +255,7 @@ def _check_alike(cond: Any, null: Any) -> None:
         _check_alike(c, n)
 
 
-def _cat(a: Any, b: Any) -> Any:
+def _cat(a: Condition, b: Condition) -> Condition:
     if not isinstance(a, Tensor):
         if a is not b and (isinstance(b, Tensor) or a != b):  # one batch can hold but one of them
             raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from tqdm import tqdm
 
@@ -23,7 +23,7 @@ class Progress:
 
     __slots__ = ("done", "stage", "total", "values")
 
-    def __init__(self, stage: str, done: int, total: int | None, /, **values: Any) -> None:
+    def __init__(self, stage: str, done: int, total: int | None, /, **values: object) -> None:
         self.stage, self.done, self.total, self.values = stage, done, total, values
 
     def __str__(self) -> str:

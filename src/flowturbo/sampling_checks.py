@@ -109,7 +109,7 @@ def finite_step(plan: Plan, step: StepFunction) -> StepFunction:
             if at in (0, 1):
                 fix = (
                     "a field must be finite at both ends of time, so limit what it divides by, "
-                    f"(1 - t).clamp(min=0.05) say; or {fix}"
+                    f"(1 - t).clamp(min=0.05) for example; or {fix}"
                 )
         raise ValueError(
             f"the state is not finite after evaluation {row.k + 1} of {len(plan)}: {reason}; {fix}"

@@ -18,9 +18,10 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from flowturbo.files import open_regular, printable
 
@@ -39,6 +40,9 @@ __all__ = [
 MOST_BYTES = 16 * 2**20  # of a JSON file; the largest card of the bundled models has 0.2 MB
 MOST_MEMORY = 180 * 2**20  # bytes that it may take while it is parsed
 DEEPEST = 64  # brackets within brackets
+
+Json: TypeAlias = Any
+"""What JSON holds."""
 
 S = TypeVar("S", bound="Schema")
 
@@ -71,7 +75,7 @@ def read_json(path: str | Path, schema: type[S], *, most_bytes: int = MOST_BYTES
     return check(load_json(path, most_bytes=most_bytes), schema, printable(str(path)))
 
 
-def load_json(path: str | Path, *, most_bytes: int = MOST_BYTES) -> Any:
+def load_json(path: str | Path, *, most_bytes: int = MOST_BYTES) -> Json:
     """What the JSON file ``path`` holds; raises as `read_json`."""
     try:
         content = read_bytes(path, most_bytes)
@@ -94,7 +98,7 @@ def read_bytes(path: str | os.PathLike[str], most_bytes: int = MOST_BYTES) -> by
     return content
 
 
-def parse_json(content: bytes | str, where: str, fix: str = "restore the file") -> Any:
+def parse_json(content: bytes | str, where: str, fix: str = "restore the file") -> Json:
     """``content`` as JSON, stricter than Python is; ``where`` names its source in messages.
 
     Raises:
@@ -120,14 +124,14 @@ def parse_json(content: bytes | str, where: str, fix: str = "restore the file") 
     return made
 
 
-def check(value: Any, schema: type[S], where: str, fix: str = "restore the file") -> S:
+def check(value: object, schema: type[S], where: str, fix: str = "restore the file") -> S:
     """``value`` as a ``schema``; else a ``ValueError`` that names ``where``, its source."""
     try:
         return schema.model_validate(value)
     except ValidationError as e:
-        told = "; ".join(map(_told, e.errors(include_url=False)[:2]))
+        errors = "; ".join(map(_described, e.errors(include_url=False)[:2]))
         more = f" (and {e.error_count() - 2} more)" if e.error_count() > 2 else ""
-        raise ValueError(f"{where}: {told}{more}; {fix}") from None
+        raise ValueError(f"{where}: {errors}{more}; {fix}") from None
 
 
 @contextmanager
@@ -164,7 +168,7 @@ def _memory(raw: bytes) -> int:
     return text + sum(raw.count(mark) * size for mark, size in each.items())
 
 
-def _check_depth(made: Any) -> None:
+def _check_depth(made: object) -> None:
     level, depth = [made], 0
     while level := [value for value in level if isinstance(value, (dict, list))]:
         depth += 1
@@ -173,7 +177,7 @@ def _check_depth(made: Any) -> None:
         level = [v for o in level for v in (o.values() if isinstance(o, dict) else o)]
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     made = dict(pairs)
     if len(made) != len(pairs):
         raise ValueError("a key is given twice")
@@ -191,7 +195,7 @@ def _finite(text: str) -> float:
     return value
 
 
-_SAID = {
+_MESSAGES = {
     "dict_type": "must be an object",
     "extra_forbidden": "is not known",
     "list_type": "must be a list",
@@ -200,15 +204,15 @@ _SAID = {
 }
 
 
-def _told(error: Any) -> str:
+def _described(error: ErrorDetails) -> str:
     """What is wrong: the key, the value, what is allowed."""
     key = ".".join(printable(str(part)[:60]) for part in error["loc"])
     value = _short(error["input"]) if key and error["type"] != "missing" else ""
     message = error["msg"].removeprefix("Value error, ")
-    return ": ".join(part for part in (key, value, _SAID.get(error["type"], message)) if part)
+    return ": ".join(part for part in (key, value, _MESSAGES.get(error["type"], message)) if part)
 
 
-def _short(value: Any, most: int = 60) -> str:
+def _short(value: object, most: int = 60) -> str:
     if isinstance(value, (dict, list, tuple)):
         return f"a {type(value).__name__} of {len(value)}"
     text = repr(value) if not isinstance(value, int) or abs(value) < 10**most else "a number"

@@ -16,8 +16,9 @@ from torch import Tensor
 from flowturbo.checks import did_you_mean, shown
 from flowturbo.compiled.function import Function
 from flowturbo.plan import Row
-from flowturbo.refiner.binding import History
+from flowturbo.refiner.binding import History, Refiner
 from flowturbo.sampling import Velocities, run, step
+from flowturbo.types import Condition, GuidanceScale, Time
 
 __all__ = ["SCOPES", "Compiler", "Recompiled", "inductor_options"]
 
@@ -77,7 +78,7 @@ class Compiler:
         own = FunctionType(code, fn.__globals__, name, None, fn.__closure__)
         return torch.compile(own, backend=self._backend, fullgraph=True, dynamic=False)
 
-    def _backend(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+    def _backend(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
         if self.closed:
             self.refused += 1
             raise Recompiled
@@ -110,8 +111,10 @@ class Compiler:
 
         rows = [compiled(row) for row in function.rows]
 
-        def sample(x: Tensor, cond: Any, null: Any, scale: Tensor | None) -> Tensor:
-            def one(row: Row, _: Any, x: Tensor, velocities: Velocities) -> tuple[Tensor, Tensor]:
+        def sample(x: Tensor, cond: Condition, null: Condition, scale: Tensor | None) -> Tensor:
+            def one(
+                row: Row, _: object, x: Tensor, velocities: Velocities
+            ) -> tuple[Tensor, Tensor]:
                 return rows[row.k](x, cond, null, scale, dict(velocities))
 
             return run(function.rows, {}, x, step=one)
@@ -122,7 +125,7 @@ class Compiler:
 class _Timed:
     """A refiner compiled for the times of each of its rows, which are constants to it."""
 
-    def __init__(self, refiner: Any, compiler: Compiler, name: str) -> None:
+    def __init__(self, refiner: Refiner, compiler: Compiler, name: str) -> None:
         self.refiner, self.compiler, self.name = refiner, compiler, name
         self.made: dict[tuple[float, ...], Callable[..., Tensor]] = {}
 
@@ -131,15 +134,19 @@ class _Timed:
             raise AttributeError(name)
         return getattr(self.refiner, name)
 
-    def __call__(self, x: Tensor, t: Tensor, cond: Any, history: History, **scale: Any) -> Tensor:
+    def __call__(
+        self, x: Tensor, t: Time, cond: Condition, history: History, **scale: GuidanceScale
+    ) -> Tensor:
         times = tuple(s for s, _ in history)
         if times not in self.made:
             self.made[times] = self.compiler(_at(self.refiner, times), self.name)
         return self.made[times](x, t, cond, [v for _, v in history], scale)
 
 
-def _at(refiner: Any, times: tuple[float, ...]) -> Callable[..., Tensor]:
-    def refine(x: Tensor, t: Any, cond: Any, shown: list[Tensor], scale: Mapping[str, Any]) -> Any:
+def _at(refiner: Callable[..., Tensor], times: tuple[float, ...]) -> Callable[..., Tensor]:
+    def refine(
+        x: Tensor, t: Time, cond: Condition, shown: list[Tensor], scale: Mapping[str, GuidanceScale]
+    ) -> Tensor:
         return refiner(x, t, cond, list(zip(times, shown, strict=True)), **scale)
 
     return refine

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowturbo.tree import map_condition, tensors
+from flowturbo.types import Condition
 
 __all__ = ["Captured", "Place"]
 
@@ -35,7 +35,9 @@ class Captured:
         place: shared with other graphs that never run at the same time.
     """
 
-    def __init__(self, fn: Callable[..., Tensor], inputs: tuple[Any, ...], place: Place) -> None:
+    def __init__(
+        self, fn: Callable[..., Tensor], inputs: tuple[Condition, ...], place: Place
+    ) -> None:
         self._place, self._graph = place, torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream(inputs[0].device)
         with place.lock:
@@ -53,7 +55,7 @@ class Captured:
                     self._graph.capture_end()
             current.wait_stream(place.stream)
 
-    def __call__(self, *inputs: Any) -> Tensor:
+    def __call__(self, *inputs: Condition) -> Tensor:
         """A copy of the result; it is the caller's, as are the inputs."""
         place, current = self._place, torch.cuda.current_stream(self._out.device)
         with place.lock:
@@ -69,9 +71,9 @@ class Captured:
         return out
 
 
-def _clone(c: Any) -> Any:
+def _clone(c: object) -> object:
     return c.clone() if isinstance(c, Tensor) else c
 
 
-def _copy(ours: Any, theirs: Any) -> Any:
+def _copy(ours: Condition, theirs: Condition) -> Condition:
     return ours.copy_(theirs) if isinstance(ours, Tensor) else ours

@@ -21,6 +21,7 @@ from flowturbo.guidance import Guidance
 from flowturbo.plan import Plan, Row
 from flowturbo.refiner.binding import Refiner, bind_refiner
 from flowturbo.sampling import Evaluate, evaluators, run
+from flowturbo.types import Condition
 
 __all__ = ["Function", "in_dtype"]
 
@@ -61,7 +62,7 @@ class Function(nn.Module):
         return self.field if self.dtype is None else Cast(self.field, self.dtype)
 
     def evaluators(
-        self, cond: Any, null: Any, scale: Tensor | None, rows: Sequence[Row]
+        self, cond: Condition, null: Condition, scale: Tensor | None, rows: Sequence[Row]
     ) -> dict[str, Evaluate]:
         """What ``rows`` call."""
         model = self.cast()
@@ -72,7 +73,7 @@ class Function(nn.Module):
         refiner = None if self.refiner is None else bind_refiner(model, self.refiner)
         return evaluators(model, refiner, cond, rows)
 
-    def forward(self, x: Tensor, cond: Any, null: Any, scale: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, cond: Condition, null: Condition, scale: Tensor | None) -> Tensor:
         """The state at the end of the plan."""
         return run(self.rows, self.evaluators(cond, null, scale, self.rows), x)
 

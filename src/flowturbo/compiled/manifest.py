@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from flowturbo.plan import Plan
 from flowturbo.schema import Format, Schema
+from flowturbo.types import JsonObject
 
 __all__ = ["Manifest"]
 
@@ -66,7 +67,7 @@ class Manifest(Schema):
     made_for: Machine
     model: Whose
     refiner: Whose | None
-    plan: dict[str, Any]
+    plan: JsonObject
     dtype: Dtype | None
     state: State
     batch: list[Annotated[int, Field(ge=1, le=2**20)]] = Field(min_length=1)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from itertools import accumulate
-from typing import Any
 
 import torch
 
 __all__ = ["peak_bytes"]
 
 
-def peak_bytes(call: Callable[[], Any], device: torch.device | str = "cpu") -> int:
+def peak_bytes(call: Callable[[], object], device: torch.device | str = "cpu") -> int:
     """The most bytes that tensors took during ``call``, beyond those that were there before.
 
     Of a captured graph that is its copies alone, for what it works in was there before.

@@ -26,7 +26,7 @@ from flowturbo.field import Field
 from flowturbo.plan import Plan
 from flowturbo.progress import Progress, Report
 from flowturbo.refiner.binding import Refiner
-from flowturbo.types import Condition
+from flowturbo.types import Condition, JsonObject
 
 __all__ = ["CompiledSampler", "compile"]
 
@@ -112,7 +112,7 @@ class CompiledSampler(Sampler):
         from torch._inductor import config
 
         place = Place(shapes.device) if capture else None
-        self.report: dict[str, Any] = {"scope": scope, "capture": capture}
+        self.report: JsonObject = {"scope": scope, "capture": capture}
         self.report |= {"seconds": {}, "difference": {}, "largest": {}, "peak_bytes": {}}
         limit = torch._dynamo.config.patch(recompile_limit=4 * len(shapes.batch) + 8)
         with config.patch(dict(options)), limit:

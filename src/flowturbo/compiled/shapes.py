@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -19,10 +19,11 @@ from flowturbo.guidance import check_scale
 from flowturbo.plan import Plan
 from flowturbo.refiner.binding import check_refiner
 from flowturbo.tree import map_condition
+from flowturbo.types import Condition, GuidanceScale
 
 __all__ = ["Inputs", "Sampler", "Shapes"]
 
-Inputs = tuple[Tensor, Any, Any, Tensor | None]  # x, cond, null, scale
+Inputs = tuple[Tensor, Condition, Condition, Tensor | None]  # x, cond, null, scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,17 +36,17 @@ class Shapes:
         dtype: of the state in the loop, float32 or float64.
         device: where it runs.
         cond: a condition of one row, or None.
-        guidance: scale unless a call says otherwise; None if there is no second branch.
+        guidance: default scale; None if there is no second branch.
     """
 
     shape: tuple[int, ...]
     batch: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
-    cond: Any
+    cond: Condition
     guidance: float | None
 
-    def example(self, rows: int, null: Any = None) -> Inputs:
+    def example(self, rows: int, null: Condition = None) -> Inputs:
         """Random inputs of so many rows."""
         noise = torch.randn(rows, *self.shape, generator=torch.Generator().manual_seed(rows))
         scale = None if self.guidance is None else self.scale(self.guidance, rows)
@@ -73,7 +74,7 @@ class Shapes:
             )
         return x.to(self.dtype)
 
-    def scale(self, guidance: Any, rows: int) -> Tensor:
+    def scale(self, guidance: GuidanceScale, rows: int) -> Tensor:
         """The scale of each row, (rows,)."""
         guidance = check_scale(guidance)
         if isinstance(guidance, Tensor):
@@ -86,7 +87,9 @@ class Shapes:
             raise ValueError(f"guidance={guidance}: is too large for {self.dtype}")
         return torch.full((rows,), guidance, dtype=self.dtype, device=self.device)
 
-    def condition(self, name: str, value: Any, rows: int, least: int | None = None) -> Any:
+    def condition(
+        self, name: str, value: Condition, rows: int, least: int | None = None
+    ) -> Condition:
         """``value``, refused unless it is like the condition compiled for, but for its rows."""
         wrong = _mismatch(value, self.cond, rows, least or rows, self.device)
         if wrong:
@@ -107,7 +110,7 @@ class Sampler:
         self,
         plan: Plan,
         shapes: Shapes,
-        refiner: Any = None,
+        refiner: object = None,
         check_inputs: Callable[..., None] | None = None,
     ) -> None:
         self.plan, self.shapes = plan, shapes
@@ -116,7 +119,12 @@ class Sampler:
 
     @checks.known_keywords
     def __call__(
-        self, x: Tensor, cond: Any = None, *, guidance: Any = None, negative: Any = None
+        self,
+        x: Tensor,
+        cond: Condition = None,
+        *,
+        guidance: GuidanceScale | None = None,
+        negative: Condition = None,
     ) -> Tensor:
         """Carry ``x`` from ``plan.times[0]`` to ``plan.times[-1]``.
 
@@ -133,7 +141,7 @@ class Sampler:
 
         Raises:
             ValueError: if an argument does not fit what was compiled, or, on the CPU, a class is
-                out of range (elsewhere a look at the values would wait for the device).
+                out of range (elsewhere reading the values would wait for the device).
         """
         with torch.inference_mode(False), torch.no_grad():  # as compiled, whatever the caller's
             out = [
@@ -143,7 +151,7 @@ class Sampler:
             return (torch.cat(out) if len(out) > 1 else out[0] if out else x.clone()).to(x.dtype)
 
     def _split(
-        self, x: Tensor, cond: Any, guidance: Any, negative: Any
+        self, x: Tensor, cond: Condition, guidance: GuidanceScale | None, negative: Condition
     ) -> Iterator[tuple[Inputs, int, int]]:
         state, n = self.shapes.state(x), len(x)
         cond = self.shapes.condition("cond", cond, n)
@@ -169,7 +177,7 @@ class Sampler:
             cut = lambda c, a=start, b=start + rows: c[a:b] if _is(c) else c
             yield map_condition(cut, every), rows, size
 
-    def null_condition(self, cond: Any) -> Any:
+    def null_condition(self, cond: Condition) -> Condition:
         """The unconditional condition of rows of ``cond``."""
         raise NotImplementedError
 
@@ -178,11 +186,11 @@ class Sampler:
         raise NotImplementedError
 
 
-def _is(c: Any) -> bool:
+def _is(c: object) -> TypeGuard[Tensor]:
     return isinstance(c, Tensor)
 
 
-def _one(guidance: Any) -> bool:
+def _one(guidance: GuidanceScale) -> bool:
     if isinstance(guidance, Tensor):
         return not guidance.is_meta and bool((guidance == 1).all())
     return bool(guidance == 1)
@@ -191,7 +199,7 @@ def _one(guidance: Any) -> bool:
 def _padded(inputs: Inputs, size: int) -> Inputs:
     """The last row repeated up to ``size``; plain, dense tensors, as those compiled with."""
 
-    def pad(c: Any) -> Any:
+    def pad(c: object) -> object:
         if not _is(c):
             return c
         if len(c) < size:
@@ -201,7 +209,9 @@ def _padded(inputs: Inputs, size: int) -> Inputs:
     return map_condition(pad, inputs)
 
 
-def _mismatch(value: Any, like: Any, rows: int, least: int, device: torch.device) -> str | None:
+def _mismatch(
+    value: Condition, like: Condition, rows: int, least: int, device: torch.device
+) -> str | None:
     """In which way a condition is not ``like`` another with ``rows``, or ``least``, rows."""
     if _is(like):
         if not _is(value) or value.is_nested:

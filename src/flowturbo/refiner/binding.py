@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from flowturbo import checks
 from flowturbo.field import Field, embedded
 from flowturbo.guidance import Branches, Guidance
 from flowturbo.plan import Plan, Row
+from flowturbo.types import Condition, GuidanceScale, Time
 
 __all__ = [
     "GuidedRefiner",
@@ -32,24 +33,24 @@ History = Sequence[tuple[float, Tensor]]
 class Refiner(Protocol):
     """A light network that predicts a velocity from the velocities before it.
 
-    It may have attributes that say how it is used:
+    Optional attributes describe how it is used:
 
-    - ``distinct_times``: at how many distinct times it must be shown velocities (1 if missing);
+    - ``distinct_times``: at how many distinct times it needs velocities (1 if missing);
     - ``guided``: False if it refines single branches, so that each call is guided like the model's
       (and costs two); by default it is called once, on guided velocities;
-    - ``guidance_range``: (lowest, highest) scale it was made for; such a refiner is told the scale
-      as ``guidance=...``;
+    - ``guidance_range``: (lowest, highest) scale it was made for; such a refiner receives the
+      scale as ``guidance=...``;
     - ``embed_condition``: as a field may have it;
     - ``embed_rows(rows, cond)``: likewise, for the rows of a plan that are the refiner's, by their
-      ``k``; with the scale as ``guidance=...`` too, if it is told one.
+      ``k``; with the scale as ``guidance=...`` too, if it has a ``guidance_range``.
     """
 
-    def __call__(self, x: Tensor, t: Any, cond: Any, history: History) -> Tensor:
+    def __call__(self, x: Tensor, t: Time, cond: Condition, history: History) -> Tensor:
         """The velocity at ``x``, ``t``; ``history`` holds (time, velocity) pairs, oldest first."""
         ...
 
 
-def needed_refiner(plan: Plan, refiner: Any) -> Any:
+def needed_refiner(plan: Plan, refiner: Refiner | None) -> Refiner | None:
     """``refiner`` if ``plan`` has rows for one, else None.
 
     Raises:
@@ -64,12 +65,12 @@ def needed_refiner(plan: Plan, refiner: Any) -> Any:
 
 
 def prepare_refiner(plan: Plan, model: Field, refiner: Refiner) -> Refiner:
-    """``refiner`` as the rows of ``plan`` call it beside ``model``, which may be a ``Guidance``.
+    """``refiner`` as the rows of ``plan`` call it, guided like ``model`` if that is a ``Guidance``.
 
     Raises:
         ValueError: if ``plan`` shows it too few velocities, or the scale is not one it knows.
     """
-    scale: float | Tensor = 1.0
+    scale: GuidanceScale = 1.0
     channels = None
     if isinstance(model, Guidance):
         scale, channels = model.scale, model.channels
@@ -82,14 +83,14 @@ def prepare_refiner(plan: Plan, model: Field, refiner: Refiner) -> Refiner:
     return bind_refiner(model, refiner)
 
 
-def check_refiner(plan: Plan, refiner: Any, scale: float | Tensor) -> None:
+def check_refiner(plan: Plan, refiner: object, scale: GuidanceScale) -> None:
     """The ``ValueError`` of ``prepare_refiner`` for a scale of guidance."""
     needed = getattr(refiner, "distinct_times", 1)
     for row in plan.rows:
         shown = len({t for _, t in row.history})
         if row.evaluator == "refiner" and shown < needed:
             raise ValueError(
-                f"plan {plan.name!r}: evaluation {row.k} shows the refiner velocities at "
+                f"plan {plan.name!r}: evaluation {row.k} has velocities for the refiner at "
                 f"{shown} distinct times, and it needs {needed}; take a plan with more evaluations "
                 "of the model before the first R"
             )
@@ -103,7 +104,7 @@ def check_refiner(plan: Plan, refiner: Any, scale: float | Tensor) -> None:
             )
 
 
-def bind_refiner(model: Field, refiner: Any) -> Refiner:
+def bind_refiner(model: Field, refiner: Refiner) -> Refiner:
     """``prepare_refiner`` without its checks, which look at the scale."""
     guidance = model if isinstance(model, Guidance) else None
     if guidance and not getattr(refiner, "guided", True):
@@ -114,16 +115,16 @@ def bind_refiner(model: Field, refiner: Any) -> Refiner:
 
 
 def warn_on_mismatch(
-    plan: Plan, model: Field, refiner: Refiner | None, guidance: float | Tensor | None
+    plan: Plan, model: Field, refiner: Refiner | None, guidance: GuidanceScale | None
 ) -> None:
-    """Say once what is used where it was not made for; a scale of None is not known."""
+    """Warn about a plan or refiner used where it was not made for; a scale of None is unknown."""
     made = {"fingerprint": plan.info.get("fingerprint"), "refiner": plan.info.get("refiner")}
     for what, used in (("fingerprint", model), ("refiner", refiner)):
         here = getattr(used, "fingerprint", None) if made[what] else None
         if here and here != made[what]:
-            whose = "a refiner of weights" if what == "refiner" else "weights"
+            source = "a refiner with weights" if what == "refiner" else "weights"
             checks.warn(
-                f"plan {plan.name!r} was fitted to {whose} {made[what]} "
+                f"plan {plan.name!r} was fitted to {source} {made[what]} "
                 f"({plan.info.get('model')}), not {here}: its error here is not known; fit one "
                 "with flowturbo.tune"
             )
@@ -154,31 +155,31 @@ def in_guidance_range(plan: Plan, guidance: float) -> bool:
 class _ScaledRefiner:
     """A refiner called with the guidance scale."""
 
-    def __init__(self, refiner: Any, scale: float | Tensor) -> None:
+    def __init__(self, refiner: Callable[..., Tensor], scale: GuidanceScale) -> None:
         self.refiner, self.scale = refiner, scale
 
-    def embed_rows(self, rows: Sequence[Row], cond: Any) -> dict[int, Any]:
+    def embed_rows(self, rows: Sequence[Row], cond: Condition) -> dict[int, Condition]:
         return embedded_rows(self.refiner, rows, cond, guidance=self.scale)
 
-    def __call__(self, x: Tensor, t: Any, cond: Any, history: History) -> Tensor:
+    def __call__(self, x: Tensor, t: Time, cond: Condition, history: History) -> Tensor:
         return self.refiner(x, t, cond, history, guidance=self.scale)
 
 
 class GuidedRefiner:
     """A refiner under the model's guidance: both branches see the same guided velocities."""
 
-    def __init__(self, refiner: Any, guidance: Guidance) -> None:
+    def __init__(self, refiner: Refiner, guidance: Guidance) -> None:
         self.refiner, self.guidance = refiner, guidance
 
-    def embed_condition(self, cond: Any) -> Branches:
+    def embed_condition(self, cond: Condition) -> Branches:
         """The condition of both branches, as the refiner embeds it."""
         return self.guidance.branches(self.refiner, cond)
 
-    def __call__(self, x: Tensor, t: Any, cond: Any, history: History) -> Tensor:
+    def __call__(self, x: Tensor, t: Time, cond: Condition, history: History) -> Tensor:
         """The guided velocity, like ``x``."""
         images = len(x)
 
-        def branches(x: Tensor, t: Any, cond: Any) -> Tensor:
+        def branches(x: Tensor, t: Time, cond: Condition) -> Tensor:
             shown = [(s, torch.cat([v] * (len(x) // images))) for s, v in history]
             return self.refiner(x, t, cond, shown)
 
@@ -186,9 +187,11 @@ class GuidedRefiner:
         return self.guidance.apply_to(branches, x, t, shown)
 
 
-def embedded_rows(refiner: Any, rows: Sequence[Row], cond: Any, **scale: Any) -> dict[int, Any]:
+def embedded_rows(
+    refiner: object, rows: Sequence[Row], cond: Condition, **scale: GuidanceScale
+) -> dict[int, Condition]:
     """What ``refiner`` is shown in place of ``cond`` at each of its ``rows``."""
     if hasattr(refiner, "embed_rows"):
-        found: dict[int, Any] = refiner.embed_rows(rows, cond, **scale)
+        found: dict[int, Condition] = refiner.embed_rows(rows, cond, **scale)
         return found
     return dict.fromkeys((row.k for row in rows), embedded(refiner, cond))

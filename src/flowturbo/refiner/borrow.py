@@ -1,8 +1,6 @@
-"""A one-block network with what it can take over from a SiT."""
+"""A one-block network that takes over weights of a SiT."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +10,7 @@ from flowturbo.models.sit import SiT, SiTConfig
 __all__ = ["borrowed", "network_of"]
 
 
-def network_of(model: Any) -> SiT:
+def network_of(model: object) -> SiT:
     """The SiT of a model, or ``model`` itself if it is one.
 
     Raises:
@@ -27,7 +25,7 @@ def network_of(model: Any) -> SiT:
     return network
 
 
-def borrowed(model: Any, config: SiTConfig, block: int, *, images: int, numbers: int) -> SiT:
+def borrowed(model: object, config: SiTConfig, block: int, *, images: int, numbers: int) -> SiT:
     """A SiT of ``config`` with the embedders, modulation and one block of ``model``, as its first.
 
     What does not fit in shape starts as in a new network. Images after the first enter with weight
@@ -51,7 +49,7 @@ def borrowed(model: Any, config: SiTConfig, block: int, *, images: int, numbers:
         for name, p in network.state_dict().items():
             if name in given:
                 _copy(p, given[name])
-        last: Any = network.head if config.stem == "conv" else network.final_layer.linear
+        last: nn.Module = network.head if config.stem == "conv" else network.final_layer.linear
         for p in last.parameters():
             nn.init.zeros_(p)
     return network.to(next(source.parameters()).device)

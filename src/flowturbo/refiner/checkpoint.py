@@ -6,12 +6,11 @@ The same rules hold as for models: half precision, whole files or none, no pickl
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from flowturbo import checks
-from flowturbo.field import device_of
+from flowturbo.field import Field, device_of
 from flowturbo.models.checkpoint import (
     FORMAT,
     check_fit,
@@ -27,6 +26,7 @@ from flowturbo.models.zoo import find
 from flowturbo.refiner.conv import SmallNetwork
 from flowturbo.refiner.history import VelocityRefiner
 from flowturbo.refiner.paper import PaperRefiner
+from flowturbo.types import JsonObject
 
 __all__ = ["REFINER_CARD", "REFINER_WEIGHTS", "load_refiner", "save_refiner"]
 
@@ -36,7 +36,7 @@ REFINER_CARD, REFINER_WEIGHTS = "refiner.json", "refiner.safetensors"
 def save_refiner(
     folder: str | Path,
     refiner: PaperRefiner | VelocityRefiner,
-    model: Any = None,
+    model: Field | None = None,
     *,
     dtype: torch.dtype = torch.float16,
 ) -> None:
@@ -71,7 +71,7 @@ def save_refiner(
 @checks.known_keywords
 def load_refiner(
     name: str | Path,
-    model: Any = None,
+    model: Field | None = None,
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
@@ -115,7 +115,7 @@ def load_refiner(
     return refiner.to(device).eval().requires_grad_(False)
 
 
-def _check(card: dict[str, Any], where: str, fix: str = "restore the file") -> SiTConfig | None:
+def _check(card: JsonObject, where: str, fix: str = "restore the file") -> SiTConfig | None:
     """The config of a card, checked; None of a small network."""
     from flowturbo.models.card import RefinerCard, SmallConfig
     from flowturbo.schema import check
@@ -130,7 +130,7 @@ def _check(card: dict[str, Any], where: str, fix: str = "restore the file") -> S
         raise ValueError(f"{where}: config: {e}; {fix}") from e
 
 
-def _built(card: dict[str, Any], config: SiTConfig | None) -> PaperRefiner | VelocityRefiner:
+def _built(card: JsonObject, config: SiTConfig | None) -> PaperRefiner | VelocityRefiner:
     if config is None:
         return VelocityRefiner(SmallNetwork(**card["config"]), card["guidance"], card)
     if card["architecture"] == "paper":

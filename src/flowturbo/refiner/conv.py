@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from flowturbo import checks
 from flowturbo.models.sit import TimestepEmbedder
+from flowturbo.types import Condition
 
 __all__ = ["SmallNetwork"]
 
@@ -59,7 +59,7 @@ class SmallNetwork(nn.Module):
         for p in (*self.last.parameters(), *self.modulation.parameters()):
             nn.init.zeros_(p)
 
-    def check_inputs(self, x: Any, cond: Any = None, negative: Any = None) -> None:
+    def check_inputs(self, x: Tensor, cond: Condition = None, negative: Condition = None) -> None:
         """Refuse states and classes that the network cannot take, with a ``ValueError``."""
         checks.tensor("x", x, ("B", *self.shape))
         if self.classes is None:
@@ -72,7 +72,7 @@ class SmallNetwork(nn.Module):
                 wrong = low if low < 0 else high
                 raise ValueError(f"cond={checks.shown(cond)}: holds {wrong}; from 0 to {most}")
 
-    def forward(self, x: Tensor, t: Tensor, cond: Any, numbers: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, cond: Condition, numbers: Tensor) -> Tensor:
         """The correction, like one state."""
         numbers = torch.cat([32 * t[:, None], numbers], dim=1)
         c = sum(e(n) for e, n in zip(self.embedders, numbers.unbind(1), strict=True))

@@ -26,6 +26,7 @@ from flowturbo.plan import Row
 from flowturbo.refiner.binding import History
 from flowturbo.refiner.borrow import borrowed, network_of
 from flowturbo.refiner.conv import SmallNetwork
+from flowturbo.types import Condition, GuidanceScale, JsonObject, Time
 
 __all__ = ["VelocityRefiner"]
 
@@ -48,7 +49,7 @@ class VelocityRefiner(nn.Module):
         self,
         network: SiT | SmallNetwork,
         guidance_range: tuple[float, float] = (1.0, 1.0),
-        card: dict[str, Any] | None = None,
+        card: JsonObject | None = None,
     ) -> None:
         super().__init__()
         low, high = (float(w) for w in guidance_range)
@@ -69,7 +70,7 @@ class VelocityRefiner(nn.Module):
     @classmethod
     def from_model(
         cls,
-        model: Any,
+        model: object,
         guidance_range: tuple[float, float] = (1.0, 1.0),
         *,
         block: int = -1,
@@ -105,18 +106,18 @@ class VelocityRefiner(nn.Module):
         """A refiner of a `SmallNetwork` for states of ``shape``, (C, H, W) or (D,)."""
         return cls(SmallNetwork(shape, **options), guidance_range)
 
-    def check_inputs(self, x: Any, cond: Any = None, negative: Any = None) -> None:
+    def check_inputs(self, x: Tensor, cond: Condition = None, negative: Condition = None) -> None:
         """Refuse states and conditions that its network cannot take, with a ``ValueError``."""
         self.network.check_inputs(x, cond, negative)
 
-    def embed_condition(self, cond: Any) -> Any:
+    def embed_condition(self, cond: Condition) -> Condition:
         """What of ``cond`` need be computed but once a sample, to pass in its place."""
         return embedded(self.network, cond)
 
     def embed_rows(
-        self, rows: Sequence[Row], cond: Any, guidance: float | Tensor = 1.0
-    ) -> dict[int, Any]:
-        """What the refiner is to be shown at ``rows`` of a plan in place of ``cond``, by their k.
+        self, rows: Sequence[Row], cond: Condition, guidance: GuidanceScale = 1.0
+    ) -> dict[int, Condition]:
+        """What to pass at ``rows`` of a plan in place of ``cond``, by their k.
 
         It holds all that takes no state to compute, for all rows computed as one batch.
         """
@@ -126,19 +127,19 @@ class VelocityRefiner(nn.Module):
         text, vector = (shown.text, shown.vector) if isinstance(shown, Embedded) else (None, None)
         sizes = [len(c) for c in (vector, guidance) if isinstance(c, Tensor) and c.ndim]
         images = network.pos_embed.new_empty(max(sizes, default=1))
-        told, numbers = [], []
+        times, numbers = [], []
         for row in rows:
             (t_a, _), (t_b, _) = _last_two([(t, j) for j, t in row.history])
-            told.append(_rows(row.model_time, images))
+            times.append(_rows(row.model_time, images))
             numbers.append(_numbers(row.model_time - t_a, t_a - t_b, guidance, images))
         if vector is not None:
             shown = Embedded(None, vector.repeat(len(rows), 1))
-        made = network.modulate(torch.cat(told), shown, torch.cat(numbers))
+        made = network.modulate(torch.cat(times), shown, torch.cat(numbers))
         parts = zip(*(m.split(len(images)) for m in (*made.blocks, made.final)), strict=True)
         return {r.k: Modulated(text, p[:-1], p[-1]) for r, p in zip(rows, parts, strict=True)}
 
     def forward(
-        self, x: Tensor, t: Any, cond: Any, history: History, guidance: float | Tensor = 1.0
+        self, x: Tensor, t: Time, cond: Condition, history: History, guidance: GuidanceScale = 1.0
     ) -> Tensor:
         """The velocity (B, ...) at ``x``, ``t`` from the last two times of ``history``.
 
@@ -152,11 +153,11 @@ class VelocityRefiner(nn.Module):
     def predict(
         self,
         x: Tensor,
-        t: Any,
-        cond: Any,
-        a: tuple[Any, Tensor],
-        b: tuple[Any, Tensor],
-        guidance: float | Tensor = 1.0,
+        t: Time,
+        cond: Condition,
+        a: tuple[Time, Tensor],
+        b: tuple[Time, Tensor],
+        guidance: GuidanceScale = 1.0,
     ) -> Tensor:
         """The velocity from ``a = (t_a, v_a)``, the last, and ``b``, the one before.
 
@@ -184,12 +185,12 @@ def _last_two(history: Sequence[tuple[Any, Any]]) -> tuple[tuple[Any, Any], tupl
     raise ValueError("history: the refiner needs velocities at 2 distinct times, and has fewer")
 
 
-def _numbers(gap: Any, before: Any, guidance: Any, x: Tensor) -> Tensor:
-    """What the network is told besides the time, (B, 3)."""
+def _numbers(gap: Time, before: Time, guidance: GuidanceScale, x: Tensor) -> Tensor:
+    """The inputs of the network besides the time, (B, 3)."""
     return torch.stack([_rows(n, x) for n in (_SCALE * gap, _SCALE * before, guidance)], dim=1)
 
 
-def _rows(value: Any, x: Tensor) -> Tensor:
+def _rows(value: Time, x: Tensor) -> Tensor:
     """``value`` for each image, (B,), in full precision, without a copy to the device."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     if isinstance(value, Tensor):

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from flowturbo.models.checkpoint import fill, read_tensors
 from flowturbo.models.sit import SiT, SiTConfig
 from flowturbo.refiner.binding import History
 from flowturbo.refiner.borrow import borrowed, network_of
+from flowturbo.types import Condition, JsonObject, Time
 
 __all__ = ["PaperRefiner"]
 
@@ -33,7 +33,7 @@ class PaperRefiner(nn.Module):
     """``(x, t, cond, history) -> v`` by an offset from the last velocity of ``history``.
 
     Attributes:
-        network: a SiT that is shown two images, ``x`` and ``v_prev``; puts out the offset.
+        network: a SiT with two input images, ``x`` and ``v_prev``; returns the offset.
         card: how it was made.
     """
 
@@ -41,7 +41,7 @@ class PaperRefiner(nn.Module):
     distinct_times = 1
     guided = False
 
-    def __init__(self, network: SiT, card: dict[str, Any] | None = None) -> None:
+    def __init__(self, network: SiT, card: JsonObject | None = None) -> None:
         super().__init__()
         self.network, self.card = network, card or {}
 
@@ -52,7 +52,7 @@ class PaperRefiner(nn.Module):
 
     @classmethod
     def from_model(
-        cls, model: Any, *, block: int = -1, depth: int = 1, width: int | None = None
+        cls, model: object, *, block: int = -1, depth: int = 1, width: int | None = None
     ) -> PaperRefiner:
         """A refiner with the embedders and one block of a SiT, by default the last.
 
@@ -71,7 +71,7 @@ class PaperRefiner(nn.Module):
 
     @classmethod
     def from_official(cls, source: str | Path, config: SiTConfig | None = None) -> PaperRefiner:
-        """The authors' checkpoint, read as plain tensors; of a SiT-XL/2 unless told otherwise.
+        """The authors' checkpoint, read as plain tensors; by default of a SiT-XL/2.
 
         Raises:
             ValueError: if names or shapes are not those of ``config`` with one block.
@@ -83,15 +83,15 @@ class PaperRefiner(nn.Module):
         fill(network, tensors, str(source), torch.float32, official.fix(tensors, config, images=2))
         return cls(network).eval().requires_grad_(False)
 
-    def check_inputs(self, x: Any, cond: Any = None, negative: Any = None) -> None:
+    def check_inputs(self, x: Tensor, cond: Condition = None, negative: Condition = None) -> None:
         """Refuse states and conditions that its network cannot take, with a ``ValueError``."""
         self.network.check_inputs(x, cond, negative)
 
-    def embed_condition(self, cond: Any) -> Any:
-        """What of ``cond`` need be computed but once a sample, to pass in its place."""
+    def embed_condition(self, cond: Condition) -> Condition:
+        """What is computed once per sample from ``cond``, to pass in its place."""
         return embedded(self.network, cond)
 
-    def forward(self, x: Tensor, t: Any, cond: Any, history: History) -> Tensor:
+    def forward(self, x: Tensor, t: Time, cond: Condition, history: History) -> Tensor:
         """The velocity (B, C, H, W) at ``x``, ``t``, from the last of ``history``."""
         v = history[-1][1]
         dtype = self.network.pos_embed.dtype

@@ -182,8 +182,8 @@ ft.sample("E2", lambda x, t, cond: x.int(), flat) | the model returned <tensor (
 ft.sample("E2", lambda x, t, cond: x * 1j, flat) | the model returned <tensor (3, 2) of torch.complex64>
 ft.sample("E2", lambda x, t, cond: x.to("meta"), flat) | the model returned <tensor (3, 2) of torch.float32 on meta>
 ft.sample("H1", lambda x, t, cond: x / (1 - t), flat) | the model returned NaN or infinity at t=1, in plan 'H1'
-ft.sample("E2", lambda x, t, cond: x / t, flat) | limit what it divides by, (1 - t).clamp(min=0.05) say
-ft.tune(lambda x, t, cond: x / t, noise=torch.randn(64, 2)) | limit what it divides by, (1 - t).clamp(min=0.05) say
+ft.sample("E2", lambda x, t, cond: x / t, flat) | limit what it divides by, (1 - t).clamp(min=0.05) for example
+ft.tune(lambda x, t, cond: x / t, noise=torch.randn(64, 2)) | limit what it divides by, (1 - t).clamp(min=0.05) for example
 ft.Model(field, {"name": "mine"}) | network=<function field>: must be a torch.nn.Module (x, t, cond) -> v
 ft.tune(without, noise=flat) | model=<function <lambda>>: is called as (x, t, cond), and takes (x, t)
 ft.sample("E2", field, flat, ones, guidance=2.0) | pass negative=... to flowturbo.sample or null=... to flowturbo.Guidance

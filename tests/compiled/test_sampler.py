@@ -339,7 +339,7 @@ def test_bundled_models_by_inductor(dtype):
 def test_a_plan_fitted_elsewhere_warns_before_it_is_compiled(net, refiners):
     made = lambda **info: FITTED.with_info({"model": "other", **info})
     compiled = lambda plan: ft.compile(net, plan, refiners["ours"], scope="none", **ONE)
-    with pytest.warns(UserWarning, match="fitted to a refiner of weights 0123"):
+    with pytest.warns(UserWarning, match="fitted to a refiner with weights 0123"):
         compiled(made(refiner="0123"))
     with pytest.warns(UserWarning, match="fitted at guidance 4 to 4, not 1"):
         compiled(made(guidance=[4.0, 4.0]))

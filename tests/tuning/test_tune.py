@@ -193,7 +193,7 @@ def test_a_fitted_plan_used_elsewhere_warns_with_the_reason(reference):
         oracle.fingerprint = "a"
         ft.sample(refined, mixture, initial_noise(4), refiner=oracle)
     oracle.fingerprint = "b"
-    with pytest.warns(UserWarning, match="fitted to a refiner of weights a .*, not b"):
+    with pytest.warns(UserWarning, match="fitted to a refiner with weights a .*, not b"):
         ft.sample(refined, mixture, initial_noise(4), refiner=oracle)
 
 

@@ -23,7 +23,7 @@ from flowturbo.sampling import sample
 from flowturbo.training.devices import autocast
 from flowturbo.training.initial_states import InitialStateSampler
 from flowturbo.training.trajectories import Batch
-from flowturbo.types import Condition
+from flowturbo.types import Condition, Time
 
 __all__ = ["OnPolicyStates", "collect", "mixed_plan", "rollout_error"]
 
@@ -86,7 +86,7 @@ class _Recorder:
         self.distinct_times = refiner.distinct_times
         self.batches: list[Batch] = []
 
-    def __call__(self, x: Tensor, t: Tensor, cond: Condition, history: History) -> Tensor:
+    def __call__(self, x: Tensor, t: Time, cond: Condition, history: History) -> Tensor:
         times = dict(history)
         if t.item() not in times:  # at that time itself there is nothing to learn
             t_b, t_a, now = (torch.full_like(self.scales, s) for s in [*times, t.item()][-3:])

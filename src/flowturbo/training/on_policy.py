@@ -88,8 +88,9 @@ class _Recorder:
 
     def __call__(self, x: Tensor, t: Time, cond: Condition, history: History) -> Tensor:
         times = dict(history)
-        if t.item() not in times:  # at that time itself there is nothing to learn
-            t_b, t_a, now = (torch.full_like(self.scales, s) for s in [*times, t.item()][-3:])
+        time = float(t)
+        if time not in times:  # at that time itself there is nothing to learn
+            t_b, t_a, now = (torch.full_like(self.scales, s) for s in [*times, time][-3:])
             v_b, v_a = list(times.values())[-2:]
             v = self.teacher(x, t, cond)
             self.batches.append(Batch(x, now, cond, (t_a, v_a), (t_b, v_b), self.scales, v))

@@ -101,7 +101,7 @@ def path(name: str, value: object) -> Path:
     return Path(value)
 
 
-def is_list(value: object) -> TypeGuard[Sequence[Any]]:
+def is_list(value: object) -> TypeGuard[Sequence[object]]:
     """Whether ``value`` is a list of something: a sequence or an array, and no text."""
     if isinstance(value, np.ndarray):
         return value.ndim > 0
@@ -196,7 +196,7 @@ def dtype(name: str, value: object) -> torch.dtype:
 def tensor(
     name: str,
     value: object,
-    shape: Sequence[Any] | None = None,
+    shape: Sequence[object] | None = None,
     *,
     dtypes: Sequence[torch.dtype] | None = None,
     finite: bool = False,
@@ -251,12 +251,12 @@ def _limit(limit: float) -> str:
     return f"2**{power} - {2**power - int(limit)}" if power > 40 else f"{limit}"
 
 
-def _sizes(shape: Sequence[Any]) -> str:
+def _sizes(shape: Sequence[object]) -> str:
     sizes = ", ".join("..." if s is Ellipsis else str(s) for s in shape)
     return f"({sizes}{',' if len(shape) == 1 else ''})"
 
 
-def _fits(found: Sequence[int], shape: Sequence[Any]) -> bool:
+def _fits(found: Sequence[int], shape: Sequence[object]) -> bool:
     if shape and shape[-1] is Ellipsis:
         shape = shape[:-1]
         found = found[: len(shape)]

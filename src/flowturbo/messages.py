@@ -98,7 +98,7 @@ def known_keywords(fn: C) -> C:
     return checked  # type: ignore[return-value]
 
 
-def check_keywords(called: str, given: Mapping[str, Any], known: Collection[str]) -> None:
+def check_keywords(called: str, given: Mapping[str, object], known: Collection[str]) -> None:
     """Refuse a keyword of ``called`` that is not ``known``, naming the nearest known one."""
     for name, value in given.items():
         if name not in known:

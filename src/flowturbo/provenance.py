@@ -22,6 +22,7 @@ from flowturbo.plan import Plan
 from flowturbo.refiner.binding import Refiner
 from flowturbo.sampling import Step, sample
 from flowturbo.tree import slice_condition
+from flowturbo.types import Condition, GuidanceScale
 
 __all__ = ["conditions", "identity", "refiner_identity", "signature"]
 
@@ -33,7 +34,9 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def identity(field: Field, x: Tensor, cond: Any = None, *, guidance: float | Tensor = 1.0) -> str:
+def identity(
+    field: Field, x: Tensor, cond: Condition = None, *, guidance: GuidanceScale = 1.0
+) -> str:
     """16 hexadecimal digits that name ``field``, as sampling from ``x`` (N, ...) meets it.
 
     Args:
@@ -46,7 +49,12 @@ def identity(field: Field, x: Tensor, cond: Any = None, *, guidance: float | Ten
 
 
 def refiner_identity(
-    refiner: Refiner, field: Field, x: Tensor, cond: Any = None, *, guidance: float | Tensor = 1.0
+    refiner: Refiner,
+    field: Field,
+    x: Tensor,
+    cond: Condition = None,
+    *,
+    guidance: GuidanceScale = 1.0,
 ) -> str:
     """The same for a refiner, which is shown velocities of ``field``."""
     shown = max(2, int(getattr(refiner, "distinct_times", 1)))
@@ -54,12 +62,12 @@ def refiner_identity(
 
 
 def _named(
-    whose: Any,
+    whose: object,
     plan: Plan,
     field: Field,
     x: Tensor,
-    cond: Any,
-    guidance: float | Tensor,
+    cond: Condition,
+    guidance: GuidanceScale,
     refiner: Refiner | None,
 ) -> str:
     rows = slice(0, len(x), -(-len(x) // PROBES) or 1)

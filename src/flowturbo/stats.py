@@ -6,7 +6,7 @@ together (a paired bootstrap), and what the samples share drops out of their rat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,7 +24,7 @@ def resamples(n: int, replicates: int = REPLICATES, seed: int = 0) -> Iterator[A
     return (rng.integers(0, n, n) for _ in range(replicates))
 
 
-def bounds(values: Any) -> list[float]:
+def bounds(values: Array | Sequence[float]) -> list[float]:
     """The 95 % interval of replicates: their percentiles 2.5 and 97.5."""
     return [float(q) for q in np.quantile(values, (0.025, 0.975))]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median, quantiles
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ def wait(device: torch.device | str) -> None:
 
 
 def interleaved(
-    calls: Mapping[Name, Callable[[], Any]],
+    calls: Mapping[Name, Callable[[], object]],
     device: torch.device | str = "cpu",
     *,
     repeats: int = 20,
@@ -63,7 +63,7 @@ def spread(ms: Sequence[float]) -> dict[str, float]:
     return {"median": median(ms), "low": tenths[0], "high": tenths[-1], "least": min(ms)}
 
 
-def count_operations(call: Callable[[], Any]) -> int:
+def count_operations(call: Callable[[], object]) -> int:
     """Floating point operations of the products of matrices and convolutions in ``call``.
 
     What is compiled in it runs uncompiled, for operations are counted one by one.

@@ -7,7 +7,16 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-__all__ = ["Condition", "GuidanceRange", "GuidanceScale", "JsonObject", "ReadOnlyJson", "Time"]
+__all__ = [
+    "Condition",
+    "GuidanceRange",
+    "GuidanceScale",
+    "JsonObject",
+    "Pipeline",
+    "ReadOnlyJson",
+    "Scheduler",
+    "Time",
+]
 
 Condition: TypeAlias = Any
 """None, a tensor with a row for each image (B, ...), or a tuple, list or dict of such."""
@@ -20,6 +29,12 @@ GuidanceScale: TypeAlias = float | Tensor
 
 GuidanceRange: TypeAlias = float | tuple[float, float]
 """A scale, or (lowest, highest)."""
+
+Pipeline: TypeAlias = Any
+"""A pipeline of diffusers, which has no types."""
+
+Scheduler: TypeAlias = Any
+"""A scheduler of diffusers."""
 
 JsonObject: TypeAlias = dict[str, Any]
 """What a JSON object is read as."""

@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from flowturbo.field import Field
 from flowturbo.tree import map_condition
+from flowturbo.types import Condition, JsonObject, Time
 
 __all__ = ["baselines"]
 
-Velocity = Callable[[Tensor, Any], Tensor]
+Velocity = Callable[[Tensor, Time], Tensor]
 Solve = Callable[[Velocity, Tensor], Tensor]
 
 INSTALL = {
@@ -54,11 +55,13 @@ def baselines(evaluations: int) -> tuple[dict[str, Callable[..., Tensor]], dict[
     return {name: partial(_guided, solve) for name, solve in found.items()}, missing
 
 
-def _guided(solve: Solve, field: Any, x: Tensor, cond: Any, null: Any, guidance: float) -> Tensor:
+def _guided(
+    solve: Solve, field: Field, x: Tensor, cond: Condition, null: Condition, guidance: float
+) -> Tensor:
     both = lambda a, b: torch.cat([a, b.expand(len(a), *b.shape[1:])])
     shown = cond if null is None else map_condition(both, cond, null)
 
-    def velocity(x: Tensor, t: Any) -> Tensor:
+    def velocity(x: Tensor, t: Time) -> Tensor:
         if null is None:
             return field(x, t, shown)
         v_c, v_u = field(torch.cat([x, x]), t, shown).chunk(2)
@@ -75,7 +78,7 @@ def _loop(n: int, velocity: Velocity, x: Tensor) -> Tensor:
     return x
 
 
-def _diffusers(n: int, name: str, config: dict[str, Any], velocity: Velocity, x: Tensor) -> Tensor:
+def _diffusers(n: int, name: str, config: JsonObject, velocity: Velocity, x: Tensor) -> Tensor:
     import diffusers
 
     scheduler = getattr(diffusers, f"{name}Scheduler")(**config)

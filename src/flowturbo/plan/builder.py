@@ -7,11 +7,14 @@ ends one step (a correction) and what begins the next (a prediction) share a row
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-__all__ = ["Table"]
+__all__ = ["Columns", "Table"]
+
+Columns: TypeAlias = dict[str, Any]
+"""Arguments of a `Plan`, by name."""
 
 
 class Table:
@@ -48,7 +51,7 @@ class Table:
             row[j] = row.get(j, 0.0) + w
         self.time = float(to)
 
-    def columns(self) -> dict[str, Any]:
+    def columns(self) -> Columns:
         """The table as arguments of ``Plan``."""
         weights = np.zeros((len(self.rows), len(self.rows)))
         for k, row in enumerate(self.rows):

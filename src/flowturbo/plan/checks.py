@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from flowturbo.checks import shown
 from flowturbo.path import Times, check_times
+from flowturbo.types import JsonObject, ReadOnlyJson
 
 __all__ = [
     "EVALUATORS",
@@ -29,7 +30,7 @@ LIMIT = 2000  # evaluations in one plan, whose table is dense and then has 32 MB
 LARGEST = 1e4  # weight: it magnifies the rounding of float32 to 6e-4, less than a grey level
 
 
-def times(values: Any) -> Times:
+def times(values: object) -> Times:
     """The times of a plan: a grid that leads somewhere."""
     grid = numbers("times", values)
     if grid.size > LIMIT + 1:
@@ -40,7 +41,7 @@ def times(values: Any) -> Times:
     return grid
 
 
-def model_times(values: Any, times: Times) -> Times:
+def model_times(values: object, times: Times) -> Times:
     """The time that each evaluator is given, (n,) in [0, 1]; by default that of its state."""
     if values is None:
         return times[:-1].copy()
@@ -50,7 +51,7 @@ def model_times(values: Any, times: Times) -> Times:
     return array
 
 
-def weights(values: Any, n: int) -> npt.NDArray[np.float64]:
+def weights(values: object, n: int) -> npt.NDArray[np.float64]:
     """A lower-triangular (n, n) matrix."""
     matrix = numbers("weights", values, (n, n))
     above = np.argwhere(np.triu(matrix, 1))
@@ -68,7 +69,7 @@ def weights(values: Any, n: int) -> npt.NDArray[np.float64]:
     return matrix
 
 
-def numbers(name: str, values: Any, shape: tuple[int, ...] | None = None) -> Times:
+def numbers(name: str, values: object, shape: tuple[int, ...] | None = None) -> Times:
     """``values`` as a new float64 array of ``shape``, finite; refused if they are anything else."""
     if isinstance(values, (list, tuple)) and _holds_bool(values):
         raise ValueError(f"{name}: must hold numbers only, not bool")
@@ -120,7 +121,7 @@ def last_velocity(values: Sequence[int] | None, evaluators: Sequence[str]) -> tu
     return tuple(int(j) for j in values)
 
 
-def info(info: Mapping[str, Any]) -> Mapping[str, Any]:
+def info(info: ReadOnlyJson) -> ReadOnlyJson:
     """A read-only copy of ``info``, as JSON hands it back; what the library reads is checked."""
     if not isinstance(info, Mapping):
         raise ValueError(f"info={shown(info)}: must be a mapping")
@@ -133,20 +134,20 @@ def info(info: Mapping[str, Any]) -> Mapping[str, Any]:
     return Info(read_info(text))
 
 
-class Info(dict[str, Any]):
+class Info(JsonObject):
     """A dictionary that cannot be changed, which unlike a mapping proxy JSON can hold."""
 
-    def _refuse(self, *args: Any, **named: Any) -> Any:
+    def _refuse(self, *args: object, **named: object) -> Any:
         raise TypeError("the info of a plan cannot be changed; see Plan.with_info")
 
     __setitem__ = __delitem__ = __ior__ = _refuse  # type: ignore[assignment]
     clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return Info, (dict(self),)
 
 
-def _holds_bool(values: Sequence[Any]) -> bool:
+def _holds_bool(values: Sequence[object]) -> bool:
     return any(
         _holds_bool(v) if isinstance(v, (list, tuple)) else isinstance(v, (bool, np.bool_))
         for v in values

@@ -24,29 +24,31 @@ import copy
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from flowturbo.checks import number, shown
+from flowturbo.plan.builder import Columns
 from flowturbo.plan.checks import numbers
+from flowturbo.types import JsonObject, ReadOnlyJson, Scheduler
 
 __all__ = ["from_scheduler"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
-Numbers: TypeAlias = Sequence[float] | npt.NDArray[Any] | None
+Numbers: TypeAlias = Sequence[float] | npt.NDArray[np.generic] | None
 
 
 def from_scheduler(
-    scheduler: Any,
+    scheduler: Scheduler,
     steps: int | None = None,
     *,
     sigmas: Numbers = None,
     mu: float | None = None,
     timesteps: Numbers = None,
-) -> dict[str, Any]:
+) -> Columns:
     """The scheduler's table, as arguments of ``Plan``; see ``Plan.from_scheduler``."""
     if not (hasattr(scheduler, "config") or hasattr(scheduler, "step")):
         raise ValueError(f"scheduler={shown(scheduler)}: must be a flow scheduler of diffusers")
@@ -54,9 +56,7 @@ def from_scheduler(
     if mu is not None:
         mu = number("mu", mu)
     lists = {"sigmas": sigmas, "timesteps": timesteps}
-    given: dict[str, Any] = {
-        k: np.atleast_1d(numbers(k, v)) for k, v in lists.items() if v is not None
-    }
+    given: JsonObject = {k: np.atleast_1d(numbers(k, v)) for k, v in lists.items() if v is not None}
     lengths = {len(v) for v in given.values()}
     if mu is not None:
         given["mu"] = mu
@@ -90,7 +90,7 @@ def from_scheduler(
     }
 
 
-def _check(scheduler: Any, name: str, mu: float | None) -> Mapping[str, Any]:
+def _check(scheduler: Scheduler, name: str, mu: float | None) -> ReadOnlyJson:
     """The scheduler's config; refused where it says that there is no table."""
     config = getattr(scheduler, "config", None)
     parts = ("set_timesteps", "step", "timesteps", "sigmas")
@@ -132,7 +132,9 @@ def _check(scheduler: Any, name: str, mu: float | None) -> Mapping[str, Any]:
     return config
 
 
-def _set(scheduler: Any, name: str, steps: Mapping[str, int], given: Mapping[str, Any]) -> Any:
+def _set(
+    scheduler: Scheduler, name: str, steps: Mapping[str, int], given: ReadOnlyJson
+) -> Scheduler:
     """A copy of the scheduler, set to its timesteps, its noise levels in float64."""
     known = inspect.signature(scheduler.set_timesteps).parameters
     for key in given:
@@ -151,7 +153,7 @@ def _set(scheduler: Any, name: str, steps: Mapping[str, int], given: Mapping[str
     return ready
 
 
-def _run(scheduler: Any, name: str, states: Array, velocities: Array) -> Array:
+def _run(scheduler: Scheduler, name: str, states: Array, velocities: Array) -> Array:
     """What each step hands back, (K, n), shown ``states`` and ``velocities`` (K, n)."""
     scheduler = copy.deepcopy(scheduler)
     if hasattr(scheduler, "set_begin_index"):
@@ -166,7 +168,7 @@ def _run(scheduler: Any, name: str, states: Array, velocities: Array) -> Array:
     return np.stack(rows)
 
 
-def _weights(scheduler: Any, name: str, times: Array, sign: float) -> Array:
+def _weights(scheduler: Scheduler, name: str, times: Array, sign: float) -> Array:
     """The (K, K) weights of the scheduler; ``sign`` times its velocity is ours."""
     n = len(times) - 1
     units = np.eye(2 * n)  # a state and a velocity for each step, all independent
@@ -198,7 +200,7 @@ def _weights(scheduler: Any, name: str, times: Array, sign: float) -> Array:
     return weights
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(values: ReadOnlyJson) -> JsonObject:
     """The entries that JSON can hold, without those of a diffusion's betas."""
     plain = {}
     for key, value in values.items():

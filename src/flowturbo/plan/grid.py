@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 
 from flowturbo import checks
 from flowturbo.path import Times, check_times, shifted
+from flowturbo.plan.builder import Columns
 from flowturbo.plan.checks import numbers
 
 __all__ = ["Grid", "GridOptions"]
@@ -69,7 +70,7 @@ class Grid:
             )
         return points
 
-    def named(self, name: str) -> dict[str, Any]:
+    def named(self, name: str) -> Columns:
         """The name and info of a plan of the solver ``name`` on this grid."""
         if self.shift != 1.0:
             name += f"@{self.shift}".removesuffix(".0")

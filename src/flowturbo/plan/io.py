@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import AliasChoices, ConfigDict, Field, model_validator
 
+from flowturbo.plan.builder import Columns
 from flowturbo.plan.checks import LIMIT
 from flowturbo.schema import Format, Schema, check, parse_json
+from flowturbo.types import JsonObject
 
 if TYPE_CHECKING:
     from flowturbo.plan.plan import Plan
@@ -62,19 +65,19 @@ class PlanFile(Schema):
     name: str
     times: list[float]
     evaluators: list[Literal["model", "refiner"]]
-    weights: list[list[Any]]
+    weights: list[list[object]]
     model_times: list[float] | None = Field(
         None, validation_alias=AliasChoices("model_times", "told")
     )
     last_velocity: list[int] | None = Field(
         None, validation_alias=AliasChoices("last_velocity", "previous")
     )
-    info: dict[str, Any]
+    info: JsonObject
 
 
 def dumps(plan: Plan) -> str:
     """``plan`` as JSON, ``weights`` as rows of the lower triangle."""
-    lists: dict[str, list[Any]] = {"times": plan.times.tolist()}
+    lists: dict[str, list[float] | list[str] | list[int]] = {"times": plan.times.tolist()}
     if not np.array_equal(plan.model_times, plan.times[:-1]):
         lists["model_times"] = plan.model_times.tolist()
     lists["evaluators"] = list(plan.evaluators)
@@ -89,7 +92,7 @@ def dumps(plan: Plan) -> str:
     return "\n".join([*lines, f'  "info": {info}', "}"]) + "\n"
 
 
-def _list(head: str, values: list[Any]) -> str:
+def _list(head: str, values: Sequence[object]) -> str:
     text = json.dumps([value or 0 for value in values])
     indent = " " * (len(head) - len(head.lstrip()) + 2)
     lines, at = [], 0
@@ -100,7 +103,7 @@ def _list(head: str, values: list[Any]) -> str:
     return "\n".join([*lines, head + text[at:]])
 
 
-def loads(text: str | bytes, source: str) -> dict[str, Any]:
+def loads(text: str | bytes, source: str) -> Columns:
     """The arguments of a plan, from what ``dumps`` wrote.
 
     Raises:
@@ -120,12 +123,12 @@ def loads(text: str | bytes, source: str) -> dict[str, Any]:
     return columns
 
 
-def _renamed(info: dict[str, Any]) -> dict[str, Any]:
+def _renamed(info: JsonObject) -> JsonObject:
     """``info`` with today's names of its entries."""
     return {"baseline" if key == "plain" else key: value for key, value in info.items()}
 
 
-def read_info(text: str) -> dict[str, Any]:
+def read_info(text: str) -> JsonObject:
     """The ``info`` of a plan from JSON.
 
     Raises:

@@ -18,11 +18,11 @@ constructors; what they build stands in the modules next to it.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, Unpack
+from typing import Literal, TypeAlias, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,7 @@ from flowturbo.plan.rows import Row, rows_of
 from flowturbo.plan.solvers import SOLVERS
 from flowturbo.plan.solvers.flowturbo import chain
 from flowturbo.plan.solvers.registry import checked_count
+from flowturbo.types import ReadOnlyJson, Scheduler
 
 __all__ = ["Plan", "Row", "as_plan"]
 
@@ -46,7 +47,7 @@ Points: TypeAlias = Sequence[float] | Times | None
 COLUMNS = ("times", "evaluators", "weights", "model_times", "last_velocity")
 
 
-def as_plan(plan: Any) -> Plan:
+def as_plan(plan: object) -> Plan:
     """``plan`` itself, or its notation parsed; ``ValueError`` for anything else."""
     if isinstance(plan, Plan):
         return plan
@@ -89,7 +90,7 @@ class Plan:
     model_times: Times = None  # type: ignore[assignment]
     last_velocity: tuple[int, ...] = None  # type: ignore[assignment]
     name: str = "plan"
-    info: Mapping[str, Any] = field(default_factory=dict)
+    info: ReadOnlyJson = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         times = _checks.times(self.times)
@@ -141,7 +142,7 @@ class Plan:
         """16 hexadecimal digits of the table, without name and info."""
         return hexdigest(repr(self._key[:-1]))
 
-    def with_info(self, info: Mapping[str, Any]) -> Plan:
+    def with_info(self, info: ReadOnlyJson) -> Plan:
         """The same table with another ``info``."""
         return replace(self, info=info)
 
@@ -154,11 +155,11 @@ class Plan:
         return hash(self._key)
 
     @cached_property
-    def _key(self) -> tuple[Any, ...]:
+    def _key(self) -> tuple[object, ...]:
         arrays = (self.times, self.weights, self.model_times)
         return (*(a.tobytes() for a in arrays), self.evaluators, self.last_velocity, self.name)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return Plan.from_json, (self.to_json(),)
 
     def __repr__(self) -> str:
@@ -297,7 +298,7 @@ class Plan:
     @classmethod
     def from_scheduler(
         cls,
-        scheduler: Any,
+        scheduler: Scheduler,
         steps: int | None = None,
         *,
         sigmas: Points = None,

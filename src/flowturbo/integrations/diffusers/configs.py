@@ -8,12 +8,13 @@ the class is the one that has exactly these options.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from difflib import get_close_matches
 from functools import cache
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from flowturbo.integrations.diffusers._shim import diffusers
+from flowturbo.types import JsonObject, ReadOnlyJson, Scheduler
 
 __all__ = [
     "MU_OPTIONAL",
@@ -25,7 +26,7 @@ __all__ = [
     "translated",
 ]
 
-Options: TypeAlias = Mapping[str, Any]
+Options: TypeAlias = ReadOnlyJson
 
 UNDERSTOOD = (
     "FlowMatchEulerDiscreteScheduler",
@@ -39,7 +40,7 @@ UNDERSTOOD = (
 
 SPACING = "other spacings are for the pipeline's call to give, as sigmas=..."
 WITHOUT_NOISE = "plans draw no noise"
-OPTIONS: dict[str, tuple[tuple[Any, ...], str]] = {  # what each may be, and why nothing else
+OPTIONS: dict[str, tuple[tuple[object, ...], str]] = {  # what each may be, and why nothing else
     "prediction_type": (("flow_prediction",), "the network must predict a flow"),
     "use_flow_sigmas": ((True,), "the noise levels must be those of a flow"),
     "sigma_data": ((None,), "the noise levels of an EDM reach beyond 1"),
@@ -83,7 +84,7 @@ REPLACED = {  # of the solver, which ours replaces, and of diffusions
 }
 
 
-def described(scheduler: Any) -> dict[str, Any]:
+def described(scheduler: Scheduler) -> JsonObject:
     """The configuration of ``scheduler`` with its class, and the shift that it is set to."""
     cls = type(scheduler)
     own = cls is getattr(diffusers, cls.__name__, None) or cls.__name__ == "FlowTurboScheduler"
@@ -96,8 +97,8 @@ def described(scheduler: Any) -> dict[str, Any]:
 
 
 def translated(
-    config: Mapping[str, Any], given: Mapping[str, Any], own: Options, strict: bool = True
-) -> tuple[dict[str, Any], dict[str, Any]]:
+    config: Options, given: Options, own: Options, strict: bool = True
+) -> tuple[JsonObject, JsonObject]:
     """``config`` and the keywords ``given`` beside it as ``FlowTurboScheduler`` takes them.
 
     Args:
@@ -155,8 +156,8 @@ def translated(
 
 
 def _merged(
-    config: Mapping[str, Any], given: Mapping[str, Any], options: Mapping[str, Any], label: str
-) -> tuple[dict[str, Any], dict[str, Any]]:
+    config: Options, given: Options, options: Options, label: str
+) -> tuple[JsonObject, JsonObject]:
     """Options into the configuration, and the shift, by whatever name, into the keywords."""
     config, given = dict(config), dict(given)
     config |= {key: given.pop(key) for key in OPTIONS if key in given}
@@ -181,11 +182,11 @@ def _merged(
     return config, given
 
 
-def _call(key: str, value: Any) -> str:
+def _call(key: str, value: object) -> str:
     return f"FlowTurboScheduler.from_config(config, {key}={value!r})"
 
 
-def _names(config: Mapping[str, Any], own: Options) -> list[str]:
+def _names(config: Options, own: Options) -> list[str]:
     """The class that the configuration is of; several if it could be any of them."""
     if config.get("_class_name") is not None:
         return [str(config["_class_name"])]
@@ -202,13 +203,13 @@ def _options(name: str, own: Options) -> Options:
 
 
 @cache
-def defaults(cls: Any) -> Options:
+def defaults(cls: type[object] | None) -> Options:
     """The options of a scheduler class and their defaults; of None, none."""
-    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:] if cls else []
+    parameters = inspect.signature(cls).parameters.values() if cls else ()
     return {p.name: p.default for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
 
 
-def _refuse_unknown_keys(config: Mapping[str, Any], known: Collection[str]) -> None:
+def _refuse_unknown_keys(config: Options, known: Collection[str]) -> None:
     for key, value in config.items():
         if not key.startswith("_") and key not in known:
             raise ValueError(
@@ -218,7 +219,7 @@ def _refuse_unknown_keys(config: Mapping[str, Any], known: Collection[str]) -> N
             )
 
 
-def _defaulted(config: Mapping[str, Any], but: str) -> list[str]:
+def _defaulted(config: Options, but: str) -> list[str]:
     return [key for key in config.get("_use_default_values", []) if key != but]
 
 

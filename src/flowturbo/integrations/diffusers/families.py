@@ -11,11 +11,12 @@ or ``enable(..., family=Family(name="Mine"))``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
+
+from flowturbo.types import ReadOnlyJson
 
 __all__ = ["FAMILIES", "Family", "pack", "unpack"]
 
@@ -41,7 +42,7 @@ class Family:
     state: str = "hidden_states"
     negated: bool = False
     listed: bool = False
-    sides: Callable[[Mapping[str, Any], int], tuple[int, int]] | None = None
+    sides: Callable[[ReadOnlyJson, int], tuple[int, int]] | None = None
     scale: Callable[[float], float] | None = None
     blocks: tuple[str, ...] = ()
 
@@ -60,14 +61,14 @@ def pack(x: Tensor) -> Tensor:
     return tokens.reshape(b, -1, 4 * c)
 
 
-def _flux(arguments: Mapping[str, Any], tokens: int) -> tuple[int, int]:
+def _flux(arguments: ReadOnlyJson, tokens: int) -> tuple[int, int]:
     ids = arguments["img_ids"]
     ids = ids[0] if ids.ndim == 3 else ids
     last = ids[:tokens].amax(0).tolist()
     return int(last[1]) + 1, int(last[2]) + 1
 
 
-def _qwen(arguments: Mapping[str, Any], tokens: int) -> tuple[int, int]:
+def _qwen(arguments: ReadOnlyJson, tokens: int) -> tuple[int, int]:
     shape = arguments["img_shapes"]
     while isinstance(shape[0], (list, tuple)):
         shape = shape[0]

@@ -11,6 +11,7 @@ with ``f`` the ``shift`` of the configuration or, where it depends on the pictur
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from flowturbo.path import Times
 __all__ = ["noise_levels", "number", "numbers", "shortened"]
 
 
-def numbers(name: str, values: Any) -> Times:
+def numbers(name: str, values: object) -> Times:
     """A list, array or tensor of numbers as float64 (n,), n at least 1.
 
     Raises:
@@ -36,7 +37,7 @@ def numbers(name: str, values: Any) -> Times:
     return array
 
 
-def shortened(values: Any) -> str:
+def shortened(values: Iterable[object]) -> str:
     """A list of numbers for an error: those in the middle of a long one left out."""
     shown = [f"{value:g}" for value in values]
     if len(shown) > 8:

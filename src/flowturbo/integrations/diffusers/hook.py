@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from flowturbo.integrations.diffusers._shim import HookRegistry, ModelHook, NetworkOutput
 from flowturbo.integrations.diffusers.families import Family, pack, unpack
 from flowturbo.refiner.binding import History, Refiner
+from flowturbo.types import Pipeline, ReadOnlyJson, Scheduler
 
 __all__ = ["Link", "RefinerHook", "install", "remove"]
 
@@ -36,18 +37,21 @@ class Link:
         here: what differs between threads: ``scheduler``, at work in this one, and ``sides``.
     """
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Pipeline) -> None:
         self.pipe = weakref.ref(pipe)
         self.installed = True
         self.here = _Here()
 
-    def __deepcopy__(self, memo: Any) -> Link:
+    def __deepcopy__(self, memo: object) -> Link:
         return self
 
 
 class _Here(threading.local):
-    scheduler: Any = None
-    sides: tuple[Any, tuple[int, int]] = (None, (0, 0))  # read once a run: it waits for the device
+    scheduler: Scheduler = None
+    sides: tuple[object, tuple[int, int]] = (
+        None,
+        (0, 0),
+    )  # read once a run: it waits for the device
 
 
 class RefinerHook(ModelHook):  # type: ignore[misc]
@@ -62,7 +66,12 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
     """
 
     def __init__(
-        self, refiner: Refiner, module: Any, family: Family, link: Link, scale: float | None
+        self,
+        refiner: Refiner,
+        module: nn.Module | None,
+        family: Family,
+        link: Link,
+        scale: float | None,
     ) -> None:
         super().__init__()
         self.refiner, self.module, self.family, self.link = refiner, module, family, link
@@ -70,7 +79,7 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
         self.first = False  # whether there was no registry of hooks before
 
     @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
-    def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+    def new_forward(self, module: nn.Module | None, *args: Any, **kwargs: Any) -> Any:
         """What ``module.forward`` returns, or the refiner's answer in the same form."""
         scheduler = self.link.here.scheduler
         shown = None if scheduler is None else scheduler.shown()
@@ -87,7 +96,7 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
 
     # else it would be compiled again for each number of velocities it is shown
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _predict(self, state: Any, t: float, history: History, arguments: Any) -> Tensor:
+    def _predict(self, state: Any, t: float, history: History, arguments: ReadOnlyJson) -> Tensor:
         """The velocity, in our sign, packed as the scheduler has it."""
         like = history[-1][1]
         if self.family.listed and not isinstance(state[0], Tensor):
@@ -107,7 +116,7 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
         unpacked = [(time, unpack(v, sides)) for time, v in history]
         return pack(self.refiner(unpack(x, sides), t, None, unpacked)).to(like.dtype)
 
-    def _warn_of_scale(self, scheduler: Any) -> None:
+    def _warn_of_scale(self, scheduler: Scheduler) -> None:
         """Say so if the pipeline guides by another scale, where that can be seen."""
         pipe, scale = self.link.pipe(), self.family.scale
         if self.scale is None or scale is None or getattr(pipe, "scheduler", None) is not scheduler:
@@ -121,7 +130,7 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
                 stacklevel=2,
             )
 
-    def _sides(self, arguments: Any, tokens: int) -> tuple[int, int]:
+    def _sides(self, arguments: ReadOnlyJson, tokens: int) -> tuple[int, int]:
         key = arguments.get("img_ids")
         if key is None or self.link.here.sides[0] is not key:
             assert self.family.sides is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from flowturbo.guidance import Guidance
 from flowturbo.integrations.diffusers._shim import DiffusionPipeline, SchedulerMixin
@@ -15,6 +15,7 @@ from flowturbo.integrations.diffusers.scheduler import FlowTurboScheduler
 from flowturbo.integrations.diffusers.tables import plan_of
 from flowturbo.plan import Plan
 from flowturbo.refiner.binding import Refiner, prepare_refiner, warn_on_mismatch
+from flowturbo.types import Condition, Pipeline, ReadOnlyJson, Scheduler, Time
 
 __all__ = ["disable", "enable", "summary"]
 
@@ -28,16 +29,16 @@ UNFIT = {  # pipelines that do not run all the timesteps they are given, and why
 class _State:
     """What ``disable`` puts back, and the scheduler that is to be at work until then."""
 
-    scheduler: Any
+    scheduler: Scheduler
     enabled: FlowTurboScheduler
-    network: Any
+    network: Any  # a module, or None
     family: Family | None
     refiner: Any
     blocks: bool
 
 
 def enable(
-    pipe: Any,
+    pipe: Pipeline,
     plan: Plan | str | None = None,
     refiner: Refiner | None = None,
     *,
@@ -110,7 +111,7 @@ def enable(
     setattr(pipe, STATE, _State(before, scheduler, network, family, refiner, bool(blocks)))
 
 
-def _parts(pipe: Any) -> dict[str, Any]:
+def _parts(pipe: Pipeline) -> ReadOnlyJson:
     """The attributes of ``pipe``; refused if it is no pipeline with a scheduler."""
     parts = vars(pipe) if hasattr(pipe, "__dict__") else {}
     if not isinstance(parts.get("scheduler"), SchedulerMixin):
@@ -120,7 +121,7 @@ def _parts(pipe: Any) -> dict[str, Any]:
     return parts
 
 
-def _check(pipe: Any) -> None:
+def _check(pipe: Pipeline) -> None:
     """Refuse what is enabled, or does not sample with its own scheduler alone."""
     parts = _parts(pipe)
     if STATE in parts:
@@ -146,7 +147,7 @@ def _check(pipe: Any) -> None:
         )
 
 
-def disable(pipe: Any) -> None:
+def disable(pipe: Pipeline) -> None:
     """Undo ``enable``: the pipeline is as it was, its former scheduler included.
 
     Raises:
@@ -163,7 +164,7 @@ def disable(pipe: Any) -> None:
     delattr(pipe, STATE)
 
 
-def summary(pipe: Any) -> str:
+def summary(pipe: Pipeline) -> str:
     """What samples in a pipeline, in a few lines: scheduler, plan, evaluations, refiner."""
     state, scheduler = _state(pipe), pipe.scheduler
     network = state.network if state else _network(pipe)
@@ -191,11 +192,12 @@ def summary(pipe: Any) -> str:
     return "\n".join(lines)
 
 
-def _state(pipe: Any) -> _State | None:
-    return _parts(pipe).get(STATE)
+def _state(pipe: Pipeline) -> _State | None:
+    state: _State | None = _parts(pipe).get(STATE)
+    return state
 
 
-def _network(pipe: Any) -> Any:
+def _network(pipe: Pipeline) -> Any:
     """The transformer or U-Net, without the wrapper of ``torch.compile``; None without one."""
     for name in ("transformer", "unet"):
         network = getattr(pipe, name, None)
@@ -236,7 +238,7 @@ def _prepare(plan: Plan | None, refiner: Any, guidance: float | None) -> Refiner
     return prepare_refiner(plan, Guidance(_nothing, scale, null=()), refiner)
 
 
-def _nothing(x: Any, t: Any, cond: Any) -> Any:
+def _nothing(x: Tensor, t: Time, cond: Condition) -> Tensor:
     raise NotImplementedError  # the network is the pipeline's to call
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -79,12 +78,12 @@ class Run:
         return k, self.plan, self.running
 
 
-def floating(timestep: Any) -> bool:
+def floating(timestep: object) -> bool:
     """False for a tensor of whole numbers."""
     return not isinstance(timestep, Tensor) or timestep.is_floating_point()
 
 
-def places(timestep: Any, schedule: Tensor) -> list[int]:
+def places(timestep: object, schedule: Tensor) -> list[int]:
     """Where ``timestep`` stands in ``schedule`` (K,); nowhere if it is not one number.
 
     Whole numbers in a tensor are timesteps that have lost their fraction, as SkyReels has them.

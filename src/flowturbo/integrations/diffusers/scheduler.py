@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ from flowturbo.path import predicted_data
 from flowturbo.plan import Plan
 from flowturbo.refiner.binding import History
 from flowturbo.sampling import update
+from flowturbo.types import ReadOnlyJson
 
 __all__ = ["FlowTurboScheduler"]
 
@@ -100,7 +101,7 @@ class FlowTurboScheduler(RunPerThread, FlowMatchEulerDiscreteScheduler):  # type
         shift_terminal: float | None = None,
         time_shift_type: str = "exponential",
         solver: str = "AB2",
-        plan: Plan | str | Mapping[str, Any] | None = None,
+        plan: Plan | str | ReadOnlyJson | None = None,
         sign: int = -1,
     ) -> None:
         check_options(self.config)
@@ -150,9 +151,9 @@ class FlowTurboScheduler(RunPerThread, FlowMatchEulerDiscreteScheduler):  # type
         self,
         num_inference_steps: int | None = None,
         device: str | torch.device | None = None,
-        sigmas: Any = None,
+        sigmas: Sequence[float] | None = None,
         mu: float | None = None,
-        timesteps: Any = None,
+        timesteps: Sequence[float] | None = None,
     ) -> None:
         """Make the table of a run; ``timesteps`` and ``sigmas`` follow from it.
 
@@ -190,9 +191,8 @@ class FlowTurboScheduler(RunPerThread, FlowMatchEulerDiscreteScheduler):  # type
         told, levels = (
             (plan.model_times, plan.times) if inverted else (1 - plan.model_times, 1 - plan.times)
         )
-        timesteps = torch.tensor(told * n, dtype=torch.float32, device=device)
-        sigmas = torch.tensor(levels, dtype=torch.float32, device=device)
-        self._run = Run(plan, timesteps, sigmas)
+        on_device = lambda values: torch.tensor(values, dtype=torch.float32, device=device)
+        self._run = Run(plan, on_device(told * n), on_device(levels))
 
     def set_shift(self, shift: float) -> None:
         """Shift by ``shift`` from the next ``set_timesteps`` on.
@@ -259,7 +259,7 @@ class FlowTurboScheduler(RunPerThread, FlowMatchEulerDiscreteScheduler):  # type
         s_tmin: float = 0.0,
         s_tmax: float = float("inf"),
         s_noise: float = 1.0,
-        generator: Any = None,
+        generator: object = None,
         per_token_timesteps: Tensor | None = None,
         return_dict: bool = True,
     ) -> Any:
@@ -359,7 +359,7 @@ class FlowTurboScheduler(RunPerThread, FlowMatchEulerDiscreteScheduler):  # type
         """``scale_noise`` under the name and order of the pipelines of diffusions."""
         return self.scale_noise(original_samples, timesteps, noise)
 
-    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+    def scale_model_input(self, sample: Tensor, timestep: object = None) -> Tensor:
         """``sample`` as it is; pipelines of diffusions ask."""
         return sample
 
@@ -367,7 +367,7 @@ class FlowTurboScheduler(RunPerThread, FlowMatchEulerDiscreteScheduler):  # type
         return int(self.config.num_train_timesteps)
 
 
-def _whole(steps: Any) -> int:
+def _whole(steps: object) -> int:
     if not hasattr(steps, "__index__") or (count := operator.index(steps)) < 1:
         raise ValueError(f"num_inference_steps={steps!r}: must be a whole number, at least 1")
     return count

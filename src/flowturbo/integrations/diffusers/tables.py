@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -19,7 +18,7 @@ __all__ = ["SOLVERS", "check_given", "on_grid", "plan_of", "rows_from"]
 SOLVERS = (*(s.name for s in NAMED.values() if s.evaluations == 1 and not s.extra), "E")
 
 
-def plan_of(given: Any) -> Plan | None:
+def plan_of(given: object) -> Plan | None:
     """A plan from what may stand in a configuration: a plan, its notation, its JSON, or nothing.
 
     Raises:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flowturbo.integrations.diffusers.run import Run
 from flowturbo.plan import Plan
+from flowturbo.types import JsonObject
 
 __all__ = ["RunPerThread"]
 
@@ -36,12 +37,12 @@ class RunPerThread:
         self._here.run = self._latest = run
         self._announce()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> JsonObject:
         state = {**vars(self), "_latest": copy.copy(self._run)}
         del state["_here"]
         return state
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: JsonObject) -> None:
         self.__dict__.update(state, _here=threading.local())
 
     def _announce(self) -> None:

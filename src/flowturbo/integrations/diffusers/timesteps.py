@@ -16,10 +16,11 @@ from flowturbo.plan import Plan
 
 __all__ = ["check_options", "pipeline_plan", "warn_of_timesteps"]
 
+Config: TypeAlias = Any  # of the scheduler: its options as attributes
 Given: TypeAlias = Mapping[str, Times]  # the pipeline's "sigmas" and "timesteps", where it has any
 
 
-def check_options(config: Any) -> None:
+def check_options(config: Config) -> None:
     """Raise ``ValueError`` for an option outside its range; see ``FlowTurboScheduler``."""
     for name in ("use_dynamic_shifting", "invert_sigmas"):
         if not isinstance(config[name], (bool, np.bool_)):
@@ -38,7 +39,7 @@ def check_options(config: Any) -> None:
         number("shift_terminal", config.shift_terminal, 0, 1)
 
 
-def pipeline_plan(config: Any, shift: float, count: int, given: Given, mu: float | None) -> Plan:
+def pipeline_plan(config: Config, shift: float, count: int, given: Given, mu: float | None) -> Plan:
     """The solver of ``config`` on the pipeline's own noise levels.
 
     Raises:
@@ -69,7 +70,7 @@ def pipeline_plan(config: Any, shift: float, count: int, given: Given, mu: float
 
 
 def warn_of_timesteps(
-    plan: Plan, config: Any, shift: float, count: int, given: Given, mu: float | None
+    plan: Plan, config: Config, shift: float, count: int, given: Given, mu: float | None
 ) -> None:
     """Warn if the pipeline's timesteps are not the noise levels, and the plan's are."""
     if len(given) < 2 or not np.array_equal(plan.model_times, plan.times[:-1]):

@@ -23,9 +23,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-from flowturbo.plan.builder import Table
+from flowturbo.plan.builder import Columns, Table
 from flowturbo.plan.grid import Grid
 from flowturbo.plan.solvers import runge_kutta
 
@@ -90,7 +89,7 @@ BLOCKS = {
 }
 
 
-def chain(name: str, letters: str, grid: Grid, *, shipped: bool = False) -> dict[str, Any]:
+def chain(name: str, letters: str, grid: Grid, *, shipped: bool = False) -> Columns:
     r"""The arguments of a ``Plan`` of the blocks ``letters`` ("HPPR"), one for each interval.
 
     With ``shipped``, R blocks are those of the sampler that the paper's authors ship: both refiner

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from flowturbo import checks
 from flowturbo.path import Times
-from flowturbo.plan.builder import Table
+from flowturbo.plan.builder import Columns, Table
 from flowturbo.plan.checks import LIMIT
 from flowturbo.plan.grid import Grid
 
 __all__ = ["Solver", "checked_count"]
 
 
-def checked_count(what: str, count: Any, each: int = 1) -> int:
+def checked_count(what: str, count: object, each: int = 1) -> int:
     """``count``, from 1 to as many as a plan has room for at ``each`` evaluations.
 
     Raises:
@@ -51,14 +51,14 @@ class Solver:
     title: str
     order: int
     counts: Literal["evaluations", "steps"]
-    fill: Callable[[Table, Times], Any]
+    fill: Callable[[Table, Times], object]
     evaluations: int = 1
     extra: int = 0
     forward_only: bool = False
     baseline: bool = False
     source: str
 
-    def columns(self, count: int, grid: Grid) -> dict[str, Any]:
+    def columns(self, count: int, grid: Grid) -> Columns:
         """The arguments of a ``Plan`` of ``count`` evaluations or steps on a grid.
 
         Raises:

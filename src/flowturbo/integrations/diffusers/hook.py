@@ -79,7 +79,7 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
         self.first = False  # whether there was no registry of hooks before
 
     @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
-    def new_forward(self, module: nn.Module | None, *args: Any, **kwargs: Any) -> Any:
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """What ``module.forward`` returns, or the refiner's answer in the same form."""
         scheduler = self.link.here.scheduler
         shown = None if scheduler is None else scheduler.shown()
@@ -107,8 +107,7 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
         x = torch.stack(list(state)).squeeze(2) if self.family.listed else state
         # more images are branches of guidance, more channels or tokens a mask or other pictures
         x = x[tuple(slice(n) for n in like.shape)].to(like.dtype)
-        first = next(iter(self.module.parameters()), None) if self.module is not None else None
-        if first is not None and first.device != x.device:  # as offloading moves the network
+        if self.module is not None:  # offloading moves the network, but not the refiner
             self.module.to(x.device)
         if self.family.sides is None:
             return self.refiner(x, t, None, history).to(like.dtype)

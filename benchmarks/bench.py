@@ -30,7 +30,7 @@ from flowturbo.evaluate.features import EffNetFeatures
 from flowturbo.evaluate.frechet import frechet_distance
 from flowturbo.evaluate.real import load_real
 from flowturbo.files import atomic_write
-from flowturbo.models.tokenizer import Tokenizer
+from flowturbo.models.conditioning import TextCondition
 from flowturbo.refiner.checkpoint import REFINER_WEIGHTS
 from flowturbo.training import PaperRefinerConfig, load_data, train_paper_refiner
 
@@ -80,7 +80,7 @@ class Bench:
         self._refiners: dict[str, Any] = {}
         self.record: dict[str, Any] = {
             "kind": kind, "model": self.name, "fingerprint": self.model.fingerprint,
-            "text": self.model.card.get("condition", {}).get("kind") == "text", "refiners": {},
+            "text": isinstance(self.model.conditioning, TextCondition), "refiners": {},
         }  # fmt: skip
         if self.out.is_file():
             found = json.loads(self.out.read_text("utf-8"))
@@ -179,8 +179,8 @@ class Bench:
         path = Path(self.options.data)
         if (path / "emoji.json").is_file():
             return emoji(path, self.model.shape[1])
-        tokenizer = self.model.card.get("condition", {}).get("tokenizer")
-        known = Tokenizer.from_json(tokenizer) if tokenizer else None
+        about = self.model.conditioning
+        known = about.tokenizer if about else None
         return load_data(path, self.model.shape[1], known)
 
     @cached_property

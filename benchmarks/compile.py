@@ -23,19 +23,19 @@ import torch
 
 import flowturbo as ft
 from flowturbo.evaluate.benchmark import benchmark
-from flowturbo.tasks.generate import resolve_plan, resolve_refiner
+from flowturbo.refiner.resolve import resolve
 
 FRESH = """
 import sys, time
 name, plan, artefact, out, batch = sys.argv[1:]
 import torch
 import flowturbo as ft
-from flowturbo.tasks.generate import resolve_plan, resolve_refiner
+from flowturbo.refiner.resolve import resolve
 start = time.perf_counter()
 model = ft.load(name)
 plan = ft.Plan.load(plan)
 if artefact == "-":
-    fast = ft.compile(model, plan, resolve_refiner(model, plan, None), batch=int(batch))
+    fast = ft.compile(model, plan, resolve(model, plan).refiner, batch=int(batch))
 else:
     fast = ft.load_compiled(artefact)
 x = ft.noise.draw(range(int(batch)), model.shape)
@@ -87,8 +87,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     model = ft.load(options.model, dtype=getattr(torch, options.dtype))
-    plan = resolve_plan(model, options.plan)
-    refiner = resolve_refiner(model, plan, None)
+    used = resolve(model, options.plan)
+    plan, refiner = used.plan, used.refiner
     names = ((model.names or [""]) * options.batch)[: options.batch]
     control = ft.Plan.parse(f"AB2:{max(2, plan.nfe['model'] - 1)}@1.6")
     record = benchmark(

@@ -28,7 +28,7 @@ from trial import Trial
 import flowturbo as ft
 from flowturbo.evaluate.benchmark import benchmark
 from flowturbo.integrations.baselines import baselines
-from flowturbo.tasks.generate import resolve_plan, resolve_refiner
+from flowturbo.refiner.resolve import resolve
 
 EULER = "FlowMatchEuler"
 SECOND = ("UniPC-2", "DPM-Solver++ 2M", "DEIS-2", "FlowMatchHeun")
@@ -132,12 +132,11 @@ def main() -> None:
     if options.pictures and not options.against:
         parser.error(f"--pictures {options.pictures}: --against says which real pictures")
     model = ft.load(options.model)
-    guidance = model.defaults["guidance"] if options.guidance is None else options.guidance
     given = options.plan
     if given and Path(given).is_file():
         given = ft.Plan.load(given)
-    plan = resolve_plan(model, given, guidance)
-    refiner = resolve_refiner(model, plan, None)
+    used = resolve(model, given, options.guidance)
+    plan, guidance, refiner = used.plan, used.guidance, used.refiner
     folder = Path(options.folder or f"runs/speed/{Path(options.model).name}")
     trial = Trial(model, guidance, options.noises, options.reference, folder)
     error = rms(trial.errors(plan, refiner=refiner))
@@ -163,7 +162,7 @@ def main() -> None:
         model,
         [plan.with_info({}), *(at[3] for at in each.values()), control],
         refiner,
-        cond=model.condition(names) if model.card.get("condition") else None,
+        cond=model.condition(names) if model.conditioning else None,
         batch=options.batch,
         guidance=guidance,
         scopes=options.scopes.split(","),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import flowturbo as ft
 from flowturbo.files import atomic_write
-from flowturbo.tasks.generate import resolve_plan
+from flowturbo.refiner.resolve import resolve
 
 __all__ = [
     "Model",
@@ -73,8 +73,8 @@ class Model:
         device: str = "cpu",
     ) -> None:
         self.model, self.about, self.device = ft.load(folder), about, device
-        self.plan = resolve_plan(self.model, plan, guidance)
-        self.guidance = float(self.model.defaults["guidance"] if guidance is None else guidance)
+        used = resolve(self.model, plan, guidance)
+        self.plan, self.guidance = used.plan, used.guidance
         self.conditions = {
             "model": self.model.name,
             "fingerprint": self.model.fingerprint,

@@ -82,7 +82,7 @@ def test_plans_that_do_not_lead_from_noise_to_data_draw_nothing(tmp_path, capsys
     for plan, out in ((p, o) for p in plans for o in ("sheet.png", "folder")):
         plan.save(tmp_path / "plan.json")
         given = ["--plan", tmp_path / "plan.json", "-o", tmp_path / out]
-        assert "pictures are drawn from noise" in refused(capsys, *DIGITS, "7", *given)
+        assert "images are generated from noise" in refused(capsys, *DIGITS, "7", *given)
         assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
 
 

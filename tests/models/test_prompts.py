@@ -23,7 +23,7 @@ def read(model: ft.Model, prompt: str) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ids = model.condition([prompt])[0].tolist()
-    return " ".join(model.tokenizer.vocabulary[i - 1] for i in ids if i)
+    return " ".join(model.conditioning.tokenizer.vocabulary[i - 1] for i in ids if i)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from flowturbo.guidance import Guidance
 from flowturbo.models.checkpoint import save_folder
 from flowturbo.refiner import PaperRefiner, save_refiner
 from flowturbo.refiner.history import VelocityRefiner
-from flowturbo.tasks.generate import PLAIN, resolve_plan
+from flowturbo.refiner.resolve import FALLBACK_PLAN, resolve_plan
 from flowturbo.training import mixed_plan
 
 
@@ -104,7 +104,7 @@ def test_a_default_fitted_at_another_guidance_gives_way_to_a_plain_solver(tiny, 
     (tmp_path / "plans").mkdir()
     fitted.save(tmp_path / "plans" / "fast.json")
     assert resolve_plan(model, None) == resolve_plan(model, None, 2.5) == fitted
-    assert resolve_plan(model, None, 4.0) == ft.Plan.parse(PLAIN)
+    assert resolve_plan(model, None, 4.0) == ft.Plan.parse(FALLBACK_PLAN)
     assert resolve_plan(model, "fast", 4.0) == fitted
 
 

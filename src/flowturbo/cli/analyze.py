@@ -17,10 +17,10 @@ from flowturbo.cli.options import (
     RefinerName,
     Seed,
     check_folder,
-    find_refiner,
     read_plan,
     resolve_device,
     resolve_dtype,
+    resolve_sampling,
 )
 from flowturbo.cli.output import say, show
 from flowturbo.evaluate.analysis import SECTIONS, analyze
@@ -28,7 +28,6 @@ from flowturbo.evaluate.analysis_figures import figures, read_record, tables
 from flowturbo.evaluate.report import check_picture
 from flowturbo.files import exclusive, write_json
 from flowturbo.models.zoo import load
-from flowturbo.tasks.generate import resolve_plan
 
 __all__ = ["run"]
 
@@ -111,10 +110,9 @@ def _measure(
     where: dict[str, Any] = {"device": resolve_device(device), "dtype": resolve_dtype(dtype)}
     models = [load(name, **where) for name in names]
     first = models[0]
-    chosen = [resolve_plan(first, t, options["guidance"]) for t in tables]
-    light = find_refiner(refiner, first, chosen)
-    if options["guidance"] is None:
-        options["guidance"] = float(first.defaults["guidance"])
+    chosen, options["guidance"], light = resolve_sampling(
+        first, tables, options["guidance"], refiner
+    )
     named = {m.name: m for m in models}
     if len(named) < len(models):
         raise ValueError(f"models {', '.join(m.name for m in models)}: names on cards must differ")

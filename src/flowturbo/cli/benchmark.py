@@ -17,11 +17,11 @@ from flowturbo.cli.options import (
     RefinerName,
     Seed,
     Vae,
-    find_refiner,
     read_plan,
     reserve,
     resolve_device,
     resolve_dtype,
+    resolve_sampling,
 )
 from flowturbo.cli.output import say, show
 from flowturbo.evaluate.benchmark import benchmark
@@ -29,7 +29,6 @@ from flowturbo.evaluate.report import check_picture, plot, table
 from flowturbo.files import reserved, write_json
 from flowturbo.integrations.baselines import baselines
 from flowturbo.models.zoo import load
-from flowturbo.tasks.generate import resolve_plan
 
 __all__ = ["run"]
 
@@ -79,16 +78,16 @@ def run(
         reserve(context, out, "a record", ".json")
     context.with_resource(reserved(picture))
     field = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype), vae=vae)
-    plans = [resolve_plan(field, t, guidance) for t in tables]
+    plans, scale, light = resolve_sampling(field, tables, guidance, refiner)
     rows = ((prompts or field.names or [""]) * batch)[:batch]
     found, missing = baselines(plans[0].nfe["model"]) if with_peers else ({}, {})
     record = benchmark(
         field,
         plans,
-        find_refiner(refiner, field, plans),
-        cond=field.condition(rows) if field.card.get("condition") else None,
+        light,
+        cond=field.condition(rows) if field.conditioning else None,
         batch=batch,
-        guidance=float(field.defaults["guidance"] if guidance is None else guidance),
+        guidance=scale,
         scopes=[s.strip() for s in scope.split(",")],
         baselines=found,
         missing=missing,

@@ -12,6 +12,7 @@ from flowturbo.cli.output import say
 from flowturbo.files import printable
 from flowturbo.models.checkpoint import convert
 from flowturbo.models.codec import latent_entry
+from flowturbo.models.conditioning import ClassCondition
 from flowturbo.models.sit import SiTConfig
 from flowturbo.models.zoo import load
 from flowturbo.refiner import PaperRefiner, save_refiner
@@ -68,7 +69,7 @@ def run(
         "description": f"SiT-{architecture.upper().removeprefix('SIT-')}, converted.",
         "path": "linear",
         "codec": codec,
-        "condition": {"kind": "class", "labels": [str(i) for i in range(classes)]},
+        "condition": ClassCondition.of([str(i) for i in range(classes)]).entry,
         "source": printable(checkpoint.name),
     }
     convert(checkpoint, out, config, card, dtype=resolve_dtype(dtype))

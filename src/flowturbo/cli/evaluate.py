@@ -17,12 +17,12 @@ from flowturbo.cli.options import (
     RefinerName,
     Seed,
     Vae,
-    find_refiner,
     read_lines,
     read_plan,
     reserve,
     resolve_device,
     resolve_dtype,
+    resolve_sampling,
 )
 from flowturbo.cli.output import say, show
 from flowturbo.evaluate.evaluation import evaluate
@@ -30,7 +30,6 @@ from flowturbo.evaluate.records import read_evaluation
 from flowturbo.evaluate.report import check_alike, evaluations
 from flowturbo.files import write_json
 from flowturbo.models.zoo import load
-from flowturbo.tasks.generate import resolve_plan
 
 __all__ = ["run"]
 
@@ -98,20 +97,19 @@ def run(
     table = read_plan(plan)
     records = [_record(path) for path in compare_with or []]
     field = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype), vae=vae)
-    scale = float(field.defaults["guidance"] if guidance is None else guidance)
+    (chosen,), scale, light = resolve_sampling(field, [table], guidance, refiner)
     about = {
         "fingerprint": field.fingerprint, "dtype": str(field.dtype), "pictures": pictures,
         "guidance": scale, "seed": seed, "steps": steps,
     }  # fmt: skip
     check_alike([about, *(r["conditions"] for r in records)])
-    chosen = resolve_plan(field, table, guidance)
     record = evaluate(
         field,
         chosen,
         pictures=pictures,
         prompts=None if prompts is None else read_lines(prompts),
         guidance=guidance,
-        refiner=find_refiner(refiner, field, [chosen]),
+        refiner=light,
         real_images=real_images,
         features="effnet" if features else None,
         fid=fid,

@@ -16,16 +16,15 @@ from flowturbo.cli.options import (
     ModelName,
     PlanName,
     RefinerName,
-    find_refiner,
     read_plan,
     reserve,
     resolve_device,
+    resolve_sampling,
 )
 from flowturbo.cli.output import say
 from flowturbo.compiled import CompileSpec, export
 from flowturbo.models.zoo import load
 from flowturbo.progress import bars
-from flowturbo.tasks.generate import resolve_plan
 
 __all__ = ["run"]
 
@@ -50,10 +49,9 @@ def run(
     reserve(context, out, "a compiled sampler", ".pt2")
     network = load(model, device=resolve_device(device), dtype=config.dtype or torch.float32)
     config = replace(config, dtype=network.dtype)
-    table = resolve_plan(network, table, config.guidance)
-    loaded = find_refiner(refiner, network, [table])
+    (chosen,), _, loaded = resolve_sampling(network, [table], config.guidance, refiner)
     with bars() as report:
-        manifest = export(out, network, table, loaded, config=config, report=report)
+        manifest = export(out, network, chosen, loaded, config=config, report=report)
     made_for = ", ".join(manifest["made_for"][k] for k in ("torch", "system", "device", "kind"))
     batch = ", ".join(map(str, manifest["batch"]))
-    say(f"{network.name} {table!r}, batch {batch}, for {made_for} -> {out}")
+    say(f"{network.name} {chosen!r}, batch {batch}, for {made_for} -> {out}")

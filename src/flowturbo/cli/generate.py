@@ -28,11 +28,11 @@ from flowturbo.cli.options import (
     Seed,
     Vae,
     check_folder,
-    find_refiner,
     read_plan,
     reserve,
     resolve_device,
     resolve_dtype,
+    resolve_sampling,
 )
 from flowturbo.cli.output import say
 from flowturbo.files import check_room, exclusive, printable
@@ -41,7 +41,7 @@ from flowturbo.models.model import Model
 from flowturbo.models.zoo import load
 from flowturbo.plan import Plan
 from flowturbo.sampling import Step
-from flowturbo.tasks.generate import check_whole, generate, resolve_plan
+from flowturbo.tasks.generate import check_whole, generate
 
 __all__ = ["run"]
 
@@ -116,22 +116,20 @@ def run(
             f"{len(wanted)} pictures at --scale {scale}: over {MOST_PIXELS} pixels in a file; "
             "lower --scale, or give a folder as -o"
         )
-    table = resolve_plan(network, table, guidance)
-    check_whole(table)
-    light = find_refiner(refiner, network, [table])
-    guidance = float(network.defaults["guidance"] if guidance is None else guidance)
-    facts = _facts(network, table, guidance, negative, guidance_channels)
+    (chosen,), guidance, light = resolve_sampling(network, [table], guidance, refiner)
+    check_whole(chosen)
+    facts = _facts(network, chosen, guidance, negative, guidance_channels)
     draw = partial(
         generate,
         network,
-        plan=table,
+        plan=chosen,
         guidance=guidance,
         negative=negative,
         guidance_channels=guidance_channels,
         refiner=light,
         batch=batch,
     )
-    series = _Series(draw, wanted, seed, len(table), f"{network.name} {table.name}")
+    series = _Series(draw, wanted, seed, len(chosen), f"{network.name} {chosen.name}")
     if as_sheet:
         check_room(out.parent, drawn * channels, "pictures")
         images = series.whole(batch)
@@ -141,13 +139,13 @@ def run(
         options = {
             **facts, "negative": negative, "guidance channels": guidance_channels,
             "autoencoder": facts.get("autoencoder"), "prompts": prompts, "seed": seed,
-            "scale": scale, "digest": table.digest,
-            "refiner": getattr(light, "fingerprint", None) if table.nfe["refiner"] else None,
+            "scale": scale, "digest": chosen.digest,
+            "refiner": getattr(light, "fingerprint", None) if chosen.nfe["refiner"] else None,
             "batch": batch, "device": network.device.type, "dtype": str(network.dtype),
             **({"number": n} if len(prompts) > 1 else {}),  # of one prompt there may be more
         }  # fmt: skip
         series.into(PictureFolder(out, wanted, seed, facts, options), batch, scale)
-    counts = ", ".join(f"{m} {kind}" for kind, m in table.nfe.items() if m)
+    counts = ", ".join(f"{m} {kind}" for kind, m in chosen.nfe.items() if m)
     say(f"{series.told}, {counts} evaluations each{series.speed} -> {out}")
 
 
@@ -223,7 +221,7 @@ def _prompts(
     model: Model, prompts: list[str], styles: list[str], negative: str | None
 ) -> list[str]:
     """The prompts in each of the styles, all of them checked before the first is drawn."""
-    if not prompts and not model.card.get("condition"):
+    if not prompts and model.conditioning is None:
         prompts = [""]
     if not prompts:
         raise ValueError(
@@ -233,7 +231,7 @@ def _prompts(
     if styles:
         prompts = [model.styled(p, s) for p in prompts for s in styles]
     for asked in (prompts, [] if negative is None else [negative]):
-        if asked and (model.card.get("condition") or any(p.strip() for p in asked)):
+        if asked and (model.conditioning or any(p.strip() for p in asked)):
             model.condition(asked)
     return prompts
 

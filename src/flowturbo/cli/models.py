@@ -1,4 +1,4 @@
-"""`flowturbo models`: what there is to draw with."""
+"""`flowturbo models`: the bundled models, and the card of one."""
 
 from __future__ import annotations
 
@@ -12,51 +12,54 @@ from rich.table import Table
 
 from flowturbo.cli.output import say, say_json, show
 from flowturbo.models.checkpoint import WEIGHTS, read_card
+from flowturbo.models.conditioning import Conditioning, TextCondition, conditioning_of
 from flowturbo.models.model import plans_of
-from flowturbo.models.prompts import names_of
-from flowturbo.models.tokenizer import Tokenizer, short, words
+from flowturbo.models.tokenizer import short, words
 from flowturbo.models.zoo import bundled, find
 from flowturbo.plan import Plan
+from flowturbo.types import JsonObject
 
 __all__ = ["run"]
 
 
 def run(
     name: Annotated[
-        str | None, typer.Argument(help="A bundled name, a folder, or hf:owner/repo.")
+        str | None,
+        typer.Argument(help="A bundled name, a folder, or hf:owner/repo."),
     ] = None,
     group: Annotated[
-        str | None, typer.Option("--group", help="All names of one group of the model.")
+        str | None, typer.Option("--group", help="Print all names of one group of the model.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The card as it is.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the card as JSON.")] = False,
 ) -> None:
-    """List the bundled models, or show the card of one and what it can draw.
+    """List the bundled models, or show the card of one and what it can generate.
 
     Example: flowturbo models digits
     """
     if name is not None and not name.strip():
         raise ValueError(f"NAME {name!r}: must not be empty")
     if group is not None and (name is None or as_json):
-        raise ValueError(f"--group {short(group)}: give a model, and no --json, with it")
+        raise ValueError(f"--group {short(group)}: give a model with it, and leave out --json")
     if name is None and not as_json:
         show(_overview())
-        say("the card of one: flowturbo models NAME")
+        say("to show the card of one: flowturbo models NAME")
         return
     cards = {n: read_card(find(n)) for n in ([name] if name else bundled())}
     if as_json:
         say_json(cards[name] if name else cards)
         return
     for n, card in cards.items():
+        about = conditioning_of(card.get("condition"), n)
         if group is not None:
-            for line in _group(card.get("condition", {}).get("groups", {}), group, n):
+            for line in _group(about.groups if about else {}, group, n):
                 say(line)
             continue
         size = (find(n) / WEIGHTS).stat().st_size / 1e6
         title = f"{card.get('name', n)}: {card.get('description', '')} ({size:.1f} MB)"
         say(title)
-        show(_card(card, find(n)))
-        for line in _how(n, card.get("condition", {})):
-            say(line)  # whole, to be copied
+        show(_card(card, about, find(n)))
+        for line in _next_commands(n, about) if about else ():
+            say(line)  # unbroken, to be copied
 
 
 def _overview() -> Table:
@@ -65,27 +68,26 @@ def _overview() -> Table:
         table.add_column(column)
     for name in bundled():
         card = read_card(find(name))
-        config, condition = card["config"], card.get("condition", {})
+        config, about = card["config"], conditioning_of(card.get("condition"))
         table.add_row(
             name,
             card.get("description", ""),
             f"{config['size']}x{config['size']}x{config['channels']}",
-            condition.get("kind", "none"),
+            about.kind if about else "none",
             str(card.get("defaults", {}).get("plan", "")),
             card.get("data", {}).get("licence", ""),
         )
     return table
 
 
-def _card(card: dict[str, Any], home: Path) -> Table:
-    """The card in two columns, and its plans; of a text model what it draws, not its vocabulary."""
+def _card(card: JsonObject, about: Conditioning | None, home: Path) -> Table:
+    """The card and its plans in two columns; names and styles in place of a vocabulary."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     rows = {k: _short(v) for k, v in card.items() if k not in ("name", "description", "format")}
-    condition = card.get("condition", {})
-    if condition.get("kind") == "text":
+    if isinstance(about, TextCondition):
         del rows["condition"]
-        rows = {**_prompts(condition), **rows}
+        rows = {**_prompts(about), **rows}
     rows |= {f"plan {n}": _plan(p) for n, p in plans_of(home).items()}
     for key, value in rows.items():
         table.add_row(key, value)
@@ -93,7 +95,7 @@ def _card(card: dict[str, Any], home: Path) -> Table:
 
 
 def _plan(plan: Plan) -> str:
-    """Its evaluations, and its error next to that of the best plain solver."""
+    """Its evaluations, and its error next to that of the best classical solver."""
     count = f"{plan.nfe['model']} evaluations"
     if plan.nfe["refiner"]:
         count += f", {plan.nfe['refiner']} of the refiner"
@@ -104,12 +106,11 @@ def _plan(plan: Plan) -> str:
     return f"{count}; error {tell(own)} ({baseline['name']}: {tell(baseline)})"
 
 
-def _prompts(condition: dict[str, Any]) -> dict[str, str]:
-    names, groups = names_of(condition), condition.get("groups", {})
-    tokenizer = Tokenizer.from_json(condition["tokenizer"])
-    rows = {"prompts": f"{len(tokenizer.whole)} words are known, {tokenizer.length} go into one"}
-    if condition.get("styles"):
-        rows["styles"] = ", ".join(condition["styles"])
+def _prompts(about: TextCondition) -> dict[str, str]:
+    names, groups, tokenizer = about.names, about.groups, about.tokenizer
+    rows = {"prompts": f"{len(tokenizer.whole)} known words, at most {tokenizer.length} tokens"}
+    if about.styles:
+        rows["styles"] = ", ".join(about.styles)
     if names:
         rows["names"] = f"{len(names)}" + f", in {len(groups)} groups:" * bool(groups)
     for group, members in groups.items():
@@ -118,15 +119,14 @@ def _prompts(condition: dict[str, Any]) -> dict[str, str]:
     return rows
 
 
-def _how(name: str, condition: dict[str, Any]) -> list[str]:
-    """Commands to go on with."""
-    lines, names, name = [], names_of(condition), shlex.quote(name)
-    for group in [*condition.get("groups", {})][:1]:
+def _next_commands(name: str, about: Conditioning) -> list[str]:
+    lines, names, name = [], about.names, shlex.quote(name)
+    for group in [*about.groups][:1]:
         lines.append(f"all names of a group: flowturbo models {name} --group {_slug(group)}")
     if names:
-        style = "".join(f" --style {s}" for s in condition.get("styles", [])[:1])
+        style = "".join(f" --style {s}" for s in about.styles[:1])
         example = shlex.quote(str(names[len(names) // 4]))
-        lines.append(f"draw: flowturbo generate -m {name} {example}{style} -n 8")
+        lines.append(f"generate: flowturbo generate -m {name} {example}{style} -n 8")
     return lines
 
 

@@ -17,7 +17,7 @@ from flowturbo.models.model import Model
 from flowturbo.plan import Plan
 from flowturbo.refiner.binding import Refiner
 from flowturbo.refiner.checkpoint import load_refiner
-from flowturbo.tasks.generate import resolve_refiner
+from flowturbo.refiner.resolve import default_guidance, own_refiner, resolve_plan
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -36,6 +36,7 @@ __all__ = [
     "resolve_device",
     "resolve_dtype",
     "resolve_guidance",
+    "resolve_sampling",
 ]
 
 DEFAULT_MODEL = "emoji"
@@ -142,31 +143,37 @@ def read_lines(path: Path) -> list[str]:
     return lines
 
 
-def find_refiner(name: str | None, model: Model, plans: Sequence[Plan]) -> Refiner | None:
-    """The refiner called ``name``, or the one that came with ``model`` where a plan needs it.
+def resolve_sampling(
+    model: Model,
+    plans: Sequence[Plan | str | None],
+    guidance: float | None,
+    refiner: str | None,
+) -> tuple[list[Plan], float, Refiner | None]:
+    """Plans, guidance and refiner of a command; see `flowturbo.refiner.resolve.resolve`.
 
-    A warning says if no plan needs the one that was named.
+    A warning says if no plan needs the refiner that was named.
 
     Raises:
-        ValueError: if there is none, and a plan needs it; if it was made for another model.
+        ValueError: if a plan is malformed, or needs a refiner and there is none; if the one named
+            was made for another model.
     """
-    needing = [p for p in plans if p.nfe["refiner"]]
-    if name is not None:
-        refiner = load_refiner(name, model)
+    chosen = [resolve_plan(model, plan, guidance) for plan in plans]
+    needing = [p for p in chosen if p.nfe["refiner"]]
+    found: Refiner | None = None
+    if refiner is not None:
+        found = load_refiner(refiner, model)
         if not needing:
-            shown = ", ".join(p.name for p in plans)
-            warnings.warn(f"--refiner {name}: not used, plan {shown} has no R", stacklevel=2)
-        return refiner
-    for plan in needing:
-        own = resolve_refiner(model, plan, None)
-        if own is None:
+            names = ", ".join(p.name for p in chosen)
+            warnings.warn(f"--refiner {refiner}: not used, plan {names} has no R", stacklevel=2)
+    elif needing:
+        found = own_refiner(model)
+        if found is None:
             raise ValueError(
-                f"plan {plan.name!r} has {plan.nfe['refiner']} refiner evaluations, and model "
-                f"{model.name!r} came without a refiner: give one with --refiner, or take a plan "
-                "without R"
+                f"plan {needing[0].name!r} has {needing[0].nfe['refiner']} refiner evaluations, "
+                f"and model {model.name!r} came without a refiner: give one with --refiner, or "
+                "take a plan without R"
             )
-        return own
-    return None
+    return chosen, default_guidance(model, guidance), found
 
 
 def reserve(context: typer.Context, out: Path, what: str, *suffixes: str) -> None:

@@ -12,6 +12,7 @@ from flowturbo.cli.config import options_of
 from flowturbo.cli.options import check_folder, resolve_device
 from flowturbo.cli.output import say
 from flowturbo.models.codec import Codec, Pixels, latent_codec
+from flowturbo.models.conditioning import conditioning_of
 from flowturbo.models.sit import SiTConfig
 from flowturbo.progress import bars
 from flowturbo.training import TrainConfig, as_states, load_data, train
@@ -70,8 +71,7 @@ def run(
     images = load_data(data, size)
     say(images.describe())
     states = as_states(images, codec, out / "latents")
-    condition = images.condition or {}
-    tokenizer = condition.get("tokenizer")
+    about = conditioning_of(images.condition)
     architecture = SiTConfig(
         size=states.shape[1],
         channels=states.shape[0],
@@ -79,14 +79,12 @@ def run(
         width=width,
         depth=depth,
         heads=heads,
-        classes=len(condition["labels"]) if condition.get("kind") == "class" else 0,
-        vocabulary=len(tokenizer["vocabulary"]) + 1 if tokenizer else 0,
-        text_length=tokenizer["length"] if tokenizer else 16,
+        **(about.network_options if about else {}),
     )
     card = {
         "name": name or out.resolve().name,
         "data": {"name": data.name, "images": len(images), "licence": licence},
-        "defaults": {"guidance": 2.0 if condition else 1.0, "plan": "AB2:12@1.6"},
+        "defaults": {"guidance": 2.0 if about else 1.0, "plan": "AB2:12@1.6"},
     }
     with bars() as report:
         train(architecture, states, out, config, card=card, trackers=tracker or (), report=report)

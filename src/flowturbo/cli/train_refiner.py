@@ -18,7 +18,6 @@ from flowturbo.cli.options import (
 )
 from flowturbo.cli.output import say
 from flowturbo.models.model import Model
-from flowturbo.models.tokenizer import Tokenizer
 from flowturbo.models.zoo import load
 from flowturbo.progress import bars
 from flowturbo.training import (
@@ -109,8 +108,7 @@ def run(
 
 def _paper(teacher: Model, data: Path, out: Path, given: JsonObject) -> None:
     """Train the paper's refiner with the options that were given."""
-    tokenizer = teacher.card.get("condition", {}).get("tokenizer")
-    known = Tokenizer.from_json(tokenizer) if tokenizer else None
+    known = teacher.conditioning.tokenizer if teacher.conditioning else None
     images = load_data(data, teacher.image_shape[1], known)
     say(images.describe())
     states = as_states(images, teacher.codec, out / "refiner-run" / "latents")

@@ -19,6 +19,7 @@ from flowturbo.guidance import Guidance
 from flowturbo.models.model import Model
 from flowturbo.plan import Plan, as_plan
 from flowturbo.refiner.binding import Refiner, check_refiner, needed_refiner, warn_on_mismatch
+from flowturbo.refiner.resolve import default_guidance
 from flowturbo.sampling_checks import check_inputs
 from flowturbo.tree import slice_condition, tensors
 from flowturbo.types import Condition
@@ -78,8 +79,7 @@ def _shapes(
     """What the sampler takes, and its default guidance scale."""
     guidance = spec.guidance
     if guidance is None:
-        card = getattr(field, "defaults", {})
-        guidance = fixed_scale(guide.scale if guide else card.get("guidance", 1.0))
+        guidance = fixed_scale(guide.scale if guide else default_guidance(field))
     shape = getattr(field, "shape", None) if spec.shape is None else spec.shape
     if shape is None:
         raise ValueError("shape=None: the field has none; pass shape=(channels, height, width)")
@@ -100,7 +100,7 @@ def _shapes(
 
 def _example(field: Field, cond: Condition) -> Condition:
     """The example of a condition, by default the model's; ``ValueError`` if it has no rows."""
-    if cond is None and isinstance(field, Model) and field.card.get("condition"):
+    if cond is None and isinstance(field, Model) and field.conditioning:
         return field.condition([""])
     for c in [cond] if isinstance(cond, np.ndarray) else tensors(cond):
         if not len(checks.tensor("cond", c, ("B", ...))):

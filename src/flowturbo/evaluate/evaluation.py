@@ -40,10 +40,10 @@ from flowturbo.files import exclusive
 from flowturbo.models.model import Model
 from flowturbo.plan import Plan
 from flowturbo.provenance import conditions, identity, refiner_identity, signature
-from flowturbo.refiner.binding import Refiner, check_refiner, needed_refiner
+from flowturbo.refiner.binding import Refiner, check_refiner
+from flowturbo.refiner.resolve import resolve
 from flowturbo.sampling import sample
 from flowturbo.stats import summary
-from flowturbo.tasks.generate import resolve_plan, resolve_refiner
 from flowturbo.timing import count_operations, interleaved, spread
 from flowturbo.tree import slice_condition
 from flowturbo.tuning.reference import error, fine
@@ -163,10 +163,9 @@ def evaluate(
             f"features=None, real_images={str(real_images)!r}: nothing to compare them by; leave "
             "one out"
         )
-    plan = resolve_plan(model, plan, guidance)
+    used = resolve(model, plan, guidance, refiner)
+    plan, guidance, refiner = used.plan, used.guidance, used.refiner
     check_whole(plan)
-    refiner = needed_refiner(plan, resolve_refiner(model, plan, refiner))
-    guidance = float(model.defaults["guidance"] if guidance is None else guidance)
     if refiner is not None:
         check_refiner(plan, refiner, guidance)
     see = EffNetFeatures(model.device) if features == "effnet" else features
@@ -269,7 +268,7 @@ def _condition(model: Model, prompts: Sequence[str | int] | None, pictures: int,
         if not prompts:
             raise ValueError("prompts=[]: give one at least, or None to draw them from the card")
         return model.condition([prompts[i % len(prompts)] for i in range(pictures)])
-    if model.card.get("condition") and not model.names:
+    if model.conditioning and not model.names:
         raise ValueError(
             f"prompts=None: the card of model {model.name!r} lists none; pass some, or list them "
             'under "labels" or "prompts" of its "condition"'

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from flowturbo.models.conditioning import conditioning_of, misfits
 from flowturbo.models.sit import MOST, SiTConfig
 from flowturbo.models.tokenizer import MAX_CHARACTERS, MAX_TOKENS
 from flowturbo.schema import Format, Schema
@@ -74,17 +75,13 @@ class ModelCard(Schema):
     @model_validator(mode="after")
     def _fits(self) -> ModelCard:
         about, config = self.condition, SiTConfig.from_dict(self.config)
-        if about.kind == "class" and not len(about.labels) == config.classes > 0:
-            raise ValueError(f"{len(about.labels)} labels for {config.classes} classes")
-        if about.kind == "text":
-            if about.tokenizer is None:
-                raise ValueError("the condition has no tokenizer")
-            ids, length = len(about.tokenizer.vocabulary) + 1, about.tokenizer.length
-            if ids > config.vocabulary or length != config.text_length:
-                raise ValueError(
-                    f"a tokenizer of {ids} ids and length {length} for a network with vocabulary "
-                    f"{config.vocabulary} and text_length {config.text_length}"
-                )
+        needed = {"class": ("labels", about.labels), "text": ("tokenizer", about.tokenizer)}
+        if about.kind and not needed[about.kind][1]:
+            raise ValueError(f"the condition has no {needed[about.kind][0]}")
+        known = conditioning_of(about.model_dump())
+        for name, value in (misfits(known, config) if known else {}).items():
+            has = getattr(config, name)
+            raise ValueError(f"the condition needs {name}={value}, the network has {name}={has}")
         if config.styles not in (0, len(about.styles)):
             raise ValueError(f"{len(about.styles)} styles for a network with {config.styles}")
         return self

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from flowturbo.files import printable
 from flowturbo.images import read_image
+from flowturbo.models.conditioning import ClassCondition, TextCondition
+from flowturbo.models.prompts import excerpt
 from flowturbo.models.tokenizer import MAX_CHARACTERS, Tokenizer, build_vocabulary, short
-from flowturbo.training.dataset import ArrayData, counted, some
+from flowturbo.training.dataset import ArrayData, counted
 from flowturbo.training.folder import Caption, Folder, read_captions, scan
 from flowturbo.training.npz import check_memory, read_arrays
 from flowturbo.types import JsonObject
@@ -52,10 +54,10 @@ def load_data(path: str | Path, size: int, tokenizer: Tokenizer | None = None) -
     folder = scan(path)
     captions = read_captions(folder)
     labels, index = ([], None) if captions else _labels(folder)
-    condition: JsonObject | None = {"kind": "class", "labels": labels} if labels else None
+    condition: JsonObject | None = ClassCondition.of(labels).entry if labels else None
     if captions:
         tokenizer, index = _encoded(captions, tokenizer)
-        condition = {"kind": "text", "tokenizer": tokenizer.to_json()}
+        condition = TextCondition.of(tokenizer).entry
     images, source = _read(folder, height, width), _source(folder) if captions else ""
     return ArrayData(images, index, condition, source=source, left_out=folder.left_out)
 
@@ -79,7 +81,7 @@ def load_images(path: str | Path, size: int | tuple[int, int]) -> Tensor:
         folder = scan(path)
         data = ArrayData(_read(folder, height, width), left_out=folder.left_out)
     if data.left_out:
-        warnings.warn(f"{path}: left out: {some(data.left_out, 6)}", stacklevel=2)
+        warnings.warn(f"{path}: left out: {excerpt(data.left_out, 6)}", stacklevel=2)
     return data.images
 
 
@@ -99,7 +101,7 @@ def _load_npz(path: Path, height: int, width: int) -> ArrayData:
     arrays, others = read_arrays(path, ("images", "labels"))
     images = arrays.get("images")
     if images is None or images.dtype != np.uint8 or images.ndim not in (3, 4) or not len(images):
-        held = some(others, 6) if images is None else f"'images' {images.shape} {images.dtype}"
+        held = excerpt(others, 6) if images is None else f"'images' {images.shape} {images.dtype}"
         raise ValueError(f"{path}: needs 'images' (N, H, W) or (N, H, W, C) uint8; holds {held}")
     images = images[..., None] if images.ndim == 3 else images
     if images.shape[-1] not in (1, 3):
@@ -127,7 +129,7 @@ def _load_npz(path: Path, height: int, width: int) -> ArrayData:
         raise ValueError(f"{path}: label {given.max()}; number them from 0, below {MOST_LABELS}")
     labels = torch.from_numpy(given.astype(np.int64))
     names = [str(i) for i in range(int(labels.max()) + 1)]
-    return ArrayData(tensor, labels, {"kind": "class", "labels": names}, left_out=others)
+    return ArrayData(tensor, labels, ClassCondition.of(names).entry, left_out=others)
 
 
 def _read(folder: Folder, height: int, width: int) -> Tensor:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from flowturbo.checks import shown
 from flowturbo.digests import content, hexdigest
-from flowturbo.files import printable
+from flowturbo.models.conditioning import conditioning_of
+from flowturbo.models.prompts import excerpt
 from flowturbo.types import JsonObject
 
 __all__ = ["ArrayData", "Data", "check_data", "identified"]
@@ -69,12 +70,8 @@ class ArrayData:
             )
         if cond is not None and len(cond) != len(images):
             raise ValueError(f"{len(images)} images but {len(cond)} conditions")
-        if condition is not None and condition.get("kind") == "class":
-            classes = len(condition["labels"])
-            if cond is None or cond.ndim != 1 or cond.is_floating_point() or cond.is_complex():
-                raise ValueError(f"cond: must be the indices ({len(images)},) of classes")
-            if cond.min() < 0 or cond.max() >= classes:
-                raise ValueError(f"cond: from {cond.min()} to {cond.max()}, of {classes} classes")
+        if (about := conditioning_of(condition)) is not None:
+            about.check_rows(cond, len(images))
         self.images, self.cond, self.condition = images, cond, condition
         self.source, self.left_out = source, tuple(left_out)
 
@@ -102,18 +99,13 @@ class ArrayData:
 
     def describe(self) -> str:
         """A line on what is trained on: ``"4 images, 2 classes: cat, dog"``."""
-        condition = self.condition or {}
+        about = conditioning_of(self.condition)
         text = counted(len(self), "image")
-        if condition.get("kind") == "class" and self.cond is not None:
-            labels = condition["labels"]
-            text += f", {counted(len(labels), 'class', 'es')}: {some(labels, 12)}"
-            empty = len(labels) - len(self.cond.unique())
-            text += f" ({empty} of them without images)" * (empty > 0)
-        elif self.cond is not None:
-            text += " with captions" + f" ({self.source})" * bool(self.source)
-        else:
+        if about is None or self.cond is None:
             text += ", no captions or labels"
-        return text + (f"; left out: {some(self.left_out, 6)}" if self.left_out else "")
+        else:
+            text += about.describe(self.cond) + f" ({self.source})" * bool(self.source)
+        return text + (f"; left out: {excerpt(self.left_out, 6)}" if self.left_out else "")
 
     def digest(self) -> str:
         """16 hexadecimal digits that name the images, their conditions and what these mean."""
@@ -149,12 +141,6 @@ def identified(data: Data) -> JsonObject:
     }
 
 
-def counted(n: int, noun: str, plural: str = "s") -> str:
+def counted(n: int, noun: str) -> str:
     """``"1 image"``, ``"2 images"``."""
-    return f"{n} {noun}{plural * (n != 1)}"
-
-
-def some(names: Sequence[str], most: int) -> str:
-    """The first of ``names``, and how many there are if that is not all."""
-    more = f", ... ({len(names)} in all)" if len(names) > most else ""
-    return ", ".join(map(printable, names[:most])) + more
+    return f"{n} {noun}{'s' * (n != 1)}"

@@ -15,6 +15,7 @@ from flowturbo.config import configured
 from flowturbo.images import image_grid, save_png, to_pil
 from flowturbo.models.checkpoint import save_folder
 from flowturbo.models.codec import Codec, Pixels
+from flowturbo.models.conditioning import conditioning_of, misfits
 from flowturbo.models.model import Model
 from flowturbo.models.sit import SiT, SiTConfig
 from flowturbo.plan import Plan
@@ -114,7 +115,7 @@ class FlowMatching:
             raise ValueError(
                 f"the network generates {self.network.shape}, the data are {data.shape}"
             )
-        _check_condition(architecture, data.condition or {})
+        _check_condition(architecture, data.condition)
 
     def draw(
         self, n: int, generator: torch.Generator
@@ -171,19 +172,11 @@ def _checked_card(card: object) -> JsonObject:
     return card
 
 
-def _check_condition(architecture: SiTConfig, condition: JsonObject) -> None:
+def _check_condition(architecture: SiTConfig, condition: JsonObject | None) -> None:
     """Refuse data whose labels or tokens the network has no embeddings for."""
-    kind, needed = condition.get("kind"), {}
-    if kind == "class":
-        needed = {"classes": len(condition["labels"])}
-    if kind == "text":
-        tokenizer = condition["tokenizer"]
-        words = len(tokenizer["vocabulary"]) + 1
-        needed = {"vocabulary": words, "text_length": tokenizer["length"]}
-    for name, value in needed.items():
-        has = getattr(architecture, name)
-        if has < value or (has > value and name != "vocabulary"):
-            raise ValueError(
-                f"the network has {name}={has}, the data need {value}; pass SiTConfig({name}="
-                f"{value})"
-            )
+    about = conditioning_of(condition)
+    for name, value in (misfits(about, architecture) if about else {}).items():
+        raise ValueError(
+            f"the network has {name}={getattr(architecture, name)}, the data need {value}; pass "
+            f"SiTConfig({name}={value})"
+        )

@@ -11,6 +11,7 @@ from flowturbo import noise
 from flowturbo.checks import DTYPES, function, number, shown, tensor, whole
 from flowturbo.field import Field, device_of
 from flowturbo.guidance import Guidance
+from flowturbo.models.conditioning import TextCondition
 from flowturbo.models.model import Model
 from flowturbo.tree import map_condition
 from flowturbo.types import Condition, GuidanceRange
@@ -65,7 +66,7 @@ class InitialStateSampler:
             _check_rows(cond, None if noise is None else len(noise))
         if cond is None and noise is None and isinstance(model, Model):
             cond = model.random_condition(4096, torch.Generator().manual_seed(seed))
-            if cond is None and model.card.get("condition", {}).get("kind") == "text":
+            if cond is None and isinstance(model.conditioning, TextCondition):
                 raise ValueError(
                     f"model {model.name!r} takes prompts and its card lists none; "
                     "pass cond=model.condition([...]) of prompts to train on"

@@ -23,6 +23,7 @@ from torch import Tensor
 from flowturbo import checks, noise
 from flowturbo.checks import known_keywords, number, shown, whole
 from flowturbo.config import configured
+from flowturbo.models.conditioning import conditioning_of
 from flowturbo.models.model import Model
 from flowturbo.path import interpolate
 from flowturbo.progress import Report
@@ -106,7 +107,8 @@ def train_paper_refiner(
     check_data(data)
     if tuple(data.shape) != tuple(model.shape):
         raise ValueError(f"the model generates {model.shape}, the data are {tuple(data.shape)}")
-    if not _same(data.condition, model.card.get("condition")):
+    theirs, mine = conditioning_of(data.condition), model.conditioning
+    if not (mine.covers(theirs) if mine and theirs else mine is theirs):
         raise ValueError(
             f"the data have other labels or another tokenizer than model {model.name!r}; load them "
             "with the model's"
@@ -179,12 +181,3 @@ class _Paper:
 
     def preview(self, network: PaperRefiner, step: int) -> None:
         pass
-
-
-def _same(data: JsonObject | None, model: JsonObject | None) -> bool:
-    """Whether conditions of the data mean the same to the model; its last labels may be unused."""
-    if not data or not model or data["kind"] != model["kind"]:
-        return not data and not model
-    if data["kind"] == "class":
-        return [*map(str, model["labels"])][: len(data["labels"])] == [*map(str, data["labels"])]
-    return all(data["tokenizer"][k] == model["tokenizer"][k] for k in ("vocabulary", "length"))

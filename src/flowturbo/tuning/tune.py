@@ -28,6 +28,7 @@ from flowturbo.plan import Plan
 from flowturbo.progress import Progress, Report
 from flowturbo.provenance import identity, refiner_identity
 from flowturbo.refiner.binding import Refiner
+from flowturbo.refiner.resolve import default_guidance
 from flowturbo.tuning.cost import affordable, time_evaluations
 from flowturbo.tuning.initial_states import InitialStates, check_field, initial_states
 from flowturbo.tuning.journal import Journal, sealed_options
@@ -137,9 +138,7 @@ def tune(
         if function is not None and not callable(function):
             raise ValueError(f"{name}={checks.shown(function)}: must be a function, or None")
     cache_dir = None if cache_dir is None else checks.path("cache_dir", cache_dir)
-    guidance = config.guidance
-    if guidance is None:
-        guidance = float(getattr(model, "defaults", {}).get("guidance", 1.0))
+    guidance = default_guidance(model) if config.guidance is None else config.guidance
     initial = initial_states(
         model, noise, cond, guidance, trajectories=config.trajectories, search=config.search,
         seed=config.seed,

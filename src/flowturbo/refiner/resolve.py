@@ -1,0 +1,96 @@
+"""Plan, guidance and refiner of a model: those that are given, else the model's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flowturbo.checks import function
+from flowturbo.models.model import Model
+from flowturbo.plan import Plan, as_plan
+from flowturbo.refiner.binding import Refiner, in_guidance_range, needed_refiner
+from flowturbo.refiner.checkpoint import REFINER_WEIGHTS, load_refiner
+
+__all__ = [
+    "FALLBACK_PLAN",
+    "Resolved",
+    "default_guidance",
+    "own_refiner",
+    "resolve",
+    "resolve_plan",
+]
+
+FALLBACK_PLAN = "AB2:12@1.6"
+"""In place of a default plan that was fitted at another guidance."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a model is sampled with.
+
+    Attributes:
+        plan: a table.
+        guidance: the scale.
+        refiner: for the plan; None if it needs none.
+    """
+
+    plan: Plan
+    guidance: float
+    refiner: Refiner | None
+
+
+def resolve(
+    model: Model,
+    plan: Plan | str | None = None,
+    guidance: float | None = None,
+    refiner: Refiner | None = None,
+) -> Resolved:
+    """What ``model`` is sampled with.
+
+    Args:
+        model: from `flowturbo.load`.
+        plan: a plan, its notation, or the name of one of ``model.plans``; by default the card's, or
+            `FALLBACK_PLAN` where that was fitted at another guidance.
+        guidance: the scale; by default the card's.
+        refiner: by default the one that came with the model, if the plan needs one.
+
+    Raises:
+        ValueError: if the plan is malformed, or needs a refiner and there is none.
+    """
+    table = resolve_plan(model, plan, guidance)
+    if refiner is not None:
+        function("refiner", refiner, "x, t, cond, history")
+    elif table.nfe["refiner"]:
+        refiner = own_refiner(model)
+    return Resolved(table, default_guidance(model, guidance), needed_refiner(table, refiner))
+
+
+def resolve_plan(model: Model, plan: Plan | str | None, guidance: float | None = None) -> Plan:
+    """The plan alone; see `resolve`."""
+    if plan is None:
+        usual = resolve_plan(model, str(model.defaults["plan"]))
+        served = guidance is None or in_guidance_range(usual, guidance)
+        return usual if served else Plan.parse(FALLBACK_PLAN)
+    if not isinstance(plan, str):
+        return as_plan(plan)
+    if plan in model.plans:
+        return model.plans[plan]
+    try:
+        return Plan.parse(plan)
+    except ValueError as e:
+        if not model.plans:
+            raise
+        raise ValueError(f"{e}; or a plan of {model.name!r}: {', '.join(model.plans)}") from None
+
+
+def default_guidance(model: object, guidance: float | None = None) -> float:
+    """``guidance`` itself, or the default on the card of ``model``; 1, off, of a field without."""
+    if guidance is None:
+        guidance = getattr(model, "defaults", {}).get("guidance", 1.0)
+    return float(guidance)
+
+
+def own_refiner(model: Model) -> Refiner | None:
+    """The refiner that came with ``model``, if there is one."""
+    if model.folder is None or not (model.folder / REFINER_WEIGHTS).is_file():
+        return None
+    return load_refiner(model.folder, model)

@@ -30,7 +30,7 @@ from torch.profiler import ProfilerActivity, profile
 import flowturbo as ft
 from flowturbo.evaluate.benchmark import benchmark, conditions
 from flowturbo.files import write_json
-from flowturbo.models.sit import Block, FinalLayer
+from flowturbo.models.layers import Block, FinalLayer
 from flowturbo.refiner import PaperRefiner, VelocityRefiner
 from flowturbo.timing import interleaved, spread
 from flowturbo.training.on_policy import mixed_plan

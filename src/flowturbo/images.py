@@ -1,4 +1,4 @@
-"""Tensors to pictures and back: PIL images, contact sheets, PNG files with metadata; reading."""
+"""Tensors to image files and back: PIL images, image grids, PNG files with metadata."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from flowturbo.files import atomic_write, printable
 
 __all__ = ["image_grid", "is_image", "read_image", "read_metadata", "save_png", "to_pil"]
 
-# what Pillow identifies, but leaves to other programs
+# formats that Pillow identifies, but leaves to other programs
 _FOREIGN = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-# pictures that Pillow does not read, or of which it reads a thumbnail
+# formats that Pillow does not read, or reads only a thumbnail of
 _OTHERS = {".emf", ".eps", ".heic", ".heif", ".hif", ".jxl", ".svg", ".svgz", ".wmf", ".xcf"}
 _OTHERS |= {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw"}
 
 
-def to_pil(pictures: Tensor) -> list[Image.Image]:
-    """Pictures (B, 1 or 3, H, W) in [0, 1] to PIL images, grey or RGB, rounded to 8 bits."""
-    array = (pictures.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """Images (B, 1 or 3, H, W) in [0, 1] to PIL images, grey or RGB, rounded to 8 bits."""
+    array = (images.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
     return [Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a) for a in np.asarray(array)]
 
 
 def image_grid(
     images: Sequence[Image.Image], columns: int | None = None, *, scale: int = 1, gap: int = 2
 ) -> Image.Image:
-    """Images of one size on a white contact sheet, row by row.
+    """A grid of images of one size on white, row by row.
 
     Args:
         images: at least one.
@@ -40,17 +40,17 @@ def image_grid(
         gap: white pixels around each image, before enlargement.
     """
     if not images:
-        raise ValueError("images=[]: a sheet needs at least one")
+        raise ValueError("images=[]: a grid needs at least one")
     columns = columns or int(np.ceil(np.sqrt(len(images))))
     columns = min(columns, len(images))
     width, height = images[0].size
     rows = -(-len(images) // columns)
     size = (columns * (width + gap) + gap, rows * (height + gap) + gap)
-    page = Image.new(images[0].mode, size, "white")
+    grid = Image.new(images[0].mode, size, "white")
     for i, image in enumerate(images):
         row, column = divmod(i, columns)
-        page.paste(image, (gap + column * (width + gap), gap + row * (height + gap)))
-    return page.resize((size[0] * scale, size[1] * scale), Image.Resampling.NEAREST)
+        grid.paste(image, (gap + column * (width + gap), gap + row * (height + gap)))
+    return grid.resize((size[0] * scale, size[1] * scale), Image.Resampling.NEAREST)
 
 
 def save_png(image: Image.Image, path: str | Path, metadata: Mapping[str, str]) -> None:
@@ -79,16 +79,16 @@ def read_metadata(path: str | Path) -> dict[str, str] | None:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is a picture, by its name or, where that says nothing, by its content.
+    """Whether a file is an image, by its suffix or, if that is unknown, by its content.
 
     Raises:
-        ValueError: if it is one by its name, but of a format that is not read, such as HEIC.
+        ValueError: if its suffix is that of a format that is not read, such as HEIC.
     """
     formats, suffix = _formats(), path.suffix.lower()
     if Image.registered_extensions().get(suffix) in formats:
         return True
     if suffix in _OTHERS:
-        raise ValueError(f"{path}: pictures in {suffix} are not read; convert it to PNG or JPEG")
+        raise ValueError(f"{path}: images in {suffix} are not read; convert it to PNG or JPEG")
     signed = [f for f in formats if Image.OPEN[f][1] is not None]  # others take almost anything
     try:
         with _quiet():
@@ -99,13 +99,13 @@ def is_image(path: Path) -> bool:
 
 
 def read_image(path: Path, size: int | tuple[int, int]) -> Tensor:
-    """A picture file as (3, H, W) uint8, of animated ones the first frame.
+    """An image file as (3, H, W) uint8; the first frame of an animated one.
 
-    It is turned as its EXIF data say, cropped to the shape of ``size`` (a side, or H and W) around
-    its middle, put on white where it is transparent, and scaled.
+    It is rotated by its EXIF orientation, cropped to the shape of ``size`` (a side, or H and W)
+    around its centre, put on white where it is transparent, and scaled.
 
     Raises:
-        ValueError: if it is not a whole picture, is too large to open (see
+        ValueError: if it is damaged, is too large to open (see
             ``PIL.Image.MAX_IMAGE_PIXELS``), or has pixels of no known range; names the file.
     """
     height, width = (size, size) if isinstance(size, int) else size
@@ -124,12 +124,12 @@ def read_image(path: Path, size: int | tuple[int, int]) -> Tensor:
 
 
 def _quiet() -> warnings.catch_warnings[None]:
-    """Without the warnings of Pillow, which are of odd metadata; damaged pixels raise."""
+    """Without Pillow's warnings of odd metadata; damaged pixels raise."""
     return warnings.catch_warnings(action="ignore")
 
 
 def _formats() -> list[str]:
-    """What Pillow reads by itself, and what others have registered with it."""
+    """The formats that Pillow reads by itself or by registered plugins."""
     Image.init()
     return [f for f in Image.OPEN if f not in _FOREIGN]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence, Set
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +33,7 @@ def draw(
     """Standard normal noise (len(seeds), *shape), row ``i`` from a generator seeded ``seeds[i]``.
 
     Raises:
-        ValueError: if a seed is not a whole number in [0, 2**63), or another argument not as said.
+        ValueError: if a seed is not a whole number in [0, 2**63), or another argument is not valid.
     """
     shape, dtype = checks.sizes("shape", shape), checks.dtype("dtype", dtype)
     device = checks.device("device", device)
@@ -46,17 +45,17 @@ def draw(
         except RuntimeError:
             size = math.prod(shape) * dtype.itemsize / 1e9
             raise ValueError(
-                f"shape={shown(shape)}: {size:.3g} GB of noise, which there is no memory for"
+                f"shape={shown(shape)}: {size:.3g} GB of noise do not fit into memory"
             ) from None
     return torch.stack(rows).to(device) if rows else torch.empty(0, *shape, dtype=dtype).to(device)
 
 
-def _listed(seeds: Any) -> Sequence[Any]:
-    """Seeds one by one; one of them may stand alone."""
+def _listed(seeds: object) -> Sequence[object]:
+    """A list of seeds, or a single one."""
     if isinstance(seeds, (str, bytes, Mapping, Set)):
         raise ValueError(f"seed={shown(seeds)}: must be a whole number from 0 to 2**63 - 1")
     try:
-        return list(seeds)
+        return list(seeds)  # type: ignore[call-overload]
     except TypeError:
         return [seeds]
 
@@ -64,14 +63,14 @@ def _listed(seeds: Any) -> Sequence[Any]:
 def mixed(*numbers: int) -> int:
     """A seed in [2**31, 2**32) that follows from whole numbers, from 0 each.
 
-    torch's generator on the CPU looks at the lowest 32 bits of a seed alone, so numbers side by
-    side in one of 64 bits would not all count. Pictures are drawn with seeds below 2**31.
+    torch's generator on the CPU uses only the lowest 32 bits of a seed, so numbers packed
+    into one of 64 bits would not all count. Images have seeds below 2**31.
     """
     return int(np.random.SeedSequence(numbers).generate_state(1)[0]) | 1 << 31
 
 
 @checks.known_keywords
 def digest(noise: Tensor) -> str:
-    """16 hexadecimal digits that name a tensor of noises."""
+    """16 hexadecimal digits that identify a tensor of noise."""
     checks.tensor("noise", noise)
     return hexdigest(noise.detach().cpu().float().numpy().tobytes())

@@ -71,7 +71,7 @@ def outputs(command: str) -> dict[str, tuple[str, str]]:
         "  ": "must not be empty",
         "a\0b": "NUL",
         "x" * 300 + suffix: "at most 255 bytes",
-        f"device{suffix}": "not a regular file" if suffix else "is no folder",
+        f"device{suffix}": "not a regular file" if suffix else "is not a folder",
         f"loop{suffix}": "leads to itself",
         f"file/x{suffix}": "cannot write",
         f"/proc/none/x{suffix}": "cannot write",
@@ -81,7 +81,7 @@ def outputs(command: str) -> dict[str, tuple[str, str]]:
         if command != "generate":
             found |= {"x.txt": "is written as", f"folder{suffix}": "not a regular file"}
     else:
-        found |= {"file": "is no folder", "/dev/null": "is no folder"}
+        found |= {"file": "is not a folder", "/dev/null": "is not a folder"}
     return found
 
 
@@ -115,7 +115,7 @@ def test_outputs_that_are_inputs(refused, kind):
 
 def test_a_prompt_may_be_called_like_its_folder(tmp_path, monkeypatch, capsys, text_model):
     monkeypatch.chdir(tmp_path)
-    for said in ("1 picture, ", "1 picture (1 were there already), "):
+    for said in ("1 image, ", "1 image (1 existed already), "):
         with pytest.raises(SystemExit) as e:
             main(["generate", "-m", str(text_model), "tiger", "--plan", "E1", "-o", "tiger"])
         assert e.value.code == 0
@@ -139,7 +139,7 @@ BAD = {
     "folder is a file": (
         ["tune", "-m", "m", "--cache-dir", "file"],
         "--cache-dir file",
-        "no folder",
+        "not a folder",
     ),
     "no refiner": (["generate", "-m", "m", "1", "--refiner", "m"], "no refiner.json"),
     "refiner needed": (["generate", "-m", "m", "1", "--plan", "E2R1"], "give one with --refiner"),

@@ -9,7 +9,7 @@ import torch
 
 import flowturbo as ft
 from flowturbo.cli import main
-from flowturbo.models import sit
+from flowturbo.models import sit_config
 from flowturbo.models.sit import SiT, SiTConfig
 from flowturbo.refiner import PaperRefiner
 
@@ -17,7 +17,7 @@ from flowturbo.refiner import PaperRefiner
 @pytest.fixture
 def small(monkeypatch):
     """Networks of the size "S" that are small enough to be filled."""
-    monkeypatch.setitem(sit.SIZES, "S", (32, 2, 2))
+    monkeypatch.setitem(sit_config.SIZES, "S", (32, 2, 2))
     return SiTConfig.named("S/2", size=8, classes=3)
 
 

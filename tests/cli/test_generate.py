@@ -44,7 +44,7 @@ def test_contact_sheet_with_metadata(tmp_path, capsys):
     out = tmp_path / "sevens.png"
     assert flowturbo(*DIGITS, "7", "-n", 3, "--seed", 5, "--plan", "AB2:3@1.6", "-o", out) == 0
     line = capsys.readouterr().out
-    assert "3 pictures, 3 model evaluations each" in line
+    assert "3 images, 3 model evaluations each" in line
     assert "images/s" in line
     sheet = Image.open(out)
     assert sheet.width > 3 * 128
@@ -109,7 +109,7 @@ BAD = {
     "too large": (["7", "--scale", "1000000"], "over 500000000 pixels"),
     "no such user": (["7", "-m", "~nobody-here/m"], "~nobody-here"),
     "extreme shift": (["7", "--plan", "AB2:8@1e-300"], "take one nearer 1"),
-    "other format": (["7", "-o", "a.gif"], "written as .png"),
+    "other format": (["7", "-o", "a.gif"], "written as a .png grid"),
     "unwritable": (["7", "-o", "/proc/none/a.png"], "cannot write /proc/none/a.png"),
 }
 

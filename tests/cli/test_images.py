@@ -71,22 +71,22 @@ def test_interrupted_it_keeps_what_is_drawn_and_goes_on_to_the_same_bytes(run, m
         stop_after(patch, 2, KeyboardInterrupt())
         status, said, errors = run(*FEW, "-o", "some")
     assert (status, said) == (130, "")
-    assert errors == "flowturbo: stopped; 4 pictures are in some, the same command goes on\n"
+    assert errors == "flowturbo: stopped; 4 images are in some; the same command resumes\n"
     assert len(pictures("some")) == 4
     drawn = stop_after(monkeypatch, 9, KeyboardInterrupt())
     status, said, errors = run(*FEW, "-o", "some")
     assert (status, errors) == (0, "")
-    assert said.startswith("5 pictures (4 were there already), 2 model evaluations each, ")
+    assert said.startswith("5 images (4 existed already), 2 model evaluations each, ")
     assert drawn == [4]
     assert pictures("some") == pictures("whole")
-    assert run(*FEW, "-o", "some")[1].startswith("5 pictures (5 were there already)")
+    assert run(*FEW, "-o", "some")[1].startswith("5 images (5 existed already)")
     assert drawn == [4]
 
 
 def test_more_of_one_prompt_are_those_of_one_run(run):
     assert run(*FEW, "-n", 7, "-o", "whole")[0] == 0
     assert run(*FEW, "-o", "some")[0] == 0
-    assert run(*FEW, "-n", 7, "-o", "some")[1].startswith("7 pictures (4 were there already)")
+    assert run(*FEW, "-n", 7, "-o", "some")[1].startswith("7 images (4 existed already)")
     assert pictures("some") == pictures("whole")
 
 
@@ -129,7 +129,7 @@ def test_pictures_of_others_are_not_replaced(run):
     before = pictures("a")
     status, _, errors = run(*FEW, "-o", "a")
     assert status == 2
-    assert "a/0001-1-seed1.png was drawn with" in errors
+    assert "a/0001-1-seed1.png was generated with" in errors
     assert pictures("a") == before
 
 
@@ -160,13 +160,13 @@ def test_a_full_disk_keeps_what_is_written(model, tmp_path):
     """The first picture fits, and the options; the larger second does not."""
     script = """
 import resource, sys
-from flowturbo.cli import main, pictures
-save, saved = pictures.save_png, []
+from flowturbo.cli import images, main
+save, saved = images.save_png, []
 def full(*arguments):
     if saved:
         resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50))
     saved.append(save(*arguments))
-pictures.save_png = full
+images.save_png = full
 main(sys.argv[1:])
 """
     arguments = ["generate", "-m", str(model), *FEW, "-o", "a"]
@@ -175,7 +175,7 @@ main(sys.argv[1:])
     assert done.returncode == 1, done.stderr
     (line,) = done.stderr.splitlines()
     assert "cannot write a/0001-1-seed1.png: File too large" in line
-    assert line.endswith("1 pictures are in a, the same command goes on")
+    assert line.endswith("1 images are in a; the same command resumes")
     assert sorted(os.listdir(tmp_path / "a")) == [".lock", "0000-1-seed0.png", "options.json"]
     assert json.loads((tmp_path / "a" / "options.json").read_text())["generate"]["seed"] == 0
 
@@ -185,7 +185,7 @@ def test_a_disk_too_full_for_a_sheet_is_told_before_drawing(run, monkeypatch):
     drawn = stop_after(monkeypatch, 9, KeyboardInterrupt())
     status, _, errors = run(*FEW, "-o", "a.png")
     assert status == 1
-    assert "the pictures need" in errors
+    assert "the images need" in errors
     assert drawn == []
     assert os.listdir() == []
 

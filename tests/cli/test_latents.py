@@ -15,8 +15,8 @@ from flowturbo import noise
 from flowturbo.cli import main
 from flowturbo.evaluate import evaluation
 from flowturbo.guidance import Guidance
-from flowturbo.models import sit
-from flowturbo.models.codec import latent_codec
+from flowturbo.models import sit, sit_config
+from flowturbo.models.codec_entry import latent_codec
 
 LAZY = ["--device", "cpu"]
 
@@ -63,7 +63,7 @@ def kl(tmp_path):
 @pytest.fixture
 def official(tmp_path, monkeypatch):
     """A checkpoint as the official trainer of SiT writes it, and the options to convert it."""
-    monkeypatch.setitem(sit.SIZES, "S", (16, 1, 2))
+    monkeypatch.setitem(sit_config.SIZES, "S", (16, 1, 2))
     torch.manual_seed(0)
     network = sit.SiT(sit.SiTConfig.named("S/2", size=4, classes=3))
     for p in network.parameters():
@@ -158,12 +158,14 @@ def test_without_its_autoencoder_nothing_is_sampled(converted, kl, tmp_path, cap
     monkeypatch.setattr(sit.SiT, "forward", lambda *a: pytest.fail("sampled"))
     for command, rest in asked.items():
         line = refused(capsys, command, *rest, *few)
-        assert f"model 'sit' draws latents; autoencoder '{kl}': no such folder; pass --vae" in line
+        assert (
+            f"model 'sit' generates latents; autoencoder '{kl}': no such folder; pass --vae" in line
+        )
     wide = autoencoders.folder(tmp_path / "wide", autoencoders.kl(latent_channels=16))
     for command, rest in {**asked, "benchmark": ["--no-baselines"]}.items():
         line = refused(capsys, command, *rest, *few, "--vae", wide)
         assert f"autoencoder '{wide}' decodes latents of 16 channels" in line
-        assert "gives latents of 4x4x4" in line
+        assert "generates latents of 4x4x4" in line
     assert not list(tmp_path.glob("x.*"))
 
 
@@ -189,7 +191,7 @@ def test_bad_options_are_one_line(converted, kl, photos, tmp_path, capsys):
         line = refused(capsys, *draw, "--guidance", 2, "--guidance-channels", channels)
         assert f"guidance_channels={channels}: must be a whole number, 1 to the 4 channels" in line
     line = refused(capsys, "generate", "7", "-m", "digits", "--vae", kl, "-o", tmp_path / "x.png")
-    assert "'digits' draws pixels; leave vae out" in line
+    assert "'digits' generates pixels; leave vae out" in line
     train = ["train", "--data", photos, "--out", tmp_path / "run", "--vae"]
     assert "multiples of 2" in refused(capsys, *train, kl, "--size", 9)
     assert "no such folder" in refused(capsys, *train, tmp_path / "no", "--size", 8)

@@ -108,7 +108,7 @@ def test_refused_in_one_line_and_leaves_nothing(run, kind, out):
 def test_unknown_words_are_told_in_one_line(run):
     status, said, errors = run("generate", "red aple", "-n", 3, "-o", "a.png")
     assert status == 0
-    assert "3 pictures" in said
+    assert "3 images" in said
     assert errors.splitlines() == [
         "flowturbo: warning: prompt words not known: 'aple'; closest known: maple leaf, red apple, "
         "green apple"

@@ -51,7 +51,7 @@ def test_the_whole_walk(flowturbo, tmp_path, ahead_of_time):
     for i, plan in enumerate(("three", "model/plans/three.json", "with-refiner.json")):
         use = f"-m model --plan {plan} --refiner refiner --guidance 2"
         said = flowturbo(f"generate {use} dark light -n 2 -o pictures{i}")
-        assert said.startswith("4 pictures, ")
+        assert said.startswith("4 images, ")
         said = flowturbo(
             f"evaluate {use} -n 10 --steps 8 --repeats 0 --no-features --cache-dir drawn "
             "-o record.json"

@@ -22,7 +22,7 @@ from flowturbo.models.sit import SiT, SiTConfig
 SMALL = AutoencoderConfig(latent_channels=2, widths=[4, 6, 8], blocks=[0, 1, 1], groups=2)
 
 
-def pictures(n=6, side=16):
+def images(n=6, side=16):
     return torch.rand(n, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
@@ -30,7 +30,7 @@ def pictures(n=6, side=16):
 def network():
     torch.manual_seed(0)
     made = Autoencoder(SMALL).eval().requires_grad_(False)
-    made.standardise([pictures()[:4] * 2 - 1, pictures()[4:] * 2 - 1])
+    made.standardise([images()[:4] * 2 - 1, images()[4:] * 2 - 1])
     return made
 
 
@@ -56,10 +56,10 @@ def test_shapes_follow_from_the_config(widths, factor, groups):
     assert network.decode(z).shape == (2, 1, 8, 12)
 
 
-def test_it_learns_to_reproduce_pictures():
+def test_it_learns_to_reproduce_images():
     torch.manual_seed(0)
     network = Autoencoder(AutoencoderConfig(latent_channels=4, widths=[8, 16], blocks=[1, 1]))
-    x = pictures(4, 8).round() * 2 - 1
+    x = images(4, 8).round() * 2 - 1
     x = torch.nn.functional.interpolate(x[..., :4, :4], scale_factor=2)  # 3 numbers a latent
     optimizer = torch.optim.Adam(network.parameters(), 0.01)
     losses = []
@@ -73,17 +73,17 @@ def test_it_learns_to_reproduce_pictures():
 
 
 def test_latents_are_standardised_and_decode_undoes_it(network):
-    z = network.encode(pictures() * 2 - 1)
+    z = network.encode(images() * 2 - 1)
     assert z.mean((0, 2, 3)).abs().max() < 1e-5
     assert (z.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-5
-    raw = network.encoder(pictures() * 2 - 1)
+    raw = network.encoder(images() * 2 - 1)
     assert torch.allclose(network.decode(z), network.decoder(raw), atol=1e-5)
 
 
 def test_a_channel_that_is_the_same_everywhere_is_not_standardised(network):
     network.encoder[-1].weight[0] = 0
-    with pytest.raises(ValueError, match="is the same in all pictures"):
-        network.standardise([pictures()])
+    with pytest.raises(ValueError, match="is the same in all images"):
+        network.standardise([images()])
 
 
 def test_a_model_decodes_with_the_autoencoder_in_its_folder(folder, network, tmp_path):
@@ -94,7 +94,7 @@ def test_a_model_decodes_with_the_autoencoder_in_its_folder(folder, network, tmp
     z = torch.randn(3, 2, 4, 4)
     exact = (network.decode(z) / 2 + 0.5).clamp(0, 1)
     assert torch.allclose(model.decode(z), exact, atol=1e-5)
-    assert torch.allclose(model.encode(pictures()), network.encode(pictures() * 2 - 1), atol=1e-5)
+    assert torch.allclose(model.encode(images()), network.encode(images() * 2 - 1), atol=1e-5)
     moved = ft.load(folder.rename(tmp_path / "elsewhere"), dtype=torch.bfloat16)
     assert moved.codec.network.mean.dtype == torch.bfloat16
     assert (moved.decode(z) - exact).abs().max() < 0.1
@@ -137,7 +137,7 @@ def test_weights_that_are_missing_or_wrong_are_named(folder, tmp_path):
     sit = SiT(SiTConfig(size=4, channels=5, patch=2, width=16, depth=1, heads=2))
     entry = save_autoencoder(tmp_path / "n", Autoencoder(SMALL))
     save_folder(tmp_path / "n", sit, {"codec": entry})
-    with pytest.raises(ValueError, match=r"latents of 2 channels, and model 'n' gives 5x4x4"):
+    with pytest.raises(ValueError, match=r"latents of 2 channels, and model 'n' generates 5x4x4"):
         _ = ft.load(tmp_path / "n").codec
 
 

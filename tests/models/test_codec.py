@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 import flowturbo as ft
 from flowturbo.models import codec as codecs
 from flowturbo.models.checkpoint import CARD, save_folder
-from flowturbo.models.codec import Latents, Pixels, latent_codec, latent_entry
+from flowturbo.models.codec import Latents, Pixels
+from flowturbo.models.codec_entry import latent_codec, latent_entry
 from flowturbo.models.sit import SiT, SiTConfig
 
 STATE = (4, 8, 8)
@@ -64,10 +65,10 @@ def test_decodes_as_the_pipelines_of_diffusers_do(family, vae, tmp_path):
         else pipelines.EULER()
     )
     pipe.register_modules(vae=vae)
-    latents, pictures = (cell.call(pipe, 2, output_type=kind) for kind in ("latent", "pt"))
+    latents, images = (cell.call(pipe, 2, output_type=kind) for kind in ("latent", "pt"))
     made = latent_codec(autoencoders.folder(tmp_path, vae)).decode(latents)
     assert made.std() > 0.02
-    assert torch.allclose(made, pictures, atol=1e-5)
+    assert torch.allclose(made, images, atol=1e-5)
 
 
 def test_channels_with_means_and_deviations_decode_as_in_sdxl(tmp_path):
@@ -83,11 +84,11 @@ def test_channels_with_means_and_deviations_decode_as_in_sdxl(tmp_path):
 def test_encodes_to_what_a_pipeline_would_decode(make, tmp_path):
     vae = make(scaling_factor=0.5, shift_factor=0.2)
     codec = latent_codec(autoencoders.folder(tmp_path, vae))
-    pictures = torch.rand(3, 3, 16, 16)
-    latents = codec.encode(pictures)
+    images = torch.rand(3, 3, 16, 16)
+    latents = codec.encode(images)
     assert latents.shape == (3, *STATE)
-    assert torch.equal(latents, codec.encode(pictures))
-    found = vae.encode(pictures * 2 - 1)
+    assert torch.equal(latents, codec.encode(images))
+    found = vae.encode(images * 2 - 1)
     told = found.latents if hasattr(found, "latents") else found.latent_dist.mean
     assert torch.allclose(latents, (told - 0.2) * 0.5, atol=1e-6)
 
@@ -126,8 +127,8 @@ def test_the_precision_is_the_models_unless_its_config_asks_for_more(
 def test_pixels_are_scaled_and_clipped():
     x = torch.tensor([-3.0, -1.0, 0.0, 0.5, 2.0]).view(1, 1, 1, 5)
     assert Pixels().decode(x).flatten().tolist() == [0, 0, 0.5, 0.75, 1]
-    pictures = torch.rand(2, 3, 4, 4)
-    assert torch.allclose(Pixels().decode(Pixels().encode(pictures)), pictures)
+    images = torch.rand(2, 3, 4, 4)
+    assert torch.allclose(Pixels().decode(Pixels().encode(images)), images)
 
 
 def test_a_model_of_latents_decodes_encodes_and_has_no_limits(latent, kl):
@@ -138,9 +139,9 @@ def test_a_model_of_latents_decodes_encodes_and_has_no_limits(latent, kl):
     assert model.limits is None
     assert model.shape == STATE
     assert model.image_shape == (3, 16, 16)
-    pictures = model.decode(states(2, *STATE))
-    assert torch.equal(pictures, latent_codec(kl).decode(states(2, *STATE)))
-    assert model.encode(pictures).shape == (2, *STATE)
+    images = model.decode(states(2, *STATE))
+    assert torch.equal(images, latent_codec(kl).decode(states(2, *STATE)))
+    assert model.encode(images).shape == (2, *STATE)
     images = ft.generate(model, ["a", "b"], plan="E2")
     assert [image.size for image in images] == [(16, 16)] * 2
     before = model.fingerprint
@@ -191,14 +192,17 @@ def test_what_cannot_be_fetched_names_the_option(latent, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(latent_channels=16), "latents of 16 channels .* model 'm' gives latents of 4x8x8"),
+        (
+            dict(latent_channels=16),
+            "latents of 16 channels .* model 'm' generates latents of 4x8x8",
+        ),
         (
             dict(
                 block_out_channels=(4, 4, 4),
                 down_block_types=("DownEncoderBlock2D",) * 3,
                 up_block_types=("UpDecoderBlock2D",) * 3,
             ),
-            "pictures 4 times as large, and model 'm' .* for pictures 2 times as large",
+            "images 4 times as large, and model 'm' .* for images 2 times as large",
         ),
         (dict(out_channels=4), "encodes 3 channels at 1/2 of their size and decodes 4 at 2 times"),
     ],
@@ -223,7 +227,7 @@ def test_names_of_nothing_are_refused(latent, digits, tmp_path):
         ft.load(latent, vae=tmp_path / "empty")
     with pytest.raises(ValueError, match=r"written hf:owner/repo"):
         ft.load(latent, vae="hf:vae")
-    with pytest.raises(ValueError, match=r"'digits' draws pixels; leave vae out"):
+    with pytest.raises(ValueError, match=r"'digits' generates pixels; leave vae out"):
         ft.load("digits", vae=tmp_path)
     change(latent / CARD, codec={"kind": "latent"})
     with pytest.raises(ValueError, match=r"its card names no autoencoder; pass --vae"):
@@ -320,7 +324,7 @@ def test_without_diffusers_the_extra_is_named(latent, monkeypatch):
         ft.load(latent).decode(states(1, *STATE))
 
 
-def test_states_and_pictures_of_other_shapes_are_refused(kl):
+def test_states_and_images_of_other_shapes_are_refused(kl):
     codec = latent_codec(kl)
     with pytest.raises(ValueError, match=r"states of 3x8x8: .* decodes 4 channels"):
         codec.decode(torch.zeros(1, 3, 8, 8))
@@ -331,7 +335,7 @@ def test_states_and_pictures_of_other_shapes_are_refused(kl):
             codec.encode(torch.zeros(1, *shape))
 
 
-def test_pictures_that_are_not_finite_are_refused(kl):
+def test_images_that_are_not_finite_are_refused(kl):
     with pytest.raises(ValueError, match=r"not finite in torch.float32"):
         latent_codec(kl).decode(torch.full((1, *STATE), torch.inf))
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flowturbo.models.sit import SIZES, Attention, SiT, SiTConfig
+from flowturbo.models.layers import Attention
+from flowturbo.models.sit import SiT, SiTConfig
+from flowturbo.models.sit_config import SIZES
 
 OFFICIAL = {  # names and shapes in the official class-conditional checkpoints
     "pos_embed": "1 N D",

@@ -65,7 +65,7 @@ def test_all_that_pillow_reads_is_read(tmp_path):
 def test_pictures_that_are_not_read_are_refused(tmp_path, name):
     put(tmp_path, "1.png")
     (tmp_path / name).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n")
-    with pytest.raises(ValueError, match=f"{name}: pictures in .* are not read; convert it"):
+    with pytest.raises(ValueError, match=f"{name}: images in .* are not read; convert it"):
         load_data(tmp_path, 4)
 
 

@@ -9,7 +9,8 @@ from PIL import Image
 
 import flowturbo as ft
 from flowturbo.models.autoencoder import Autoencoder, AutoencoderConfig
-from flowturbo.models.codec import Latents, Pixels, latent_codec
+from flowturbo.models.codec import Latents, Pixels
+from flowturbo.models.codec_entry import latent_codec
 from flowturbo.models.sit import SiTConfig
 from flowturbo.training import ArrayData, LatentData, TrainConfig, as_states, latents, train
 
@@ -92,11 +93,11 @@ def test_grey_images_are_encoded_in_colour_and_others_refused(codec, tmp_path):
     colour = ArrayData(grey.images.expand(-1, 3, -1, -1).contiguous(), grey.cond, grey.condition)
     assert torch.equal(states.latents, LatentData(colour, codec, tmp_path / "y").latents)
     odd = ArrayData(torch.zeros(2, 3, 7, 8, dtype=torch.uint8))
-    with pytest.raises(ValueError, match=r"pictures of 3x7x8: .* multiples of 2"):
+    with pytest.raises(ValueError, match=r"images of 3x7x8: .* multiples of 2"):
         LatentData(odd, codec, tmp_path / "x")
     vae = autoencoders.kl(in_channels=1, out_channels=1)
     one = latent_codec(autoencoders.folder(tmp_path / "grey", vae))
-    with pytest.raises(ValueError, match=r"pictures of 3x8x8: .* encodes 1 channels"):
+    with pytest.raises(ValueError, match=r"images of 3x8x8: .* encodes 1 channels"):
         LatentData(images(), one, tmp_path / "x")
 
 

@@ -117,7 +117,7 @@ def _status(arguments: list[str] | None) -> int:
 
 
 def _full_disk(error: BaseException | None) -> str | None:
-    """What to say if ``error``, or one that it came from, is of a full disk; torch's compiler wraps
+    """The message if ``error``, or a cause of it, is that of a full disk; torch's compiler wraps
     those of its own files.
     """
     while error is not None:

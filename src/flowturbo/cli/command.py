@@ -1,4 +1,4 @@
-"""What all commands refuse before they begin, and what they say when they are stopped."""
+"""Checks that all commands make before they begin, and the message when one is interrupted."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ _OF_A_MODEL = (CARD, WEIGHTS, REFINER_CARD, REFINER_WEIGHTS)
 
 
 class Stopped(Exception):
-    """A command was interrupted; says what is left of it and how to go on."""
+    """A command was interrupted; the message says what was kept and how to resume."""
 
 
 class Command(TyperCommand):
-    """A command that never writes over what it reads, and tells an interruption from a failure."""
+    """A command that never writes over what it reads, and reports an interruption as such."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As typer's; raises ``ValueError`` for empty paths, and for inputs given as outputs."""
@@ -70,7 +70,7 @@ class Command(TyperCommand):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as e:
-            raise Stopped(str(e) or _goes_on(ctx)) from None
+            raise Stopped(str(e) or _how_to_resume(ctx)) from None
 
 
 def _inputs(ctx: Any) -> list[str]:
@@ -111,13 +111,13 @@ def _check_path(option: str, value: str) -> None:
 
 def _check_kept(ctx: Any, out: Path, what: str, spelled: dict[Any, str]) -> None:
     """Refuse an ``out`` that is an input, or replaces a file of one."""
-    beside = ctx.command.name == "train-refiner"  # the refiner goes into the model's folder
+    same_folder = ctx.command.name == "train-refiner"  # the refiner may go into the model's folder
     for name in _inputs(ctx):
         for path in filter(os.path.exists, _paths(ctx.params.get(name))):
             if name == "plan" and path.suffix.lower() != ".json":  # a notation
                 continue
             source = f"{spelled[name]} {printable(str(path))}"
-            if _same(path, out) and not (beside and name == "model"):
+            if _same(path, out) and not (same_folder and name == "model"):
                 raise ValueError(f"{what}: is what {source} reads; write to another place")
             if any(_same(path / n, out) or _same(path, out / n) for n in _OF_A_MODEL):
                 raise ValueError(f"{what}: would replace a file of {source}; write elsewhere")
@@ -127,7 +127,7 @@ def _same(a: Path, b: Path) -> bool:
     return os.path.exists(a) and os.path.exists(b) and a.samefile(b)
 
 
-def _goes_on(ctx: Any) -> str:
+def _how_to_resume(ctx: Any) -> str:
     training = ctx.command.name.startswith("train")
     folder = ctx.params.get("out" if training else "cache_dir")
-    return f"what was kept is in {folder}, the same command goes on" if folder else ""
+    return f"the work done so far is in {folder}; the same command resumes it" if folder else ""

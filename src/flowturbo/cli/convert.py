@@ -1,4 +1,4 @@
-"""`flowturbo convert`: a SiT checkpoint of others into a model folder."""
+"""`flowturbo convert`: an official SiT checkpoint to a model folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flowturbo.cli.options import check_folder, resolve_dtype
 from flowturbo.cli.output import say
 from flowturbo.files import printable
 from flowturbo.models.checkpoint import convert
-from flowturbo.models.codec import latent_entry
+from flowturbo.models.codec_entry import latent_entry
 from flowturbo.models.conditioning import ClassCondition
 from flowturbo.models.sit import SiTConfig
 from flowturbo.models.zoo import load
@@ -23,26 +23,32 @@ OFFICIAL = "hf:stabilityai/sd-vae-ft-ema"  # of the checkpoints of SiT and DiT; 
 
 
 def run(
-    checkpoint: Annotated[Path, typer.Argument(help="A .pt or .safetensors of official names.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The model folder to write.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A .pt or .safetensors file with the official names.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write.")],
     architecture: Annotated[
-        str, typer.Option("--architecture", "-a", help="S, B, L or XL, '/' and 2, 4 or 8.")
+        str, typer.Option("--architecture", "-a", help="Size and patch, S/2 to XL/8.")
     ] = "XL/2",
-    size: Annotated[int, typer.Option("--size", help="Side of the latent.")] = 32,
+    size: Annotated[int, typer.Option("--size", help="Side of the latents.")] = 32,
     classes: Annotated[int, typer.Option("--classes", help="Number of classes.")] = 1000,
     vae: Annotated[
         str | None,
-        typer.Option("--vae", help=f"Its autoencoder: a folder, or hf:owner/repo [{OFFICIAL}]."),
+        typer.Option(
+            "--vae", help=f"Autoencoder for the card: a folder, or hf:owner/repo [{OFFICIAL}]."
+        ),
     ] = None,
     refiner: Annotated[
-        bool, typer.Option("--refiner", help="The checkpoint is the paper's refiner.")
+        bool, typer.Option("--refiner", help="Convert a checkpoint of the paper's refiner.")
     ] = False,
-    dtype: Annotated[str, typer.Option("--dtype", help="Of the weights written.")] = "float16",
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Precision of the weights written.")
+    ] = "float16",
 ) -> None:
-    """Turn an official SiT checkpoint into a model folder, without running code from it.
+    """Convert an official SiT checkpoint to a model folder, without running code from it.
 
-    What does not fit the options is refused with those that do, such as --size 64.
-    With --refiner, put the refiner into the folder of its model.
+    If the options do not fit the checkpoint, the error message names those that do (--size 64).
+    With --refiner, -o is the folder of the refiner's model.
 
     Example: flowturbo convert SiT-XL-2-256x256.pt -a XL/2 --vae sd-vae-ft-ema -o sit-xl
     """
@@ -62,7 +68,7 @@ def run(
         if codec["channels"] != config.channels:
             raise ValueError(
                 f"--vae {vae}: decodes latents of {codec['channels']} channels, and the model "
-                f"draws {config.channels}; take the autoencoder that it was trained with"
+                f"generates {config.channels}; take the autoencoder that it was trained with"
             )
     card = {
         "name": printable(out.name),

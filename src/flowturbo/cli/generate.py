@@ -1,4 +1,4 @@
-"""`flowturbo generate`: pictures from labels or prompts."""
+"""`flowturbo generate`: images from labels or prompts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from flowturbo._version import __version__
-from flowturbo.cli.images import PictureFolder, cut_batches
+from flowturbo.cli.images import ImageFolder, cut_batches
 from flowturbo.cli.options import (
     DEFAULT_MODEL,
     Device,
@@ -46,21 +46,21 @@ from flowturbo.tasks.generate import check_whole, generate
 __all__ = ["run"]
 
 MOST_PIXELS = 500_000_000  # in one file; image readers refuse larger ones
-MOST_PICTURES = 1_000_000
+MOST_IMAGES = 1_000_000
 
 
 def run(
     context: typer.Context,
     prompts: Annotated[
         list[str] | None,
-        typer.Argument(help="Labels or prompts; none where the model takes no condition."),
+        typer.Argument(help="Labels or prompts; none if the model takes no condition."),
     ] = None,
     model: ModelName = DEFAULT_MODEL,
     style: Annotated[
         list[str] | None,
-        typer.Option("--style", help="One of the model's styles; may be given several times."),
+        typer.Option("--style", help="A style of the model; may be given several times."),
     ] = None,
-    n: Annotated[int, typer.Option("-n", "--number", help="Pictures for each prompt.")] = 1,
+    n: Annotated[int, typer.Option("-n", "--number", help="Images per prompt and style.")] = 1,
     seed: Seed = 0,
     plan: PlanName = None,
     refiner: RefinerName = None,
@@ -70,26 +70,31 @@ def run(
     ] = None,
     guidance_channels: Annotated[
         int | None,
-        typer.Option("--guidance-channels", help="Guide the first so many channels only."),
+        typer.Option("--guidance-channels", help="Guide only the first so many channels."),
     ] = None,
     vae: Vae = None,
     out: Annotated[
         Path,
         typer.Option(
-            "--out", "-o", help="A .png for one contact sheet, a folder for single files."
+            "--out", "-o", help="A .png file for an image grid, or a folder for single images."
         ),
     ] = Path("flowturbo.png"),
     columns: Annotated[
-        int | None, typer.Option("--columns", help="Pictures in a row of the sheet.")
+        int | None, typer.Option("--columns", help="Images per row of the grid.")
     ] = None,
     scale: Annotated[
-        int, typer.Option("--scale", help="Enlargement, in whole pixels; 0 picks one.")
+        int,
+        typer.Option(
+            "--scale", help="Enlargement, a whole number; 0 chooses one by the image size."
+        ),
     ] = 0,
-    batch: Annotated[int, typer.Option("--batch", help="Most pictures sampled at once.")] = 64,
+    batch: Annotated[
+        int, typer.Option("--batch", help="Largest number of images sampled at once.")
+    ] = 64,
     device: Device = "auto",
     dtype: DtypeName = "float32",
 ) -> None:
-    """Draw pictures; into a folder they are written as they are drawn, and it goes on if stopped.
+    """Generate images, as a grid or into a folder; an interrupted folder is resumed.
 
     Example: flowturbo generate "red apple" --style noto -n 8 --seed 0 -o apple.png
     """
@@ -99,27 +104,27 @@ def run(
     if columns is not None and columns < 1:
         raise ValueError(f"--columns {columns}: must be at least 1")
     if out.suffix.lower() not in (".png", "") and not out.is_dir():
-        raise ValueError(f"-o {out}: pictures are written as .png, or into a folder")
+        raise ValueError(f"-o {out}: images are written as a .png grid, or into a folder")
     table = read_plan(plan)
-    as_sheet = out.suffix.lower() == ".png" and not out.is_dir()
-    reserve(context, out, "a sheet", ".png") if as_sheet else check_folder(out)
+    as_grid = out.suffix.lower() == ".png" and not out.is_dir()
+    reserve(context, out, "an image grid", ".png") if as_grid else check_folder(out)
     network = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype), vae=vae)
     prompts = _prompts(network, prompts or [], style or [], negative)
-    if n * len(prompts) > MOST_PICTURES:
-        raise ValueError(f"-n {n}: {n * len(prompts)} pictures; at most {MOST_PICTURES} at a time")
+    if n * len(prompts) > MOST_IMAGES:
+        raise ValueError(f"-n {n}: {n * len(prompts)} images; at most {MOST_IMAGES} at a time")
     wanted = [p for p in prompts for _ in range(n)]
     channels, height, width = network.image_shape
     scale = scale or max(1, 128 // height)
-    drawn = height * width * scale**2 * (len(wanted) if as_sheet else 1)
-    if drawn > MOST_PIXELS:
+    pixels = height * width * scale**2 * (len(wanted) if as_grid else 1)
+    if pixels > MOST_PIXELS:
         raise ValueError(
-            f"{len(wanted)} pictures at --scale {scale}: over {MOST_PIXELS} pixels in a file; "
+            f"{len(wanted)} images at --scale {scale}: over {MOST_PIXELS} pixels in a file; "
             "lower --scale, or give a folder as -o"
         )
     (chosen,), guidance, light = resolve_sampling(network, [table], guidance, refiner)
     check_whole(chosen)
     facts = _facts(network, chosen, guidance, negative, guidance_channels)
-    draw = partial(
+    generate_batch = partial(
         generate,
         network,
         plan=chosen,
@@ -129,9 +134,9 @@ def run(
         refiner=light,
         batch=batch,
     )
-    series = _Series(draw, wanted, seed, len(chosen), f"{network.name} {chosen.name}")
-    if as_sheet:
-        check_room(out.parent, drawn * channels, "pictures")
+    series = _Series(generate_batch, wanted, seed, len(chosen), f"{network.name} {chosen.name}")
+    if as_grid:
+        check_room(out.parent, pixels * channels, "images")
         images = series.whole(batch)
         page = image_grid(images, columns or _columns(n, prompts, style or []), scale=scale)
         save_png(page, out, {**facts, "condition": _list(wanted), "seed": _seeds(seed, wanted)})
@@ -144,83 +149,85 @@ def run(
             "batch": batch, "device": network.device.type, "dtype": str(network.dtype),
             **({"number": n} if len(prompts) > 1 else {}),  # of one prompt there may be more
         }  # fmt: skip
-        series.into(PictureFolder(out, wanted, seed, facts, options), batch, scale)
+        series.into(ImageFolder(out, wanted, seed, facts, options), batch, scale)
     counts = ", ".join(f"{m} {kind}" for kind, m in chosen.nfe.items() if m)
-    say(f"{series.told}, {counts} evaluations each{series.speed} -> {out}")
+    say(f"{series.summary}, {counts} evaluations each{series.speed} -> {out}")
 
 
 @dataclass
 class _Series:
-    """Pictures drawn in batches, with a bar; counts those drawn and the seconds it took."""
+    """Images generated in batches, with a progress bar and a count of images and seconds."""
 
-    draw: Callable[..., list[Image.Image]]
+    generate: Callable[..., list[Image.Image]]
     prompts: list[str]
     seed: int
     evaluations: int
     name: str
-    drawn: int = 0
+    generated: int = 0
     seconds: float = 0.0
 
     def whole(self, batch: int) -> list[Image.Image]:
-        """All pictures; nothing is left of them where that is interrupted."""
+        """All images; none is kept after an interruption."""
         try:
             batches = cut_batches(len(self.prompts), batch)
             return [image for _, images in self.batches(batches) for image in images]
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                "nothing was written; into a folder (-o FOLDER) pictures are written as they come"
+                "nothing was written; with a folder (-o FOLDER) each finished batch is kept"
             ) from None
 
-    def into(self, folder: PictureFolder, batch: int, scale: int) -> None:
-        """Draw and write the pictures that ``folder`` lacks."""
+    def into(self, folder: ImageFolder, batch: int, scale: int) -> None:
+        """Generate and write the images that ``folder`` lacks."""
         enlarged = lambda image: image.resize((image.width * scale, image.height * scale), 0)
         with exclusive(folder.folder):
             try:
                 for rows, images in self.batches(folder.missing(batch)):
                     folder.write(rows, [*map(enlarged, images)])
             except (KeyboardInterrupt, OSError) as e:
-                left = f"{folder.there} pictures are in {folder.folder}, the same command goes on"
+                left = f"{folder.existing} images are in {folder.folder}; the same command resumes"
                 raise type(e)(f"{e}; {left}" if str(e) else left) from None
 
     def batches(self, batches: Sequence[range]) -> Iterator[tuple[range, list[Image.Image]]]:
-        """Draw ``batches`` of the pictures one after another."""
+        """Generate ``batches`` of the images one after another."""
         total = len(batches) * self.evaluations
         start = time.perf_counter()
         with (
             tqdm(total=total, desc=printable(self.name), disable=None, delay=0.3) as bar,
             warnings.catch_warnings(),
         ):
-            warnings.filterwarnings("ignore", "prompt words not known")  # told of all at once
+            warnings.filterwarnings(
+                "ignore", "prompt words not known"
+            )  # given for all prompts at once
 
             def tick(step: Step) -> None:
                 bar.update()
 
             for rows in batches:
                 prompts = self.prompts[rows.start : rows.stop]
-                images = self.draw(prompts, seed=self.seed + rows.start, callback=tick)
-                self.drawn += len(images)
+                images = self.generate(prompts, seed=self.seed + rows.start, callback=tick)
+                self.generated += len(images)
                 self.seconds = time.perf_counter() - start
                 yield rows, images
 
     @property
-    def told(self) -> str:
-        """How many pictures, and how many of them were there already."""
+    def summary(self) -> str:
+        """How many images, and how many of them existed already."""
         n = len(self.prompts)
-        kept = n - self.drawn
-        return f"{n} picture{'s' * (n > 1)}" + f" ({kept} were there already)" * (kept > 0)
+        kept = n - self.generated
+        return f"{n} image{'s' * (n > 1)}" + f" ({kept} existed already)" * (kept > 0)
 
     @property
     def speed(self) -> str:
-        """Seconds, and pictures a second, where any was drawn."""
-        if not self.drawn:
+        """Seconds, and images per second, if any was generated."""
+        if not self.generated:
             return ""
-        return f", {self.seconds:.2f} s, {self.drawn / self.seconds:.1f} images/s"
+        return f", {self.seconds:.2f} s, {self.generated / self.seconds:.1f} images/s"
 
 
 def _prompts(
     model: Model, prompts: list[str], styles: list[str], negative: str | None
 ) -> list[str]:
-    """The prompts in each of the styles, all of them checked before the first is drawn."""
+    """The prompts in each of the styles, all of them checked before sampling."""
     if not prompts and model.conditioning is None:
         prompts = [""]
     if not prompts:
@@ -237,7 +244,7 @@ def _prompts(
 
 
 def _columns(n: int, prompts: list[str], styles: list[str]) -> int:
-    """A row for each prompt and style, or for each prompt if there is one picture of each style."""
+    """A row for each prompt and style, or for each prompt if there is one image per style."""
     row = n if n > 1 else max(1, len(styles))
     return row if len(prompts) * n > row > 1 and row <= 16 else 8
 

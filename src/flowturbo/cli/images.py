@@ -1,8 +1,8 @@
-"""A folder of pictures that is written as they are drawn, and gone on with where it stopped.
+"""A folder of images that is written as they are generated, and resumed after an interruption.
 
-Pictures are drawn in batches that begin at fixed numbers. A batch of which a picture is missing is
-drawn whole, since matrix products round differently with its size: however often a command was
-stopped, its folder ends with the files, to the byte, of one that was not.
+Images are generated in batches that begin at fixed numbers. A batch with a missing image is
+generated again as a whole, since matrix products round differently with its size: however often a
+command was interrupted, its folder ends with the same files, byte for byte.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from flowturbo.files import check_unclaimed, claim, printable
 from flowturbo.images import read_metadata, save_png
+from flowturbo.types import ReadOnlyJson
 
-__all__ = ["PictureFolder", "cut_batches"]
+__all__ = ["ImageFolder", "cut_batches"]
 
 OPTIONS = "options.json"
 
 
-class PictureFolder:
-    """The pictures of one command, to be held by `flowturbo.files.exclusive` while it runs.
+class ImageFolder:
+    """The images of one command; hold `flowturbo.files.exclusive` on the folder while it runs.
 
     Attributes:
         folder: where they are.
-        paths: of all pictures, there or not, by number.
+        paths: of all images, existing or not, by number.
     """
 
     def __init__(
@@ -37,16 +37,16 @@ class PictureFolder:
         prompts: Sequence[str],
         seed: int,
         facts: Mapping[str, str],
-        options: Mapping[str, Any],
+        options: ReadOnlyJson,
     ) -> None:
-        """Picture ``i`` is of ``prompts[i]`` and ``seed + i``.
+        """Image ``i`` has ``prompts[i]`` and ``seed + i``.
 
         Args:
             folder: where to write.
-            prompts: one a picture.
-            seed: of the first picture.
-            facts: metadata of all pictures.
-            options: all that decides what is drawn; a folder of others is refused.
+            prompts: one per image.
+            seed: of the first image.
+            facts: metadata of all images.
+            options: everything that determines the images; a folder with others is refused.
         """
         self.folder = folder
         self.paths = [folder / _name(i, p, seed + i) for i, p in enumerate(prompts)]
@@ -54,16 +54,16 @@ class PictureFolder:
         self._metadata = lambda i: {**facts, "condition": prompts[i], "seed": str(seed + i)}
 
     @property
-    def there(self) -> int:
-        """How many of the pictures are in the folder, whole or not."""
+    def existing(self) -> int:
+        """How many of the images are in the folder, whole or not."""
         found = set(os.listdir(self.folder)) if self.folder.is_dir() else set()
         return sum(p.name in found for p in self.paths)
 
     def missing(self, batch: int) -> list[range]:
-        """The batches of which a picture is missing or damaged.
+        """The batches with a missing or damaged image.
 
         Raises:
-            ValueError: if the folder holds pictures that were drawn with other options.
+            ValueError: if the folder holds images that were generated with other options.
         """
         check_unclaimed(self.folder / OPTIONS, self._options)
         found = set(os.listdir(self.folder))
@@ -72,12 +72,12 @@ class PictureFolder:
         return [rows for rows in batches if not all(kept[rows.start : rows.stop])]
 
     def write(self, rows: range, images: Sequence[Image.Image]) -> None:
-        """Write a batch, each picture whole or not at all.
+        """Write a batch, each image whole or not at all.
 
         Raises:
             OSError: if one cannot be written.
         """
-        if not (self.folder / OPTIONS).exists():  # there is something to keep
+        if not (self.folder / OPTIONS).exists():  # the first batch is there
             claim(self.folder / OPTIONS, self._options)
         for i, image in zip(rows, images, strict=True):
             save_png(image, self.paths[i], self._metadata(i))
@@ -89,14 +89,14 @@ class PictureFolder:
         for key in {**wanted, **found}:
             if found.get(key) != (printable(wanted[key]) if key in wanted else None):
                 raise ValueError(
-                    f"{self.paths[i]} was drawn with {key}={found.get(key)}, not "
+                    f"{self.paths[i]} was generated with {key}={found.get(key)}, not "
                     f"{wanted.get(key)}: move it away, or choose another folder"
                 )
         return True
 
 
 def cut_batches(number: int, batch: int) -> list[range]:
-    """The numbers from 0 on in batches, the last of what is left."""
+    """The numbers from 0 in batches; the last may be smaller."""
     return [range(i, min(i + batch, number)) for i in range(0, number, batch)]
 
 

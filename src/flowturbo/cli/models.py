@@ -64,7 +64,7 @@ def run(
 
 def _overview() -> Table:
     table = Table(box=None, pad_edge=False)
-    for column in ("name", "draws", "size", "condition", "default plan", "data licence"):
+    for column in ("name", "generates", "size", "condition", "default plan", "data licence"):
         table.add_column(column)
     for name in bundled():
         card = read_card(find(name))

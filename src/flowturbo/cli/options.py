@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options that several commands share, and what their values mean."""
 
 from __future__ import annotations
 
@@ -46,29 +46,34 @@ ModelName = Annotated[
 ]
 PlanName = Annotated[
     str | None,
-    typer.Option("--plan", help="H1P5R3, AB2:8, AB2:8@1.6, ... or a .json file."),
+    typer.Option(
+        "--plan", help="Notation (AB2:8@1.6, H1P5R3), a plan of the model by name, or a .json file."
+    ),
 ]
 PlanNames = Annotated[
     list[str] | None,
-    typer.Option("--plan", help="May be given several times; by default the card's."),
+    typer.Option(
+        "--plan", help="As for generate; may be given several times. Default: that on the card."
+    ),
 ]
 RefinerName = Annotated[
     str | None,
     typer.Option(
-        "--refiner", help="A folder or bundled name with a refiner; by default the model's own."
+        "--refiner", help="Folder or bundled name of a refiner; by default the model's own."
     ),
 ]
 GuidanceScale = Annotated[
-    float | None, typer.Option("--guidance", "-g", help="Scale of guidance; 1 is off.")
+    float | None,
+    typer.Option("--guidance", "-g", help="Guidance scale, 1 is off; by default that on the card."),
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of the first picture, from 0.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the first image, from 0.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, ...")]
 DtypeName = Annotated[
-    str, typer.Option("--dtype", help="float32, bfloat16 or float16, of the weights.")
+    str, typer.Option("--dtype", help="Precision of the weights: float32, bfloat16 or float16.")
 ]
 Vae = Annotated[
     str | None,
-    typer.Option("--vae", help="Autoencoder of a model of latents: a folder, or hf:owner/repo."),
+    typer.Option("--vae", help="Autoencoder of a latent model: a folder, or hf:owner/repo."),
 ]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -112,15 +117,15 @@ def resolve_guidance(text: str) -> tuple[float, float]:
 
 
 def resolve_batch(text: str) -> list[int]:
-    """The numbers of rows of "8" or "1,4,8"; ``ValueError`` unless each is at least 1."""
+    """The batch sizes of "8" or "1,4,8"; ``ValueError`` unless each is at least 1."""
     parts = [p.strip() for p in text.split(",")]
     if not all(p.isdecimal() and int(p) for p in parts):
-        raise ValueError(f"--batch {text!r}: must be numbers of rows, each at least 1 (1,8)")
+        raise ValueError(f"--batch {text!r}: must be batch sizes, each at least 1 (1,8)")
     return [int(p) for p in parts]
 
 
 def read_plan(text: str | None) -> Plan | str | None:
-    """The plan of a file, before weights are loaded; else a notation, or a name of the model's.
+    """The plan in a .json file, read before weights are loaded; else the text itself.
 
     Raises:
         ValueError: if the file is missing or holds no plan.
@@ -151,7 +156,7 @@ def resolve_sampling(
 ) -> tuple[list[Plan], float, Refiner | None]:
     """Plans, guidance and refiner of a command; see `flowturbo.refiner.resolve.resolve`.
 
-    A warning says if no plan needs the refiner that was named.
+    Warns if no plan needs the refiner that was named.
 
     Raises:
         ValueError: if a plan is malformed, or needs a refiner and there is none; if the one named
@@ -177,14 +182,14 @@ def resolve_sampling(
 
 
 def reserve(context: typer.Context, out: Path, what: str, *suffixes: str) -> None:
-    """Hold an output of a command until it ends; refuse, before long work, another suffix."""
+    """Reserve an output file until the command ends; refuses another suffix before long work."""
     if out.suffix.lower() not in suffixes:
         raise ValueError(f"-o {out}: {what} is written as {' or '.join(suffixes)}")
     context.with_resource(reserved(out))
 
 
 def check_folder(out: Path, option: str = "-o") -> None:
-    """Refuse, before long work, an output that is no folder, or cannot be written."""
+    """Refuse, before long work, an output that is not a folder or cannot be written."""
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{option} {out}: is there already and is no folder")
+        raise ValueError(f"{option} {out}: exists and is not a folder")
     check_writable(out / CARD)

@@ -80,7 +80,7 @@ def show(table: Table) -> None:
 
 
 class _Page(io.StringIO):
-    """Keeps what is drawn for standard output, which rich would write by itself."""
+    """Buffers what rich renders for standard output."""
 
     @property
     def encoding(self) -> str:  # type: ignore[override]

@@ -11,7 +11,8 @@ import typer
 from flowturbo.cli.config import options_of
 from flowturbo.cli.options import check_folder, resolve_device
 from flowturbo.cli.output import say
-from flowturbo.models.codec import Codec, Pixels, latent_codec
+from flowturbo.models.codec import Codec, Pixels
+from flowturbo.models.codec_entry import latent_codec
 from flowturbo.models.conditioning import conditioning_of
 from flowturbo.models.sit import SiTConfig
 from flowturbo.progress import bars

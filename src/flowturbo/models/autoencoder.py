@@ -1,4 +1,4 @@
-"""A small convolutional autoencoder, stored in the folder of the model whose states it decodes.
+"""A small convolutional autoencoder, stored in the folder of the model that generates its latents.
 
 Both halves are residual blocks at each of a few sizes; the encoder halves the size by convolutions
 of stride 2, the decoder doubles it by repeating pixels before a convolution. Latents are brought to
@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from flowturbo.models.checkpoint import fill, read_weights, save_weights
+from flowturbo.models.weights import fill, read_weights, save_weights
 from flowturbo.schema import Schema, check
+from flowturbo.types import JsonObject
 
 __all__ = ["Autoencoder", "AutoencoderConfig", "load_autoencoder", "save_autoencoder"]
 
@@ -28,7 +29,7 @@ class AutoencoderConfig(Schema, extra="forbid"):
     """What an `Autoencoder` is made of; checks itself.
 
     Attributes:
-        channels: of pictures, 1 or 3.
+        channels: of images, 1 or 3.
         latent_channels: of latents.
         widths: channels at each size, the largest first; each size is half the one before.
         blocks: residual blocks at each size, as many numbers as ``widths``.
@@ -53,13 +54,13 @@ class AutoencoderConfig(Schema, extra="forbid"):
 
 
 class Autoencoder(nn.Module):
-    """Pictures (B, C, H, W) in [-1, 1] to latents (B, L, H/f, W/f) and back.
+    """Images (B, C, H, W) in [-1, 1] to latents (B, L, H/f, W/f) and back.
 
     Attributes:
         config: see `AutoencoderConfig`.
-        channels: C, of pictures.
+        channels: C, of images.
         latent_channels: L.
-        factor: f, how many times the side of a picture is that of its latent.
+        factor: f, ratio of the side of an image to that of its latent.
     """
 
     mean: Tensor
@@ -89,38 +90,38 @@ class Autoencoder(nn.Module):
         self.register_buffer("mean", torch.zeros(config.latent_channels))
         self.register_buffer("std", torch.ones(config.latent_channels))
 
-    def encode(self, pictures: Tensor) -> Tensor:
-        """Pictures (B, C, H, W) in [-1, 1] to latents."""
-        z = self.encoder(pictures.to(self.mean.dtype))
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] to latents."""
+        z = self.encoder(images.to(self.mean.dtype))
         return (z - self.mean[:, None, None]) / self.std[:, None, None]
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents to pictures in about [-1, 1]."""
+        """Latents to images in about [-1, 1]."""
         z = latents.to(self.mean.dtype)
         return self.decoder(z * self.std[:, None, None] + self.mean[:, None, None])
 
     @torch.no_grad()
-    def standardise(self, pictures: Iterable[Tensor]) -> None:
-        """Set the mean and standard deviation of each channel to those of batches of pictures.
+    def standardise(self, images: Iterable[Tensor]) -> None:
+        """Set the mean and standard deviation of each channel to those of batches of images.
 
         Raises:
             ValueError: if a channel is the same everywhere.
         """
         count, total, squares = 0, 0.0, 0.0
-        for part in pictures:
+        for part in images:
             z = self.encoder(part.to(self.mean)).double().transpose(0, 1).flatten(1)
             count, total, squares = count + z.shape[1], total + z.sum(1), squares + (z * z).sum(1)
         mean = torch.as_tensor(total) / max(count, 1)
         std = (torch.as_tensor(squares) / max(count, 1) - mean**2).clamp(min=0).sqrt()
         if not (std > 1e-6).all():
-            raise ValueError("a channel of the latents is the same in all pictures; train it first")
+            raise ValueError("a channel of the latents is the same in all images; train it first")
         self.mean.copy_(mean)
         self.std.copy_(std)
 
 
 def save_autoencoder(
     folder: str | Path, network: Autoencoder, *, dtype: torch.dtype = torch.float16
-) -> dict[str, Any]:
+) -> JsonObject:
     """Write the weights to a model's ``folder``.
 
     Returns:
@@ -135,7 +136,7 @@ def save_autoencoder(
 
 
 def load_autoencoder(
-    path: Path, config: dict[str, Any], device: str | torch.device, dtype: torch.dtype
+    path: Path, config: JsonObject, device: str | torch.device, dtype: torch.dtype
 ) -> Autoencoder:
     """The autoencoder of ``config`` with the weights in ``path``, for inference.
 
@@ -150,8 +151,7 @@ def load_autoencoder(
     fill(network, tensors, str(path), dtype)
     if not (network.std > 0).all():
         raise ValueError(f"{path}: a standard deviation is not above 0; restore the file")
-    made: Any = network.to(device)
-    made.to(memory_format=torch.channels_last)  # faster, on a CPU too
+    network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.eval().requires_grad_(False)
 
 

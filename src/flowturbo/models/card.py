@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from flowturbo.models.conditioning import conditioning_of, misfits
-from flowturbo.models.sit import MOST, SiTConfig
+from flowturbo.models.sit_config import MOST, SiTConfig
 from flowturbo.models.tokenizer import MAX_CHARACTERS, MAX_TOKENS
 from flowturbo.schema import Format, Schema
 
@@ -34,7 +34,7 @@ class TokenizerEntry(Schema):
 
 
 class Condition(Schema):
-    """What a model is conditioned on, and what it draws."""
+    """What a model is conditioned on, and what it can generate."""
 
     kind: Literal["class", "text"] | None = None
     labels: list[str] = Field(default_factory=list)
@@ -45,7 +45,7 @@ class Condition(Schema):
 
 
 class Defaults(Schema):
-    """What `generate` uses unless told otherwise."""
+    """What `generate` uses by default."""
 
     guidance: Guidance = 1.0
     plan: str = ""

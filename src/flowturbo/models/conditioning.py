@@ -5,7 +5,7 @@ The entry "condition" of a card has the kind and what belongs to it:
 - ``{"kind": "class", "labels": [...]}``: a condition is the index (B,) of a label; the null
   condition is the index after the last;
 - ``{"kind": "text", "tokenizer": {...}}``: token ids (B, L), with "styles", and with "groups" or
-  "prompts" that name what the model draws; the null condition is all zeros. Where the network
+  "prompts" that name what it can generate; the null condition is all zeros. Where the network
   embeds the style apart from the words, its number comes before the ids: (B, 1 + L).
 """
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from flowturbo.models.prompts import check_words, excerpt, split_style, styled
-from flowturbo.models.sit import SiTConfig
+from flowturbo.models.sit_config import SiTConfig
 from flowturbo.models.tokenizer import Tokenizer, short
 from flowturbo.types import JsonObject
 

@@ -1,4 +1,4 @@
-"""The variance-preserving path of diffusion models, told on the linear path.
+"""The variance-preserving path of diffusion models, expressed on the linear path.
 
 A diffusion model with the linear schedule of DDPM (Ho et al. 2020, arXiv 2006.11239; DiT keeps it)
 sees states ``y = alpha*x1 + sigma*x0`` with ``alpha^2 + sigma^2 = 1`` and, in the limit of many
@@ -7,11 +7,11 @@ steps (Song et al. 2021, arXiv 2011.13456, eq. 33),
     log alpha = -(19.9/4)*s^2 - (0.1/2)*s,    s from 1 (noise) to 0 (data).
 
 Divided by ``alpha + sigma`` such a state lies on the linear path, at ``t = alpha/(alpha + sigma)``,
-so the probability-flow ODE of the model is one of the linear path, whose velocity follows from the
+so the probability-flow ODE of the model is one of the linear path; its velocity follows from the
 predicted noise: ``v = (x - noise)/t``. A step of Euler there is a step of DDIM (Song et al. 2021,
 arXiv 2010.02502) between the same levels of noise.
 
-The model's own time is told here as ``u = 1 - s``, from 0 (noise) to 1 (data).
+The model's own time is written here as ``u = 1 - s``, from 0 (noise) to 1 (data).
 """
 
 from __future__ import annotations

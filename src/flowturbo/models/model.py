@@ -13,7 +13,8 @@ from flowturbo import checks
 from flowturbo.checks import shown
 from flowturbo.digests import fingerprint
 from flowturbo.field import Cast, time_of
-from flowturbo.models.codec import PIXELS, Codec, Pixels, load_codec
+from flowturbo.models.codec import PIXELS, Codec, Pixels
+from flowturbo.models.codec_entry import load_codec
 from flowturbo.models.conditioning import Conditioning, conditioning_of, random_prompts
 from flowturbo.models.prompts import as_prompts, in_style
 from flowturbo.models.sit import Embedded, Modulated

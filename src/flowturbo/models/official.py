@@ -1,8 +1,8 @@
-"""Checkpoints of others with the official names of SiT.
+"""Third-party checkpoints with the official names of SiT.
 
-A pickle is loaded with ``weights_only=True``, so it cannot run code; beside tensors it may hold the
-``argparse.Namespace`` of the official trainer. Of a training checkpoint the weights under "ema",
-else "model" or "state_dict", are taken. The prefixes ``module.`` and ``_orig_mod.``, which
+A pickle is loaded with ``weights_only=True``, so it cannot run code; in addition to tensors it may
+hold the ``argparse.Namespace`` of the official trainer. Of a training checkpoint the weights under
+"ema", else "model" or "state_dict", are taken. The prefixes ``module.`` and ``_orig_mod.``, which
 ``DistributedDataParallel`` and ``torch.compile`` put before names, are taken off.
 """
 
@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from flowturbo.files import open_regular
-from flowturbo.models.sit import SIZES, SiTConfig
+from flowturbo.models.sit_config import SIZES, SiTConfig
 
 __all__ = ["fix", "plain", "unpickled"]
 
 _CONTAINERS = ("ema", "model", "state_dict")
 _PREFIXES = ("module", "_orig_mod")
-_MOST_PICKLE = 16 * 2**20  # bytes beside the tensors; those of a SiT-XL have 0.1 MB
+_MOST_PICKLE = 16 * 2**20  # bytes other than tensors; those of a SiT-XL have 0.1 MB
 
 
 def unpickled(source: Path) -> Any:

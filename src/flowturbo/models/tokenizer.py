@@ -61,7 +61,7 @@ def build_vocabulary(captions: Iterable[str], size: int, least: int = 2) -> list
 
 
 def nearest(wanted: Sequence[str], names: Sequence[str], vocabulary: Sequence[str] = ()) -> str:
-    """What to say of unknown words: the names, else the words, spelled like them; else a few."""
+    """A hint for unknown words: the names, else the words, spelled like them; else a few."""
     known: dict[str, list[str]] = {}
     for name in [*sorted(names, key=len), *vocabulary]:
         for w in words(name):

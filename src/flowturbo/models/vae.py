@@ -1,7 +1,7 @@
 """Autoencoders of diffusers: ``AutoencoderKL`` and ``AutoencoderTiny``.
 
-Their configs say how the latents that a model is trained on follow from those of the encoder, and
-every pipeline applies it the same way::
+Their configs have the constants that standardise the encoder's latents for training, and every
+pipeline applies them the same way::
 
     latents = (encoded - latents_mean - shift_factor) / latents_std * scaling_factor
 
@@ -13,7 +13,6 @@ encoder's distribution, so that encoding is deterministic.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from flowturbo.models.hub import fetch
 from flowturbo.schema import Schema, read_json
+from flowturbo.types import ReadOnlyJson
 
 __all__ = ["Vae", "VaeFolder", "find_vae", "load_vae", "local"]
 
@@ -75,9 +75,9 @@ class VaeFolder:
         name: what it was asked for by.
         path: the folder with ``config.json`` and the weights.
         kind: the class in diffusers.
-        channels: of pictures, 1 or 3.
+        channels: of images, 1 or 3.
         latent_channels: of latents.
-        factor: how many times the side of a picture is that of its latent.
+        factor: ratio of the side of an image to that of its latent.
         force_upcast: whether it computes in float32 where the model does in float16.
     """
 
@@ -101,7 +101,7 @@ def find_vae(name: str, home: Path | None = None) -> VaeFolder:
     Raises:
         ValueError: if there is none, or it is not one that can be used.
     """
-    told = f"autoencoder {name!r}"
+    what = f"autoencoder {name!r}"
     if name.startswith("hf:"):
         files = [CONFIG, WEIGHTS]
         root = fetch(name, [*files, *(f"vae/{f}" for f in files)], "autoencoder")
@@ -110,14 +110,14 @@ def find_vae(name: str, home: Path | None = None) -> VaeFolder:
         if not root.is_dir():
             hub = not Path(name).is_absolute() and name.count("/") == 1
             hint = f"; on the hub it is written 'hf:{name}'" if hub else ""
-            raise ValueError(f"{told}: no such folder{hint}")
+            raise ValueError(f"{what}: no such folder{hint}")
     path = root / "vae" if (root / "vae" / CONFIG).is_file() else root
     for file in (CONFIG, WEIGHTS):
         if not (path / file).is_file():
-            raise ValueError(f"{told}: no {file} in {path}, as diffusers writes it")
+            raise ValueError(f"{what}: no {file} in {path}, as diffusers writes it")
     c = read_json(path / CONFIG, _Config)
     if c.name not in CLASSES:
-        raise ValueError(f"{told}: is of class {c.name[:60]!r}; must be {' or '.join(CLASSES)}")
+        raise ValueError(f"{what}: is of class {c.name[:60]!r}; must be {' or '.join(CLASSES)}")
     if c.name == "AutoencoderKL":
         factor = up = 2 ** (len(c.block_out_channels) - 1)
     else:
@@ -125,7 +125,7 @@ def find_vae(name: str, home: Path | None = None) -> VaeFolder:
         up = c.upsampling_scaling_factor ** (len(c.num_decoder_blocks) - 1)
     if factor != up or c.in_channels != c.out_channels or c.out_channels not in (1, 3):
         raise ValueError(
-            f"{told}: encodes {c.in_channels} channels at 1/{factor} of their size and decodes "
+            f"{what}: encodes {c.in_channels} channels at 1/{factor} of their size and decodes "
             f"{c.out_channels} at {up} times; must be the same, and grey (1) or RGB (3)"
         )
     return VaeFolder(
@@ -169,7 +169,7 @@ def load_vae(found: VaeFolder, device: str | torch.device, dtype: torch.dtype) -
     logging.set_verbosity_error()  # what it would only warn of is refused below
     try:
         _check_size(made, found.path)
-        vae, told = made.from_pretrained(
+        vae, loading = made.from_pretrained(
             str(found.path),
             torch_dtype=torch.float32 if upcast else dtype,
             use_safetensors=True,
@@ -181,7 +181,7 @@ def load_vae(found: VaeFolder, device: str | torch.device, dtype: torch.dtype) -
         raise ValueError(f"{found.path}: cannot be loaded ({reason}); restore the files") from e
     finally:
         logging.set_verbosity(level)
-    wrong = {k: v for k, v in told.items() if v}
+    wrong = {k: v for k, v in loading.items() if v}
     if wrong:
         what, names = next(iter(wrong.items()))
         raise ValueError(
@@ -209,13 +209,13 @@ def _check_size(made: Any, folder: Path) -> None:
 
 
 class Vae(nn.Module):
-    """An ``AutoencoderKL`` or ``AutoencoderTiny`` of diffusers between pictures and latents.
+    """An ``AutoencoderKL`` or ``AutoencoderTiny`` of diffusers between images and latents.
 
     Attributes:
         vae: the module of diffusers.
-        channels: of pictures.
+        channels: of images.
         latent_channels: of latents.
-        factor: how many times the side of a picture is that of its latent.
+        factor: ratio of the side of an image to that of its latent.
     """
 
     scale: Tensor
@@ -224,7 +224,7 @@ class Vae(nn.Module):
     def __init__(self, vae: Any) -> None:
         super().__init__()
         self.vae = vae
-        config: Mapping[str, Any] = vae.config
+        config: ReadOnlyJson = vae.config
         blocks = config["block_out_channels"]
         self.channels: int = config["out_channels"]
         self.latent_channels: int = config["latent_channels"]
@@ -236,13 +236,13 @@ class Vae(nn.Module):
         self.register_buffer("scale", column(scale).clone())
         self.register_buffer("shift", column(shift).clone())
 
-    def encode(self, pictures: Tensor) -> Tensor:
-        """Pictures (B, C, H, W) in [-1, 1] to latents (B, L, H/f, W/f), float32."""
-        found = self.vae.encode(pictures.to(self.vae.dtype))
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] to latents (B, L, H/f, W/f), float32."""
+        found = self.vae.encode(images.to(self.vae.dtype))
         z = found.latents if hasattr(found, "latents") else found.latent_dist.mode()
         return (z.float() - self.shift) * self.scale
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents to pictures in about [-1, 1]."""
+        """Latents to images in about [-1, 1]."""
         z = latents.float() / self.scale + self.shift
         return self.vae.decode(z.to(self.vae.dtype), return_dict=False)[0]

@@ -51,7 +51,7 @@ def load(
 
 
 def find(name: str | Path) -> Path:
-    """The folder of a model, fetched from the hub where ``name`` says so."""
+    """The folder of a model, fetched from the hub if ``name`` begins with hf:."""
     text = str(checks.path("name", name))
     if text.startswith("hf:"):
         return fetch(text, ["*.json", "*.safetensors", "plans/*"], "model")

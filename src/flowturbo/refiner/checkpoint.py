@@ -11,17 +11,10 @@ import torch
 
 from flowturbo import checks
 from flowturbo.field import Field, device_of
-from flowturbo.models.checkpoint import (
-    FORMAT,
-    check_fit,
-    fill,
-    read_card,
-    read_header,
-    read_weights,
-    save_pair,
-)
+from flowturbo.models.checkpoint import FORMAT, read_card, save_pair
 from flowturbo.models.model import Model
 from flowturbo.models.sit import SiT, SiTConfig
+from flowturbo.models.weights import check_fit, fill, read_header, read_weights
 from flowturbo.models.zoo import find
 from flowturbo.refiner.conv import SmallNetwork
 from flowturbo.refiner.history import VelocityRefiner

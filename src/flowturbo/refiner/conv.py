@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowturbo import checks
-from flowturbo.models.sit import TimestepEmbedder
+from flowturbo.models.layers import TimestepEmbedder
 from flowturbo.types import Condition
 
 __all__ = ["SmallNetwork"]

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from flowturbo.digests import fingerprint
 from flowturbo.field import embedded
 from flowturbo.models import official
-from flowturbo.models.checkpoint import fill, read_tensors
+from flowturbo.models.checkpoint import read_tensors
 from flowturbo.models.sit import SiT, SiTConfig
+from flowturbo.models.weights import fill
 from flowturbo.refiner.binding import History
 from flowturbo.refiner.borrow import borrowed, network_of
 from flowturbo.types import Condition, JsonObject, Time

@@ -1,1 +1,1 @@
-"""What a user asks for: pictures."""
+"""What users ask for: generating images."""

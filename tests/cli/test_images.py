@@ -152,7 +152,7 @@ def test_a_sheet_that_is_interrupted_says_how_to_keep_pictures(run, monkeypatch)
     stop_after(monkeypatch, 1, KeyboardInterrupt())
     status, _, errors = run(*FEW, "-o", "a.png")
     assert status == 130
-    assert errors.startswith("flowturbo: stopped; nothing was written; into a folder (-o FOLDER)")
+    assert errors.startswith("flowturbo: stopped; nothing was written; with a folder (-o FOLDER)")
     assert os.listdir() == []
 
 

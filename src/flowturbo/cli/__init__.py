@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import warnings
 from errno import EDQUOT, EFBIG, ENOSPC
-from typing import Any
 
 import torch
 import typer
@@ -86,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _status(arguments: list[str] | None) -> int:
     try:
-        result: Any = typer.main.get_command(app).main(
+        result: object = typer.main.get_command(app).main(
             arguments, prog_name="flowturbo", standalone_mode=False
         )
         if result == 130:  # typer's own word for Ctrl-C before the command has begun

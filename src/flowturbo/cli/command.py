@@ -65,7 +65,7 @@ class Command(TyperCommand):
                 _check_kept(ctx, out, f"{spelled[name]} {printable(str(out))}", spelled)
         return rest
 
-    def invoke(self, ctx: Any) -> Any:
+    def invoke(self, ctx: Any) -> object:
         """As typer's; raises `Stopped` where Ctrl-C was pressed."""
         try:
             return super().invoke(ctx)
@@ -73,7 +73,7 @@ class Command(TyperCommand):
             raise Stopped(str(e) or _how_to_resume(ctx)) from None
 
 
-def _inputs(ctx: Any) -> list[str]:
+def _inputs(ctx: typer.Context) -> list[str]:
     """The parameters that are, or may be, paths to read."""
     no_file = ctx.command.name in ("generate", "benchmark")  # but prompts themselves
     return [name for name in _READ if not (no_file and name == "prompts")]
@@ -85,7 +85,7 @@ def _spelled(param: Any) -> str:
     return "-o" if "-o" in options else str([*options, param.name.upper()][0])
 
 
-def _paths(value: Any) -> Iterator[Path]:
+def _paths(value: object) -> Iterator[Path]:
     for each in value if isinstance(value, (list, tuple)) else [value]:
         if isinstance(each, (str, Path)) and str(each) not in bundled():
             yield Path(each)
@@ -109,7 +109,7 @@ def _check_path(option: str, value: str) -> None:
         raise ValueError(f"{option} {short(value)}: a link that leads to itself")
 
 
-def _check_kept(ctx: Any, out: Path, what: str, spelled: dict[Any, str]) -> None:
+def _check_kept(ctx: typer.Context, out: Path, what: str, spelled: dict[str, str]) -> None:
     """Refuse an ``out`` that is an input, or replaces a file of one."""
     same_folder = ctx.command.name == "train-refiner"  # the refiner may go into the model's folder
     for name in _inputs(ctx):
@@ -127,7 +127,7 @@ def _same(a: Path, b: Path) -> bool:
     return os.path.exists(a) and os.path.exists(b) and a.samefile(b)
 
 
-def _how_to_resume(ctx: Any) -> str:
-    training = ctx.command.name.startswith("train")
+def _how_to_resume(ctx: typer.Context) -> str:
+    training = str(ctx.command.name).startswith("train")
     folder = ctx.params.get("out" if training else "cache_dir")
     return f"the work done so far is in {folder}; the same command resumes it" if folder else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -16,6 +16,7 @@ from flowturbo.models.conditioning import ClassCondition
 from flowturbo.models.sit import SiTConfig
 from flowturbo.models.zoo import load
 from flowturbo.refiner import PaperRefiner, save_refiner
+from flowturbo.types import JsonObject
 
 __all__ = ["run"]
 
@@ -62,7 +63,7 @@ def run(
         save_refiner(out, made, load(out), dtype=resolve_dtype(dtype))
         say(f"{checkpoint} -> {out}")
         return
-    codec: dict[str, Any] = {"kind": "latent", "autoencoder": OFFICIAL, "channels": 4, "factor": 8}
+    codec: JsonObject = {"kind": "latent", "autoencoder": OFFICIAL, "channels": 4, "factor": 8}
     if vae is not None:
         codec = latent_entry(vae, out)
         if codec["channels"] != config.channels:

@@ -13,7 +13,6 @@ import shutil
 import sys
 import textwrap
 from contextlib import suppress
-from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -49,7 +48,7 @@ def tell(line: str) -> None:
         print(f"flowturbo: {printable(' '.join(line.split()))}", file=sys.stderr, flush=True)
 
 
-def say_json(value: Any) -> None:
+def say_json(value: object) -> None:
     """``value`` as JSON in any encoding; raises as `say`."""
     unicode = (getattr(sys.stdout, "encoding", None) or "ascii").lower().startswith("utf")
     _write(json.dumps(value, indent=1, ensure_ascii=not unicode) + "\n")

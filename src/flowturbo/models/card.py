@@ -5,7 +5,7 @@ A card may hold more, about data and training and measurements, that is shown an
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
@@ -13,6 +13,7 @@ from flowturbo.models.conditioning import conditioning_of, misfits
 from flowturbo.models.sit_config import MOST, SiTConfig
 from flowturbo.models.tokenizer import MAX_CHARACTERS, MAX_TOKENS
 from flowturbo.schema import Format, Schema
+from flowturbo.types import JsonObject
 
 __all__ = ["ModelCard", "RefinerCard", "SmallConfig", "TokenizerEntry"]
 
@@ -65,12 +66,12 @@ class ModelCard(Schema):
     description: str = ""
     architecture: Literal["sit"]
     path: Literal["linear"] = "linear"
-    config: dict[str, Any]
-    codec: dict[str, Any] = Field(default_factory=lambda: {"kind": "pixels"})  # see `codec`
+    config: JsonObject
+    codec: JsonObject = Field(default_factory=lambda: {"kind": "pixels"})  # see `codec`
     condition: Condition = Condition()
     defaults: Defaults = Defaults()
     data: Data = Data()
-    training: dict[str, Any] = Field(default_factory=dict)
+    training: JsonObject = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _fits(self) -> ModelCard:
@@ -117,10 +118,10 @@ class RefinerCard(Schema):
 
     format: Format
     architecture: Literal["paper", "velocity", "conv"]
-    config: dict[str, Any]
+    config: JsonObject
     guidance: list[Guidance] = Field(default_factory=list, max_length=2)
     model: MadeFor = MadeFor()
-    training: dict[str, Any] = Field(default_factory=dict)
+    training: JsonObject = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _fits(self) -> RefinerCard:

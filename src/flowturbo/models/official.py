@@ -14,7 +14,6 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +28,7 @@ _PREFIXES = ("module", "_orig_mod")
 _MOST_PICKLE = 16 * 2**20  # bytes other than tensors; those of a SiT-XL have 0.1 MB
 
 
-def unpickled(source: Path) -> Any:
+def unpickled(source: Path) -> object:
     """What ``torch.save`` wrote to ``source``, if it is tensors, plain values and namespaces.
 
     Raises:
@@ -54,7 +53,7 @@ def unpickled(source: Path) -> Any:
         ) from e
 
 
-def plain(found: Any, source: Path) -> dict[str, Tensor]:
+def plain(found: object, source: Path) -> dict[str, Tensor]:
     """The tensors in a checkpoint by their plain names.
 
     Raises:
@@ -63,8 +62,7 @@ def plain(found: Any, source: Path) -> dict[str, Tensor]:
     if not isinstance(found, dict):
         raise ValueError(f"{source}: holds a {type(found).__name__}, not a dict of tensors")
     for _ in _CONTAINERS:  # one within another
-        inner = (found.get(key) for key in _CONTAINERS)
-        found = next((d for d in inner if isinstance(d, dict) and d), found)
+        found = next((d for k in _CONTAINERS if isinstance(d := found.get(k), dict) and d), found)
     made: dict[str, Tensor] = {}
     for name, p in found.items():
         if not isinstance(name, str) or not isinstance(p, Tensor):

@@ -13,12 +13,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import takewhile
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowturbo.files import printable
+from flowturbo.types import JsonObject, ReadOnlyJson
 
 __all__ = [
     "MAX_CHARACTERS",
@@ -153,12 +153,12 @@ class Tokenizer:
         known = [w for w in words(text) if self._knows(w)]
         return known, [w for w in words(text) if w not in known] + _EMOJI.findall(text)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """What ``from_json`` takes, for the model's card."""
         return {"vocabulary": self.vocabulary, "length": self.length, "aliases": self.aliases}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Tokenizer:
+    def from_json(cls, values: ReadOnlyJson) -> Tokenizer:
         """The tokenizer on a card.
 
         Raises:

@@ -97,7 +97,7 @@ BAD = {
     "no pictures": (["7", "-n", "0"], "-n 0: must be at least 1"),
     "not a number": (["7", "-n", "x"], "Invalid value for '-n'"),
     "no such block": (["7", "--plan", "H1Q5"], "'Q5'"),
-    "refiner too early": (["7", "--plan", "E1R1"], "velocities at 1 distinct times"),
+    "refiner too early": (["7", "--plan", "E1R1"], "for the refiner at 1 distinct times"),
     "no such plan file": (["7", "--plan", "no.json"], "no such file"),
     "negative seed": (["7", "--seed", "-1"], "seed=-1"),
     "device": (["7", "--device", "warp"], "device='warp'"),

@@ -19,7 +19,7 @@ from flowturbo.models.tokenizer import Tokenizer, build_vocabulary
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "emoji"
 MODULES = (
-    "choose", "classifiers", "drawn", "judge", "measure", "names", "others", "real", "image_grid",
+    "choose", "classifiers", "drawn", "judge", "measure", "names", "others", "real", "sheet",
     "styles",
 )  # fmt: skip
 

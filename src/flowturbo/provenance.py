@@ -1,9 +1,9 @@
 """Where results come from: the field and refiner that made them, the machine, the versions.
 
-A field without weights, a closure say, is known by what it does: the velocities that a few Euler
-steps meet from a few of the caller's own states, each as its root mean square and its products with
-two fixed random directions, to 4 digits. Weights and a fingerprint count besides, where there are
-any, for they decide about states that the probes do not visit.
+A field without weights, such as a closure, is identified by its velocities along a few Euler steps
+from a few of the caller's own states, each summarised by its root mean square and its products with
+two fixed random directions, to 4 digits. Weights and a fingerprint count too, where there are any,
+since they decide about states that the probes do not visit.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from flowturbo.plan import Plan
 from flowturbo.refiner.binding import Refiner
 from flowturbo.sampling import Step, sample
 from flowturbo.tree import slice_condition
-from flowturbo.types import Condition, GuidanceScale
+from flowturbo.types import Condition, GuidanceScale, JsonObject
 
 __all__ = ["conditions", "identity", "refiner_identity", "signature"]
 
@@ -37,7 +36,7 @@ PACKAGES = (
 def identity(
     field: Field, x: Tensor, cond: Condition = None, *, guidance: GuidanceScale = 1.0
 ) -> str:
-    """16 hexadecimal digits that name ``field``, as sampling from ``x`` (N, ...) meets it.
+    """16 hexadecimal digits that identify ``field``, sampled from ``x`` (N, ...).
 
     Args:
         field: any field; weights in another precision, and wrappers that change values, count.
@@ -56,7 +55,7 @@ def refiner_identity(
     *,
     guidance: GuidanceScale = 1.0,
 ) -> str:
-    """The same for a refiner, which is shown velocities of ``field``."""
+    """The same for a refiner, whose history holds velocities of ``field``."""
     shown = max(2, int(getattr(refiner, "distinct_times", 1)))
     return _named(refiner, Plan.parse(f"E{shown}R1"), field, x, cond, guidance, refiner)
 
@@ -90,9 +89,9 @@ def _named(
     return content([getattr(whose, "fingerprint", None), _weights(whose), seen])
 
 
-def _weights(whose: Any) -> str | None:
+def _weights(whose: object) -> str | None:
     while not isinstance(whose, nn.Module) and "field" in getattr(whose, "__dict__", {}):
-        whose = whose.field  # of a wrapper
+        whose = vars(whose)["field"]  # of a wrapper
     if not isinstance(whose, nn.Module):
         return None
     known = all(isinstance(p, Tensor) for p in whose.state_dict().values())
@@ -100,7 +99,7 @@ def _weights(whose: Any) -> str | None:
 
 
 def signature(v: Tensor) -> str:
-    """A line of the shape and type of ``v``, its size, and its products with random directions."""
+    """One line: size, shape and type of ``v``, and its products with random directions."""
     flat = (torch.view_as_real(v) if v.is_complex() else v).detach().double().cpu().flatten()
     size = float(flat.square().mean().sqrt())
     directions = torch.Generator().manual_seed(0)
@@ -112,8 +111,8 @@ def signature(v: Tensor) -> str:
     return " ".join(parts)
 
 
-def conditions(model: Any, refiner: Any, x: Tensor) -> dict[str, Any]:
-    """Under what the states ``x`` (B, ...) are measured: weights, batch, machine, versions."""
+def conditions(model: object, refiner: object, x: Tensor) -> JsonObject:
+    """Conditions of a measurement on states ``x`` (B, ...): weights, batch, machine, versions."""
     cuda = x.device.type == "cuda"
     return {
         "model": getattr(model, "name", type(model).__name__),

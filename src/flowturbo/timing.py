@@ -1,7 +1,8 @@
-"""Milliseconds of several calls, side by side.
+"""Milliseconds of several calls, measured side by side.
 
-A machine drifts, so the calls take turns, each turn in another order, and what counts are medians
-over the turns and ratios within them. The device is waited for before and after each call.
+The speed of a machine drifts, so every call is timed once in each round, in a rotating order, and
+medians over the rounds and ratios within them are compared. The device is synchronised before and
+after each call.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
+
+from flowturbo.progress import Progress, Report
 
 __all__ = ["count_operations", "fit_latency", "interleaved", "matrix_product", "spread", "wait"]
 
@@ -23,7 +25,7 @@ Name = TypeVar("Name")
 
 
 def wait(device: torch.device | str) -> None:
-    """Until all work queued on ``device`` is done."""
+    """Wait until all work queued on ``device`` is done."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -34,9 +36,11 @@ def interleaved(
     *,
     repeats: int = 20,
     warm_up: int = 2,
-    progress: bool = True,
+    report: Report | None = None,
 ) -> dict[Name, list[float]]:
-    """Milliseconds of each call in each of ``repeats`` turns, after ``warm_up`` that do not count.
+    """Milliseconds of each call in each of ``repeats`` rounds, after ``warm_up`` untimed rounds.
+
+    ``report`` is called after each round.
 
     Raises:
         ValueError: if ``repeats`` is below 1.
@@ -45,28 +49,30 @@ def interleaved(
         raise ValueError(f"repeats={repeats}: must be at least 1")
     taken: dict[Name, list[float]] = {name: [] for name in calls}
     names = list(calls)
-    for turn in tqdm(range(-warm_up, repeats), desc="measure", disable=None if progress else True):
-        shift = turn % len(names)
+    for number in range(-warm_up, repeats):
+        shift = number % len(names)
         for name in names[shift:] + names[:shift]:
             wait(device)
             start = time.perf_counter()
             calls[name]()
             wait(device)
-            if turn >= 0:
+            if number >= 0:
                 taken[name].append(1000 * (time.perf_counter() - start))
+        if report and number >= 0:
+            report(Progress("timing rounds", number + 1, repeats))
     return taken
 
 
 def spread(ms: Sequence[float]) -> dict[str, float]:
-    """Median, first and ninth tenth, and the least."""
+    """Median, first and ninth decile, and minimum."""
     tenths = quantiles(ms, n=10, method="inclusive") if len(ms) > 1 else [ms[0]] * 9
     return {"median": median(ms), "low": tenths[0], "high": tenths[-1], "least": min(ms)}
 
 
 def count_operations(call: Callable[[], object]) -> int:
-    """Floating point operations of the products of matrices and convolutions in ``call``.
+    """Floating point operations of the matrix products and convolutions in ``call``.
 
-    What is compiled in it runs uncompiled, for operations are counted one by one.
+    Compiled functions run uncompiled here, since operations are counted one by one.
     """
     uncompiled = torch.compiler.set_stance("force_eager")
     with uncompiled, FlopCounterMode(display=False) as flops, sdpa_kernel(SDPBackend.MATH):
@@ -86,10 +92,10 @@ def matrix_product(
 def fit_latency(
     counts: Sequence[Mapping[str, int]], ms: Sequence[float]
 ) -> dict[str, float | None]:
-    """Least squares of ``ms = fixed + model*m + refiner*r`` over samples of m and r evaluations.
+    """Least-squares fit of ``ms = fixed + model*m + refiner*r`` to samples of m and r evaluations.
 
     "refiner" is None where no sample has any; "worst" is the largest relative residual. Each sample
-    counts by the inverse of its time.
+    is weighted by the inverse of its time.
     """
     kinds = ["model", *(["refiner"] if any(c["refiner"] for c in counts) else [])]
     table = np.array([[1.0, *(c[k] for k in kinds)] for c in counts])

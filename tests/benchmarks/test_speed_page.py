@@ -24,7 +24,7 @@ def timed():
 
     field.shape = (1, 4, 4)
     plans = [ft.Plan.parse(p) for p in ("AB2:4", "E9", "AB2:3")]
-    return benchmark(field, plans, batch=2, scopes=["none"], repeats=2, progress=False)
+    return benchmark(field, plans, batch=2, scopes=["none"], repeats=2)
 
 
 def entry(name: str, rmse: float) -> dict:

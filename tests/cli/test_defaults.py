@@ -34,8 +34,6 @@ CALLS: dict[str, list[Callable[..., Any]]] = {
 }
 
 REASONS = {  # option: its default, and why that of the library is another
-    "analyze guidance": (None, "the default on the card, found by resolve_sampling"),
-    "benchmark guidance": (None, "the default on the card, found by resolve_sampling"),
     "benchmark dtype": ("float32", "the precision that the model is loaded in, which None keeps"),
     "export dtype": ("float32", "the precision that the model is loaded in, which None keeps"),
     "evaluate features": (True, "a switch: 'effnet', or None with --no-features"),

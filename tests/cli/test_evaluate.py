@@ -28,7 +28,7 @@ def test_records_side_by_side(text_model, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "E3" in shown.split("->")[-2]
     assert "AB2:2" in shown
-    assert "converged" in shown
+    assert "reference solution" in shown
     record = json.loads(two.read_text("utf-8"))
     assert record["conditions"]["plan"] == "AB2:2"
     assert record["evaluations"] == {"model": 2, "refiner": 0}
@@ -41,7 +41,7 @@ def test_bad_input_is_one_line(text_model, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     (tmp_path / "not.json").write_text("{}", encoding="utf-8")
     for arguments, message in (
-        (["-n", "3"], "pictures=3: must be a whole number from 10"),
+        (["-n", "3"], "num_images=3: must be a whole number from 10"),
         (["-o", "record.txt"], "-o record.txt: a record is written as .json"),
         (["--compare-with", tmp_path / "not.json"], "not a record of `flowturbo evaluate`"),
         (["--compare-with", tmp_path / "none.json"], "none.json"),
@@ -55,7 +55,7 @@ def test_bad_input_is_one_line(text_model, tmp_path, monkeypatch, capsys):
         assert len(error.splitlines()) == 1
 
 
-def test_records_of_other_pictures_are_refused_before_any_is_drawn(
+def test_records_of_other_images_are_refused_before_any_is_generated(
     text_model, tmp_path, monkeypatch, capsys
 ):
     one = tmp_path / "one.json"
@@ -69,9 +69,9 @@ def test_records_of_other_pictures_are_refused_before_any_is_drawn(
     shown = capsys.readouterr()
     assert "E3" in shown.out  # what was measured is not lost
     assert "records of prompts=" in shown.err
-    never = lambda *_, **__: pytest.fail("drawn")
+    never = lambda *_, **__: pytest.fail("generated")
     monkeypatch.setattr(command, "evaluate", never)
-    for other, key in ((["-n", "11"], "pictures"), (["--steps", "9"], "steps"), (["-g", "3"],
+    for other, key in ((["-n", "11"], "images"), (["--steps", "9"], "steps"), (["-g", "3"],
                        "guidance")):  # fmt: skip
         assert _run("-m", text_model, *FEW, *other, "--compare-with", one) == 2
         assert f"records of {key}=" in capsys.readouterr().err

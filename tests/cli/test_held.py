@@ -27,7 +27,7 @@ FEW = {
     "evaluate": ["-n", "10", "--steps", "8", "--repeats", "0", "--no-features", "--plan", "E2"],
     "analyze": ["--trajectories", "3", "--steps", "8", "--nfe", "2,3", "--plan", "E2"],
     "benchmark": ["--no-baselines", "--batch", "1", "--repeats", "1", "--reference", "E4",
-                  "--plan", "E2", "--scope", "none"],
+                  "--plan", "E2", "--scopes", "none"],
 }  # fmt: skip
 
 

@@ -42,7 +42,7 @@ COMMANDS = {  # of the folder that each writes into
         *["--plan", "AB2:4", "-o", out],
     ],
     "benchmark": lambda out: [
-        *[*MODEL, "--plan", "AB2:4", "--no-baselines", "--scope", "none", "--reference", "E4"],
+        *[*MODEL, "--plan", "AB2:4", "--no-baselines", "--scopes", "none", "--reference", "E4"],
         *["--repeats", "5", "-o", f"{out}/record.json"],
     ],
     "export": lambda out: [*MODEL, "--plan", "E2", "--batch", "2", "-o", f"{out}/sampler.pt2"],

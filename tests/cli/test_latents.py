@@ -126,7 +126,7 @@ def test_from_a_checkpoint_to_pictures(converted, kl, tmp_path, capsys):
     told = record(tmp_path / "e.json")
     assert told["conditions"]["codec"] == codec.fingerprint
     assert told["perceptual"]["rmse"] > 0
-    single = ["--batch", 1, "--no-baselines", "--scope", "none", "--repeats", 1]
+    single = ["--batch", 1, "--no-baselines", "--scopes", "none", "--repeats", 1]
     assert flowturbo("benchmark", *few, *single, "-o", tmp_path / "b.json") == 0
     assert record(tmp_path / "b.json")["parts"]["decode"]["median"] > 0
     capsys.readouterr()
@@ -227,7 +227,7 @@ def test_from_images_to_pictures(photos, kl, tmp_path, capsys, monkeypatch):
     drawn = ["--plan", plan, "--refiner", refiner, "--guidance", 2]
     assert flowturbo("generate", "cat", *of, *drawn, "-o", picture, "--scale", 1) == 0
     assert Image.open(picture).size == (12, 12)
-    single = ["--batch", 1, "--no-baselines", "--scope", "none", "--repeats", 1]
+    single = ["--batch", 1, "--no-baselines", "--scopes", "none", "--repeats", 1]
     assert flowturbo("benchmark", *of, *drawn, *single, "-o", tmp_path / "b.json") == 0
     assert record(tmp_path / "b.json")["parts"]["decode"]["median"] > 0
     score = ["-n", 10, "--steps", 8, "--repeats", 0, "--resamples", 0, "--agreement", 0]

@@ -57,7 +57,7 @@ def test_the_whole_walk(flowturbo, tmp_path, ahead_of_time):
             "-o record.json"
         )
         assert json.loads((tmp_path / "record.json").read_text())["conditions"]["guidance"] == 2
-    flowturbo(f"benchmark {use} --batch 2 --repeats 1 --scope none --no-baselines -o bench.json")
+    flowturbo(f"benchmark {use} --batch 2 --repeats 1 --scopes none --no-baselines -o bench.json")
     record = json.loads((tmp_path / "bench.json").read_text())
     assert record["methods"][0]["evaluations"] == {"model": 3, "refiner": 2}
     flowturbo(

@@ -112,10 +112,10 @@ def test_rows_of_euler_err_equally_where_the_field_accelerates():
     rows = profile(ft.Plan.euler(4), accelerating, reference, batch=4)
     assert [r["to"] for r in rows] == [0.25, 0.5, 0.75, 1.0]
     for i, row in enumerate(rows):
-        assert row["own"] == pytest.approx(1 / 32)
+        assert row["local"] == pytest.approx(1 / 32)
         assert row["part"] == pytest.approx(1 / 32)
         assert row["state"] == pytest.approx((i + 1) / 32)
-        assert row["carried"] == pytest.approx((i + 1) / 32)
+        assert row["propagated"] == pytest.approx((i + 1) / 32)
         assert row["part_95"] == pytest.approx([1 / 32, 1 / 32])
 
 
@@ -128,8 +128,8 @@ def test_parts_add_up_to_the_error_of_the_plan(text):
     x1 = ft.sample(plan, mixture, NOISE, refiner=refiner)
     error = float((x1 - reference.states[-1]).square().mean().sqrt())
     assert sum(r["part"] for r in rows) == pytest.approx(error, rel=1e-9)
-    assert rows[-1]["carried"] == pytest.approx(error, rel=1e-9)
-    assert rows[0]["own"] == pytest.approx(rows[0]["carried"])
+    assert rows[-1]["propagated"] == pytest.approx(error, rel=1e-9)
+    assert rows[0]["local"] == pytest.approx(rows[0]["propagated"])
 
 
 def test_a_plan_backwards_is_refused():
@@ -173,26 +173,29 @@ def test_a_record_of_fields():
     assert len(lines) == 14
     assert lines["AB2:8"]["rmse"] < lines["AB2:4"]["rmse"]
     (rows,) = record["rows"]
-    assert rows["rows"][-1]["carried"] == lines["AB2:4"]["rmse"]
-    one = analyze(models, [plan], sections=["rows"], trajectories=12, steps=32, progress=False)
+    assert rows["rows"][-1]["propagated"] == lines["AB2:4"]["rmse"]
+    one = analyze(models, [plan], sections=["rows"], trajectories=12, steps=32)
     assert "solvers" not in one
-    assert one["rows"][0]["rows"][0]["own"] == pytest.approx(rows["rows"][0]["own"], rel=1e-3)
+    assert one["rows"][0]["rows"][0]["local"] == pytest.approx(rows["rows"][0]["local"], rel=1e-3)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (dict(sections=["curves"]), "sections=.'curves',.: must be of curvature, solvers, rows"),
+        (
+            dict(sections=["curves"]),
+            "sections=.'curves',.: must be one or more of curvature, solvers, rows",
+        ),
         (dict(trajectories=1), "trajectories=1: must be a whole number from 2"),
         (dict(steps=4), "steps=4: must be a whole number from 8"),
-        (dict(nfe=()), r"nfe=\(\): give one"),
+        (dict(nfe=()), r"nfe=\(\): give at least one"),
         (dict(nfe=(4, 2.5)), "nfe=2.5: must be a whole number"),
         (dict(nfe="4"), "nfe='4': must be a list"),
         (dict(seed=1.5), "seed=1.5: must be a whole number"),
         (dict(shift=0), "shift=0: must be a finite number above 0"),
         (dict(guidance="2"), "guidance='2': must be a finite number"),
         (dict(plans="E4"), "plans='E4': must be a list"),
-        (dict(plans=[None]), "plan=None: must be a flowturbo.Plan"),
+        (dict(plans=[None]), "plans=None: must be a flowturbo.Plan"),
         (dict(cond=torch.zeros(3)), r"cond=<tensor \(3,\).*: trajectories=64 takes 64 rows"),
         (dict(trajectorie=3), "has no argument 'trajectorie'; did you mean 'trajectories'"),
         (dict(plans=[ft.Plan.parse("H1R1")]), "refiner=None"),
@@ -233,7 +236,7 @@ def test_command_and_figures_from_the_record_alone(tiny, tmp_path, monkeypatch, 
         assert word in shown
     record = read_record(out / "record.json")
     assert record["models"]["diffusion"]["prediction"] == "noise"
-    assert record["conditions"]["condition"] == "drawn evenly"
+    assert record["conditions"]["condition"] == "sampled evenly"
     monkeypatch.setattr(command, "load", None)  # nothing is computed again
     again = tmp_path / "again"
     assert flowturbo("--record", out / "record.json", "-o", again) == 0
@@ -253,7 +256,7 @@ def test_a_record_of_one_part(tmp_path):
     [
         (["--record", "none.json"], "none.json"),
         (["--record", "bad.json"], "bad.json: not a record"),
-        (["--nfe", "4,x"], "--nfe '4,x'"),
+        (["--nfe", "4,x"], "'4,x' is not a list such as 4,6,8"),
         (["-m", "digits", "--sections", "curve"], "sections=('curve',)"),
         (["-m", "digits", "--compare-model", "digits"], "names on cards must differ"),
         (["-m", "digits", "--plan", "E1R1"], "velocities at 1 distinct times, and it needs 2"),
@@ -273,7 +276,7 @@ def test_models_of_other_conditions_are_not_compared():
     models = {name: Plane(mixture) for name in "xy"}
     for model, card in zip(models.values(), cards, strict=True):
         model.card = card
-    with pytest.raises(ValueError, match="models x, y: are told different things"):
+    with pytest.raises(ValueError, match="models x, y: their conditions mean different things"):
         analyze(models, trajectories=3, steps=8)
     models["y"].card = cards[0]
     assert analyze(models, trajectories=3, steps=8, sections=["curvature"])["curvature"]["y"]

@@ -19,13 +19,13 @@ from flowturbo.integrations import baselines as library
 from flowturbo.timing import fit_latency, interleaved, spread
 
 
-def test_calls_take_turns():
+def test_the_order_of_calls_rotates():
     order = []
     calls = {name: lambda n=name: order.append(n) for name in "abc"}
-    taken = interleaved(calls, repeats=3, warm_up=1, progress=False)
+    taken = interleaved(calls, repeats=3, warm_up=1)
     assert [len(ms) for ms in taken.values()] == [3, 3, 3]
     assert "".join(order) == "cab" + "abc" + "bca" + "cab"
-    slow = interleaved({"sleep": lambda: time.sleep(0.01)}, repeats=2, progress=False)["sleep"]
+    slow = interleaved({"sleep": lambda: time.sleep(0.01)}, repeats=2)["sleep"]
     assert min(slow) >= 10
     with pytest.raises(ValueError, match="repeats=0"):
         interleaved(calls, repeats=0)
@@ -64,7 +64,7 @@ def test_the_loop_keeps_nothing_but_its_result():
 
 
 @pytest.mark.parametrize("guided", [False, True])
-def test_peers_solve_what_plans_solve(digits, guided):
+def test_baselines_solve_what_plans_solve(digits, guided):
     found, missing = library.baselines(4)
     assert "diffusers" not in missing
     assert "torchdiffeq" not in missing
@@ -124,8 +124,8 @@ def test_command(text_model, tmp_path, monkeypatch, capsys, arguments):
 
 def test_bad_input_is_one_line(text_model, capsys):
     for arguments, message in (
-        (["--scope", "none,all"], "scopes=('none', 'all')"),
-        (["--batch", "0"], "--batch 0"),
+        (["--scopes", "none,all"], "scopes=('none', 'all')"),
+        (["--batch", "0"], "batch=0: must be"),
         (["--plan", "H0"], "H0"),
     ):
         with pytest.raises(SystemExit) as end:
@@ -137,7 +137,7 @@ def test_bad_input_is_one_line(text_model, capsys):
 def test_a_model_of_latents_is_measured_without_decoding(text_model):
     model = ft.load(text_model)
     latent = ft.Model(model.network, {**model.card, "codec": {"kind": "latent"}})
-    few = dict(batch=1, repeats=1, scopes=["none"], cond=model.condition(["tiger"]), progress=False)
+    few = dict(batch=1, repeats=1, scopes=["none"], cond=model.condition(["tiger"]))
     records = [benchmark(m, [ft.Plan.parse("E2")], **few) for m in (model, latent)]
     assert ["decode" in record["parts"] for record in records] == [True, False]
     assert records[0]["missing"] == {}
@@ -149,7 +149,7 @@ def test_a_model_of_latents_is_measured_without_decoding(text_model):
     [
         ({"plans": [None]}, "plans=None: must be a flowturbo.Plan or its notation"),
         ({"plans": "E2"}, "plans='E2': must be a list"),
-        ({"plans": []}, "plans=0"),
+        ({"plans": []}, r"plans=\[\]: give at least one"),
         ({"model": "digits"}, r"model='digits': .* load it: flowturbo.load\('digits'\)"),
         ({"model": mixture}, "model=.* must have a shape"),
         ({"batch": 0}, "batch=0: must be a whole number from 1"),
@@ -158,7 +158,7 @@ def test_a_model_of_latents_is_measured_without_decoding(text_model):
         ({"seed": -1}, "seed=-1: must be a whole number"),
         ({"guidance": "2"}, "guidance='2': must be a finite number"),
         ({"scopes": "none"}, "scopes='none': must be a list"),
-        ({"scopes": []}, "one at least"),
+        ({"scopes": []}, "must be one or more of"),
         ({"cond": torch.zeros(3)}, "cond=<tensor .*batch=1 takes 1 rows"),
         ({"baselines": 3}, "baselines=3: must be a dictionary"),
         ({"refiner": 3}, "refiner=3: must be a function"),
@@ -168,6 +168,6 @@ def test_a_model_of_latents_is_measured_without_decoding(text_model):
     ],
 )
 def test_bad_arguments(text_model, given, message):
-    few = dict(model=ft.load(text_model), plans=["E2"], batch=1, progress=False)
+    few = dict(model=ft.load(text_model), plans=["E2"], batch=1)
     with pytest.raises(ValueError, match=message):
         benchmark(**few | given)

@@ -11,21 +11,22 @@ from fields import Reuse
 from PIL import Image
 
 import flowturbo as ft
-from flowturbo.evaluate import evaluation
+from flowturbo.evaluate import evaluation, image_sets
 from flowturbo.evaluate.compare import compare
 from flowturbo.evaluate.evaluation import evaluate
 from flowturbo.evaluate.frechet import frechet_distance
+from flowturbo.evaluate.records import read_evaluation
 from flowturbo.evaluate.report import evaluations
 from flowturbo.files import exclusive
 from flowturbo.tuning.reference import error, fine
 
 
-def pooled(pictures):
-    return torch.nn.functional.adaptive_avg_pool2d(pictures, 2).flatten(1)
+def pooled(images):
+    return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
 
 
 pooled.probabilities = lambda features: features.softmax(1)
-FEW = dict(pictures=24, batch=10, steps=8, repeats=0, resamples=10, features=pooled, progress=False)
+FEW = dict(num_images=24, batch=10, steps=8, repeats=0, resamples=10, features=pooled)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def record(words):
     return evaluate(words, "AB2:3", **FEW)
 
 
-def test_trajectories_and_distances_are_those_of_the_pictures(words, record):
+def test_trajectory_errors_and_distances_follow_from_the_images(words, record):
     cond = words.random_condition(24, torch.Generator().manual_seed(0))
     x0 = ft.noise.draw(range(24), words.shape)
     ends = [ft.sample(p, words, x0, cond, guidance=2.0) for p in ("AB2:3", fine(8))]
@@ -50,16 +51,18 @@ def test_trajectories_and_distances_are_those_of_the_pictures(words, record):
     plan, exact = (pooled(words.decode(x)) for x in ends)
     far = (plan - exact).norm(dim=1)
     assert record["perceptual"]["median"] == pytest.approx(float(np.median(far)), rel=1e-3)
-    assert record["perceptual"]["rmse"] < record["perceptual"]["unrelated"]
-    assert record["frechet"]["twins"] == pytest.approx(frechet_distance(plan, exact), rel=1e-3)
+    assert record["perceptual"]["rmse"] < record["perceptual"]["random_pairs"]
+    assert record["frechet"]["to_reference"] == pytest.approx(
+        frechet_distance(plan, exact), rel=1e-3
+    )
     here, there = torch.randperm(24, generator=torch.Generator().manual_seed(0)).split(12)
     to = frechet_distance(plan[here], exact[there])
     assert record["frechet"]["plan"] == pytest.approx(to, rel=1e-3)
-    assert record["frechet"]["pictures"] == record["frechet"]["to"] == 12
-    assert record["score"]["plan"]["mean"] >= 1
+    assert record["frechet"]["images"] == record["frechet"]["target_images"] == 12
+    assert record["inception_score"]["plan"]["mean"] >= 1
 
 
-def test_the_record_tells_its_conditions(words, record):
+def test_the_record_has_its_conditions(words, record):
     found = record["conditions"]
     assert found["fingerprint"] == words.fingerprint
     assert found["digest"] == ft.Plan.parse("AB2:3").digest
@@ -74,13 +77,13 @@ def test_the_record_tells_its_conditions(words, record):
     assert record == json.loads(json.dumps(record))
 
 
-def test_the_converged_sampler_has_no_error(words):
+def test_the_reference_solution_has_no_error(words):
     found = evaluate(words, fine(8), **FEW)
     assert found["trajectory"]["rmse"] == found["perceptual"]["rmse"] == 0
     assert found["frechet"]["relative"] == pytest.approx(0, abs=1e-9)
     assert found["frechet"]["relative_95"] == pytest.approx([0, 0], abs=1e-9)
-    for part in ("score", "precision", "recall", "agreement"):
-        assert found[part]["plan"] == found[part]["converged"]
+    for part in ("inception_score", "precision", "recall", "agreement"):
+        assert found[part]["plan"] == found[part]["reference"]
 
 
 def test_agreement_is_high_where_prompts_decide(words):
@@ -101,9 +104,9 @@ def test_agreement_is_high_where_prompts_decide(words):
     few = FEW | {"prompts": names, "guidance": 1.0}
     assert len({int(i) % 20 for i in words.condition(names)[:, 0]}) == 4
     found = evaluate(model, "E4", **few)["agreement"]
-    assert found["plan"]["share"] == found["converged"]["share"] == 1
-    assert (found["prompts"], found["pictures"], found["chance"]) == (4, 24, 0.25)
-    assert evaluate(model, "E4", **few, agreement=2)["agreement"]["pictures"] == 12
+    assert found["plan"]["share"] == found["reference"]["share"] == 1
+    assert (found["prompts"], found["images"], found["chance"]) == (4, 24, 0.25)
+    assert evaluate(model, "E4", **few, agreement=2)["agreement"]["images"] == 12
     model.network.forgets = True
     assert evaluate(model, "E4", **few)["agreement"]["plan"]["share"] < 0.7
     assert "agreement" not in evaluate(model, "E4", **few, agreement=0)
@@ -112,16 +115,16 @@ def test_agreement_is_high_where_prompts_decide(words):
 @pytest.mark.parametrize("calls", [2, 4, 7])
 def test_an_interrupted_evaluation_goes_on_without_repeats(words, tmp_path, monkeypatch, calls):
     drawn, stop = [], [None]
-    sample = evaluation.sample
+    sample = image_sets.sample
 
     def spy(plan, model, x, cond=None, **options):
-        if len(x) > 1:  # one picture alone is drawn to count operations
+        if len(x) > 1:  # a single image is generated to count operations
             if stop[0] is not None and len(drawn) == stop[0]:
                 raise KeyboardInterrupt
             drawn.append((plan.name, ft.noise.digest(x)))
         return sample(plan, model, x, cond, **options)
 
-    monkeypatch.setattr(evaluation, "sample", spy)
+    monkeypatch.setattr(image_sets, "sample", spy)
     whole = evaluate(words, "E2", cache_dir=tmp_path / "whole", **FEW)
     once = list(drawn)
     drawn.clear()
@@ -138,14 +141,14 @@ def test_an_interrupted_evaluation_goes_on_without_repeats(words, tmp_path, monk
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
-def test_plans_share_what_is_converged(words, tmp_path, monkeypatch):
+def test_plans_share_reference_images(words, tmp_path, monkeypatch):
     evaluate(words, "E2", cache_dir=tmp_path, **FEW)
     names = []
-    sample = evaluation.sample
+    sample = image_sets.sample
     spy = lambda plan, *rest, **options: (names.append(plan.name), sample(plan, *rest, **options))[
         1
     ]
-    monkeypatch.setattr(evaluation, "sample", spy)
+    monkeypatch.setattr(image_sets, "sample", spy)
     shared = evaluate(words, "AB2:3", cache_dir=tmp_path, **FEW)
     assert set(names) == {"AB2:3"}
     assert shared == evaluate(words, "AB2:3", **FEW)
@@ -168,7 +171,7 @@ def test_a_refiner_is_counted_and_kept_apart(words, tmp_path):
     )
 
 
-def test_real_pictures_as_images_or_features(words, record, tmp_path):
+def test_real_images_as_images_or_features(words, record, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (15, 8, 8, 3), np.uint8)
     np.savez(tmp_path / "images.npz", images=images)
     for i, image in enumerate(images):
@@ -181,9 +184,9 @@ def test_real_pictures_as_images_or_features(words, record, tmp_path):
     for one in found:
         assert one["frechet"]["plan"] == pytest.approx(found[0]["frechet"]["plan"], rel=1e-4)
         assert one["precision"] == found[0]["precision"]
-        assert one["frechet"]["twins"] == record["frechet"]["twins"]
-    assert (found[0]["frechet"]["pictures"], found[0]["frechet"]["to"]) == (24, 15)
-    assert found[0]["conditions"]["against"]["pictures"] == 15
+        assert one["frechet"]["to_reference"] == record["frechet"]["to_reference"]
+    assert (found[0]["frechet"]["images"], found[0]["frechet"]["target_images"]) == (24, 15)
+    assert found[0]["conditions"]["real_images"]["images"] == 15
 
 
 def test_official_scores_of_both(words, tmp_path, monkeypatch):
@@ -191,40 +194,71 @@ def test_official_scores_of_both(words, tmp_path, monkeypatch):
     np.savez(tmp_path / "images.npz", images=images)
     seen = []
 
-    def official_scores(pictures, real, *, batch, device, progress):
-        seen.append((pictures, real))
+    def official_scores(images, real, *, batch, device):
+        seen.append((images, real))
         return {"fid": 1.0}
 
     monkeypatch.setattr(evaluation, "official_scores", official_scores)
     monkeypatch.setattr(evaluation, "check_installed", lambda: None)
     few = FEW | {"features": None}
     found = evaluate(words, "E2", real_images=tmp_path / "images.npz", fid=True, **few)
-    assert found["official"] == {"plan": {"fid": 1.0}, "converged": {"fid": 1.0}}
+    assert found["official"] == {"plan": {"fid": 1.0}, "reference": {"fid": 1.0}}
     assert [(p.shape, p.dtype, len(r)) for p, r in seen] == [((24, 3, 8, 8), torch.uint8, 15)] * 2
 
 
 def test_with_efficientnet_and_time(words):
-    few = FEW | {"features": "effnet", "pictures": 10, "agreement": 2, "resamples": 0}
+    few = FEW | {"features": "effnet", "num_images": 10, "agreement": 2, "resamples": 0}
     found = evaluate(words, "E1", **few | {"repeats": 2})
     assert found["conditions"]["features"] == "EfficientNet-Lite0"
     assert found["latency"]["ms"]["least"] > 0
-    assert found["score"]["plan"]["mean"] >= 1
+    assert found["inception_score"]["plan"]["mean"] >= 1
     assert "relative" not in found["frechet"]
-    assert set(found["frechet"]) == {"twins", "pictures", "to", "plan", "converged"}
+    assert set(found["frechet"]) == {"to_reference", "images", "target_images", "plan", "reference"}
 
 
 def test_table(words, record):
     other = evaluate(words, "E2", **FEW)
     made = evaluations([other, record])
-    assert [*made.columns[0].cells][-1] == "converged"
+    assert [*made.columns[0].cells][-1] == "reference solution"
     assert len(made.rows) == 3
     alone = evaluations([evaluate(words, "E1", **FEW | {"features": None})])
     assert len(alone.rows) == 2
     assert [c.header for c in alone.columns] == ["plan", "evaluations", "GFLOPs", "error", "median"]
     with pytest.raises(ValueError, match=r"guidance=2\.0 and 3\.0"):
         evaluations([record, evaluate(words, "E2", **FEW, guidance=3.0)])
-    with pytest.raises(ValueError, match="one at least"):
+    with pytest.raises(ValueError, match="give at least one"):
         evaluations([])
+
+
+OLD = {
+    "images": "pictures", "real_images": "against", "reference": "converged",
+    "inception_score": "score", "propagated": "carried", "propagated_95": "carried_95",
+    "local": "own", "local_95": "own_95",
+}  # fmt: skip
+
+
+def old_keys(part, top=True):
+    """A record with the keys of the first versions."""
+    if not isinstance(part, dict):
+        return [old_keys(p, False) for p in part] if isinstance(part, list) else part
+    old = OLD if not top else {k: v for k, v in OLD.items() if k != "reference"}
+    return {old.get(k, k): old_keys(v, False) for k, v in part.items()}
+
+
+def test_records_of_earlier_versions_are_read(record, tmp_path):
+    (tmp_path / "old.json").write_text(json.dumps(old_keys(record)))
+    (tmp_path / "new.json").write_text(json.dumps(record))
+    old, new = (evaluations([read_evaluation(tmp_path / n)]) for n in ("old.json", "new.json"))
+    assert [[*c.cells] for c in old.columns] == [[*c.cells] for c in new.columns]
+    assert len(new.columns) > 8
+
+
+def test_progress_is_reported(words):
+    seen = []
+    evaluate(words, "E2", **FEW, report=seen.append)
+    stages = {p.stage for p in seen}
+    assert {"reference images", "images of E2", "bootstrap resamples"} <= stages
+    assert all(p.done <= p.total for p in seen)
 
 
 def test_the_function_and_the_package_go_by_one_name():
@@ -237,14 +271,14 @@ def test_the_function_and_the_package_go_by_one_name():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"pictures": 9}, "pictures=9: must be a whole number from 10"),
-        ({"pictures": 24.0}, r"pictures=24\.0: must be a whole number"),
+        ({"num_images": 9}, "num_images=9: must be a whole number from 10"),
+        ({"num_images": 24.0}, r"num_images=24\.0: must be a whole number"),
         ({"batch": 0}, "batch=0: must be a whole number from 1"),
         ({"steps": 7}, "steps=7: must be a whole number from 8"),
         ({"seed": -1}, "seed=-1: must be a whole number from 0"),
         ({"guidance": "2"}, "guidance='2': must be a finite number"),
         ({"plan": ["E2"]}, "plan=.*: must be a Plan, or the notation of one"),
-        ({"picture": 3}, "has no argument 'picture'; did you mean 'pictures'"),
+        ({"num_image": 3}, "has no argument 'num_image'; did you mean 'num_images'"),
         ({"prompts": 3}, "prompts=3: must be a list"),
         ({"cache_dir": 3}, "cache_dir=3: must be a path"),
         ({"real_images": b"x"}, "real_images=b'x': must be a path"),
@@ -255,7 +289,7 @@ def test_the_function_and_the_package_go_by_one_name():
         ({"features": "inception"}, "features='inception': must be 'effnet'"),
         ({"features": None, "real_images": "x"}, "features=None, real_images='x'"),
         ({"real_images": "nowhere"}, "real_images: data 'nowhere': no such folder"),
-        ({"prompts": []}, r"prompts=\[\]: give one"),
+        ({"prompts": []}, r"prompts=\[\]: give at least one"),
         ({"prompts": ["xyzzy"]}, "xyzzy"),
         ({"plan": "H1R1"}, "refiner=None"),
         ({"plan": "Q3"}, "Q3"),
@@ -267,7 +301,7 @@ def test_refuses(words, given, message):
         evaluate(words, **{"plan": "E2"} | FEW | given)
 
 
-def test_refuses_real_pictures_that_do_not_fit(words, tmp_path, monkeypatch):
+def test_refuses_real_images_that_do_not_fit(words, tmp_path, monkeypatch):
     for name, array in (
         ("wide", np.zeros((12, 3))),
         ("flat", np.zeros(9)),
@@ -287,12 +321,12 @@ def test_refuses_real_pictures_that_do_not_fit(words, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "check_installed", lambda: None)
     with pytest.raises(ValueError, match=r"fid=True, real_images=None: .* pass real_images="):
         evaluate(words, "E2", fid=True, **FEW)
-    with pytest.raises(ValueError, match="needs pictures"):
+    with pytest.raises(ValueError, match="needs images"):
         evaluate(words, "E2", real_images=tmp_path / "wide.npz", fid=True, **FEW)
 
 
 class Decoded(ft.Model):
-    """A model of latents: its pictures are 8 times as high and wide as its states."""
+    """A model of latents: its images are 8 times as high and wide as its states."""
 
     def decode(self, x):
         return super().decode(x).repeat_interleave(8, 2).repeat_interleave(8, 3)
@@ -306,12 +340,12 @@ def saved(folder, size):
     return folder
 
 
-def test_real_pictures_are_read_as_drawn_ones_are(words, tmp_path, monkeypatch):
+def test_real_images_are_read_in_the_size_of_generated_ones(words, tmp_path, monkeypatch):
     shapes = []
 
-    def see(pictures):
-        shapes.append(tuple(pictures.shape[1:]))
-        return pooled(pictures)
+    def see(images):
+        shapes.append(tuple(images.shape[1:]))
+        return pooled(images)
 
     official = lambda drawn, real, **_: shapes.extend(tuple(p.shape[1:]) for p in (drawn, real))
     monkeypatch.setattr(evaluation, "official_scores", official)
@@ -362,10 +396,12 @@ def test_the_order_of_prompts_does_not_matter():
     rows = torch.randn(400, 4, generator=torch.Generator().manual_seed(0))
     rows[200:] += 20
     found = compare(rows, rows, probabilities=lambda x: (x[:, :2] / 5).softmax(1), resamples=0)
-    assert found["frechet"]["converged"] < 50
+    assert found["frechet"]["reference"] < 50
     mixed = rows[torch.randperm(400, generator=torch.Generator().manual_seed(1))]
     score = compare(mixed, mixed, probabilities=lambda x: (x[:, :2] / 5).softmax(1), resamples=0)
-    assert found["score"]["plan"]["mean"] == pytest.approx(score["score"]["plan"]["mean"], rel=0.02)
+    assert found["inception_score"]["plan"]["mean"] == pytest.approx(
+        score["inception_score"]["plan"]["mean"], rel=0.02
+    )
 
 
 def test_a_call_that_fails_claims_no_folder(words, tmp_path):
@@ -376,7 +412,7 @@ def test_a_call_that_fails_claims_no_folder(words, tmp_path):
     evaluate(words, "E2", guidance=2.0, **few)
 
 
-def test_a_damaged_file_is_named_and_drawn_again(words, tmp_path):
+def test_a_damaged_file_is_named_and_generated_again(words, tmp_path):
     few = FEW | {"cache_dir": tmp_path}
     whole = evaluate(words, "E2", **few)
     path = tmp_path / "converged-000000.safetensors"
@@ -438,7 +474,7 @@ def test_what_is_no_model_or_no_list_is_told(words):
 
 
 class Shift(torch.nn.Module):
-    """From noise to pictures of one grey a label."""
+    """From noise to images of one grey level per label."""
 
     shape = (1, 8, 8)
 

@@ -76,7 +76,7 @@ def eight_bits(channels, seed):
 
 def test_scores_and_the_features_of_sfid(calls):
     a, b = eight_bits(1, 0), eight_bits(3, 1)
-    found = official_scores(a, b, batch=5, progress=False)
+    found = official_scores(a, b, batch=5)
     assert set(found) == {"fid", "sfid", "is", "is_std", "precision", "recall"}
     pool = lambda x: torch.nn.functional.avg_pool2d(x.double().expand(-1, 3, -1, -1), 4)
     means = [pool(x).mean((2, 3)) for x in (a, b)]
@@ -90,14 +90,14 @@ def test_scores_and_the_features_of_sfid(calls):
     assert both["prc"]
     assert "isc" not in alone
     assert (both["prc_neighborhood"], both["batch_size"], both["cuda"]) == (3, 5, False)
-    assert official_scores(a, b, progress=False) == found  # registered but once
+    assert official_scores(a, b) == found  # registered but once
 
 
 def test_refuses(calls):
     a = eight_bits(3, 0)
     with pytest.raises(ValueError, match=r"real: .*uint8"):
         official_scores(a, a.float())
-    with pytest.raises(ValueError, match="pictures: 9 of them"):
+    with pytest.raises(ValueError, match="images: 9 of them"):
         official_scores(a[:9], a)
 
 

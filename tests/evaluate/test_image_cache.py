@@ -1,4 +1,4 @@
-"""What an evaluation keeps in its folder: damage is noticed, and a full disk loses nothing."""
+"""The cache of an evaluation: damage is noticed, and a full disk loses nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def rows(folder, options=OPTIONS, calls=None, name="plan"):
         x = torch.arange(rows.start, rows.stop).float()[:, None] + torch.arange(3)
         return {"states": x, "features": x.flip(1)}
 
-    return ImageCache(folder, options, 4, False).rows(name, 10, make, 24)
+    return ImageCache(folder, options, 4).rows(name, 10, make, 24)
 
 
 def equal(one, other):

@@ -1,4 +1,4 @@
-"""Real pictures to evaluate against: read and refused as training data are."""
+"""Real images of an evaluation: read and refused like training data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pictures(folder: Path) -> Path:
 
 def test_folders_are_read_as_for_training(tmp_path):
     real = load_real(pictures(tmp_path / "data"), (3, 4, 4))
-    assert real.pictures.equal(load_data(tmp_path / "data", 4).images)
+    assert real.images.equal(load_data(tmp_path / "data", 4).images)
     (tmp_path / "link").mkdir()
     (tmp_path / "link/a").symlink_to(tmp_path / "data")
     assert load_real(tmp_path / "link", (3, 4, 4)).about["digest"] == real.about["digest"]
@@ -32,10 +32,10 @@ def test_folders_are_read_as_for_training(tmp_path):
 def test_what_is_left_out_is_named(tmp_path):
     (pictures(tmp_path) / ".c.png").write_bytes(b"no")
     with pytest.warns(UserWarning, match=r"left out: .c.png"):
-        assert load_real(tmp_path, (3, 4, 4)).about["pictures"] == 10
+        assert load_real(tmp_path, (3, 4, 4)).about["images"] == 10
 
 
-def test_damaged_pictures_are_named(tmp_path):
+def test_damaged_images_are_named(tmp_path):
     (pictures(tmp_path) / "c.png").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"^real_images: .*c.png: not a readable image"):
         load_real(tmp_path, (3, 4, 4))

@@ -23,7 +23,7 @@ def test_a_budget_buys_evaluations_of_the_model_and_refiners():
 def clock(monkeypatch):
     """A clock that stands still but where the returned function moves it."""
     now = [0.0]
-    monkeypatch.setattr("flowturbo.tuning.cost.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr("flowturbo.timing.time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     def taking(seconds, fn):
         def timed(*arguments, **named):

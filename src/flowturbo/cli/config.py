@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from functools import wraps
+from functools import partial, wraps
 from inspect import Parameter, signature
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 import typer
@@ -18,7 +18,8 @@ from flowturbo.config import attribute_docs
 
 __all__ = ["options_of"]
 
-SHORT = {"guidance": "-g"}
+T = TypeVar("T")
+SHORT = {"guidance": "-g", "num_images": "-n"}
 
 
 def options_of(
@@ -81,6 +82,10 @@ def _option(name: str, hint: Any, default: Any, doc: str) -> Parameter:
         default = str(default)
     elif kind is torch.dtype:
         kind, more = Any, {"parser": resolve_dtype, "metavar": "float32|bfloat16|float16"}
+    elif get_origin(kind) is tuple:
+        item = get_args(kind)[0]
+        kind, more = Any, {"parser": partial(_items, item), "metavar": "A,B,..."}
+        default = ",".join(map(str, default))
     elif get_origin(kind) is Literal:
         kind, more = str, {"metavar": "|".join(get_args(kind))}  # the class checks which
     kind = kind | None if NoneType in _kinds(hint) and kind is not Any else kind
@@ -88,6 +93,13 @@ def _option(name: str, hint: Any, default: Any, doc: str) -> Parameter:
     return Parameter(
         name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
     )
+
+
+def _items(kind: Callable[[str], T], text: str) -> tuple[T, ...]:
+    try:
+        return tuple(kind(part.strip()) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a list such as 4,6,8") from None
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:

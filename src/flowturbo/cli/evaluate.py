@@ -1,21 +1,20 @@
-"""`flowturbo evaluate`: how near a plan's pictures are to those the model means."""
+"""`flowturbo evaluate`: how close the images of a plan are to the reference solution."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from flowturbo.cli.config import options_of
 from flowturbo.cli.options import (
     DEFAULT_MODEL,
     Device,
     DtypeName,
-    GuidanceScale,
     ModelName,
     PlanName,
     RefinerName,
-    Seed,
     Vae,
     read_lines,
     read_plan,
@@ -25,70 +24,52 @@ from flowturbo.cli.options import (
     resolve_sampling,
 )
 from flowturbo.cli.output import say, show
-from flowturbo.evaluate.evaluation import evaluate
+from flowturbo.evaluate.evaluation import EvaluateConfig, evaluate
 from flowturbo.evaluate.records import read_evaluation
 from flowturbo.evaluate.report import check_alike, evaluations
 from flowturbo.files import write_json
+from flowturbo.models.model import Model
 from flowturbo.models.zoo import load
+from flowturbo.progress import bars
+from flowturbo.types import JsonObject
 
 __all__ = ["run"]
 
 
+@options_of(EvaluateConfig)
 def run(
     context: typer.Context,
+    config: EvaluateConfig,
     model: ModelName = DEFAULT_MODEL,
     plan: PlanName = None,
-    pictures: Annotated[int, typer.Option("-n", "--number", help="Pictures to draw.")] = 5000,
     prompts: Annotated[
         Path | None,
-        typer.Option("--prompts", help="A file, one a line; by default drawn from the card."),
+        typer.Option(help="File of prompts, one per line; by default sampled from the card."),
     ] = None,
-    guidance: GuidanceScale = None,
     vae: Vae = None,
     refiner: RefinerName = None,
     real_images: Annotated[
         Path | None,
-        typer.Option(
-            "--real-images", help="Real pictures: a folder, or an .npz of images or features."
-        ),
+        typer.Option(help="Real images: a folder, or an .npz file of images or features."),
     ] = None,
     features: Annotated[
-        bool, typer.Option(help="Compare features; otherwise states and cost alone.")
+        bool, typer.Option(help="Compare features of images; otherwise states and cost only.")
     ] = True,
-    fid: Annotated[
-        bool, typer.Option("--fid", help="Official FID, sFID, IS, precision, recall too.")
-    ] = False,
-    agreement: Annotated[
-        int, typer.Option("--agreement", help="Prompts to compare for agreement; 0 for none.")
-    ] = 200,
-    steps: Annotated[int, typer.Option("--steps", help="Of the converged sampler.")] = 64,
-    resamples: Annotated[
-        int, typer.Option("--resamples", help="Of the bootstrap of Frechet distances.")
-    ] = 200,
-    repeats: Annotated[int, typer.Option("--repeats", help="Turns to measure time in.")] = 10,
-    batch: Annotated[int, typer.Option("--batch", help="Pictures drawn at once.")] = 64,
     cache_dir: Annotated[
         Path | None,
-        typer.Option(
-            "--cache-dir",
-            help="Folder for generated images; an interrupted evaluation in it is resumed.",
-        ),
+        typer.Option(help="Folder for generated images; an interrupted evaluation is resumed."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The record, a .json file.")
+        Path | None, typer.Option("--out", "-o", help="File for the record, .json.")
     ] = None,
     compare_with: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--compare-with",
-            help="Record of another evaluation to show in the table; may be repeated.",
-        ),
+        typer.Option(help="Record of another evaluation to show in the table; may be repeated."),
     ] = None,
-    seed: Seed = 0,
     device: Device = "auto",
     dtype: DtypeName = "float32",
 ) -> None:
-    """Measure a plan's pictures beside the converged sampler's of the same noises.
+    """Compare the images of a plan with the reference solution of the same noise samples.
 
     Example: flowturbo evaluate --model digits --plan AB2:6 -n 500 --cache-dir runs/digits -o a.json
     """
@@ -97,35 +78,25 @@ def run(
     table = read_plan(plan)
     records = [_record(path) for path in compare_with or []]
     field = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype), vae=vae)
-    (chosen,), scale, light = resolve_sampling(field, [table], guidance, refiner)
-    about = {
-        "fingerprint": field.fingerprint, "dtype": str(field.dtype), "pictures": pictures,
-        "guidance": scale, "seed": seed, "steps": steps,
-    }  # fmt: skip
-    check_alike([about, *(r["conditions"] for r in records)])
-    record = evaluate(
-        field,
-        chosen,
-        pictures=pictures,
-        prompts=None if prompts is None else read_lines(prompts),
-        guidance=guidance,
-        refiner=light,
-        real_images=real_images,
-        features="effnet" if features else None,
-        fid=fid,
-        agreement=agreement,
-        steps=steps,
-        resamples=resamples,
-        repeats=repeats,
-        batch=batch,
-        seed=seed,
-        cache_dir=cache_dir,
-    )
+    (chosen,), scale, light = resolve_sampling(field, [table], config.guidance, refiner)
+    check_alike([_known(field, config, scale), *(r["conditions"] for r in records)])
+    with bars() as report:
+        record = evaluate(
+            field,
+            chosen,
+            config=config,
+            prompts=None if prompts is None else read_lines(prompts),
+            refiner=light,
+            real_images=real_images,
+            features="effnet" if features else None,
+            cache_dir=cache_dir,
+            report=report,
+        )
     if out is not None:
         write_json(out, record)
     try:
         shown = evaluations([record, *records])
-    except ValueError:  # by prompts, features or what they were measured against
+    except ValueError:  # of other prompts, features or real images
         show(evaluations([record]))
         raise
     show(shown)
@@ -133,7 +104,15 @@ def run(
         say(f"-> {out}")
 
 
-def _record(path: Path) -> dict[str, Any]:
+def _known(model: Model, config: EvaluateConfig, guidance: float) -> JsonObject:
+    """The conditions that are known before anything is generated."""
+    return {
+        "fingerprint": model.fingerprint, "dtype": str(model.dtype), "images": config.num_images,
+        "guidance": guidance, "seed": config.seed, "steps": config.steps,
+    }  # fmt: skip
+
+
+def _record(path: Path) -> JsonObject:
     try:
         return read_evaluation(path)
     except ValueError as e:

@@ -1,161 +1,186 @@
 """Why a sampler errs where it does: trajectories, solvers and the rows of a plan, measured.
 
-One record holds, on the same noises and conditions:
+One record holds, for the same noise samples and conditions:
 
-- "curvature": how models' predictions change along their trajectories, and what doing without an
-  evaluation costs (`flowturbo.evaluate.curvature`);
-- "solvers": the error of plain solvers against their evaluations;
+- "curvature": how models' predictions change along their trajectories, and the error of skipping
+  an evaluation (`flowturbo.evaluate.curvature`);
+- "solvers": the error of classical solvers against their evaluations;
 - "rows": where plans lose their error (`flowturbo.evaluate.error_profile`).
 
-Errors are root mean squares over pixels and trajectories to the converged ODE, in the unit of the
-state. Tables and figures are made from the record alone (`flowturbo.evaluate.analysis_figures`).
+Errors are root mean squares over pixels and trajectories, to the reference solution of the ODE, in
+units of the state. Tables and figures are made from the record alone
+(`flowturbo.evaluate.analysis_figures`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from flowturbo import checks, noise
-from flowturbo.evaluate.benchmark import several
+from flowturbo.config import configured
+from flowturbo.evaluate.config import AnalyzeConfig, as_plans
 from flowturbo.evaluate.curvature import PREDICTIONS, change, gap_errors, mean, predictions, rate
 from flowturbo.evaluate.error_profile import check_whole, profile
 from flowturbo.evaluate.records import KIND
-from flowturbo.field import device_of
+from flowturbo.field import Field, device_of
 from flowturbo.plan import Plan
-from flowturbo.progress import Progress
+from flowturbo.progress import Progress, Report
 from flowturbo.provenance import conditions
-from flowturbo.refiner.binding import check_refiner, needed_refiner
+from flowturbo.refiner.binding import Refiner, check_refiner, needed_refiner
+from flowturbo.refiner.resolve import default_guidance
 from flowturbo.sampling import sample
 from flowturbo.stats import summary
 from flowturbo.tree import slice_condition
 from flowturbo.tuning.initial_states import check_condition, check_field
 from flowturbo.tuning.reference import Reference, error, solve
+from flowturbo.types import Condition, JsonObject
 
-__all__ = ["KIND", "SECTIONS", "analyze", "solvers"]
+__all__ = ["KIND", "AnalyzeConfig", "analyze", "solvers"]
 
-SECTIONS = ("curvature", "solvers", "rows")
-_CHECKED = 8  # trajectories that are solved again, twice as finely
+CHECKED = 8  # trajectories that are solved again, twice as finely
+T = TypeVar("T")
 
 
-@checks.known_keywords
+@configured(AnalyzeConfig)
 def analyze(
-    models: Mapping[str, Any],
+    models: Mapping[str, Field],
     plans: Sequence[Plan | str] = (),
-    refiner: Any = None,
+    refiner: Refiner | None = None,
     *,
-    cond: Any = None,
-    sections: Sequence[str] = SECTIONS,
-    nfe: Sequence[int] = (4, 6, 8, 12, 16),
-    shift: float = 1.0,
-    guidance: float = 1.0,
-    trajectories: int = 64,
-    steps: int = 64,
-    seed: int = 0,
-    batch: int = 64,
-    progress: bool = True,
-) -> dict[str, Any]:
+    config: AnalyzeConfig,
+    cond: Condition = None,
+    report: Report | None = None,
+) -> JsonObject:
     """Measure the trajectories of models, and the errors of samplers of the first of them.
+
+    The fields of `AnalyzeConfig` are keywords too: ``analyze(models, plans, trajectories=32)``.
 
     Args:
         models: fields with a ``shape``, the same for all, by the name to show. Those with cards
-            take the same conditions.
-        plans: from noise to data, or their notation; to look into row by row, and to show among the
-            solvers.
+            must take the same conditions.
+        plans: from noise to data, or their notation; for the section "rows", and among the solvers.
         refiner: for plans that need one; of the first model.
+        config: what to measure, and on how many trajectories.
         cond: conditions of the trajectories; by default the first model's ``random_condition``.
-        sections: what to measure, of "curvature", "solvers" and "rows".
-        nfe: evaluations of the model to give the solvers; each takes those it can.
-        shift: of the solvers' time grid, see `flowturbo.path.shifted`; 1 is uniform.
-        guidance: scale, 1 for off.
-        trajectories: how many, at least 2.
-        steps: intervals of the converged solution, and of time where changes are measured; at
-            least 8.
-        seed: of the first noise; the others follow.
-        batch: trajectories at a time.
-        progress: show bars, on a terminal.
+        report: called with a `Progress` at each stage.
 
     Returns:
-        The record, which JSON can hold: "kind", "conditions", "models" and the ``sections``.
+        The record, JSON-serialisable: "kind", "conditions", "models" and the sections.
 
     Raises:
-        ValueError: if an argument is not as said, or the trajectories are not finite.
+        ValueError: if an argument is invalid, or the trajectories are not finite.
     """
-    _check(models, sections, nfe)
-    least = {"trajectories": (trajectories, 2), "steps": (steps, 8), "batch": (batch, 1)}
-    for name, (value, low) in {**least, "seed": (seed, 0)}.items():
-        checks.whole(name, value, low)
-    shift, guidance = checks.number("shift", shift, above=0), checks.number("guidance", guidance)
-    given_plans = several("plans", plans)
-    chosen = [Plan.parse(plan) if isinstance(plan, str) else plan for plan in given_plans]
+    shape = _check(models)
+    first = next(iter(models.values()))
+    guidance = default_guidance(first, config.guidance)
+    chosen = as_plans("plans", plans)
     for plan in chosen:
         check_whole(plan)
         if needed_refiner(plan, refiner) is not None:
             check_refiner(plan, refiner, guidance)
-    first = next(iter(models.values()))
-    x = noise.draw(range(seed, seed + trajectories), first.shape, device=device_of(first))
-    given = cond is not None
-    if given:
-        cond = check_condition(cond, trajectories, f"trajectories={trajectories} takes", x.device)
-    elif hasattr(first, "random_condition"):
-        cond = first.random_condition(trajectories, torch.Generator().manual_seed(seed))
-    record: dict[str, Any] = {
+    seeds = range(config.seed, config.seed + config.trajectories)
+    x = noise.draw(seeds, shape, device=device_of(first))
+    cond, source = _condition(first, cond, config, x.device)
+    record: JsonObject = {
         "kind": KIND,
         "conditions": {
-            **conditions(first, refiner, x),
-            "batch": batch,
-            "dtype": str(getattr(first, "dtype", x.dtype)),
-            "guidance": guidance,
-            "trajectories": trajectories,
-            "seeds": [seed, seed + trajectories - 1],
-            "condition": "none" if cond is None else "given" if given else "drawn evenly",
-            "steps": steps,
-            "shift": shift,
+            **conditions(first, refiner, x), "batch": config.batch,
+            "dtype": str(getattr(first, "dtype", x.dtype)), "guidance": guidance,
+            "trajectories": config.trajectories, "seeds": [seeds[0], seeds[-1]],
+            "condition": source, "steps": config.steps, "shift": config.shift,
         },
         "models": {},
-        **({"curvature": {}} if "curvature" in sections else {}),
-    }
-    for i, (name, model) in enumerate(models.items()):
-        try:
-            reference = _solve(model, x, cond, guidance, steps, batch, progress and name)
-        except ValueError as e:
-            raise ValueError(f"model {name!r}: {e}") from e
-        finer = solve(
-            model,
-            x[:_CHECKED],
-            slice_condition(cond, slice(_CHECKED)),
-            guidance=guidance,
-            steps=2 * steps,
-        )
-        off = error(reference.states[-1][:_CHECKED], finer.states[-1])
-        record["models"][name] = {
-            "fingerprint": getattr(model, "fingerprint", None),
-            "prediction": _prediction(model),
-            "reference_rmse": _short(float(off.square().mean().sqrt())),
-        }
-        if "curvature" in sections:
-            record["curvature"][name] = _curvature(model, reference, steps, batch)
-        if i == 0 and "solvers" in sections:
-            tried = [(family, p) for n in nfe for family, p in solvers(n, shift).items()]
-            tried += [("given", plan) for plan in chosen]
-            record["solvers"] = [
-                {"family": family, **_told(plan), **_error(plan, model, reference, refiner, batch)}
-                for family, plan in _bar(tried, "solvers", progress)
-            ]
-        if i == 0 and "rows" in sections:
-            record["rows"] = [
-                {**_told(p), "rows": _short(profile(p, model, reference, refiner, batch=batch))}
-                for p in _bar(chosen, "rows", progress)
-            ]
+        **({"curvature": {}} if "curvature" in config.sections else {}),
+    }  # fmt: skip
+    for name, model in models.items():
+        reference, about = _solved(name, model, x, cond, guidance, config, report)
+        record["models"][name] = about
+        if "curvature" in config.sections:
+            record["curvature"][name] = _curvature(model, reference, config)
+        if model is first:
+            record |= _errors(model, chosen, refiner, reference, config, report)
     return record
 
 
+def _condition(
+    model: Field, cond: Condition, config: AnalyzeConfig, device: torch.device
+) -> tuple[Condition, str]:
+    """The conditions of the trajectories, and where they come from."""
+    n = config.trajectories
+    if cond is not None:
+        return check_condition(cond, n, f"trajectories={n} takes", device), "given"
+    if hasattr(model, "random_condition"):
+        cond = model.random_condition(n, torch.Generator().manual_seed(config.seed))
+    return cond, "none" if cond is None else "sampled evenly"
+
+
+def _solved(
+    name: str,
+    model: Field,
+    x: Tensor,
+    cond: Condition,
+    guidance: float,
+    config: AnalyzeConfig,
+    report: Report | None,
+) -> tuple[Reference, JsonObject]:
+    """The reference solution, and what the record says of the model and of its error."""
+
+    def renamed(progress: Progress) -> None:
+        if report:
+            report(Progress(f"reference trajectories of {name}", progress.done, progress.total))
+
+    steps = config.steps
+    try:
+        reference = solve(
+            model, x, cond, guidance=guidance, steps=steps, batch=config.batch, report=renamed
+        )
+    except ValueError as e:
+        raise ValueError(f"model {name!r}: {e}") from e
+    few = slice(CHECKED)
+    finer = solve(model, x[few], slice_condition(cond, few), guidance=guidance, steps=2 * steps)
+    off = error(reference.states[-1][few], finer.states[-1])
+    return reference, {
+        "fingerprint": getattr(model, "fingerprint", None),
+        "prediction": _prediction(model),
+        "reference_rmse": _rounded(float(off.square().mean().sqrt())),
+    }
+
+
+def _errors(
+    model: Field,
+    chosen: Sequence[Plan],
+    refiner: Refiner | None,
+    reference: Reference,
+    config: AnalyzeConfig,
+    report: Report | None,
+) -> JsonObject:
+    """The sections "solvers" and "rows"."""
+    found: JsonObject = {}
+    if "solvers" in config.sections:
+        tried = [(f, p) for n in config.nfe for f, p in solvers(n, config.shift).items()]
+        tried += [("given", plan) for plan in chosen]
+        found["solvers"] = []
+        for i, (family, plan) in enumerate(tried):
+            ends = _plan_error(plan, model, reference, refiner, config.batch)
+            found["solvers"].append({"family": family, **_about(plan), **ends})
+            if report:
+                report(Progress("solvers", i + 1, len(tried)))
+    if "rows" in config.sections:
+        found["rows"] = []
+        for i, plan in enumerate(chosen):
+            rows = profile(plan, model, reference, refiner, batch=config.batch)
+            found["rows"].append({**_about(plan), "rows": _rounded(rows)})
+            if report:
+                report(Progress("rows of plans", i + 1, len(chosen)))
+    return found
+
+
 def solvers(nfe: int, shift: float = 1.0) -> dict[str, Plan]:
-    """The solvers that take ``nfe`` evaluations, by family: plain ones, and H1P, the paper's."""
+    """The solvers that take ``nfe`` evaluations, by family: classical ones, and the paper's H1P."""
     texts = {"Euler": f"E{nfe}", "AB2": f"AB2:{nfe}", "AB4": f"AB4:{nfe}",
              "DPM-Solver++ 2M": f"DPM2:{nfe}", "UniPC-2": f"UNIPC2:{nfe}"}  # fmt: skip
     if nfe % 2 == 0:
@@ -165,50 +190,36 @@ def solvers(nfe: int, shift: float = 1.0) -> dict[str, Plan]:
     return {family: Plan.parse(text, shift=shift) for family, text in texts.items()}
 
 
-def _check(models: Mapping[str, Any], sections: Sequence[str], nfe: Sequence[int]) -> None:
+def _check(models: Mapping[str, Field]) -> tuple[int, ...]:
+    """The shape of the states of all models."""
     if not isinstance(models, Mapping):
         raise ValueError(f"models={checks.shown(models)}: must be a dictionary, models by name")
+    shapes = set()
     for name, model in models.items():
         check_field(f"models[{name!r}]", model)
         if not hasattr(model, "shape"):
             raise ValueError(
                 f"models[{name!r}]={checks.shown(model)}: must have a shape, of states"
             )
-    shapes = {tuple(m.shape) for m in models.values()}
+        shapes.add(tuple(model.shape))
     if len(shapes) != 1:
-        told = ", ".join(map(str, shapes)) or "none"
-        raise ValueError(f"models of shapes {told}: pass one or more, of one shape")
-    unknown = [p for p in several("sections", sections) if p not in SECTIONS]
-    if unknown or not sections:
-        raise ValueError(f"sections={tuple(sections)}: must be of {', '.join(SECTIONS)}")
-    for n in several("nfe", nfe):
-        checks.whole("nfe", n, 1)
-    if not nfe:
-        raise ValueError("nfe=(): give one number of evaluations at least")
+        found = ", ".join(map(str, shapes)) or "none"
+        raise ValueError(f"models of shapes {found}: pass one or more, of one shape")
     cards = [m.card.get("condition") for m in models.values() if hasattr(m, "card")]
     if any(card != cards[0] for card in cards):
         raise ValueError(
-            f"models {', '.join(models)}: are told different things by one condition; compare "
-            'those whose cards have the same "condition"'
+            f"models {', '.join(models)}: their conditions mean different things; compare those "
+            'whose cards have the same "condition"'
         )
+    return shapes.pop()
 
 
-def _solve(
-    model: Any, x: Tensor, cond: Any, guidance: float, steps: int, batch: int, title: str | bool
-) -> Reference:
-    with tqdm(total=len(x), desc=f"solve {title}", disable=None if title else True) as bar:
-
-        def report(progress: Progress) -> None:
-            bar.update(progress.done - bar.n)
-
-        return solve(model, x, cond, guidance=guidance, steps=steps, batch=batch, report=report)
-
-
-def _curvature(model: Any, reference: Reference, steps: int, batch: int) -> dict[str, Any]:
+def _curvature(model: Field, reference: Reference, config: AnalyzeConfig) -> JsonObject:
     """Of both kinds of prediction: rate and change against time, errors against gaps."""
-    found = {}
+    steps = config.steps
+    found: JsonObject = {}
     for kind in PREDICTIONS:
-        times, values = predictions(model, reference, kind, steps, batch)
+        times, values = predictions(model, reference, kind, steps, config.batch)
         rates = rate(times, values)
         gaps = [2**i for i in range(steps.bit_length()) if 2**i <= steps // 4]
         found[kind] = {
@@ -220,39 +231,38 @@ def _curvature(model: Any, reference: Reference, steps: int, batch: int) -> dict
                 for g in gaps
             ],
         }
-    return _short(found)  # type: ignore[no-any-return]
+    return _rounded(found)
 
 
-def _told(plan: Plan) -> dict[str, Any]:
+def _about(plan: Plan) -> JsonObject:
     return {"plan": plan.name, "digest": plan.digest, "evaluations": plan.nfe}
 
 
-def _error(
-    plan: Plan, model: Any, reference: Reference, refiner: Any, batch: int
-) -> dict[str, Any]:
+def _plan_error(
+    plan: Plan, model: Field, reference: Reference, refiner: Refiner | None, batch: int
+) -> JsonObject:
     """The error of ``plan`` to the ends of ``reference``."""
     found = []
     for i in range(0, len(reference), batch):
         part = reference.rows(i, i + batch)
         x1 = sample(plan, model, part.noise, part.cond, guidance=part.guidance, refiner=refiner)
         found.append(error(x1, part.states[-1]))
-    return _short(summary(torch.cat(found).cpu().numpy()))  # type: ignore[no-any-return]
+    return _rounded(summary(torch.cat(found).cpu().numpy()))
 
 
-def _bar(things: Sequence[Any], title: str, progress: bool) -> Any:
-    return tqdm(things, desc=title, disable=None if progress else True)
-
-
-def _prediction(model: Any) -> str:
-    """In which of its predictions a model is sampled."""
+def _prediction(model: Field) -> str:
+    """The prediction that the network of a model makes."""
     config = getattr(getattr(model, "network", model), "config", None)
     return "noise" if getattr(config, "prediction", None) == "noise" else "velocity"
 
 
-def _short(value: Any) -> Any:
-    """Five digits of every number."""
+def _rounded(value: T) -> T:
+    """Every float rounded to five digits."""
+    made: object = value
     if isinstance(value, Mapping):
-        return {k: _short(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_short(v) for v in value]
-    return float(f"{value:.5g}") if isinstance(value, float) else value
+        made = {k: _rounded(v) for k, v in value.items()}
+    elif isinstance(value, list):
+        made = [_rounded(v) for v in value]
+    elif isinstance(value, float):
+        made = float(f"{value:.5g}")
+    return cast(T, made)

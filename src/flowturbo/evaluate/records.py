@@ -1,6 +1,6 @@
-"""Records of measurements as files: what a table or a figure needs of one, checked when it is read.
+"""Records of measurements as files; what tables and figures need of one is checked when it is read.
 
-Records hold more than that; the rest is not looked at.
+Keys of records that earlier versions wrote are renamed.
 """
 
 from __future__ import annotations
@@ -11,46 +11,63 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from flowturbo.schema import Schema, read_json
+from flowturbo.types import JsonObject
 
 __all__ = ["read_analysis", "read_evaluation"]
 
 KIND = "flowturbo analysis 1"
-MISSING: Any = None  # of what a record may lack, but not hold as null
+MISSING: Any = None  # default of parts that may be absent, but not null
+OLD_KEYS = {
+    "against": "real_images", "carried": "propagated", "carried_95": "propagated_95",
+    "converged": "reference", "own": "local", "own_95": "local_95", "pictures": "images",
+    "score": "inception_score",
+}  # fmt: skip
 Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
 Count = Annotated[int, Field(ge=0)]
 S = TypeVar("S", bound=Schema)
 
 
-class _Evaluations(Schema):
+class _Part(Schema):
+    """Part of a record, perhaps with old keys."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, part: object) -> object:
+        if not isinstance(part, dict):
+            return part
+        return {OLD_KEYS.get(k, k): v for k, v in part.items()}
+
+
+class _Evaluations(_Part):
     model: Count
     refiner: Count
 
 
-class _Mean(Schema):
+class _Mean(_Part):
     mean: float
 
 
-class _Share(Schema):
+class _Share(_Part):
     share: float
 
 
-class _Band(Schema):
+class _Band(_Part):
     mean: float
     half: float
 
 
-class _Curve(Schema):
+class _Curve(_Part):
     mean: Annotated[list[float], Field(min_length=1)]
     half: list[float]
 
 
-class _Gap(Schema):
+class _Gap(_Part):
     gap: Annotated[float, Field(gt=0, le=1)]
     reuse: _Band
     extrapolate: _Band
 
 
-class _Curvature(Schema):
+class _Curvature(_Part):
     times: list[float]
     rate: _Curve
     change: _Curve
@@ -64,12 +81,12 @@ class _Curvature(Schema):
         return self
 
 
-class _Kinds(Schema):
+class _Kinds(_Part):
     velocity: _Curvature
     noise: _Curvature
 
 
-class _Solver(Schema):
+class _Solver(_Part):
     family: str
     plan: str
     evaluations: _Evaluations
@@ -78,36 +95,36 @@ class _Solver(Schema):
     median: float
 
 
-class _Row(Schema):
+class _Row(_Part):
     row: Count
     evaluator: Literal["model", "refiner"]
     time: float
     to: float
     state: float
     state_95: Pair
-    carried: float
-    carried_95: Pair
-    own: float
+    propagated: float
+    propagated_95: Pair
+    local: float
     part: float
     part_95: Pair
 
 
-class _Rows(Schema):
+class _Rows(_Part):
     plan: str
     evaluations: _Evaluations
     rows: Annotated[list[_Row], Field(min_length=1)]
 
 
-class _AnalysisModel(Schema):
+class _AnalysisModel(_Part):
     prediction: str
 
 
-class _AnalysisConditions(Schema):
+class _AnalysisConditions(_Part):
     trajectories: Count
     guidance: float
 
 
-class _Analysis(Schema):
+class _Analysis(_Part):
     kind: Literal["flowturbo analysis 1"]
     conditions: _AnalysisConditions
     models: dict[str, _AnalysisModel]
@@ -123,56 +140,56 @@ class _Analysis(Schema):
         return self
 
 
-class _Against(Schema):
+class _RealImages(_Part):
     name: str
 
 
-class _Conditions(Schema):
+class _Conditions(_Part):
     model: str
     plan: str
-    pictures: Count
+    images: Count
     guidance: float
     dtype: str
     seed: Count
-    against: _Against | None
+    real_images: _RealImages | None
 
 
-class _Reference(Schema):
+class _Reference(_Part):
     evaluations: Count
 
 
-class _Trajectory(Schema):
+class _Trajectory(_Part):
     rmse: float
     rmse_95: Pair
     median: float
 
 
-class _Spread(Schema):
+class _Spread(_Part):
     median: float
 
 
-class _Latency(Schema):
+class _Latency(_Part):
     ms: _Spread
 
 
-class _Frechet(Schema):
+class _Frechet(_Part):
     plan: float
-    converged: float
+    reference: float
     relative: float = MISSING
     relative_95: Pair = MISSING
 
 
-class _Scores(Schema):
+class _Scores(_Part):
     plan: _Mean
-    converged: _Mean
+    reference: _Mean
 
 
-class _Shares(Schema):
+class _Shares(_Part):
     plan: _Share
-    converged: _Share
+    reference: _Share
 
 
-class _Evaluation(Schema):
+class _Evaluation(_Part):
     conditions: _Conditions
     evaluations: _Evaluations
     flops: Count
@@ -181,23 +198,23 @@ class _Evaluation(Schema):
     latency: _Latency = MISSING
     perceptual: _Spread = MISSING
     frechet: _Frechet = MISSING
-    score: _Scores = MISSING
+    inception_score: _Scores = MISSING
     precision: _Shares = MISSING
     recall: _Shares = MISSING
     agreement: _Shares = MISSING
 
 
-def read_analysis(path: str | Path) -> dict[str, Any]:
+def read_analysis(path: str | Path) -> JsonObject:
     """The record of `flowturbo analyze` in a JSON file; ``ValueError`` if it holds none."""
     return _read(path, _Analysis, "analyze", "give the record.json it left")
 
 
-def read_evaluation(path: str | Path) -> dict[str, Any]:
+def read_evaluation(path: str | Path) -> JsonObject:
     """The record of `flowturbo evaluate` in a JSON file; ``ValueError`` if it holds none."""
     return _read(path, _Evaluation, "evaluate", "give the file that -o named")
 
 
-def _read(path: str | Path, schema: type[S], command: str, how: str) -> dict[str, Any]:
+def _read(path: str | Path, schema: type[S], command: str, how: str) -> JsonObject:
     try:
         found = read_json(path, schema)
     except ValueError as e:

@@ -1,23 +1,27 @@
-"""The record of a benchmark as a table and as a picture; records of evaluations as a table."""
+"""Records of benchmarks as tables and plots, and records of evaluations as tables."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from flowturbo.files import atomic_write
+from flowturbo.types import ReadOnlyJson
 
-__all__ = ["check_alike", "check_picture", "evaluations", "plot", "table"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["check_alike", "check_plot", "evaluations", "plot", "table"]
 
 _COLOURS = {"none": "tab:blue", "plan": "tab:red", "row": "tab:orange", "network": "tab:green"}
 
 
-def table(record: Mapping[str, Any]) -> Table:
-    """One line a method, the fastest first."""
-    columns = ["method", "ms", "spread", "images/s", "evaluations", "error", "of peak", "compile s"]
+def table(record: ReadOnlyJson) -> Table:
+    """A row for each method, the fastest first."""
+    columns = ["method", "ms", "spread", "images/s", "evaluations", "error", "MFU", "compile s"]
     made = Table(*columns, title=_title(record))
     for column in made.columns[1:]:
         column.justify = "right"
@@ -37,19 +41,19 @@ def table(record: Mapping[str, Any]) -> Table:
 
 
 _ALIKE = (
-    "fingerprint", "codec", "dtype", "pictures", "prompts", "guidance", "seed", "steps", "features",
-    "against",
+    "fingerprint", "codec", "dtype", "images", "prompts", "guidance", "seed", "steps", "features",
+    "real_images",
 )  # fmt: skip
 
 
 _COLUMNS = (
-    "plan", "evaluations", "GFLOPs", "ms", "error", "median", "perceptual", "FD beside converged",
-    "FD", "score", "precision", "recall", "agreement",
+    "plan", "evaluations", "GFLOPs", "ms", "error", "median", "perceptual",
+    "relative increase of FD", "FD", "inception score", "precision", "recall", "agreement",
 )  # fmt: skip
 
 
-def check_alike(conditions: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse records of different pictures by their conditions, or by some of these.
+def check_alike(conditions: Sequence[ReadOnlyJson]) -> None:
+    """Refuse conditions, or parts of them, of different sets of images.
 
     Raises:
         ValueError: naming what differs.
@@ -60,29 +64,29 @@ def check_alike(conditions: Sequence[Mapping[str, Any]]) -> None:
             if key in first and other.get(key) != first[key]:
                 raise ValueError(
                     f"records of {key}={first[key]!r} and {other.get(key)!r}: one table holds "
-                    "those of the same pictures alone; show them apart"
+                    "records of the same images only; show them separately"
                 )
 
 
-def evaluations(records: Sequence[Mapping[str, Any]]) -> Table:
-    """Records of `flowturbo.evaluate` side by side, a line a plan, the smallest error first.
+def evaluations(records: Sequence[ReadOnlyJson]) -> Table:
+    """Records of `flowturbo.evaluate` in one table, a row for each plan, the smallest error first.
 
-    The last line is the converged sampler's, of the first record.
+    The last row is the reference solution of the first record.
 
     Raises:
-        ValueError: if there is none, or they were measured on different pictures.
+        ValueError: if there is no record, or they were measured on different images.
     """
     if not records:
-        raise ValueError("records=[]: a table needs one at least")
+        raise ValueError("records=[]: give at least one")
     check_alike([r["conditions"] for r in records])
     first = records[0]["conditions"]
-    about = "" if first["against"] is None else f", against {first['against']['name']}"
+    about = "" if first["real_images"] is None else f", real images {first['real_images']['name']}"
     made = Table(
-        title=f"{first['model']}, {first['pictures']} pictures, guidance {first['guidance']:g}, "
+        title=f"{first['model']}, {first['images']} images, guidance {first['guidance']:g}, "
         f"{first['dtype'].removeprefix('torch.')}, seed {first['seed']}{about}",
     )
     lines = [_line(r, "plan") for r in sorted(records, key=lambda r: r["trajectory"]["rmse"])]
-    lines.append(_line(records[0], "converged"))
+    lines.append(_line(records[0], "reference"))
     measured = [i for i in range(len(_COLUMNS)) if any(line[i] for line in lines)]
     for i in measured:
         made.add_column(_COLUMNS[i], justify="right" if i else "left")
@@ -91,22 +95,22 @@ def evaluations(records: Sequence[Mapping[str, Any]]) -> Table:
     return made
 
 
-def _line(record: Mapping[str, Any], which: str) -> list[str]:
-    """What ``record`` says of "plan" or of "converged"."""
-    apart = record.get("frechet", {})
+def _line(record: ReadOnlyJson, which: str) -> list[str]:
+    """The row of "plan" or of "reference"."""
+    distances = record.get("frechet", {})
     share = lambda part: f"{100 * record[part][which]['share']:.1f} %" if part in record else ""
     shown = [
-        f"{apart[which]:.3f}" if apart else "",
-        f"{record['score'][which]['mean']:.2f}" if "score" in record else "",
+        f"{distances[which]:.3f}" if distances else "",
+        f"{record['inception_score'][which]['mean']:.2f}" if "inception_score" in record else "",
         *map(share, ("precision", "recall", "agreement")),
     ]
-    if which == "converged":
-        return ["converged", f"{record['reference']['evaluations']}", *[""] * 6, *shown]
+    if which == "reference":
+        return ["reference solution", f"{record['reference']['evaluations']}", *[""] * 6, *shown]
     count, far = record["evaluations"], record["trajectory"]
     relative = ""
-    if "relative" in apart:
-        bounds = _range([100 * x for x in apart["relative_95"]], "+.1f")
-        relative = f"{100 * apart['relative']:+.1f} % [{bounds}]"
+    if "relative" in distances:
+        bounds = _range([100 * x for x in distances["relative_95"]], "+.1f")
+        relative = f"{100 * distances['relative']:+.1f} % [{bounds}]"
     return [
         record["conditions"]["plan"],
         f"{count['model']}" + (f" + {count['refiner']}" if count["refiner"] else ""),
@@ -124,36 +128,34 @@ def _range(bounds: Sequence[float], how: str) -> str:
     return f"{bounds[0]:{how}}, {bounds[1]:{how}}"
 
 
-def check_picture(path: str | Path) -> None:
-    """Raise now, before long work, unless matplotlib is there and writes a picture ``path``.
+def check_plot(path: str | Path) -> None:
+    """Raise, before long work, unless matplotlib is installed and can write a file like ``path``.
 
     Raises:
         ImportError: if matplotlib is missing.
-        ValueError: if ``path`` is of a kind that it does not write.
+        ValueError: if it cannot write that file format.
     """
     kinds = _figure().canvas.get_supported_filetypes()
     if Path(path).suffix[1:].lower() not in kinds:
-        raise ValueError(f"{path}: a picture is written as one of .{', .'.join(kinds)}")
+        raise ValueError(f"{path}: must end in one of .{', .'.join(kinds)}")
 
 
-def _figure(**options: Any) -> Any:
+def _figure() -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as e:
-        raise ImportError("pictures need matplotlib: pip install 'flowturbo[eval]'") from e
-    return Figure(**options)
+        raise ImportError("plots need matplotlib: pip install 'flowturbo[eval]'") from e
+    return Figure(figsize=(8, 5), layout="constrained")
 
 
-def plot(
-    record: Mapping[str, Any], path: str | Path, errors: Mapping[str, float] | None = None
-) -> None:
+def plot(record: ReadOnlyJson, path: str | Path, errors: Mapping[str, float] | None = None) -> None:
     """Error against milliseconds, both logarithmic.
 
     Args:
         record: of ``benchmark``.
-        path: of the picture, of any kind that matplotlib writes.
-        errors: another error of the methods by name, a Frechet distance say; by default what the
-            record says.
+        path: file to write, of any format of matplotlib.
+        errors: another error of the methods by name, such as a Frechet distance; by default the
+            errors in the record.
 
     Raises:
         ImportError: if matplotlib is missing.
@@ -162,8 +164,8 @@ def plot(
     error = errors or {r["name"]: r["error"]["rmse"] for r in record["methods"] if "error" in r}
     shown = [r for r in record["methods"] if r["name"] in error]
     if not shown:
-        raise ValueError("the record holds no errors; measure with a reference, or pass errors")
-    figure = _figure(figsize=(8, 5), layout="constrained")
+        raise ValueError("the record has no errors; measure with a reference, or pass errors")
+    figure = _figure()
     axes = figure.subplots()
     for row in shown:
         ms, colour = row["ms"], _COLOURS.get(row["scope"], "tab:gray")
@@ -173,13 +175,13 @@ def plot(
         axes.annotate(row["name"], where, fontsize=7, parse_math=False)
     axes.set(xscale="log", yscale="log", xlabel="ms a batch")
     axes.set_title(_title(record), parse_math=False)
-    axes.set_ylabel("distance" if errors else "error to the converged ODE")
+    axes.set_ylabel("distance" if errors else "error to the reference solution")
     axes.grid(alpha=0.3)
     with atomic_write(path) as temporary:
         figure.savefig(temporary)
 
 
-def _title(record: Mapping[str, Any]) -> str:
+def _title(record: ReadOnlyJson) -> str:
     c = record["conditions"]
     return (
         f"{c['model']}, batch {c['batch']}, guidance {c['guidance']:g}, "

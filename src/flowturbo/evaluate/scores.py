@@ -1,27 +1,27 @@
-r"""Scores of sets of pictures, from features or class probabilities that any network gives.
+r"""Scores of sets of images, from features or class probabilities that any network gives.
 
 The inception score of probabilities ``p(y|x)`` (Salimans et al. 2016, arXiv 1606.03498),
 
     exp( mean_x KL(p(y|x) || mean_x p(y|x)) ),
 
-is 1 where all pictures look alike or like nothing, and at most the number of classes.
+is 1 where all images look alike or like nothing, and at most the number of classes.
 
-Precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991) take each set for the union of the
-balls around its rows that reach to their k-th nearest neighbour. Precision is the share of drawn
-pictures in that of the real ones; recall the share of real ones in that of the drawn. Both depend
-on the number of pictures: compare sets of one size.
+Precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991) model each set as the union of
+balls around its rows that reach to their k-th nearest neighbour. Precision is the share of
+generated images inside that of the real ones; recall the share of real images inside that of the
+generated ones. Both depend on the number of images: compare sets of one size.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flowturbo.stats import interval
+from flowturbo.stats import Array, interval
+from flowturbo.types import JsonObject
 
 __all__ = ["covered", "inception_score", "precision_recall"]
 
@@ -49,7 +49,7 @@ def inception_score(probabilities: Tensor, *, splits: int = 10) -> dict[str, flo
             "row summing to 1; take the softmax of what the classifier returns"
         )
     if not 1 <= splits <= len(p):
-        raise ValueError(f"splits={splits}: must be from 1 to the {len(p)} pictures")
+        raise ValueError(f"splits={splits}: must be from 1 to the {len(p)} images")
     cuts = [i * len(p) // splits for i in range(splits + 1)]
     parts = [p[a:b] for a, b in pairwise(cuts)]
     scores = [float(_divergence(part).exp()) for part in parts]
@@ -61,13 +61,13 @@ def _divergence(p: Tensor) -> Tensor:
     return (torch.xlogy(p, p) - torch.xlogy(p, p.mean(0))).sum(1).mean()
 
 
-def precision_recall(drawn: Tensor, real: Tensor, *, neighbours: int = 3) -> dict[str, Any]:
-    """Precision and recall of drawn pictures, each with its 95 % bootstrap interval.
+def precision_recall(generated: Tensor, real: Tensor, *, neighbours: int = 3) -> JsonObject:
+    """Precision and recall of generated images, each with its 95 % bootstrap interval.
 
     The intervals are those of a share of the rows asked about, the other set being what it is.
 
     Args:
-        drawn: features (N, D).
+        generated: features (N, D).
         real: features (M, D) of the same network.
         neighbours: k, to which the balls reach.
 
@@ -77,14 +77,14 @@ def precision_recall(drawn: Tensor, real: Tensor, *, neighbours: int = 3) -> dic
     Raises:
         ValueError: for features of another shape, not finite, or no more than k of them.
     """
-    inside, reached = covered(drawn, real, neighbours), covered(real, drawn, neighbours)
+    inside, reached = covered(generated, real, neighbours), covered(real, generated, neighbours)
     found = {"precision": inside, "recall": reached}
     return {k: float(v.mean()) for k, v in found.items()} | {
         f"{k}_95": interval(np.mean, v) for k, v in found.items()
     }
 
 
-def covered(rows: Tensor, points: Tensor, neighbours: int = 3) -> np.ndarray[Any, Any]:
+def covered(rows: Tensor, points: Tensor, neighbours: int = 3) -> Array:
     """Which of ``rows`` (N, D) lie in a ball of ``points`` (M, D): (N,) of 0.0 and 1.0."""
     if rows.ndim != 2 or points.ndim != 2 or rows.shape[1] != points.shape[1]:
         raise ValueError(
@@ -94,7 +94,7 @@ def covered(rows: Tensor, points: Tensor, neighbours: int = 3) -> np.ndarray[Any
     if not 1 <= neighbours < min(len(points), len(rows)):
         raise ValueError(
             f"neighbours={neighbours}: must be at least 1 and below the {len(points)} and "
-            f"{len(rows)} pictures"
+            f"{len(rows)} images"
         )
     if not (rows.isfinite().all() and points.isfinite().all()):
         raise ValueError("features: some are not finite")

@@ -1,7 +1,7 @@
-"""Other libraries' samplers on our fields, to measure ours against.
+"""Samplers of other libraries on our fields, as baselines of benchmarks.
 
-Each does what a user of it would write: the two branches in one batch, the library's own loop or
-its own step, the same number of evaluations of the model.
+Each is used as its documentation suggests: both branches of guidance in one batch, the library's
+own loop or its own step, the same number of evaluations of the model.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ INSTALL = {
 
 
 def baselines(evaluations: int) -> tuple[dict[str, Callable[..., Tensor]], dict[str, str]]:
-    """Samplers of so many evaluations by name, and what is missing with how to install it.
+    """Samplers with this number of evaluations by name, and how to install those that are missing.
 
     A sampler is called ``(field, x, cond, null, guidance) -> x1`` with the field unguided, and
-    ``null`` None where guidance is off. Methods of two evaluations a step are left out where the
+    ``null`` None where guidance is off. Methods of two evaluations per step are left out where the
     number is odd.
     """
     n, even = evaluations, evaluations % 2 == 0
@@ -59,12 +59,12 @@ def _guided(
     solve: Solve, field: Field, x: Tensor, cond: Condition, null: Condition, guidance: float
 ) -> Tensor:
     both = lambda a, b: torch.cat([a, b.expand(len(a), *b.shape[1:])])
-    shown = cond if null is None else map_condition(both, cond, null)
+    both_conditions = cond if null is None else map_condition(both, cond, null)
 
     def velocity(x: Tensor, t: Time) -> Tensor:
         if null is None:
-            return field(x, t, shown)
-        v_c, v_u = field(torch.cat([x, x]), t, shown).chunk(2)
+            return field(x, t, both_conditions)
+        v_c, v_u = field(torch.cat([x, x]), t, both_conditions).chunk(2)
         return v_u + guidance * (v_c - v_u)
 
     with torch.no_grad():
@@ -86,7 +86,7 @@ def _diffusers(n: int, name: str, config: JsonObject, velocity: Velocity, x: Ten
         scheduler.set_timesteps(n, device=x.device)
     else:
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / n, n), device=x.device)
-    for t in scheduler.timesteps:  # noise levels fall, and the velocity is of the other sign
+    for t in scheduler.timesteps:  # noise levels decrease, so velocities change sign
         x = scheduler.step(-velocity(x, 1 - t / 1000), t, x, return_dict=False)[0]
     return x
 

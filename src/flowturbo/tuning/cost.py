@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import time
+from functools import partial
 from statistics import median
 
-import torch
 from torch import Tensor
 
 from flowturbo.field import Field
 from flowturbo.plan import Plan
 from flowturbo.refiner.binding import Refiner
 from flowturbo.sampling import sample
+from flowturbo.timing import interleaved
 from flowturbo.types import Condition, GuidanceScale
 
 __all__ = ["affordable", "time_evaluations"]
@@ -25,24 +25,21 @@ def time_evaluations(
     guidance: GuidanceScale,
     repeats: int = 7,
 ) -> dict[str, float]:
-    """Milliseconds of an evaluation of each kind on the rows ``x``, medians, measured alternately.
+    """Median milliseconds of an evaluation of each kind on the rows ``x``, timed side by side.
 
-    They are the differences between plans that have one evaluation more, so that the
-    overhead of a sample is not counted; the refiner's is 0 without one.
+    They are differences between plans that have one evaluation more, so that the fixed cost of a
+    sample is not counted; the refiner's is 0 without one.
     """
     plans = {"two": Plan.parse("E2"), "three": Plan.parse("E3")}
     if refiner is not None:
         plans["refined"] = Plan.parse("E2R1")
-    seconds: dict[str, list[float]] = {name: [] for name in plans}
-    for i in range(repeats + 1):
-        for name, plan in plans.items():
-            start = time.perf_counter()
-            sample(plan, model, x, cond, guidance=guidance, refiner=refiner)
-            if x.is_cuda:
-                torch.cuda.synchronize(x.device)
-            if i:  # the first warms up
-                seconds[name].append(1000 * (time.perf_counter() - start))
-    middle = {name: median(s) for name, s in seconds.items()}
+
+    def run(plan: Plan) -> Tensor:
+        return sample(plan, model, x, cond, guidance=guidance, refiner=refiner)
+
+    calls = {name: partial(run, plan) for name, plan in plans.items()}
+    taken = interleaved(calls, x.device, repeats=repeats, warm_up=1)
+    middle = {name: median(ms) for name, ms in taken.items()}
     one = max(middle["three"] - middle["two"], 1e-6)
     two = max(middle.get("refined", middle["two"]) - middle["two"], 0.0)
     return {"model": one, "refiner": two / 2}

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from flowturbo.digests import content, hexdigest
 from flowturbo.field import Field
-from flowturbo.files import atomic_write, check_room, claim
+from flowturbo.files import atomic_write, claim
 from flowturbo.plan import Plan
-from flowturbo.progress import Progress, Report
-from flowturbo.stores import read_tensors, warn_damaged, write_tensors
+from flowturbo.progress import Report
+from flowturbo.stores import Chunk, ChunkStore, warn_damaged
 from flowturbo.tuning.reference import Reference, solve
 
 __all__ = ["Journal", "sealed_options"]
@@ -113,39 +113,35 @@ class Journal:
         Raises:
             OSError: before anything is computed, if the disk has no room for them.
         """
-        parts = [slice(i, min(i + batch, rows)) for i in range(0, rows, batch)]
-        if self.folder is not None:
-            missing = sum(p.stop - p.start for p in parts if not self._file(p).is_file())
-            check_room(self.folder, 2 * (steps + 1) * starts(slice(0, 1))[0].nbytes * missing)
+
+        def make(part: slice) -> Chunk:
+            noise, cond, guidance = starts(part)
+            made = solve(field, noise, cond, guidance=guidance, steps=steps, batch=len(noise))
+            times = torch.from_numpy(made.times)
+            return {"states": made.states, "velocities": made.velocities, "times": times}
+
+        chunks = ChunkStore(self.folder, batch).chunks(
+            "reference",
+            rows,
+            make,
+            lambda part: f"{self._of} {steps} {content(starts(part))}",
+            row_bytes=2 * (steps + 1) * starts(slice(0, 1))[0].nbytes,
+            what="reference trajectories",
+            report=report,
+        )
         found = []
-        for part in parts:
-            found.append(self._part(field, starts(part), steps, part))
-            if report:
-                report(Progress("reference trajectories", part.stop, rows))
-        return Reference.join(found)
-
-    def _part(
-        self, field: Field, start: tuple[Tensor, Any, float | Tensor], steps: int, rows: slice
-    ) -> Reference:
-        noise, cond, guidance = start
-        of = "" if self.folder is None else f"{self._of} {steps} {content(start)}"
-        kept = None if self.folder is None else read_tensors(self._file(rows), of)
-        if kept is not None:
-            return Reference(
-                times=kept["times"].numpy(),
-                states=kept["states"].to(noise.device),
-                velocities=kept["velocities"].to(noise.device),
-                cond=cond,
-                guidance=guidance,
+        for i, kept in enumerate(chunks):
+            noise, cond, guidance = starts(slice(i * batch, min((i + 1) * batch, rows)))
+            found.append(
+                Reference(
+                    times=kept["times"].numpy(),
+                    states=kept["states"].to(noise.device),
+                    velocities=kept["velocities"].to(noise.device),
+                    cond=cond,
+                    guidance=guidance,
+                )
             )
-        part = solve(field, noise, cond, guidance=guidance, steps=steps, batch=len(noise))
-        if self.folder is not None:
-            made = {"states": part.states, "velocities": part.velocities}
-            write_tensors(self._file(rows), made | {"times": torch.from_numpy(part.times)}, of)
-        return part
-
-    def _file(self, rows: slice) -> Path:
-        return Path(self.folder or "") / f"reference-{rows.start:06d}.safetensors"
+        return Reference.join(found)
 
     def _entry(self, key: str, make: Callable[[], Any]) -> Any:
         if key not in self.entries:

@@ -1,11 +1,11 @@
-"""A model with its test noises, fitted plans and refiners at scales of guidance, in one folder.
+"""A model with its test noise, tuned plans and refiners at scales of guidance, in one folder.
 
 `results.py` and `ablations.py` share the folder, so nothing is computed twice:
 
-    g2/trial      converged ends at guidance 2, and errors of plans on them; as `method.py` keeps it
+    g2/trial      the reference solution at guidance 2, and errors of plans; as `method.py` keeps it
     g2/plans      plans fitted at guidance 2 for the lowest error; as `method.py` keeps them
     g2/contrast   plans fitted with the contrast of pictures kept
-    g2/pictures   pictures drawn at guidance 2, and what the features network saw of them
+    g2/pictures   images generated at guidance 2, and their features
     refiners/...  the paper's refiner, and what its ablations train
 """
 
@@ -35,7 +35,7 @@ from flowturbo.refiner.checkpoint import REFINER_WEIGHTS
 from flowturbo.training import PaperRefinerConfig, load_data, train_paper_refiner
 
 OWN = "ours"  # the name of our refiner among the paper's
-FEATURES: Any = "effnet"  # what `flowturbo.evaluate` sees pictures with
+FEATURES: Any = "effnet"  # of `flowturbo.evaluate`
 EMOJI = Path(__file__).resolve().parents[1] / "recipes" / "emoji"
 Scale = float | tuple[float, float]
 
@@ -48,18 +48,18 @@ def parser(about: str | None) -> argparse.ArgumentParser:
     add = made.add_argument
     add("--model", required=True, help="a bundled name or a folder")
     add("--device", default="cpu", help="where to compute")
-    add("--noises", type=int, default=256, help="to test on")
-    add("--reference", default="AB4RK:105@0.5", help="the plan that counts as converged")
+    add("--noise-samples", type=int, default=256, help="to test on")
+    add("--reference", default="AB4RK:105@0.5", help="plan of the reference solution")
     add("--trajectories", type=int, default=64, help="for plans that have to be fitted")
     add("--no-search", action="store_true", help="fit weights at given times only")
     add("--refiner", help="a folder with our refiner")
     add("--data", help="what the model was trained on, to train the paper's refiner; resumes")
     add("--iterations", type=int, help="of that training; by default as many as the paper's")
     add("--bf16", action="store_true", help="train it in bfloat16")
-    add("--pictures", type=int, default=0, help="to draw of each plan for FD-EffNet, 0 for none")
-    add("--compiled", action="store_true", help="draw and see pictures with compiled networks")
-    add("--steps", type=int, default=64, help="of the converged sampler of pictures")
-    add("--against", help="real pictures, for FD-EffNet; or the data set of emoji")
+    add("--num-images", type=int, default=0, help="of each plan for FD-EffNet, 0 for none")
+    add("--compiled", action="store_true", help="generate images with compiled networks")
+    add("--steps", type=int, default=64, help="intervals of the reference solution of images")
+    add("--real-images", help="for FD-EffNet; or the data set of emoji")
     add("--folder", help="for what is computed on the way; runs/results/NAME by default")
     add("--out", "-o", help="the record")
     return made
@@ -105,11 +105,13 @@ class Bench:
         return rows is None or row in rows
 
     def trial(self, guidance: float) -> Trial:
-        """The test noises at a scale of guidance."""
+        """The test noise samples at a scale of guidance."""
         if guidance not in self._trials:
             o = self.options
             where = self.home(guidance) / "trial"
-            self._trials[guidance] = Trial(self.model, guidance, o.noises, o.reference, where)
+            self._trials[guidance] = Trial(
+                self.model, guidance, o.noise_samples, o.reference, where
+            )
         return self._trials[guidance]
 
     def part(self, key: str, guidance: float, *, anywhere: bool = False) -> dict[str, Any]:
@@ -184,25 +186,25 @@ class Bench:
         return load_data(path, self.model.shape[1], known)
 
     @cached_property
-    def against(self) -> Path | None:
-        """The real pictures, None if not given; of the data set of `emoji` a file in the folder."""
-        path = self.options.against and Path(self.options.against)
+    def real_images(self) -> Path | None:
+        """The real images, None if not given; of the data set of `emoji` a file in the folder."""
+        path = self.options.real_images and Path(self.options.real_images)
         if not path or not (path / "emoji.json").is_file():
             return path or None
-        pictures = emoji(path, self.model.shape[1]).images.permute(0, 2, 3, 1)
+        images = emoji(path, self.model.shape[1]).images.permute(0, 2, 3, 1)
         with atomic_write(self.folder / "emoji.npz") as temporary:
-            np.savez(temporary, images=pictures.numpy())
+            np.savez(temporary, images=images.numpy())
         return self.folder / "emoji.npz"
 
     @cached_property
     def drawing(self) -> Any:
-        """The model that draws pictures."""
+        """The model that generates images."""
         o = self.options
         return drawing_compiled(o.model, o.device) if o.compiled else self.model
 
     @cached_property
-    def see(self) -> Any:
-        """What sees pictures."""
+    def features(self) -> Any:
+        """The network that features are computed with."""
         if self.model.device.type == "cuda":
             return EffNetFeatures(self.model.device)
         return seen_compiled() if self.options.compiled else FEATURES
@@ -212,20 +214,23 @@ class Bench:
         o, refiner = self.options, refiner if plan.nfe["refiner"] else None
         asked = {
             "digest": plan.digest,
-            "pictures": o.pictures,
+            "images": o.num_images,
             "steps": o.steps,
-            "against": self.against and self.against.name,
+            "real_images": self.real_images and self.real_images.name,
             "refiner": getattr(refiner, "fingerprint", None),
         }
         if found and found["asked"] == asked:
             return found
         folder = self.home(guidance) / "pictures"
         made = ft.evaluate(
-            self.drawing, plan, pictures=o.pictures, guidance=guidance, refiner=refiner,
-            real_images=self.against, features=self.see, repeats=0, cache_dir=folder, steps=o.steps,
+            self.drawing, plan, num_images=o.num_images, guidance=guidance, refiner=refiner,
+            real_images=self.real_images, features=self.features, repeats=0, cache_dir=folder,
+            steps=o.steps,
         )  # fmt: skip
-        if self.against:
-            made["frechet"]["floor"] = floor(self.against, self.model.shape, o.pictures, folder)
+        if self.real_images:
+            made["frechet"]["floor"] = floor(
+                self.real_images, self.model.shape, o.num_images, folder
+            )
         return {"asked": asked, **made}
 
 
@@ -234,16 +239,16 @@ def trained(folder: Path, model: Any) -> Any:
     if not (folder / REFINER_WEIGHTS).is_file():
         return None
     made = ft.load_refiner(folder, model)
-    told = made.card["training"]
-    return made if told["step"] == told["steps"] else None
+    about = made.card["training"]
+    return made if about["step"] == about["steps"] else None
 
 
 def drawing_compiled(name: str, device: str = "cpu") -> Any:
-    """A model to draw many pictures with: whole batches of `ft.evaluate` are compiled."""
+    """A model to generate many images: whole batches of `ft.evaluate` are compiled."""
     model = ft.load(name, device=device)
     fast = for_batches(model.network.forward, BATCH, 2 * BATCH)
-    told = lambda t: torch.as_tensor(t, dtype=torch.float32, device=model.device)
-    model.network.forward = lambda x, t, *rest: fast(x, told(t), *rest)
+    as_tensor = lambda t: torch.as_tensor(t, dtype=torch.float32, device=model.device)
+    model.network.forward = lambda x, t, *rest: fast(x, as_tensor(t), *rest)
     return model
 
 
@@ -268,13 +273,13 @@ def emoji(path: Path, size: int) -> Any:
     return EmojiData(path, size)
 
 
-def floor(against: Path, shape: tuple[int, ...], pictures: int, folder: Path) -> dict[str, Any]:
-    """The distance of so many real pictures, or half of all if fewer, to the others."""
-    real = load_real(against, shape)
+def floor(path: Path, shape: tuple[int, ...], images: int, folder: Path) -> dict[str, Any]:
+    """The distance of this many real images, or half of all if fewer, to the others."""
+    real = load_real(path, shape)
     features = real.features
     if features is None:
         kept = sorted(folder.glob(f"real-{real.about['digest']}-*.safetensors"))
         features = torch.cat([load_file(path)["features"] for path in kept])
     rows = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
-    n = min(pictures, len(rows) // 2)
-    return {"pictures": n, "distance": frechet_distance(features[rows[:n]], features[rows[n:]])}
+    n = min(images, len(rows) // 2)
+    return {"images": n, "distance": frechet_distance(features[rows[:n]], features[rows[n:]])}

@@ -1,9 +1,9 @@
-"""The compiled sampler on the clock: scopes side by side, and from a cold start to a picture.
+"""The compiled sampler on the clock: scopes side by side, and from a cold start to an image.
 
     python benchmarks/compile.py --model digits --out benchmarks/records/compile-digits.json
 
-The cold starts are fresh processes with an empty cache each, in turns: one compiles, one loads an
-artefact exported before. Seconds are from the start of the process to the first picture, and
+The cold starts are fresh processes with an empty cache each, alternating: one compiles, one
+loads an artefact exported before. Seconds are from the start of the process to the first image, and
 without the import of the library.
 """
 
@@ -46,9 +46,9 @@ torch.save(x1, out)
 
 
 def cold(name: str, plan: ft.Plan, artefact: Path, batch: int, repeats: int) -> dict:
-    """Seconds to the first picture by compiling and by loading, and how far these are apart."""
+    """Seconds to the first image by compiling and by loading, and how far these are apart."""
     taken = {"compile": [], "load": []}
-    pictures = {}
+    images = {}
     for _ in range(repeats):
         for kind, given in (("compile", "-"), ("load", str(artefact))):
             with tempfile.TemporaryDirectory() as folder:
@@ -63,7 +63,7 @@ def cold(name: str, plan: ft.Plan, artefact: Path, batch: int, repeats: int) -> 
                 )  # fmt: skip
                 whole = time.perf_counter() - start
                 taken[kind].append({"process": whole, "without_import": float(run.stdout)})
-                pictures[kind] = torch.load(f"{folder}/x.pt", weights_only=True)
+                images[kind] = torch.load(f"{folder}/x.pt", weights_only=True)
     middle = lambda kind, what: median(t[what] for t in taken[kind])
     return {
         "seconds": taken,
@@ -71,7 +71,7 @@ def cold(name: str, plan: ft.Plan, artefact: Path, batch: int, repeats: int) -> 
             what: middle("compile", what) / middle("load", what)
             for what in ("process", "without_import")
         },
-        "largest_difference": float((pictures["compile"] - pictures["load"]).abs().max()),
+        "largest_difference": float((images["compile"] - images["load"]).abs().max()),
     }
 
 

@@ -26,11 +26,11 @@ SHOWN = ("Euler", "AB2", "DPM-Solver++ 2M", "UniPC-2", PAPER, PAPER_REFINED, FIT
 # of the main table; the others lie between them
 LOOKS = ("0.55", *COLOURS[3:6], COLOURS[1], COLOURS[6], COLOURS[2], COLOURS[0])
 MARKED = ("x", *MARKS[:6], "*")
-ERROR = "error to the converged ODE\n(RMSE, unit of the state)"
+ERROR = "error to the reference solution\n(RMSE, unit of the state)"
 
 
 @contextmanager
-def drawn(path: Path, width: float, height: float) -> Iterator[Figure]:
+def plotted(path: Path, width: float, height: float) -> Iterator[Figure]:
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
@@ -41,7 +41,7 @@ def drawn(path: Path, width: float, height: float) -> Iterator[Figure]:
 def errors(record: dict[str, Any], path: Path) -> None:
     """Error against evaluations, a panel for each scale of guidance."""
     parts = record["guidance"]
-    with drawn(path, 6, 1 + 3 * len(parts)) as figure:
+    with plotted(path, 6, 1 + 3 * len(parts)) as figure:
         panels = figure.subplots(len(parts), 1, squeeze=False, sharex=True)[:, 0]
         for axis, (scale, part) in zip(panels, parts.items(), strict=True):
             counts = sorted(part["cells"], key=int)
@@ -82,7 +82,7 @@ def against_time(part: dict[str, Any], speed: dict[str, Any], path: Path) -> Non
         refined = calls * timed["refiner"] if calls else 0
         return timed["fixed"] + timed["model"] * entry["nfe"]["model"] + refined
 
-    with drawn(path, 9, 5.4) as figure:
+    with plotted(path, 9, 5.4) as figure:
         left, right = figure.subplots(1, 2, sharey=True)
         for name in names:
             cells = (part["cells"][n]["plans"].get(name) for n in counts)
@@ -121,7 +121,7 @@ def against_time(part: dict[str, Any], speed: dict[str, Any], path: Path) -> Non
 
 def fitting(parts: dict[str, Any], path: Path) -> None:
     """Error against trajectories fitted to, and against history, at one scale of guidance."""
-    with drawn(path, 6, 7) as figure:
+    with plotted(path, 6, 7) as figure:
         above, below = figure.subplots(2, 1)
         for i, (nfe, found) in enumerate(parts.get("trajectories", {}).items()):
             look = {"color": COLOURS[i % 7], "marker": MARKS[i % 7], "markersize": 6}
@@ -141,7 +141,7 @@ def fitting(parts: dict[str, Any], path: Path) -> None:
             rows = bars(list(found.values()), "rmse")
             below.errorbar([int(h) for h in found], **rows, **look, label=f"{nfe} evaluations")
             below.set_xticks([int(h) for h in found], list(found))
-        above.set(xlabel="trajectories fitted to; a mark for each draw of them", ylabel=ERROR)
+        above.set(xlabel="trajectories fitted to; a mark for each random set of them", ylabel=ERROR)
         below.set(xlabel="last velocities that a row may use", ylabel=ERROR)
         for axis in (above, below):
             axis.set_ylim(0, None)
@@ -150,13 +150,13 @@ def fitting(parts: dict[str, Any], path: Path) -> None:
                 axis.legend(frameon=False, loc="lower left")
 
 
-def image_grid(about: dict[str, Any], pictures: Path, path: Path) -> None:
-    """The rows of a sheet of pictures with the names of their methods."""
-    image = np.asarray(Image.open(pictures).convert("RGB"))
+def image_grid(about: dict[str, Any], images: Path, path: Path) -> None:
+    """The rows of a grid of images with the names of their methods."""
+    image = np.asarray(Image.open(images).convert("RGB"))
     rows, columns = about["rows"], about["prompts"]
     height, width = image.shape[0] / len(rows), image.shape[1] / len(columns)
-    with drawn(path, 6, 0.5 + 0.56 * len(rows)) as figure:
-        figure.set_layout_engine("compressed")  # pictures keep their aspect
+    with plotted(path, 6, 0.5 + 0.56 * len(rows)) as figure:
+        figure.set_layout_engine("compressed")  # images keep their aspect
         axis = figure.subplots()
         axis.imshow(image, interpolation="nearest")
         axis.set_yticks(height * (np.arange(len(rows)) + 0.5), [fill(row, 18) for row in rows])

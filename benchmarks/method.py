@@ -1,11 +1,11 @@
-"""Fitted plans against plain solvers and schedulers of diffusers: error to the converged ODE.
+"""Errors of tuned plans, classical solvers and schedulers of diffusers.
 
     python benchmarks/method.py --model digits --nfe 4 5 6 8 10 --refiner runs/refiner \\
         --out benchmarks/records/method-digits.json
 
-measures on 256 noises that nothing else uses; plans that are not in ``--plans`` are fitted first.
-It goes on where it was stopped. Rivals run at every shift on two grids, and the best counts: chosen
-on the test noises themselves, in their favour, the field halved on a few noises first.
+measures on 256 noise samples that nothing else uses; plans that are not in ``--plans`` are fitted
+first. It resumes where it was stopped. Schedulers run at every shift on two grids, and the best one is
+reported: chosen on the test noise samples themselves, in its favour, by successive halving.
 
     python benchmarks/method.py --model digits --nfe 5 6 --refiner runs/refiner --split \\
         --out benchmarks/records/method-digits.json
@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from ratios import report
-from rivals import SHIFTS, rivals
+from schedulers import SHIFTS, schedulers
 from trial import Trial
 
 import flowturbo as ft
@@ -38,7 +38,7 @@ from flowturbo.tuning.reference import Reference, solve
 from flowturbo.tuning.weights import fit_weights
 
 PAPER = "H1P10"  # the paper's plan of 12 evaluations, whatever the others take
-HALVING = ((8, 8), (32, 45))  # on so many noises, one in so many of all stays, at least two
+HALVING = ((8, 8), (32, 45))  # (noise samples, divisor): one in so many plans stays, at least two
 
 
 def rms(errors: Any) -> float:
@@ -48,10 +48,10 @@ def rms(errors: Any) -> float:
 def best(
     trial: Trial, plans: dict[str, ft.Plan], refiner: Any = None
 ) -> tuple[str, list[list[Any]]]:
-    """The label of the plan with the lowest error, and [label, noises, error] of every plan."""
+    """The label of the best plan, and [label, noise samples, error] of every plan."""
     left, seen = list(plans), {}
-    for rows, share in (*HALVING, (trial.noises, len(plans))):
-        rows = min(rows, trial.noises)
+    for rows, share in (*HALVING, (trial.noise_samples, len(plans))):
+        rows = min(rows, trial.noise_samples)
         for label in left:
             error = rms(trial.errors(plans[label], rows, refiner))
             seen[label] = [label, rows, float(f"{error:.5g}")]
@@ -71,7 +71,7 @@ def cell(trial: Trial, nfe: int, fitted: dict[str, tuple[ft.Plan, Any]]) -> dict
     if nfe % 2 == 0:
         plans["Heun"] = ft.Plan.heun(nfe // 2)
     found = {label: trial.entry(plan) for label, plan in plans.items()}
-    fields = {**adams(nfe), "scheduler": rivals(nfe)}
+    fields = {**adams(nfe), "scheduler": schedulers(nfe)}
     tried = {}
     for name, field in fields.items():
         label, tried[name] = best(trial, field)
@@ -158,7 +158,7 @@ def load_refiners(folder: str | None, model: Any) -> list[tuple[str, str, Any]]:
         first = ft.load_refiner(Path(folder) / "refiner-run", model)
         found.append(("the refiner, first phase", "-first", first))
     if folder:
-        name = "the refiner, on its own states" if found else "the refiner"
+        name = "the refiner, on-policy" if found else "the refiner"
         found.append((name, "-refiner", ft.load_refiner(folder, model)))
     return found
 
@@ -168,7 +168,7 @@ def measure(options: argparse.Namespace) -> None:
     name = Path(options.model).name
     work = Path(options.folder or f"runs/method/{name}")
     out = Path(options.out or f"benchmarks/records/method-{name}.json")
-    trial = Trial(model, options.guidance, options.noises, options.reference, work / "trial")
+    trial = Trial(model, options.guidance, options.noise_samples, options.reference, work / "trial")
     given = {"trajectories": options.trajectories, "search": not options.no_search}
     fits = Fits(Path(options.plans or work / "plans"), model, options.guidance, given)
     refiners = load_refiners(options.refiner, model)
@@ -225,8 +225,8 @@ def main() -> None:
     add("--nfe", type=int, nargs="+", default=[4, 5, 6, 8, 10], help="evaluations of the model")
     add("--device", default="cpu", help="where to compute")
     add("--guidance", type=float, default=2.0)
-    add("--noises", type=int, default=256, help="to test on")
-    add("--reference", default="AB4RK:105@0.5", help="the plan that counts as converged")
+    add("--noise-samples", type=int, default=256, help="to test on")
+    add("--reference", default="AB4RK:105@0.5", help="plan of the reference solution")
     add("--refiner", help="a folder with a refiner")
     add("--plans", help="a folder of fitted plans, 6.json and 6-refiner.json")
     add("--trajectories", type=int, default=64, help="for plans that have to be fitted")

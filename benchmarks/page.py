@@ -1,8 +1,8 @@
 """The page of results, from the records and nothing else.
 
 A table whose record is not there is left out, with the command that makes it in its place. Numbers
-stand with their 95 % intervals; ratios are of plans on the same noises, so their intervals come
-from the paired bootstrap.
+stand with their 95 % intervals; ratios are of plans on the same noise samples, so
+their intervals come from the paired bootstrap.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from ratios import (
     paired,
     report,
     rmse,
+    shown,
     table,
-    told,
 )
 from results import PAPER, PAPER_REFINED, UNIPC
 
@@ -44,8 +44,8 @@ COMPARED = (
     (REFINED, FITTED),
     (REFINED, PAPER_REFINED),
 )
-ORDER = (*UNIPC, PAPER, PAPER_REFINED, FITTED, KEPT, REFINED, KEPT_REFINED)  # of pictures
-MOST = 0.03  # farther from real pictures than the converged sampler, at the upper end
+ORDER = (*UNIPC, PAPER, PAPER_REFINED, FITTED, KEPT, REFINED, KEPT_REFINED)  # of images
+MOST = 0.03  # upper end of the relative increase of FD
 ALIKE = 0.01  # FIDs of the paper within so much of each other count as equal
 GAP = 0.125  # of the time, between two evaluations
 PREDICTED = {"velocity": "velocity, time t", "noise": "noise, time of a diffusion model"}
@@ -60,14 +60,16 @@ COMMANDS = {
 }
 INTRO = """# Results
 
-This page is made by `benchmarks/make_results` from the files in `benchmarks/records` alone.
+Made by `benchmarks/make_results` from the files in `benchmarks/records` alone."""
+APPENDIX = """## Appendix: how errors are measured
 
-Unless said otherwise an error is that of the final state to the converged ODE of the same noise: \
-the root mean square over the numbers of a picture, and over pictures (RMSE), in the unit of the \
-state, with the 95 % interval of the bootstrap over pictures. The median stands beside it: a few \
-pictures that end in another place decide the RMSE and are not seen by the median. Where shifts \
-and grids of a solver were tried, the best on the test noises themselves counts, in its favour, \
-and is named. Bold is the lowest of its column, which need not be clear of the next."""
+Unless stated otherwise an error is that of the final state to the reference solution of the same \
+noise sample: the root mean square over the numbers of an image, and over images (RMSE), in units \
+of the state, with the 95 % bootstrap interval over images. The median is reported too: a few \
+images that end up different can dominate the RMSE, but not the median. Where several shifts and \
+grids of a solver were tried, the best one on the test noise samples themselves is reported, in \
+its favour, and named. Bold is the lowest of its column, though the next one may lie within its \
+interval."""
 BY_SCALE = ("guidance", "frechet", "tables", "fitting", "transfer")  # parts of a record
 Record = dict[str, Any]
 
@@ -83,10 +85,10 @@ class Page:
         self.parts += [text for text in texts if text]
 
     def figure(self, name: str, about: str, draw: Callable[[Path], None]) -> None:
-        self.add(self.drawn(name, about, draw))
+        self.add(self.plotted(name, about, draw))
 
-    def drawn(self, name: str, about: str, draw: Callable[[Path], None]) -> str:
-        """What shows a figure, once it is drawn."""
+    def plotted(self, name: str, about: str, draw: Callable[[Path], None]) -> str:
+        """The markdown of a figure, once it is plotted."""
         path = self.images / f"results-{name}.png"
         draw(path)
         return f"![{about}](images/{path.name})"
@@ -111,15 +113,15 @@ class Page:
 def build(records: Path, images: Path) -> str:
     """The page as markdown; its figures are written to ``images``."""
     page = Page(records, images)
-    page.add("## Plans at equal evaluations")
+    page.add(APPENDIX, "## Appendix: plans at equal evaluations")
     main = [*page.each("results")]
-    page.parts.insert(1, in_short(page, main))
+    page.parts.insert(1, first_page(page, main))
     for record in main:
         main_table(page, record)
-    page.add("## The paper's ablations")
+    page.add("## Appendix: the paper's ablations")
     for record in page.each("ablations"):
         ablations(page, record)
-    page.add("## How velocities change")
+    page.add("## Appendix: how velocities change")
     for record in page.each("analysis"):
         analysis(page, record)
     asked(page)
@@ -133,27 +135,31 @@ def _scale(item: tuple[str, Any]) -> float:
 # -- the main table ---------------------------------------------------------------------------
 
 
-def in_short(page: Page, records: list[Record]) -> str:
-    """What each method needs, takes and reaches, where images were drawn of it."""
-    parts = []
+def first_page(page: Page, records: list[Record]) -> str:
+    """What each method needs, costs and achieves: sentences, figures and tables."""
+    lines, figures_of, tables = [], [], []
     for record in records:
         name, found = record["name"], page.records / f"speed-{record['name']}.json"
         speed = json.loads(found.read_text("utf-8")) if found.is_file() else None
-        for scale, nfe, _ in drawn(record):
-            parts.append(f"### {name}, {nfe} evaluations, guidance {scale}")
-            parts.append(summary.of(record, scale, nfe, speed))
+        lines.append(summary.headline(record, speed))
+        for scale, nfe, _ in measured(record):
+            tables.append(f"### {name}, {nfe} evaluations, guidance {scale}")
+            tables.append(summary.of(record, scale, nfe, speed))
         scale = f"{speed['conditions']['guidance']:g}" if speed else None
         if scale in record["guidance"]:
             part = record["guidance"][scale]
             about = f"Error against evaluations and against milliseconds of {name}"
-            draw = lambda path, p=part, s=speed: figures.against_time(p, s, path)
-            parts.append(page.drawn(f"{name}-time", about, draw))
-            parts.append(summary.about_time(part, speed))
-    return "\n\n".join(["## In short", *parts, summary.ABOUT]) if parts else ""
+            plot = lambda path, p=part, s=speed: figures.against_time(p, s, path)
+            figures_of.append(page.plotted(f"{name}-time", about, plot))
+            figures_of.append(summary.about_time(part, speed))
+    if not tables and not figures_of:
+        return ""
+    return "\n\n".join(filter(None, ["\n".join(filter(None, lines)), *figures_of, *tables,
+                                     summary.ABOUT]))  # fmt: skip
 
 
-def drawn(record: Record) -> Iterable[tuple[str, str, Record]]:
-    """Scale of guidance, evaluations, and what pictures were drawn of there, by method."""
+def measured(record: Record) -> Iterable[tuple[str, str, Record]]:
+    """Scale of guidance, evaluations, and the records of images there, by method."""
     for scale, counts in record["frechet"].items():
         for nfe, methods in counts.items():
             yield scale, nfe, methods
@@ -163,12 +169,12 @@ def main_table(page: Page, record: Record) -> None:
     name = record["name"]
     if record.get("guidance"):
         about = f"Error against evaluations of {name}, by method and scale of guidance"
-        page.add(f"### {name}: error to the converged ODE")
+        page.add(f"### {name}: error to the reference solution")
         page.figure(f"{name}-errors", about, lambda path: figures.errors(record, path))
         page.add(
             "Bars are 95 % intervals. The figure leaves out Heun, AB4 and UniPC-3, which the "
             "tables have. The paper's plans are on its uniform grid. Calls of refiners come on top "
-            "of the evaluations; the tables tell how many. Empty cells are not measured yet."
+            "of the evaluations; the tables list them. Empty cells are not measured yet."
         )
     for scale, part in record.get("guidance", {}).items():
         page.add(f"#### {name}, guidance {scale}", cells(part), conditions(part))
@@ -176,21 +182,21 @@ def main_table(page: Page, record: Record) -> None:
         page.add(f"### {name}: ratios of errors", compared(record))
     if record.get("refiners"):
         page.add(trained(record))
-    page.add(f"### {name}: FD-EffNet beside the converged sampler")
+    page.add(f"### {name}: FD-EffNet of the plans and of the reference solution")
     if record.get("frechet"):
         page.add(frechet(record))
     else:
         command = f"python benchmarks/results.py --model {name} --refiner runs/refiner-{name}"
         page.add(
-            f"Not measured yet: `{command} --against DATA --pictures 5000 --nfe 6 --guidance 2` "
-            "adds it."
+            f"Not measured yet: `{command} --real-images DATA --num-images 5000 --nfe 6 "
+            "--guidance 2` adds it."
         )
-    for file, about in record.get("sheets", {}).items():
-        title = f"{name}: the same noises, guidance {about['guidance']:g}, {about['nfe']} "
+    for file, about in record.get("image_grids", {}).items():
+        title = f"{name}: the same noise samples, guidance {about['guidance']:g}, {about['nfe']} "
         page.add(f"### {title}evaluations")
         source = page.records / file
         if source.is_file():
-            words = "Pictures of the same noises, a row for each method, the converged ODE first"
+            words = "Images of the same noise samples, a row for each method, reference first"
             stem = Path(file).stem.removeprefix("results-")
             draw = lambda path, a=about, s=source: figures.image_grid(a, s, path)
             page.figure(stem, words, draw)
@@ -230,61 +236,64 @@ def trained(record: Record) -> str:
 
 def frechet(record: Record) -> str:
     rows, floors = [], []
-    for scale, nfe, methods in drawn(record):
+    for scale, nfe, methods in measured(record):
         chosen = record["guidance"][scale]["cells"][nfe]["plans"]
         for name, found in methods.items():
             plan, *rest = distances(found)
             rows.append([named(name), scale, chosen.get(name, {}).get("chosen", plan), *rest])
             floors.append(found["frechet"].get("floor"))
-    head = ["method", "guidance", "plan", "farther than converged (95 %)",
-            f"upper end at most {100 * MOST:g} %", "FD-EffNet", "converged", "to pictures",
+    head = ["method", "guidance", "plan", "relative increase of FD (95 %)",
+            f"upper end at most {100 * MOST:g} %", "FD-EffNet", "reference solution", "real images",
             "real to real"]  # fmt: skip
     c = found["conditions"]
-    against = "the second half of the converged pictures"
-    if c["against"] is not None:
-        against = f"the pictures of {c['against']['name']}"
-    count = found["frechet"]["pictures"]
+    target = "the second half of the reference images"
+    if c["real_images"] is not None:
+        target = f"the images of {c['real_images']['name']}"
+    count = found["frechet"]["images"]
     text = (
-        f"Frechet distances of EfficientNet-Lite0 features, not FID, of {count} pictures "
-        f"(seeds from {c['seeds'][0]}), the same noises and prompts for every plan "
-        f"and the converged sampler, to {against}; {c['dtype'].removeprefix('torch.')}. Intervals: "
-        "paired bootstrap over pictures."
+        f"Frechet distances of EfficientNet-Lite0 features, not FID, of {count} images "
+        f"(seeds from {c['seeds'][0]}), the same noise samples and prompts for every "
+        f"plan and the reference solution, to {target}; {c['dtype'].removeprefix('torch.')}. "
+        "Intervals: paired bootstrap over images."
     )
     if any(floors):
-        text += " Real to real: of so many real pictures to the others; fewer are farther."
+        text += " Real to real: of this many real images to the others; fewer are farther."
     else:
-        text += " Without real pictures there is no distance of real ones to real ones."
+        text += " Without real images there is no distance between real images."
     return f"{table(head, rows)}\n\n{text}\n\n{closeness(record)}"
 
 
 def closeness(record: Record) -> str:
-    """What else `flowturbo.evaluate` found in the pictures, the converged sampler's last."""
+    """Other results of `flowturbo.evaluate`, the reference solution last."""
     rows = []
-    for scale, nfe, methods in drawn(record):
+    for scale, nfe, methods in measured(record):
         for name, found in methods.items():
             near = [ranged(found[k], "rmse") if k in found else "" for k in NEAR]
             rows.append([named(name), scale, nfe, *near, *seen(found, "plan")])
         steps = str(found["reference"]["evaluations"])
-        rows.append(["converged", scale, steps, *("" for _ in NEAR), *seen(found, "converged")])
+        rows.append(
+            ["reference solution", scale, steps, *("" for _ in NEAR), *seen(found, "reference")]
+        )
     head = ["method", "guidance", "evaluations", "RMSE (95 %)", "perceptual distance (95 %)",
-            "score", "precision, % (95 %)", "recall, % (95 %)", "agreement, % (95 %)"]  # fmt: skip
+            "inception score", "precision, % (95 %)", "recall, % (95 %)",
+            "agreement, % (95 %)"]  # fmt: skip
     return (
-        f"{table(head, rows)}\n\nOf the same pictures. Perceptual: the distance of features "
-        "between a plan's picture and the converged one of the same noise. Score: the inception "
-        "score of ImageNet's classes, which show none of this: it compares plans. Precision: drawn "
-        "pictures that lie among real ones; recall: real ones that lie among drawn. Agreement: "
-        "pictures that, of all prompts, are nearest to what their own looks like."
+        f"{table(head, rows)}\n\nOf the same images. Perceptual: the distance of features "
+        "between a plan's image and the reference image of the same noise sample. Inception score: "
+        "of ImageNet's classes, which these images do not show, so it only compares plans. "
+        "Precision: generated images that lie among real ones; recall: real images that lie among "
+        "generated ones. Agreement: images that are closest to their own prompt, of all prompts."
     )
 
 
-NEAR = ("trajectory", "perceptual")  # to the converged picture of the same noise
+NEAR = ("trajectory", "perceptual")  # to the reference image of the same noise sample
 
 
 def seen(found: Record, which: str) -> list[str]:
-    """What was seen in the pictures of "plan" or of "converged"."""
+    """Scores of the images of "plan" or of "reference"."""
     shares = (found[part][which] if part in found else None for part in ("precision", "recall",
               "agreement"))  # fmt: skip
-    score = f"{found['score'][which]['mean']:.2f}" if "score" in found else ""
+    score = f"{found['inception_score'][which]['mean']:.2f}" if "inception_score" in found else ""
     return [score, *("" if s is None else ranged(s, "share", 100, ".1f") for s in shares)]
 
 
@@ -295,16 +304,17 @@ def ranged(about: Record, key: str, times: float = 1, how: str = ".4f") -> str:
 
 
 def distances(found: Record) -> list[str]:
-    """What a record of `flowturbo.evaluate` says, from the plan's name on."""
+    """The row of a record of `flowturbo.evaluate`, from the plan's name on."""
     f, count = found["frechet"], found["evaluations"]
     low, high = f["relative_95"]
     within = f"{100 * f['relative']:+.1f} % ({100 * low:+.1f} to {100 * high:+.1f})"
     real = f.get("floor")
-    floor = "" if real is None else f"{real['distance']:.3f} (of {real['pictures']})"
+    floor = "" if real is None else f"{real['distance']:.3f} (of {real['images']})"
     calls = f"{count['model']}" + (f" + {count['refiner']} R" if count["refiner"] else "")
     name = f"{found['conditions']['plan']} ({calls})"
     verdict = "yes" if high <= MOST else "NO"
-    return [name, within, verdict, f"{f['plan']:.3f}", f"{f['converged']:.3f}", f"{f['to']}", floor]
+    return [name, within, verdict, f"{f['plan']:.3f}", f"{f['reference']:.3f}",
+            f"{f['target_images']}", floor]  # fmt: skip
 
 
 # -- ablations --------------------------------------------------------------------------------
@@ -315,7 +325,7 @@ def ablations(page: Page, record: Record) -> None:
     page.add(f"### {name}: the paper's tables")
     page.add(
         "The paper's numbers are FID-50K of SiT-XL/2 on ImageNet 256 at guidance 1.5 (for text "
-        "FID-5K of InstaFlow on COCO), ours errors to the converged ODE, which FID does not "
+        "FID-5K of InstaFlow on COCO), ours errors to the reference solution, which FID does not "
         'measure. So what is compared is the order: a row "agrees" if both have it on the same '
         "side of the row it is compared with, ours beyond its 95 % interval."
     )
@@ -331,7 +341,7 @@ def ablations(page: Page, record: Record) -> None:
 def ablation(what: Ablation, record: Record, part: Record) -> str:
     """One of the paper's tables, ours beside it, and in how much they agree."""
     if what.text and not record["text"]:
-        return f"{record['name']} draws no text; see the other models."
+        return f"{record['name']} takes no text prompts; see the other models."
     rows, verdicts, seen = [], [], part["rows"]
     named = {row.title: row for row in what.rows}
     for row in what.rows:
@@ -340,7 +350,7 @@ def ablation(what: Ablation, record: Record, part: Record) -> str:
         entry, over = seen[row.title], row.over or what.rows[0].title
         fid = "not given" if row.fid is None else f"{row.fid:g}"
         calls = f"{entry['nfe']['model']} + {entry['nfe']['refiner']}"
-        line = [row.title, calls, fid, told(entry).replace("<br>", ", ").partition(", +")[0]]
+        line = [row.title, calls, fid, shown(entry).replace("<br>", ", ").partition(", +")[0]]
         beside, found = "", []
         if over != row.title and over in seen:
             ratio, low, high = paired(entry, seen[over])
@@ -358,21 +368,21 @@ def ablation(what: Ablation, record: Record, part: Record) -> str:
         missing = f"Not measured here: {each}. Each takes a refiner trained as long as the paper's."
     if not rows:
         return missing or "Not measured yet."
-    head = ["plan", "evaluations", "the paper's FID", "RMSE (95 %)", "FD-EffNet over converged",
+    head = ["plan", "evaluations", "the paper's FID", "RMSE (95 %)", "relative increase of FD",
             "RMSE over that of its row (95 %)", "agrees", "agrees, by FD-EffNet"]  # fmt: skip
     keep = [i for i in range(len(head)) if i < 4 or any(line[i] for line in rows)]
-    shown = table([head[i] for i in keep], [[line[i] for i in keep] for line in rows])
+    text_table = table([head[i] for i in keep], [[line[i] for i in keep] for line in rows])
     others = {row.over for row in what.rows if row.over} - {what.rows[0].title}
     text = f"Rows are compared with {what.rows[0].title}"
     if others:
         text += f", and later ones with {', '.join(sorted(others))}"
     if verdicts:
-        text += f". Where the paper tells who is better, {len(verdicts)} in all: "
+        text += f". Where the paper ranks the two, {len(verdicts)} in all: "
         text += ", ".join(f"{words} {verdicts.count(v)}" for v, words in VERDICTS.items())
-    return " ".join(filter(None, (f"{shown}\n\n{text}.", what.says, missing)))
+    return " ".join(filter(None, (f"{text_table}\n\n{text}.", what.says, missing)))
 
 
-VERDICTS = {"yes": "agree", "no": "disagree", "undecided": "not told apart here"}
+VERDICTS = {"yes": "agree", "no": "disagree", "undecided": "undecided here"}
 
 
 def verdict(row: Row, over: Row, low: float, high: float, even: float) -> str:
@@ -405,15 +415,15 @@ def fitted(page: Page, record: Record) -> None:
         )
         for nfe, found in part.get("trajectories", {}).items():
             rows = [
-                [n, *(told(e).partition("<br>")[0] for e in draws)] for n, draws in found.items()
+                [n, *(shown(e).partition("<br>")[0] for e in draws)] for n, draws in found.items()
             ]
             most = max(map(len, found.values()))
             rows = [row + [""] * (1 + most - len(row)) for row in rows]
-            head = ["trajectories", *(f"RMSE of draw {i + 1} (95 %)" for i in range(most))]
-            page.add(f"Weights at {nfe} evaluations, fitted to draws of trajectories:")
+            head = ["trajectories", *(f"RMSE of set {i + 1} (95 %)" for i in range(most))]
+            page.add(f"Weights at {nfe} evaluations, fitted to random sets of trajectories:")
             page.add(table(head, rows))
         for nfe, found in part.get("history", {}).items():
-            rows = [[h, told(e).replace("<br>", ", ")] for h, e in found.items()]
+            rows = [[h, shown(e).replace("<br>", ", ")] for h, e in found.items()]
             page.add(f"Weights at {nfe} evaluations, of the last velocities only:")
             page.add(table(["last velocities", "RMSE (95 %)"], rows))
         page.add(
@@ -421,7 +431,7 @@ def fitted(page: Page, record: Record) -> None:
             conditions(part),
         )
     if record.get("transfer"):
-        page.add(f"### {name}: fitted plans at other scales of guidance", transferred(record))
+        page.add(f"### {name}: tuned plans at other scales of guidance", transferred(record))
 
 
 def transferred(record: Record) -> str:
@@ -434,7 +444,7 @@ def transferred(record: Record) -> str:
             for scale, plans in parts.items():
                 text = ""
                 if name in plans:
-                    text = told(plans[name]).partition("<br>")[0]
+                    text = shown(plans[name]).partition("<br>")[0]
                     if name != scale and scale in plans:
                         ratio, low, high = paired(plans[name], plans[scale])
                         text += f"<br>{ratio:.2f} ({between(low, high)}) times"
@@ -470,17 +480,19 @@ def stability(models: Record) -> str:
             at = min(found["gaps"], key=lambda gap: abs(gap["gap"] - GAP))
             total = {k: values[-1] for k, values in found["change"].items()}
             numbers = (total, at["reuse"], at["extrapolate"])
-            told = [f"{n['mean']:.3f} ± {n['half']:.3f}" for n in numbers]
+            cells_of = [f"{n['mean']:.3f} ± {n['half']:.3f}" for n in numbers]
             if kind in first:
                 times = [n["mean"] / f["mean"] for n, f in zip(numbers, first[kind], strict=True)]
-                told = [f"{text}, {x:.2f} times" for text, x in zip(told, times, strict=True)]
+                cells_of = [
+                    f"{text}, {x:.2f} times" for text, x in zip(cells_of, times, strict=True)
+                ]
             first.setdefault(kind, numbers)
-            rows.append([name, PREDICTED[kind], *told])
-    head = ["model", "prediction", "change over the trajectory", "error of taking the last one",
+            rows.append([name, PREDICTED[kind], *cells_of])
+    head = ["model", "prediction", "change over the trajectory", "error of repeating the last one",
             "error of extrapolating two"]  # fmt: skip
     text = (
         "Relative to the size of the prediction, with 95 % intervals. Errors are over a gap of "
-        f"{at['gap']:g} of the time: what a refiner in it has to correct."
+        f"{at['gap']:g} of the time: what a refiner there has to correct."
     )
     if len(models) > 1:
         text += " Times: of the same prediction of the first model."
@@ -495,4 +507,4 @@ def asked(page: Page) -> None:
         page.add(report([path for path in found if path not in rough], rough))
     else:
         missing = (instead for *_, instead in each(page.records, "method", COMMANDS["method"]))
-        page.add("## Fitted plans against others", *missing)
+        page.add("## Tuned plans and baselines", *missing)

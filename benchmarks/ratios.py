@@ -1,7 +1,7 @@
 """Ratios of errors in records of `method.py`, with paired bootstrap intervals, as markdown.
 
-All plans of a record ran on the same noises, so a resample draws the same rows for every plan and
-number of evaluations of a model. Means over models and evaluations are geometric.
+All plans of a record ran on the same noise samples, so a resample has the same rows for every plan
+and number of evaluations of a model. Means over models and evaluations are geometric.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ def named(label: str) -> str:
 
 @dataclass(frozen=True)
 class Asked:
-    """``plan`` over ``rival``, at ``at`` evaluations, is to be at most ``must``, better ``aim``."""
+    """``plan`` over ``baseline`` at ``at`` evaluations: at most ``must``, ``aim`` is the goal."""
 
     plan: str
-    rival: str
+    baseline: str
     at: tuple[int, ...]
     must: float
     aim: float
-    rival_at: int | None = None  # evaluations of the rival; the plan's by default
+    baseline_at: int | None = None  # evaluations of the baseline; the plan's by default
 
     def title(self) -> str:
-        other = named(self.rival) if self.rival_at is None else f"H1P{self.rival_at - 2}"
+        other = named(self.baseline) if self.baseline_at is None else f"H1P{self.baseline_at - 2}"
         return f"{named(self.plan)} / {other}"
 
 
@@ -60,8 +60,8 @@ ASKED = (
     Asked(FITTED, "scheduler", EVERY, 0.8, 0.5),
     Asked(REFINED, "H1P(n-2)", FEW, 0.35, 0.2),
     Asked(REFINED, "scheduler", FEW, 0.6, 0.35),
-    Asked(REFINED, "H1P(n-2)", FEW, 1.0, 1.0, rival_at=12),
-    Asked(REFINED, "H1P(n-2)", FEW, 1.0, 1.0, rival_at=10),
+    Asked(REFINED, "H1P(n-2)", FEW, 1.0, 1.0, baseline_at=12),
+    Asked(REFINED, "H1P(n-2)", FEW, 1.0, 1.0, baseline_at=10),
 )
 ROUGH_MEAN, ROUGH_WORST = 1.0, 1.05
 
@@ -78,11 +78,11 @@ class Ratio:
         self.samples: dict[tuple[str, int], Any] = {}
         self.missing: list[str] = []
         for record in records:
-            name, n = record["conditions"]["model"], record["conditions"]["noises"]
+            name, n = record["conditions"]["model"], record["conditions"]["noise_samples"]
             rows = np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
             for nfe in asked.at:
                 ours = errors(record, nfe, asked.plan)
-                theirs = errors(record, asked.rival_at or nfe, asked.rival)
+                theirs = errors(record, asked.baseline_at or nfe, asked.baseline)
                 if ours is None or theirs is None:
                     self.missing.append(f"{name} {nfe}")
                     continue
@@ -110,12 +110,12 @@ def report(paths: list[str], rough: list[str]) -> str:
     records, others = ([json.loads(Path(p).read_text()) for p in some] for some in (paths, rough))
     parts = []
     if records:
-        parts += ["## Fitted plans against others", requirements(records)]
+        parts += ["## Tuned plans and baselines", requirements(records)]
     if others:
         parts += ["## Rough in time", roughness(others)]
     for record in [*records, *others]:
         name = record["conditions"]["model"]
-        parts += [f"## {name}: error to the converged ODE", cells(record)]
+        parts += [f"## {name}: error to the reference solution", cells(record)]
         parts += [gains(record, nfe) for nfe in record["split"]]
         parts += [conditions(record)]
     return "\n\n".join(parts) + "\n"
@@ -157,7 +157,8 @@ def requirements(records: list[Record]) -> str:
     head = ["ratio", "evaluations", "target (aim)", "of RMSE (95 %)", "of medians", "met", "each"]
     note = (
         "Geometric means over models and evaluations of the model; 95 % intervals by paired "
-        "bootstrap over noises. The rival's best shift and grid are chosen on the test noises."
+        "bootstrap over noise samples. The best shift and grid of a scheduler are chosen on the "
+        "test noise samples."
     )
     return f"{table(head, rows)}\n\n{note}"
 
@@ -191,12 +192,12 @@ def cells(record: Record) -> str:
             plans = record["cells"][n]["plans"]
             lowest = min(e["rmse"] for e in plans.values()) if len(plans) > 1 else None
             entry = plans.get(label)
-            row.append("" if entry is None else told(entry, bold=entry["rmse"] == lowest))
+            row.append("" if entry is None else shown(entry, bold=entry["rmse"] == lowest))
         rows.append(row)
     return table(["evaluations", *counts], rows)
 
 
-def told(entry: Record, *, bold: bool = False) -> str:
+def shown(entry: Record, *, bold: bool = False) -> str:
     chosen = f"<br>{entry['chosen']}" if "chosen" in entry else ""
     extra = f"<br>+ {entry['nfe']['refiner']} refiner" if entry["nfe"]["refiner"] else ""
     (low, high), mark = entry["rmse_95"], "**" if bold else ""
@@ -207,7 +208,7 @@ def told(entry: Record, *, bold: bool = False) -> str:
 
 
 def paired(here: Record, before: Record) -> tuple[float, float, float]:
-    """The ratio of the root mean square errors of two plans on one set of noises, and its 95 %."""
+    """The ratio of the RMSE of two plans on the same noise samples, and its 95 % interval."""
     one, two = (np.array(entry["errors"]) for entry in (here, before))
     ratio = lambda a, b: rmse(a) / rmse(b)
     low, high = interval(ratio, one, two, replicates=RESAMPLES)
@@ -239,10 +240,11 @@ def conditions(record: Record) -> str:
         labels = ", ".join(named(k) for k, there in away.items() if there == device)
         where += f" ({labels}: {device})"
     return (
-        f"Weights {c['fingerprint']}, guidance {c['guidance']:g}, {c['noises']} noises of seeds "
-        f"{c['seeds']} used for nothing else, {c['dtype']}, {where}, {versions}. "
-        f"Converged: {c['reference']}, {r['rmse']:.1e} from {r['against']} on {r['noises']} "
-        "noises. The error of a picture is the root mean square over the numbers of its state, "
-        "RMSE that over pictures, with 95 % bootstrap intervals. Over the last 2 % of time the "
+        f"Weights {c['fingerprint']}, guidance {c['guidance']:g}, {c['noise_samples']} noise "
+        f"samples of seeds {c['seeds']} used for nothing else, {c['dtype']}, {where}, {versions}. "
+        f"Reference solution: {c['reference']}, at an RMSE of {r['rmse']:.1e} from "
+        f"{r['finer_plan']} on {r['noise_samples']} noise samples. The error of an image is the "
+        "root mean square over the numbers of its state, RMSE that over images, with 95 % "
+        "bootstrap intervals. Over the last 2 % of time the "
         f"velocity changes by {record['roughness']:.2f} of itself."
     )

@@ -3,10 +3,10 @@
     python benchmarks/refiner_cost.py --model emoji --refiner runs/refiner \\
         --out benchmarks/records/refiner-cost-emoji.json
 
-The calls are those of ``--plan``, and a call's time is all of theirs over their number: what takes
-no state to compute is computed once a sample, for all of them. Both are timed in turns in one run,
-both eager, then both compiled, at batch 1 and 8. Without ``--refiner`` an untrained one of the same
-shape is taken, which costs the same.
+The calls are those of ``--plan``, and the time of a call is their mean: what does not depend on the
+state is computed once a sample, for all of them. Evaluation and calls are timed side by side in one
+run, both eager, then both compiled, at batch 1 and 8. Without ``--refiner`` an untrained one of the
+same shape is used, which costs the same.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MUST = {1: 0.10, 8: 0.06}
 def calls(
     model: Any, refiner: Any, plan: ft.Plan, batch: int, guidance: float
 ) -> list[Callable[[], Any]]:
-    """A guided evaluation, and the refiner calls of ``plan`` on the same ``batch`` pictures."""
+    """A guided evaluation, and the refiner calls of ``plan`` on the same ``batch`` images."""
     generator = torch.Generator().manual_seed(0)
     x, a, b = (torch.randn(batch, *model.shape, generator=generator) for _ in range(3))
     cond = model.random_condition(batch, generator)
@@ -53,31 +53,31 @@ def calls(
 
 
 def timed(pair: list[Callable[[], Any]], seconds: float) -> Any:
-    """Seconds of each, (turns, 2), in turns for about so long."""
-    turns: list[list[float]] = []
+    """Seconds of each, (rounds, 2), for about this many seconds."""
+    rounds: list[list[float]] = []
     for call in pair * 3:
         call()
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(turns) < 20:
+    while time.perf_counter() < end or len(rounds) < 20:
         turn = []
         for call in pair:
             start = time.perf_counter()
             call()
             turn.append(time.perf_counter() - start)
-        turns.append(turn)
-    return np.array(turns)
+        rounds.append(turn)
+    return np.array(rounds)
 
 
-def ratio(turns: Any, number: int) -> dict[str, Any]:
-    """Of the medians, the second of ``number`` calls, with a 95 % bootstrap interval over turns."""
-    turns = turns / [1, number]
+def ratio(rounds: Any, number: int) -> dict[str, Any]:
+    """Of the medians, the second of ``number`` calls, with a 95 % bootstrap interval."""
+    rounds = rounds / [1, number]
     share = lambda t: np.divide(*np.median(t, axis=0)[::-1])
-    middle = np.median(turns, axis=0)
+    middle = np.median(rounds, axis=0)
     return {
         "ratio": round(float(middle[1] / middle[0]), 4),
-        "ratio_95": [round(q, 4) for q in interval(share, turns)],
+        "ratio_95": [round(q, 4) for q in interval(share, rounds)],
         "milliseconds": [round(1000 * float(m), 3) for m in middle],
-        "turns": len(turns),
+        "rounds": len(rounds),
     }
 
 
@@ -122,8 +122,8 @@ def main() -> None:
             if mode == "compiled":
                 torch.compiler.reset()
                 pair = [torch.compile(call, dynamic=False) for call in pair]
-            turns = timed(pair, options.seconds)
-            found = record["results"][f"{mode}, batch {batch}"] = ratio(turns, plan.nfe["refiner"])
+            rounds = timed(pair, options.seconds)
+            found = record["results"][f"{mode}, batch {batch}"] = ratio(rounds, plan.nfe["refiner"])
             must = MUST.get(batch, 0.10)
             verdict = "yes" if found["ratio"] <= must else "NO"
             print(f"{mode}, batch {batch}: {found}; at most {must:g}: {verdict}", flush=True)

@@ -1,20 +1,22 @@
-"""The main table: error to the converged ODE of plain solvers, the paper's plans and fitted plans.
+"""The main table: errors of classical solvers, the paper's plans and tuned plans.
 
     python benchmarks/results.py --model digits --refiner runs/refiner --data mnist.npz
 
-measures, at guidance 1, 2 and 4 and 4 to 12 evaluations of the model, on 256 noises that nothing
-else uses: Euler, Heun, Adams-Bashforth, DPM-Solver++ and UniPC, each at its best shift and grid,
-chosen on the test noises in its favour; the paper's plans on the paper's uniform grid, without and
-with the paper's refiner, which is trained on ``--data``; and fitted plans, without and with ours.
+measures, at guidance 1, 2 and 4 and 4 to 12 evaluations of the model, on 256 noise samples that
+nothing else uses: Euler, Heun, Adams-Bashforth, DPM-Solver++ and UniPC, each at its best shift
+and grid, chosen on the test noise samples in its favour; the paper's plans on the paper's uniform
+grid, without and with the paper's refiner, which is trained on ``--data``; and tuned plans, without
+and with our refiner.
 
-    python benchmarks/results.py --model digits --refiner runs/refiner --against mnist.npz \\
-        --pictures 5000 --nfe 6 --guidance 2
+    python benchmarks/results.py --model digits --refiner runs/refiner --real-images mnist.npz \\
+        --num-images 5000 --nfe 6 --guidance 2
 
-adds FD-EffNet of 5,000 pictures of some of these plans beside the converged sampler's, and
+adds FD-EffNet of 5,000 images of some of these plans and of the reference solution, and
 
-    python benchmarks/results.py --model digits --refiner runs/refiner --sheet --nfe 6 --guidance 2
+    python benchmarks/results.py --model digits --refiner runs/refiner --image-grid \\
+        --nfe 6 --guidance 2
 
-a sheet of pictures of the same noises. All go on where they were stopped and write one record,
+a grid of images of the same noise samples. All resume where they were stopped and write one record,
 from which `make_results` makes the page.
 """
 
@@ -26,7 +28,7 @@ import torch
 from bench import Bench, parser
 from method import adams, best
 from ratios import FITTED, KEPT, KEPT_REFINED, REFINED
-from rivals import rivals
+from schedulers import schedulers
 from trial import Trial
 
 import flowturbo as ft
@@ -44,13 +46,13 @@ SCHEDULERS = {
 }
 ROWS = (*SCHEDULERS, "AB2", "AB4", PAPER, PAPER_REFINED)  # all that are not fitted
 FITS = {False: (FITTED, REFINED), True: (KEPT, KEPT_REFINED)}  # by whether contrast is kept
-SHEET = 8  # pictures in a row
+COLUMNS = 8  # of the grid of images
 Family = tuple[dict[str, ft.Plan], Any]
 
 
 def families(bench: Bench, nfe: int) -> dict[str, Family]:
     """Plans by label, and their refiner, of everything that is not fitted."""
-    tried = rivals(nfe)
+    tried = schedulers(nfe)
     found: dict[str, Family] = {
         name: ({k: p for k, p in tried.items() if k.startswith(f"{whose}, ")}, None)
         for name, whose in SCHEDULERS.items()
@@ -106,7 +108,7 @@ def plans_of(bench: Bench, guidance: float, nfe: int) -> dict[str, tuple[ft.Plan
     except KeyError:
         raise SystemExit(
             f"{bench.out}: holds no guidance {guidance:g} at {nfe} evaluations; measure the main "
-            "table first, without --pictures and --sheet"
+            "table first, without --num-images and --image-grid"
         ) from None
     every = families(bench, nfe)
     found = {
@@ -119,8 +121,8 @@ def plans_of(bench: Bench, guidance: float, nfe: int) -> dict[str, tuple[ft.Plan
     return found
 
 
-def pictures(bench: Bench, guidance: float, nfe: int) -> None:
-    """FD-EffNet of the paper's plans, the better UniPC and the fitted plans."""
+def distances(bench: Bench, guidance: float, nfe: int) -> None:
+    """FD-EffNet of the paper's plans, the better UniPC and the tuned plans."""
     plans = plans_of(bench, guidance, nfe)
     entries = bench.record["guidance"][f"{guidance:g}"]["cells"][str(nfe)]["plans"]
     unipc = min(UNIPC, key=lambda name: entries[name]["rmse"])
@@ -133,23 +135,24 @@ def pictures(bench: Bench, guidance: float, nfe: int) -> None:
             bench.keep()
 
 
-def pictured(bench: Bench, guidance: float, nfe: int) -> None:
-    """A sheet of pictures beside the record: a row a method, the same noises in each."""
-    model, rows = bench.model, {"converged": (ft.Plan.parse(bench.options.reference), None)}
+def draw_grid(bench: Bench, guidance: float, nfe: int) -> None:
+    """A grid of images: a row for each method, of the same noise samples."""
+    model = bench.model
+    rows = {"reference solution": (ft.Plan.parse(bench.options.reference), None)}
     rows |= {k: v for k, v in plans_of(bench, guidance, nfe).items() if bench.asked(k)}
-    names = model.names[:: max(1, len(model.names) // SHEET)][:SHEET]
+    names = model.names[:: max(1, len(model.names) // COLUMNS)][:COLUMNS]
     styles = model.styles
     prompts = [model.styled(n, styles[i % len(styles)]) if styles else n
                for i, n in enumerate(names)]  # fmt: skip
     cond, x0 = model.condition(prompts), ft.noise.draw(range(len(prompts)), model.shape)
-    drawn = [
+    ends = [
         ft.sample(plan, model, x0, cond, guidance=guidance, refiner=refiner)
         for plan, refiner in rows.values()
     ]
     path = bench.out.with_name(f"{bench.out.stem}-g{guidance:g}-{nfe}.png")
-    images = to_pil(model.decode(torch.cat(drawn)))
+    images = to_pil(model.decode(torch.cat(ends)))
     save_png(image_grid(images, len(prompts)), path, {})
-    bench.record.setdefault("sheets", {})[path.name] = {
+    bench.record.setdefault("image_grids", {})[path.name] = {
         "guidance": guidance, "nfe": nfe, "rows": list(rows), "prompts": prompts,
         "seeds": [0, len(prompts) - 1],
     }  # fmt: skip
@@ -161,18 +164,18 @@ def main() -> None:
     made.add_argument("--guidance", type=float, nargs="+", default=GUIDANCE, help="scales")
     made.add_argument("--rows", nargs="+", metavar="ROW",
         help="only these, into the record, on another machine too: "
-        f"{', '.join(map(repr, (*ROWS, *FITS[False])))}; of pictures also "
+        f"{', '.join(map(repr, (*ROWS, *FITS[False])))}; of images also "
         f"{', '.join(map(repr, FITS[True]))}")  # fmt: skip
-    made.add_argument("--sheet", action="store_true", help="draw a sheet of pictures, instead")
+    made.add_argument("--image-grid", action="store_true", help="draw a grid of images, instead")
     bench = Bench(options := made.parse_args(), KIND)
-    drawn = options.pictures or options.sheet
-    known = (*ROWS, *FITS[False], *(FITS[True] if drawn else ()))
+    generated = options.num_images or options.image_grid
+    known = (*ROWS, *FITS[False], *(FITS[True] if generated else ()))
     if unknown := [name for name in options.rows or () if name not in known]:
         made.error(f"--rows {unknown[0]!r}: must be of {', '.join(map(repr, known))}")
     for guidance in options.guidance:
         for nfe in options.nfe:
-            if drawn:
-                (pictures if options.pictures else pictured)(bench, guidance, nfe)
+            if generated:
+                (distances if options.num_images else draw_grid)(bench, guidance, nfe)
             else:
                 part = bench.part("guidance", guidance, anywhere=bool(options.rows))
                 cells = part.setdefault("cells", {})

@@ -3,11 +3,12 @@
     python benchmarks/speed.py --model digits --out benchmarks/records/speed-digits.json
 
 Of FlowMatchEuler and of the best scheduler of second order, the fewest evaluations are found at
-which the error to the converged ODE (RMSE of noises that nothing else uses) is not above the
-plan's. A rival runs at every shift of two grids, the best chosen on these noises, in its favour.
-With ``--pictures`` the same is done for FD-EffNet to the converged sampler's pictures of the same
-noises; that to the real ones of ``--against`` is told beside it.
-Then the samplers are timed in turns, in one run: as tables, uncompiled and with the network
+which the error to the reference solution (RMSE on noise samples that nothing else uses) is not
+above the plan's. Each scheduler runs at every shift of two grids, the best chosen on these noise
+samples, in its favour.
+With ``--num-images`` the same is done for FD-EffNet to the reference images of the same noise
+samples; the distance to ``--real-images`` is recorded too.
+Then the samplers are timed side by side, in one run: as tables, uncompiled and with the network
 compiled, the same for all, and by diffusers' own loops. It goes on where it was stopped.
 """
 
@@ -22,7 +23,7 @@ from typing import Any
 
 from bench import drawing_compiled, seen_compiled
 from method import adams, best, keep, rms
-from rivals import rivals
+from schedulers import schedulers
 from trial import Trial
 
 import flowturbo as ft
@@ -44,7 +45,9 @@ LOOPS = {
 
 def found(trial: Trial, names: tuple[str, ...], nfe: int) -> tuple[float, str, ft.Plan]:
     """(RMSE, label, plan) of the best of the schedulers ``names`` at ``nfe`` evaluations."""
-    plans = {k: p for k, p in rivals(nfe).items() if k.startswith(tuple(f"{n}," for n in names))}
+    plans = {
+        k: p for k, p in schedulers(nfe).items() if k.startswith(tuple(f"{n}," for n in names))
+    }
     label, _ = best(trial, plans)
     error = rms(trial.errors(plans[label]))
     print(f"{names[0]}, {nfe}: {label}, {error:.4f}", flush=True)
@@ -54,9 +57,9 @@ def found(trial: Trial, names: tuple[str, ...], nfe: int) -> tuple[float, str, f
 def frechet(
     trial: Trial, distances: Distances, names: tuple[str, ...], nfe: int
 ) -> tuple[float, str, ft.Plan]:
-    """(FD to the converged sampler's pictures, label, plan) of that best one."""
+    """(FD to the reference images, label, plan) of that best one."""
     _, label, plan = found(trial, names, nfe)
-    value = distances(plan)["twins"]
+    value = distances(plan)["to_reference"]
     print(f"{names[0]}, {nfe}: {label}, FD {value:.4f}", flush=True)
     return value, label, plan
 
@@ -102,11 +105,11 @@ def loops(each: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
 def fd(
     draw: Callable[..., Any], folder: Path, plan: ft.Plan, refiner: Any = None
 ) -> dict[str, float]:
-    """FD-EffNet of a plan's pictures: to the converged "twins"; of the "plan" to real ones."""
+    """FD-EffNet of a plan's images, to the reference images and to real ones."""
     made = draw(
         plan, refiner=refiner, agreement=0, resamples=0, repeats=0, cache_dir=folder / "pictures"
     )
-    return {k: made["frechet"][k] for k in ("twins", "plan", "converged")}
+    return {k: made["frechet"][k] for k in ("to_reference", "plan", "reference")}
 
 
 def main() -> None:
@@ -117,20 +120,20 @@ def main() -> None:
     add("--model", default="digits", help="a bundled name or a folder")
     add("--plan", help="a plan, or its file; by default the model's own")
     add("--guidance", type=float, help="by default the model's own")
-    add("--noises", type=int, default=256, help="to tell errors from")
-    add("--reference", default="AB4RK:105@0.5", help="the plan that counts as converged")
+    add("--noise-samples", type=int, default=256, help="to measure errors on")
+    add("--reference", default="AB4RK:105@0.5", help="plan of the reference solution")
     add("--batch", type=int, default=8)
     add("--repeats", type=int, default=20)
     add("--scopes", default="none,network", help="what is compiled, of each sampler")
     add("--most", type=int, default=96, help="evaluations, to stop looking")
-    add("--pictures", type=int, default=0, help="to draw of each plan for FD-EffNet, 0 for none")
-    add("--against", help="real pictures, for FD-EffNet")
-    add("--steps", type=int, default=64, help="of the converged sampler drawn beside them")
+    add("--num-images", type=int, default=0, help="of each plan for FD-EffNet, 0 for none")
+    add("--real-images", help="for FD-EffNet")
+    add("--steps", type=int, default=64, help="intervals of the reference solution of images")
     add("--folder", help="for what is computed on the way; runs/speed/NAME by default")
     add("--out", "-o", required=True, help="the record")
     options = parser.parse_args()
-    if options.pictures and not options.against:
-        parser.error(f"--pictures {options.pictures}: --against says which real pictures")
+    if options.num_images and not options.real_images:
+        parser.error(f"--num-images {options.num_images}: needs --real-images")
     model = ft.load(options.model)
     given = options.plan
     if given and Path(given).is_file():
@@ -138,22 +141,24 @@ def main() -> None:
     used = resolve(model, given, options.guidance)
     plan, guidance, refiner = used.plan, used.guidance, used.refiner
     folder = Path(options.folder or f"runs/speed/{Path(options.model).name}")
-    trial = Trial(model, guidance, options.noises, options.reference, folder)
+    trial = Trial(model, guidance, options.noise_samples, options.reference, folder)
     error = rms(trial.errors(plan, refiner=refiner))
     look = partial(equal, least=plan.nfe["model"], most=options.most)
     each = {kind: look(partial(found, trial, names), error) for kind, names in KINDS.items()}
     seen: dict[str, Any] = {}
-    if options.pictures:
-        shared = {"pictures": options.pictures, "guidance": guidance, "steps": options.steps}
-        shared |= {"real_images": options.against, "features": seen_compiled()}
+    if options.num_images:
+        shared = {"num_images": options.num_images, "guidance": guidance, "steps": options.steps}
+        shared |= {"real_images": options.real_images, "features": seen_compiled()}
         distances = partial(
             fd, partial(ft.evaluate, drawing_compiled(options.model), **shared), folder
         )
-        seen = {"pictures": options.pictures, "against": Path(options.against).name}
+        seen = {"images": options.num_images, "real_images": Path(options.real_images).name}
         seen |= (ours := distances(plan, refiner))
         print(f"the plan: FD {ours}", flush=True)
         for kind, names in KINDS.items():
-            each[f"{kind}, FD"] = look(partial(frechet, trial, distances, names), ours["twins"])
+            each[f"{kind}, FD"] = look(
+                partial(frechet, trial, distances, names), ours["to_reference"]
+            )
     plain = adams(plan.nfe["model"])["AB2"]
     control = plain[best(trial, plain)[0]]
     others, missing = loops(each)
@@ -182,7 +187,7 @@ def main() -> None:
             kind: {
                 "evaluations": at[0],
                 "value": float(f"{at[1]:.5g}"),
-                "reached": at[1] <= (seen["twins"] if kind.endswith("FD") else error),
+                "reached": at[1] <= (seen["to_reference"] if kind.endswith("FD") else error),
                 "chosen": at[2],
                 **({"real": distances(at[3])["plan"]} if kind.endswith("FD") else {}),
             }

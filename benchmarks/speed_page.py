@@ -1,7 +1,7 @@
 """The page of speeds, from the records and nothing else.
 
-Times are medians with the first and last tenth of the turns of one run; what is compared was timed
-in that run, in turns.
+Times are medians with the first and ninth decile over the rounds of one run; what is compared was
+timed side by side in that run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from ratios import each, table
 
 KINDS = {
-    "speed": "python benchmarks/speed.py --model {0} --pictures 2000 --against DATA --out "
+    "speed": "python benchmarks/speed.py --model {0} --num-images 2000 --real-images DATA --out "
     "benchmarks/records/speed-{0}.json",
     "compile": "python benchmarks/compile.py --model {0} --out benchmarks/records/compile-{0}.json",
     "refiner-cost": "python benchmarks/refiner_cost.py --model {0} --out "
@@ -33,9 +33,9 @@ KERNELS = ("matrix products", "attention", "copies", "others")
 INTRO = """# Speed
 
 This page is made by `benchmarks/make_results` from the files in `benchmarks/records` alone. \
-Milliseconds are medians over turns, with their first and last tenth; what stands in one table was \
-timed in one run, in turns, on the machine named under it. The plain solver with fewer evaluations \
-is in every table of samplers: whatever does not beat it is not worth its trouble."""
+Milliseconds are medians over rounds, with the first and ninth decile; all rows of a table were \
+timed side by side in one run, on the machine named below it. Every table of samplers has the \
+classical solver with fewer evaluations as the control."""
 Record = dict[str, Any]
 
 
@@ -73,7 +73,7 @@ def machine(c: Record) -> str:
     return (
         f"Batches of {c['batch']}, guidance {c['guidance']:g}, {dtype}; "
         f"{c['device']} ({c['cpu']}), {c['threads']} threads of {c['cores']} cores, {c['system']}; "
-        f"{c['repeats']} turns; weights {c['fingerprint']}; {versions}."
+        f"{c['repeats']} rounds; weights {c['fingerprint']}; {versions}."
     )
 
 
@@ -91,8 +91,8 @@ def methods(timed: Record) -> str:
                 f"{compiled['difference_from_eager']:.1e}" if compiled else "",
             ]
         )  # fmt: skip
-    head = ["sampler", "evaluations", "ms a batch", "images/s", "RMSE on these noises",
-            "of the matrix-product peak", "s to compile", "recompiles",
+    head = ["sampler", "evaluations", "ms a batch", "images/s", "RMSE on these noise samples",
+            "MFU", "s to compile", "recompiles",
             "from uncompiled"]  # fmt: skip
     keep = [i for i in range(len(head)) if any(row[i] for row in rows)]
     return table([head[i] for i in keep], [[row[i] for i in keep] for row in rows])
@@ -103,7 +103,7 @@ def speed(record: Record) -> list[str]:
     for name in ("plan", "control"):
         entry = record[name]
         error = f"{entry['rmse']:.4f} ({entry['rmse_95'][0]:.4f} to {entry['rmse_95'][1]:.4f})"
-        fd = [f"{seen[k]:.2f}" if seen and name == "plan" else "" for k in ("twins", "plan")]
+        fd = [f"{seen[k]:.2f}" if seen and name == "plan" else "" for k in ("to_reference", "plan")]
         rows.append([entry["plan"], calls(entry["nfe"]), error, *fd, ""])
     for kind, at in record["equal"].items():
         more = "" if at["reached"] else "more than "
@@ -112,19 +112,20 @@ def speed(record: Record) -> list[str]:
         if kind.endswith("FD"):
             value = ["", f"{at['value']:.2f}", f"{at['real']:.2f}"]
         rows.append([at["chosen"], f"{more}{at['evaluations']}", *value, faster])
-    head = ["sampler", "evaluations", "RMSE (95 %)", "FD-EffNet", "FD to real ones",
+    head = ["sampler", "evaluations", "RMSE (95 %)", "FD to reference images", "FD to real images",
             "times the milliseconds of the plan, by scope"]  # fmt: skip
     text = (
-        f"Errors to {c['reference']} of {c['noises']} noises that nothing else uses, guidance "
-        f"{c['guidance']:g}. Schedulers stand at the fewest evaluations that reach the error of "
-        "the plan, at their best shift and grid on these very noises; below the plan, the plain "
-        "solver with its evaluations of the model. Scopes: what is compiled, of every sampler."
+        f"Errors to {c['reference']} on {c['noise_samples']} noise samples that nothing else uses, "
+        f"guidance {c['guidance']:g}. Schedulers have the fewest evaluations that reach the error "
+        "of the plan, at their best shift and grid on these noise samples; the second row is the "
+        "classical solver with as many evaluations as the plan. Scopes: what is compiled, of every "
+        "sampler."
     )
     if seen:
         text += (
-            f" FD-EffNet: of {seen['pictures']} pictures to the converged sampler's of the same "
-            f"noises and prompts, and to the real ones of {seen['against']}, to which the "
-            f"converged sampler's are at {seen['converged']:.2f}."
+            f" FD-EffNet: of {seen['images']} images to the reference images of the same noise "
+            f"samples and prompts, and to the real images of {seen['real_images']}, whose distance "
+            f"to the reference images is {seen['reference']:.2f}."
         )
     return [
         table(head, rows),
@@ -146,16 +147,16 @@ def compiled(record: Record) -> list[str]:
             "condition once, and the network is timed with that each time."
         )
     parts.append(
-        "From uncompiled: the largest difference of any number of any state. In bfloat16 both are "
-        "rounded, each in its way; the errors beside it tell whether one is worse."
+        "From uncompiled: the largest absolute difference of the states. In bfloat16 both are "
+        "rounded differently; compare their errors."
     )
     if "cold_start" in record:
         cold = record["cold_start"]
         parts.append(
-            f"From a cold start to the first picture an exported file is "
+            f"From a cold start to the first image an exported file is "
             f"{cold['sooner']['process']:.1f} times sooner than compiling "
             f"({cold['sooner']['without_import']:.1f} times without the import of the library); "
-            f"the pictures differ by {cold['largest_difference']:.1e}."
+            f"the images differ by {cold['largest_difference']:.1e}."
         )
     return [*parts, machine(record["conditions"])]
 
@@ -189,15 +190,15 @@ def full_size(record: Record) -> list[str]:
                     f"#### {WHOSE[name]}, batch {batch}, {key}",
                     methods(timed),
                     f"Not captured, {fit['fixed']:.2f} + {fit['model']:.2f} evaluations + "
-                    f"{fit['refiner']:.3f} refiner calls, in ms a batch, tells these times but for "
-                    f"{100 * fit['worst']:.1f} % at the most. The peak is {peak:.0f} TFLOP/s, a "
-                    "bfloat16 product timed in turns with these.",
+                    f"{fit['refiner']:.3f} refiner calls, in ms a batch, fits these times to "
+                    f"within {100 * fit['worst']:.1f} %. The peak is {peak:.0f} TFLOP/s, a "
+                    "bfloat16 product timed side by side with these.",
                 ]
     parts.append(
-        "Random weights: times do not depend on them, and nothing is said of pictures. The paper's "
-        f"own table is {known['fixed']} + {known['model']} evaluations + {known['refiner']} "
-        "refiner blocks, of two calls each, in ms on its machine. Plans of ours have the weights "
-        "of Adams-Bashforth here."
+        "Random weights: times do not depend on them, and image quality is not measured. The "
+        f"paper's own table is {known['fixed']} + {known['model']} evaluations + "
+        f"{known['refiner']} refiner blocks, of two calls each, in ms on its machine. Our plans "
+        "have the weights of Adams-Bashforth here."
     )
     missing = []
     if any("compiled" not in keys for sizes in record["timed"].values() for keys in sizes.values()):
@@ -263,7 +264,7 @@ def pipelines(record: Record) -> list[str]:
     versions = ", ".join(f"{k} {v}" for k, v in c["versions"].items())
     return [
         table(head, rows),
-        f"Milliseconds of one picture, {count['model']} evaluations, with the refiner "
+        f"Milliseconds of one image, {count['model']} evaluations, with the refiner "
         f"{count['refiner']} calls more; random weights, bfloat16, not compiled, without text "
         f"encoders and decoding. Where kernels are short the loop of the pipeline waits for the "
         f"processor, and times vary. {c['device']}, {versions}.",

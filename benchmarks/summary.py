@@ -1,7 +1,7 @@
 """The summary that the page of results opens with, and the README repeats.
 
-A table for each model and number of evaluations that images were drawn at: what each method needs,
-what a batch takes, and how far its images are from the reference solution and from real images.
+A table for each model and number of evaluations that images were generated at: what each method
+needs, what a batch takes, and how far its images are from the reference solution and real ones.
 """
 
 from __future__ import annotations
@@ -11,19 +11,20 @@ from typing import Any
 from ratios import FITTED, KEPT, KEPT_REFINED, REFINED, named, table
 from results import PAPER, PAPER_REFINED, UNIPC
 
-PLAIN = "AB2"  # the control: the best of the classical solvers, at one evaluation less too
-ORDER = ("Euler", PLAIN, *UNIPC, PAPER, PAPER_REFINED, FITTED, KEPT, REFINED, KEPT_REFINED)
+CONTROL = "AB2"  # the best of the classical solvers, also with one evaluation less
+ORDER = ("Euler", CONTROL, *UNIPC, PAPER, PAPER_REFINED, FITTED, KEPT, REFINED, KEPT_REFINED)
 TRAINING = {FITTED: "plan", KEPT: "plan", REFINED: "refiner and plan",
             KEPT_REFINED: "refiner and plan"}  # fmt: skip
 Record = dict[str, Any]
 ABOUT = (
-    "Error: to the converged ODE, the reference solution. R: calls of a refiner. Farther from real "
-    "images: than the reference solutions of the same noise samples are (Frechet distance of "
-    "EfficientNet-Lite0 features, paired). Errors of methods that no images were drawn of are of "
-    "fewer noise samples. AB2, Adams-Bashforth of order 2, is the plain solver; its row of one "
-    "evaluation less is the control. Milliseconds: by the measured cost of an evaluation and of a "
-    "refiner call, with [no method compiled](speed.md); at least, where the calls of that refiner "
-    "were not timed. The sections below tell the plans, and how all of it was measured."
+    "Error: to the reference solution of the same noise samples. R: refiner calls. Relative "
+    "increase of FD: of the Frechet distance to real images (EfficientNet-Lite0 features), over "
+    "that of the reference solution, paired by noise sample; not measured for methods without it, "
+    "whose errors are on fewer noise samples. AB2, Adams-Bashforth of order 2, is the best "
+    "classical solver; its row with one evaluation less is the control. Milliseconds: from the "
+    "measured cost of an evaluation and of a refiner call, with [no method compiled](speed.md); "
+    '"at least" where calls of that refiner were not timed. The appendix lists the plans and how '
+    "all of this was measured."
 )
 
 
@@ -45,31 +46,36 @@ def milliseconds(speed: Record | None, nfe: dict[str, int], refiner: str | None)
 
 def of(record: Record, scale: str, nfe: str, speed: Record | None) -> str:
     """The table of a model at a scale of guidance and a number of evaluations."""
-    cells, drawn = record["guidance"][scale]["cells"], record["frechet"][scale][nfe]
+    cells, measured = record["guidance"][scale]["cells"], record["frechet"][scale][nfe]
     chosen = cells[nfe]["plans"]
-    fewer = cells.get(str(int(nfe) - 1), {}).get("plans", {}).get(PLAIN)
-    rows = [_row(record, PLAIN, fewer, None, scale, speed)] if fewer else []
+    fewer = cells.get(str(int(nfe) - 1), {}).get("plans", {}).get(CONTROL)
+    rows = [_row(record, CONTROL, fewer, None, scale, speed)] if fewer else []
     for name in ORDER:
-        if name in drawn or (name in chosen and name not in UNIPC):
-            rows.append(_row(record, name, chosen.get(name), drawn.get(name), scale, speed))
+        if name in measured or (name in chosen and name not in UNIPC):
+            rows.append(_row(record, name, chosen.get(name), measured.get(name), scale, speed))
     batch = speed["timed"]["conditions"]["batch"] if speed else ""
     head = ["method", "data needed", "training", "evaluations", f"ms, batch of {batch}",
-            "error (RMSE, 95 %)", "noise samples", "farther from real images (95 %)"]  # fmt: skip
+            "error (RMSE, 95 %)", "noise samples", "relative increase of FD (95 %)"]  # fmt: skip
     keep = [i for i in range(len(head)) if any(row[i] for row in rows)]
     return table([head[i] for i in keep], [[row[i] for i in keep] for row in rows])
 
 
 def _row(
-    record: Record, name: str, entry: Record | None, drawn: Record | None, scale: str, speed: Any
+    record: Record,
+    name: str,
+    entry: Record | None,
+    measured: Record | None,
+    scale: str,
+    speed: Record | None,
 ) -> list[str]:
-    count = record["guidance"][scale]["conditions"]["noises"]
-    farther, error = "", entry
+    count = record["guidance"][scale]["conditions"]["noise_samples"]
+    increase, error = "", entry
     nfe, refiner = (entry or {}).get("nfe"), (entry or {}).get("refiner")
-    if drawn is not None:
-        f, error, nfe = drawn["frechet"], drawn["trajectory"], drawn["evaluations"]
-        refiner, count = drawn["conditions"].get("refiner"), f["pictures"]
+    if measured is not None:
+        f, error, nfe = measured["frechet"], measured["trajectory"], measured["evaluations"]
+        refiner, count = measured["conditions"].get("refiner"), f["images"]
         low, high = (100 * bound for bound in f["relative_95"])
-        farther = f"{100 * f['relative']:+.1f} % ({low:+.1f} to {high:+.1f})"
+        increase = f"{100 * f['relative']:+.1f} % ({low:+.1f} to {high:+.1f})"
     calls = f"{nfe['model']}" + (f" + {nfe['refiner']} R" if nfe["refiner"] else "")
     low, high = error["rmse_95"]
     training, data = TRAINING.get(name, "none"), "none"
@@ -79,8 +85,38 @@ def _row(
         training, data = f"refiner, {count_of:,} steps of {how['batch']}", "training images"
     return [
         named(name), data, training, calls, milliseconds(speed, nfe, refiner),
-        f"{error['rmse']:.4f} ({low:.4f} to {high:.4f})", f"{count:,}", farther,
+        f"{error['rmse']:.4f} ({low:.4f} to {high:.4f})", f"{count:,}", increase,
     ]  # fmt: skip
+
+
+def headline(record: Record, speed: Record | None) -> str:
+    """The results of a model in a few sentences."""
+    name, lines = record["name"], []
+    if speed is not None and (at := speed["equal"].get("second order")):
+        ms, times = speed["timed"]["methods"][0]["ms"]["median"], speed["faster"]["second order"]
+        least = "" if at["reached"] else "at least "
+        scheduler = at["chosen"].partition(",")[0]
+        lines.append(
+            f"`{name}`: {_plan(speed['plan'])} takes {ms:.0f} ms for a batch of "
+            f"{speed['timed']['conditions']['batch']}; {scheduler}, the best scheduler of "
+            f"diffusers, takes {least}{ms * times['none']:.0f} ms to reach its error: "
+            f"{times['none']:.1f} times as long."
+        )
+    for scale, counts in record["frechet"].items():
+        for nfe, found in counts.items():
+            errors = [
+                f"{found[k]['trajectory']['rmse']:.4f} ({named(k)})" for k in ORDER if k in found
+            ]
+            lines.append(
+                f"`{name}`, {nfe} evaluations at guidance {scale}: errors to the reference "
+                f"solution are {'; '.join(errors)}."
+            )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _plan(entry: Record) -> str:
+    refined = f" and {entry['nfe']['refiner']} refiner calls" if entry["nfe"]["refiner"] else ""
+    return f"a tuned plan of {entry['nfe']['model']} evaluations{refined}"
 
 
 def about_time(part: Record, speed: Record) -> str:
@@ -88,14 +124,14 @@ def about_time(part: Record, speed: Record) -> str:
     cost, c = speed["timed"]["latency"], speed["timed"]["conditions"]
     refined = f" + {cost['refiner']:.2f} a refiner call" if cost["refiner"] else ""
     return (
-        f"Guidance {part['conditions']['guidance']:g}, {part['conditions']['noises']} noise "
+        f"Guidance {part['conditions']['guidance']:g}, {part['conditions']['noise_samples']} noise "
         f"samples. Milliseconds of a batch of {c['batch']} on {c['threads']} CPU threads, with no "
         f"method compiled: {cost['fixed']:.2f} + {cost['model']:.2f} an evaluation{refined}, which "
         f"is within {100 * cost['worst']:.1f} % of every time in the record. Calls of the paper's "
         "refiner were not timed and are counted as free, in its favour. Rings were timed "
-        f"themselves, at errors of {speed['conditions']['noises']} of the noise samples: the tuned "
-        "plan, and the schedulers of diffusers with the fewest evaluations that reach its error "
-        f"({', '.join(_reached(at) for at in _equal(speed))})."
+        f"themselves, at errors of {speed['conditions']['noise_samples']} of the noise samples: "
+        "the tuned plan, and the schedulers of diffusers with the fewest evaluations that reach its "
+        f"error ({', '.join(_reached(at) for at in _equal(speed))})."
     )
 
 

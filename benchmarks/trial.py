@@ -1,4 +1,4 @@
-"""Plans on test noises of a model: the converged ends, and how far from them a plan ends.
+"""Errors of plans on the test noise samples of a model, to its reference solution.
 
 Everything computed is kept in a folder as it comes, so that a run that is killed goes on where it
 stopped; a folder of other conditions is refused.
@@ -24,7 +24,7 @@ from flowturbo.tree import slice_condition
 from flowturbo.tuning.journal import Journal
 from flowturbo.tuning.reference import error
 
-FIRST = 600_000_000  # seeds from here on are for these noises and used by nothing else
+FIRST = 600_000_000  # seeds from here on are used by nothing else
 BATCH = 64
 
 
@@ -45,39 +45,45 @@ class _Known:
 
 
 class Trial:
-    """The test noises of ``model``, and errors of plans on them."""
+    """The test noise samples of ``model``, and errors of plans on them."""
 
     def __init__(
-        self, model: Any, guidance: float, noises: int, reference: str, folder: str | Path
+        self, model: Any, guidance: float, noise_samples: int, reference: str, folder: str | Path
     ) -> None:
         self.conditions = {
             "model": getattr(model, "name", None),
             "fingerprint": getattr(model, "fingerprint", None),
             "shape": list(model.shape),
             "guidance": guidance,
-            "noises": noises,
-            "seeds": f"{FIRST} to {FIRST + noises - 1}",
+            "noise_samples": noise_samples,
+            "seeds": f"{FIRST} to {FIRST + noise_samples - 1}",
             "reference": reference,
             "dtype": "float32",
             "device": _device(model),
             "threads": torch.get_num_threads(),
             "versions": versions(),
         }
-        fixed = ("model", "fingerprint", "guidance", "noises", "seeds", "reference")
-        self.journal = Journal(folder, {k: self.conditions[k] for k in fixed})
-        self.folder, self.model, self.noises = Path(folder), model, noises
+        fixed = ("model", "fingerprint", "guidance", "seeds", "reference")
+        kept = {k: self.conditions[k] for k in fixed} | {"noises": noise_samples}
+        self.journal = Journal(folder, kept)
+        self.folder, self.model, self.noise_samples = Path(folder), model, noise_samples
         self.guided = guided(model, guidance)
-        self.x0 = ft.noise.draw(range(FIRST, FIRST + noises), model.shape, device=model.device)
+        self.x0 = ft.noise.draw(
+            range(FIRST, FIRST + noise_samples), model.shape, device=model.device
+        )
         self.cond = None
         if hasattr(model, "random_condition"):
-            self.cond = model.random_condition(noises, torch.Generator().manual_seed(FIRST))
+            self.cond = model.random_condition(noise_samples, torch.Generator().manual_seed(FIRST))
         self.exact, self.first = self._solved(reference)
 
     def _solved(self, reference: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """The converged ends, and the velocities at the start."""
+        """The ends of the reference solution, and the velocities at the start."""
         plan, ends = ft.Plan.parse(reference), []
-        for i in range(0, self.noises, BATCH):
-            path, rows = self.folder / f"exact-{i:04d}.pt", slice(i, min(i + BATCH, self.noises))
+        for i in range(0, self.noise_samples, BATCH):
+            path, rows = (
+                self.folder / f"exact-{i:04d}.pt",
+                slice(i, min(i + BATCH, self.noise_samples)),
+            )
             x, cond = self.x0[rows], slice_condition(self.cond, rows)
             if not path.is_file():
                 with torch.no_grad():
@@ -85,13 +91,13 @@ class Trial:
                 end = ft.sample(plan, _Known(self.guided, x, first), x, cond)
                 with atomic_write(path) as temporary:
                     torch.save({"end": end, "first": first}, temporary)
-                print(f"{rows.stop} of {self.noises} solved", flush=True)
+                print(f"{rows.stop} of {self.noise_samples} solved", flush=True)
             ends.append(torch.load(path, map_location=x.device, weights_only=True))
         return torch.cat([e["end"] for e in ends]), torch.cat([e["first"] for e in ends])
 
     def errors(self, plan: ft.Plan, rows: int | None = None, refiner: Any = None) -> Any:
-        """The error of ``plan`` on each of the first ``rows`` noises."""
-        rows = rows or self.noises
+        """The error of ``plan`` on each of the first ``rows`` noise samples."""
+        rows = rows or self.noise_samples
         whose = getattr(refiner, "fingerprint", None) if plan.nfe["refiner"] else None
         found: list[float] = self.journal.entries.get(f"errors {plan.digest} {whose}", [])
         while len(found) < rows:
@@ -110,7 +116,7 @@ class Trial:
         return [float(f"{e:.5g}") for e in off.tolist()]
 
     def entry(self, plan: ft.Plan, refiner: Any = None, **about: Any) -> dict[str, Any]:
-        """What a record says of ``plan``."""
+        """The entry of ``plan`` in a record."""
         errors = self.errors(plan, refiner=refiner)
         if plan.nfe["refiner"]:
             about["refiner"] = getattr(refiner, "fingerprint", None)
@@ -118,14 +124,14 @@ class Trial:
         return {"plan": plan.name, "nfe": plan.nfe, **about, **rounded, "errors": errors.tolist()}
 
     def reference_error(self, rows: int = 32) -> dict[str, Any]:
-        """The converged ends of the first rows against twice as fine a solution of them."""
+        """The error of the reference solution of the first rows to one twice as fine."""
         name, _, shift = self.conditions["reference"].partition("@")
         solver, _, count = name.partition(":")
         started = 9 if solver == "AB4RK" else 0  # evaluations more than steps
         finer = f"{solver}:{2 * (int(count) - started) + started}" + (shift and f"@{shift}")
-        errors = self.errors(ft.Plan.parse(finer), min(rows, self.noises))
-        told = {k: _short(v) for k, v in summary(errors).items()}
-        return {"against": finer, "noises": len(errors), **told}
+        errors = self.errors(ft.Plan.parse(finer), min(rows, self.noise_samples))
+        found = {k: _short(v) for k, v in summary(errors).items()}
+        return {"finer_plan": finer, "noise_samples": len(errors), **found}
 
     def roughness(self, rows: int = 32, last: float = 0.02) -> float:
         """Relative change of the velocity over the ``last`` of the time, on trajectories."""

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu/full_size.py --out benchmarks/records/gpu-full-size.json
 
-Times do not depend on the weights, so these are random, and nothing is said of pictures. The
+Times do not depend on the weights, so these are random, and image quality is not measured. The
 paper's plans run with the paper's refiner, ours with ours, both beside plain solvers of as many
 evaluations; by batch, as they are, and with the networks compiled block by block, both also
 captured in a CUDA graph. A profile of one plan of each says what the device does in that time and
@@ -73,7 +73,7 @@ def profiled(net: Any, plan: ft.Plan, refiner: Any, cond: torch.Tensor, **option
     calls = {"loop": partial(made(capture=False), x, cond)}
     if cuda:
         calls["captured"] = partial(made(capture=True), x, cond)
-    taken = interleaved(calls, x.device, repeats=10, progress=False)
+    taken = interleaved(calls, x.device, repeats=10)
     activity = ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU
     spent = lambda e: (e.self_device_time_total if cuda else e.self_cpu_time_total) / 1000
     for name, call in calls.items():

@@ -3,10 +3,11 @@
     python benchmarks/gpu/pipelines.py --out benchmarks/records/gpu-pipelines.json
 
 Random weights, in bfloat16, no text encoders and no decoding: times do not depend on weights, and
-nothing is said of pictures. At 512 and 1024 px, batch 1, in turns: the pipeline as it is, on
-diffusers' Euler, with as many and with twice as many evaluations, and enabled, with a plan of as
-many and with a refiner between these; enabling counts with each call. The overhead of it, and a
-refiner call as a share of an evaluation, follow. A record that is there is added to.
+image quality is not measured. At 512 and 1024 px, batch 1, timed side by side: the pipeline as
+it is, on diffusers' Euler, with as many and with twice as many evaluations, and enabled, with a
+plan of as many and with a refiner between these; enabling counts with each call. The
+overhead of it, and a refiner call as a share of an evaluation, follow. An existing record is added
+to.
 
 ``--device cpu --tiny`` shows that the script works.
 """
@@ -122,7 +123,7 @@ def main() -> None:
     add("--device", default="cuda")
     add("--tiny", action="store_true", help="two small blocks")
     add("--models", nargs="+", choices=("SD3", "FLUX"), default=["SD3", "FLUX"])
-    add("--sizes", type=int, nargs="+", default=[512, 1024], help="of pictures, in pixels")
+    add("--sizes", type=int, nargs="+", default=[512, 1024], help="of images, in pixels")
     add("--repeats", type=int, default=10)
     add("--out", "-o", type=Path, required=True, help="the record")
     options = parser.parse_args()

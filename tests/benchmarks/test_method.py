@@ -14,13 +14,13 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import ratios  # noqa: E402
-import rivals  # noqa: E402
+import schedulers  # noqa: E402
 
 
 def record(model: str, cells: dict[int, dict[str, list[float]]]) -> dict:
     n = len(next(iter(next(iter(cells.values())).values())))
     told = {str(k): {"plans": {p: {"errors": e} for p, e in c.items()}} for k, c in cells.items()}
-    return {"conditions": {"model": model, "noises": n}, "cells": told}
+    return {"conditions": {"model": model, "noise_samples": n}, "cells": told}
 
 
 def test_ratios_are_paired_and_means_geometric():
@@ -37,9 +37,9 @@ def test_ratios_are_paired_and_means_geometric():
 
 
 @pytest.mark.parametrize("nfe", [4, 5])
-def test_rivals_take_as_many_evaluations_at_the_most(nfe):
+def test_schedulers_take_as_many_evaluations_at_the_most(nfe):
     pytest.importorskip("diffusers")
-    plans = rivals.rivals(nfe, (1.0, 2.0))
+    plans = schedulers.schedulers(nfe, (1.0, 2.0))
     assert len(plans) == 2 * 14
     assert {p.nfe["model"] for p in plans.values()} <= {nfe, nfe - 1}
     for name, plan in plans.items():
@@ -59,7 +59,7 @@ def test_a_whole_run_goes_on_and_makes_a_table(tmp_path, tiny):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    few = ["--model", str(tmp_path / "m"), "--noises", "8", "--trajectories", "12"]
+    few = ["--model", str(tmp_path / "m"), "--noise-samples", "8", "--trajectories", "12"]
     few += ["--folder", str(tmp_path / "work"), "--reference", "AB4RK:41@0.5", "--nfe", "4"]
     run(*few)
     first = json.loads(out.read_text())
@@ -80,7 +80,16 @@ def test_samplers_at_equal_error_on_the_clock(tmp_path, tiny):
     save_folder(tmp_path / "m", tiny, {"condition": {"kind": "class", "labels": list("abcde")}})
     out, script = tmp_path / "r.json", str(ROOT / "benchmarks" / "speed.py")
     command = [sys.executable, script, "--model", str(tmp_path / "m"), "--plan", "AB2:5@1.6"]
-    command += ["--guidance", "2", "--noises", "8", "--reference", "AB4RK:41@0.5", "--batch", "2"]
+    command += [
+        "--guidance",
+        "2",
+        "--noise-samples",
+        "8",
+        "--reference",
+        "AB4RK:41@0.5",
+        "--batch",
+        "2",
+    ]
     command += ["--repeats", "1", "--scopes", "none", "--folder", str(tmp_path), "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -33,11 +33,11 @@ from ratios import paired  # noqa: E402
 
 MAKE = ROOT / "benchmarks" / "make_results"
 CONDITIONS = {
-    "model": "made", "fingerprint": "0123456789abcdef", "guidance": 2.0, "noises": 12,
+    "model": "made", "fingerprint": "0123456789abcdef", "guidance": 2.0, "noise_samples": 12,
     "seeds": "0 to 11", "reference": "AB4RK:41@0.5", "dtype": "float32", "device": "cpu",
     "threads": 1, "versions": {"torch": "2"},
 }  # fmt: skip
-CHECKED = {"rmse": 1e-5, "against": "AB4RK:73@0.5", "noises": 12}
+CHECKED = {"rmse": 1e-5, "finer_plan": "AB4RK:73@0.5", "noise_samples": 12}
 PART = {"conditions": CONDITIONS, "reference": CHECKED, "roughness": 0.1}
 
 
@@ -49,14 +49,14 @@ def entry(scale: float, model: int = 4, refiner: int = 0, **about: object) -> di
 
 def frechet(relative: float) -> dict:
     bounds = [relative - 0.01, relative + 0.01]
-    distance = {"relative": relative, "relative_95": bounds, "plan": 2.0, "converged": 1.9}
-    c = {"plan": "x", "seeds": [0, 11], "against": None, "dtype": "torch.float32"}
+    distance = {"relative": relative, "relative_95": bounds, "plan": 2.0, "reference": 1.9}
+    c = {"plan": "x", "seeds": [0, 11], "real_images": None, "dtype": "torch.float32"}
     share = {"share": 0.5, "share_95": [0.4, 0.6]}
     return {
         "conditions": c, "evaluations": {"model": 4, "refiner": 0},
         "trajectory": entry(1.0), "reference": {"evaluations": 9},
-        "precision": {"plan": share, "converged": {**share, "share": 0.45}},
-        "frechet": {**distance, "to": 6, "pictures": 6},
+        "precision": {"plan": share, "reference": {**share, "share": 0.45}},
+        "frechet": {**distance, "target_images": 6, "images": 6},
     }  # fmt: skip
 
 
@@ -88,9 +88,9 @@ def records(tmp_path) -> Path:
         **about, "kind": results.KIND,
         "guidance": {"2": {**PART, "cells": cells}, "1": {**PART, "cells": cells}},
         "frechet": {"2": {"6": {"fitted": frechet(0.01), "UniPC-2": frechet(0.08)}}},
-        "sheets": {"results-made-g2-6.png": {
-            "guidance": 2.0, "nfe": 6, "rows": ["converged", "fitted"], "prompts": list("abcd"),
-            "seeds": [0, 3]}},
+        "image_grids": {"results-made-g2-6.png": {
+            "guidance": 2.0, "nfe": 6, "rows": ["reference solution", "fitted"],
+            "prompts": list("abcd"), "seeds": [0, 3]}},
     }  # fmt: skip
     (folder / "results-made.json").write_text(json.dumps(main))
     rows = {r.title: entry(1.0, refiner=2) for a in paper.ABLATIONS[:3] for r in a.rows}
@@ -170,7 +170,7 @@ def test_tables_say_what_agrees(records, tmp_path):
     assert "| FlowTurbo (paper), with refiner | training images | refiner, 3 steps of 18 |" in text
     assert "ms, batch of" not in text  # no record of speed, so none are told
     assert "| tuned | 2 | 6 | 3.6116 (2.6873 to 4.4532) |  |  | 50.0 (40.0 to 60.0) |" in text
-    assert "| converged | 2 | 9 |  |  |  | 45.0 (40.0 to 60.0) |" in text
+    assert "| reference solution | 2 | 9 |  |  |  | 45.0 (40.0 to 60.0) |" in text
     assert "tuned / AB2 | 1 |" in text
     assert "| 6 | over the range |" in text
     turned = re.search(r"\| made \| velocity, time t \| ([\d.]+) ± ([\d.]+) \|", text)
@@ -186,7 +186,7 @@ def test_milliseconds_are_by_the_costs_in_the_record_of_speed(records, tmp_path)
     (records / "results-made.json").write_text(json.dumps(record))
     at = {"evaluations": 19, "value": 0.4, "reached": True, "chosen": "UniPC-2, linspace, 1.3"}
     speed = {
-        "conditions": {"guidance": 2.0, "noises": 8}, "plan": entry(0.5, 6, 5),
+        "conditions": {"guidance": 2.0, "noise_samples": 8}, "plan": entry(0.5, 6, 5),
         "equal": {"second order": at}, "faster": {"second order": {"none": 2.0}},
         "timed": {
             "conditions": {"refiner": "own", "batch": 8, "threads": 2},
@@ -222,7 +222,7 @@ def test_a_verdict_needs_an_interval_and_a_number_of_the_paper(fids, bounds, exp
     assert page.verdict(one, two, *bounds, 1.0) == expected
 
 
-def test_paired_ratios_are_of_the_same_noises():
+def test_paired_ratios_are_of_the_same_noise_samples():
     assert paired(entry(3.0), entry(1.0)) == pytest.approx((3.0, 3.0, 3.0))
 
 
@@ -296,8 +296,8 @@ def test_the_readme_counts_the_bundled_models_right():
 # -- the scripts, on a tiny model -------------------------------------------------------------
 
 
-def pooled(pictures):
-    return torch.nn.functional.adaptive_avg_pool2d(pictures, 2).flatten(1)
+def pooled(images):
+    return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
 
 
 def run(script, monkeypatch, *options: object) -> dict:
@@ -327,7 +327,7 @@ def test_the_scripts_go_on_where_they_were(small, monkeypatch, capsys):
     pytest.importorskip("diffusers")
     own = dict(folder=small / "own", trajectories=8, steps=6, iterations=2, batch=4)
     ft.train_refiner(ft.load(small / "m"), **own)
-    few: tuple = ("--model", small / "m", "--noises", 8, "--reference", "AB4RK:25@0.5")
+    few: tuple = ("--model", small / "m", "--noise-samples", 8, "--reference", "AB4RK:25@0.5")
     few += ("--trajectories", 32, "--no-search", "--folder", small / "work", "--refiner")
     few += (small / "own", "--data", small / "data.npz", "--iterations", 2)
     out = small / "records" / "results-m.json"
@@ -341,13 +341,13 @@ def test_the_scripts_go_on_where_they_were(small, monkeypatch, capsys):
         low, high = found["rmse_95"]
         assert low <= found["rmse"] <= high
     assert record["refiners"]["paper"]["training"]["dt"] == 0.12
-    asked = ("--pictures", 12, "--against", small / "data.npz")
+    asked = ("--num-images", 12, "--real-images", small / "data.npz")
     drawn = run(results, monkeypatch, *main, *asked)
     measured = drawn["frechet"]["2"]["4"]
     assert len(measured) == 7
     assert all(len(m["frechet"]["relative_95"]) == 2 for m in measured.values())
     assert all(m["frechet"]["floor"]["distance"] > 0 for m in measured.values())
-    run(results, monkeypatch, *main, "--sheet")
+    run(results, monkeypatch, *main, "--image-grid")
     assert Image.open(small / "records" / "results-m-g2-4.png").size == (32, 142)
     out = small / "records" / "ablations-m.json"
     other = (*few, "--counts", 4, 8, "--scales", 1, 2, "--nfe", 4, "--out", out)
@@ -383,7 +383,7 @@ def test_the_scripts_go_on_where_they_were(small, monkeypatch, capsys):
     assert more["cells"]["4"]["plans"]["fitted"] == {**plans["fitted"], "device": "cpu"}
     assert "on an NVIDIA (Euler, tuned: cpu)" in page.build(small / "records", small)
     with pytest.raises(SystemExit, match="measure the main table first"):
-        run(results, monkeypatch, *main[:-4], "--nfe", 5, *main[-2:], "--sheet")
+        run(results, monkeypatch, *main[:-4], "--nfe", 5, *main[-2:], "--image-grid")
     half = small / "work" / "refiners" / "paper" / "refiner.json"
     half.write_text(half.read_text("utf-8").replace('"step": 2', '"step": 1'))
     dataless = [x for x in few if x not in ("--data", small / "data.npz")]

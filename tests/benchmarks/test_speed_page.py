@@ -34,7 +34,7 @@ def entry(name: str, rmse: float) -> dict:
 
 def test_the_page_says_what_the_records_say(tmp_path, timed):
     speed = {
-        "conditions": {"reference": "AB4RK:105@0.5", "noises": 16, "guidance": 2.0},
+        "conditions": {"reference": "AB4RK:105@0.5", "noise_samples": 16, "guidance": 2.0},
         "plan": entry("fitted MMRMRM", 0.0312), "control": entry("AB2:4@1.6", 0.0444),
         "equal": {
             "Euler": {"evaluations": 9, "value": 0.0299, "reached": True,
@@ -45,7 +45,8 @@ def test_the_page_says_what_the_records_say(tmp_path, timed):
                           "chosen": "FlowMatchEuler, default, 2"},
         },
         "frechet": {
-            "twins": 1.5, "plan": 6.5, "converged": 6.25, "pictures": 50, "against": "real.npz",
+            "to_reference": 1.5, "plan": 6.5, "reference": 6.25, "images": 50,
+            "real_images": "real.npz",
         },
         "faster": {
             "Euler": {"none": 2.25}, "second order": {"none": 20}, "Euler, FD": {"none": 3.5},
@@ -64,8 +65,8 @@ def test_the_page_says_what_the_records_say(tmp_path, timed):
     assert line("| FlowMatchEuler, l").endswith(", 1 | 9 | 0.0299 |  |  | none 2.25 |")
     assert line("| FlowMatchEuler, d").endswith(", 2 | 9 |  | 1.25 | 7.50 | none 3.50 |")
     assert line("| UniPC").endswith("| more than 96 | 0.0400 |  |  | none more than 20.00 |")
-    assert "of 50 pictures to the converged sampler's" in text
-    assert "the real ones of real.npz, to which the converged sampler's are at 6.25." in text
+    assert "of 50 images to the reference images of the same noise" in text
+    assert "the real images of real.npz, whose distance to the reference images is 6.25." in text
     ms = timed["methods"][1]["ms"]
     assert f"{ms['median']:.1f} ({ms['low']:.1f} to {ms['high']:.1f})" in line("| E9, uncompiled")
     assert "Faster: plan than none 1.50 times." in text
@@ -78,7 +79,7 @@ def test_the_page_says_what_the_records_say(tmp_path, timed):
             assert len({row.count("|") for row in lines.splitlines()}) == 1
 
 
-def test_full_size_records_are_told(tmp_path, timed):
+def test_full_size_records_are_shown(tmp_path, timed):
     text = speed_page.build(tmp_path)
     assert "Not measured yet: `python benchmarks/gpu/full_size.py --out gpu-full-size.json`" in text
     assert "Not measured yet: `python benchmarks/gpu/pipelines.py --out gpu-pipelines.json`" in text

@@ -106,7 +106,7 @@ class Methods:
         return compile_sampler(
             self.model, plan, refiner, scope=scope, capture=capture, batch=len(self.x),
             dtype=self.dtype, guidance=self.guidance, cond=self.cond, options=self.options,
-            report=self.report,
+            report=None if scope == "none" else self.report,
         )  # fmt: skip
 
 

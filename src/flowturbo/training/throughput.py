@@ -51,6 +51,6 @@ def peak_rate(
     """
     operations = count_operations(step)
     product, flops = matrix_product(device, dtype)
-    taken = interleaved({"product": product}, device, repeats=3, warm_up=1, progress=False)
+    taken = interleaved({"product": product}, device, repeats=3, warm_up=1)
     peak = flops / (min(taken["product"]) / 1000)
     return peak * images / operations if operations else None

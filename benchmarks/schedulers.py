@@ -15,7 +15,7 @@ SHIFTS = (0.7, 1.0, 1.3, 1.6, 2.0, 2.5, 3.2)
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 
 
-def rivals(nfe: int, shifts: tuple[float, ...] = SHIFTS) -> dict[str, ft.Plan]:
+def schedulers(nfe: int, shifts: tuple[float, ...] = SHIFTS) -> dict[str, ft.Plan]:
     """Every scheduler at ``nfe`` evaluations, at the most, by "name, grid, shift"."""
     import diffusers
 

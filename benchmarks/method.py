@@ -4,7 +4,7 @@
         --out benchmarks/records/method-digits.json
 
 measures on 256 noise samples that nothing else uses; plans that are not in ``--plans`` are fitted
-first. It resumes where it was stopped. Schedulers run at every shift on two grids, and the best one is
+first. It resumes where it was stopped. Schedulers run at every shift on two grids, and the best is
 reported: chosen on the test noise samples themselves, in its favour, by successive halving.
 
     python benchmarks/method.py --model digits --nfe 5 6 --refiner runs/refiner --split \\

@@ -130,8 +130,8 @@ def about_time(part: Record, speed: Record) -> str:
         f"is within {100 * cost['worst']:.1f} % of every time in the record. Calls of the paper's "
         "refiner were not timed and are counted as free, in its favour. Rings were timed "
         f"themselves, at errors of {speed['conditions']['noise_samples']} of the noise samples: "
-        "the tuned plan, and the schedulers of diffusers with the fewest evaluations that reach its "
-        f"error ({', '.join(_reached(at) for at in _equal(speed))})."
+        "the tuned plan, and the schedulers of diffusers with the fewest evaluations that reach "
+        f"its error ({', '.join(_reached(at) for at in _equal(speed))})."
     )
 
 

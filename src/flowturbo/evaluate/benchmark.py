@@ -69,23 +69,14 @@ def benchmark(
     Raises:
         ValueError: if an argument is invalid.
     """
-    check_field("model", model)
-    if not hasattr(model, "shape"):
-        raise ValueError(f"model={checks.shown(model)}: must have a shape, of its states")
-    tables = as_plans("plans", plans)
-    if not tables:
-        raise ValueError("plans=[]: give at least one")
+    tables, shape = _checked(model, plans, refiner)
     _check_mappings(baselines=baselines, missing=missing, options=options)
-    if refiner is not None and not callable(refiner):
-        raise ValueError(f"refiner={checks.shown(refiner)}: must be a function, or None")
     guidance = default_guidance(model, config.guidance)
     seeds = range(config.seed, config.seed + config.batch)
-    x = noise.draw(seeds, model.shape, device=device_of(model))
+    x = noise.draw(seeds, shape, device=device_of(model))
     if cond is not None:
         cond = check_condition(cond, config.batch, f"batch={config.batch} takes", x.device)
-    if dtype is None:
-        dtype = getattr(model, "dtype", torch.float32)
-    dtype = checks.dtype("dtype", dtype)
+    dtype = checks.dtype("dtype", dtype or getattr(model, "dtype", torch.float32))
     made = Methods(model, refiner, x, cond, guidance, dtype, options, report)
     methods = [made.of(plan, scope) for plan in tables for scope in config.scopes]
     methods += [made.of_baseline(name, b) for name, b in (baselines or {}).items()]
@@ -103,6 +94,21 @@ def benchmark(
         "reference": config.reference.name if isinstance(config.reference, Plan) else None,
     }  # fmt: skip
     return {"conditions": about, **found, "missing": {**(missing or {}), **lacking}}
+
+
+def _checked(
+    model: Field, plans: Sequence[Plan | str], refiner: object
+) -> tuple[list[Plan], tuple[int, ...]]:
+    """The plans, and the shape of the model's states."""
+    check_field("model", model)
+    if not hasattr(model, "shape"):
+        raise ValueError(f"model={checks.shown(model)}: must have a shape, of its states")
+    if refiner is not None and not callable(refiner):
+        raise ValueError(f"refiner={checks.shown(refiner)}: must be a function, or None")
+    tables = as_plans("plans", plans)
+    if not tables:
+        raise ValueError("plans=[]: give at least one")
+    return tables, tuple(model.shape)
 
 
 def _check_mappings(**given: object) -> None:

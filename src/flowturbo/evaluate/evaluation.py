@@ -121,14 +121,7 @@ def evaluate(
     known, real, seen = _inspected(model, network, real_images, config)
     cond = _condition(model, prompts, config)
     options = _options(model, cond, guidance, config) | known
-    key, name = {**options, "pictures": options["images"]}, f"plan-{plan.digest}"
-    del key["images"]  # caches keep the name that the first of them had
-    if cache_dir is not None:
-        start = (noise.draw(range(config.seed, config.seed + 8), model.shape, device=model.device),
-                 slice_condition(cond, slice(0, 8)))  # fmt: skip
-        key |= {"field": identity(model, *start, guidance=guidance), "seen": seen}
-        if refiner is not None:
-            name += f"-{refiner_identity(refiner, model, *start, guidance=guidance)}"
+    key, name = _cache_key(model, plan, refiner, cond, options, seen, cache_dir is not None)
     cache = ImageCache(cache_dir, key, config.batch, report)
     sets = ImageSets(model, guidance, cond, network, cache, config, report)
     with nullcontext() if cache_dir is None else exclusive(cache_dir):
@@ -247,6 +240,28 @@ def _inspected(
     return known, real, seen
 
 
+def _cache_key(
+    model: Model,
+    plan: Plan,
+    refiner: Refiner | None,
+    cond: Condition,
+    options: JsonObject,
+    seen: str | None,
+    kept: bool,
+) -> tuple[JsonObject, str]:
+    """What all images of a cache depend on, and the name of the plan's images in it."""
+    key, name = {**options, "pictures": options["images"]}, f"plan-{plan.digest}"
+    del key["images"]  # the key is part of the format on disk
+    if kept:
+        seeds, guidance = range(options["seed"], options["seed"] + 8), options["guidance"]
+        x0 = noise.draw(seeds, model.shape, device=model.device)
+        some = slice_condition(cond, slice(0, 8))
+        key |= {"field": identity(model, x0, some, guidance=guidance), "seen": seen}
+        if refiner is not None:
+            name += f"-{refiner_identity(refiner, model, x0, some, guidance=guidance)}"
+    return key, name
+
+
 def _condition(
     model: Model, prompts: Sequence[str | int] | None, config: EvaluateConfig
 ) -> Condition:
@@ -266,9 +281,7 @@ def _condition(
     return model.random_condition(config.num_images, torch.Generator().manual_seed(config.seed))
 
 
-def _options(
-    model: Model, cond: Condition, guidance: float, config: EvaluateConfig
-) -> dict[str, object]:
+def _options(model: Model, cond: Condition, guidance: float, config: EvaluateConfig) -> JsonObject:
     """What the generated images depend on, apart from the plan."""
     return {
         "model": model.fingerprint, "dtype": str(model.dtype), "device": model.device.type,

@@ -231,7 +231,7 @@ def main() -> None:
     add("--plans", help="a folder of fitted plans, 6.json and 6-refiner.json")
     add("--trajectories", type=int, default=64, help="for plans that have to be fitted")
     add("--no-search", action="store_true", help="fit weights at given times only")
-    add("--no-fit", action="store_true", help="plain solvers and schedulers only")
+    add("--no-fit", action="store_true", help="classical solvers and schedulers only")
     add("--split", action="store_true", help="what each part gains, instead")
     add("--folder", help="for what is computed on the way; runs/method/NAME by default")
     add("--out", "-o", help="the record, or the table")

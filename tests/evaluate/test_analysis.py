@@ -259,7 +259,7 @@ def test_a_record_of_one_part(tmp_path):
         (["--nfe", "4,x"], "'4,x' is not a list such as 4,6,8"),
         (["-m", "digits", "--sections", "curve"], "sections=('curve',)"),
         (["-m", "digits", "--compare-model", "digits"], "names on cards must differ"),
-        (["-m", "digits", "--plan", "E1R1"], "velocities at 1 distinct times, and it needs 2"),
+        (["-m", "digits", "--plan", "E1R1"], "at 1 distinct times, and it needs 2"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):

@@ -468,7 +468,7 @@ def test_what_is_no_model_or_no_list_is_told(words):
     with pytest.raises(ValueError, match=r"prompts='tiger': pass a list"):
         evaluate(words, "E2", prompts="tiger", **FEW)
     latent = ft.Model(words.network, {**words.card, "codec": {"kind": "latent"}})
-    with pytest.raises(ValueError, match=r"draws latents, .* pass features=None"):
+    with pytest.raises(ValueError, match=r"generates latents, .* pass features=None"):
         evaluate(latent, "E2", **FEW)
     assert evaluate(latent, "E2", **FEW | {"features": None})["trajectory"]["rmse"] > 0
 

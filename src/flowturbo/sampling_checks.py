@@ -93,7 +93,10 @@ def finite_step(plan: Plan, step: StepFunction) -> StepFunction:
     """``step``, refusing NaN and infinity with their origin."""
 
     def finite(
-        row: Row, evaluate: Mapping[str, Any], x: Tensor, velocities: Mapping[int, Tensor]
+        row: Row,
+        evaluate: Mapping[str, Callable[..., Tensor]],
+        x: Tensor,
+        velocities: Mapping[int, Tensor],
     ) -> tuple[Tensor, Tensor]:
         after, v = step(row, evaluate, x, velocities)
         # the sum is quicker to test, but may be infinite where no number is

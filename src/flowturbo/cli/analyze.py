@@ -7,20 +7,8 @@ from typing import Annotated
 
 import typer
 
+from flowturbo.cli import options
 from flowturbo.cli.config import options_of
-from flowturbo.cli.options import (
-    DEFAULT_MODEL,
-    Device,
-    DtypeName,
-    ModelName,
-    PlanNames,
-    RefinerName,
-    check_folder,
-    read_plan,
-    resolve_device,
-    resolve_dtype,
-    resolve_sampling,
-)
 from flowturbo.cli.output import say, show
 from flowturbo.evaluate.analysis import AnalyzeConfig, analyze
 from flowturbo.evaluate.analysis_figures import figures, read_record, tables
@@ -37,12 +25,12 @@ __all__ = ["run"]
 def run(
     context: typer.Context,
     config: AnalyzeConfig,
-    model: ModelName = DEFAULT_MODEL,
+    model: options.ModelName = options.DEFAULT_MODEL,
     compare_model: Annotated[
         list[str] | None, typer.Option(help="Another model to compare with; may be repeated.")
     ] = None,
-    plan: PlanNames = None,
-    refiner: RefinerName = None,
+    plan: options.PlanNames = None,
+    refiner: options.RefinerName = None,
     record: Annotated[
         Path | None,
         typer.Option(help="Make tables and figures of this record.json; measure nothing."),
@@ -50,15 +38,15 @@ def run(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for record.json and the figures.")
     ] = Path("analysis"),
-    device: Device = "auto",
-    dtype: DtypeName = "float32",
+    device: options.Device = "auto",
+    dtype: options.DtypeName = "float32",
 ) -> None:
     """Measure how predictions change along trajectories, and where samplers lose their error.
 
     Example: flowturbo analyze --model digits --plan AB2:8@1.6 --plan H1P6 -o analysis
     """
     path = out / "record.json"
-    check_folder(out)
+    options.check_folder(out)
     check_plot(out / "rows.png")
     context.with_resource(exclusive(out))
     if record is not None:
@@ -83,11 +71,11 @@ def _measure(
     device: str,
     dtype: str,
 ) -> JsonObject:
-    tables = [read_plan(p) for p in plans] if plans else [None]
-    where, precision = resolve_device(device), resolve_dtype(dtype)
+    tables = [options.read_plan(p) for p in plans] if plans else [None]
+    where, precision = options.resolve_device(device), options.resolve_dtype(dtype)
     models = [load(name, device=where, dtype=precision) for name in names]
     first = models[0]
-    chosen, _, light = resolve_sampling(first, tables, config.guidance, refiner)
+    chosen, _, light = options.resolve_sampling(first, tables, config.guidance, refiner)
     named = {m.name: m for m in models}
     if len(named) < len(models):
         raise ValueError(f"models {', '.join(m.name for m in models)}: names on cards must differ")

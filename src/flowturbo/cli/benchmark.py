@@ -7,21 +7,8 @@ from typing import Annotated
 
 import typer
 
+from flowturbo.cli import options
 from flowturbo.cli.config import options_of
-from flowturbo.cli.options import (
-    DEFAULT_MODEL,
-    Device,
-    DtypeName,
-    ModelName,
-    PlanNames,
-    RefinerName,
-    Vae,
-    read_plan,
-    reserve,
-    resolve_device,
-    resolve_dtype,
-    resolve_sampling,
-)
 from flowturbo.cli.output import say, show
 from flowturbo.evaluate.benchmark import BenchmarkConfig, benchmark
 from flowturbo.evaluate.report import check_plot, plot, table
@@ -37,14 +24,14 @@ __all__ = ["run"]
 def run(
     context: typer.Context,
     config: BenchmarkConfig,
-    model: ModelName = DEFAULT_MODEL,
-    plan: PlanNames = None,
-    refiner: RefinerName = None,
+    model: options.ModelName = options.DEFAULT_MODEL,
+    plan: options.PlanNames = None,
+    refiner: options.RefinerName = None,
     prompts: Annotated[
         list[str] | None,
         typer.Option("--prompt", help="Label or prompt; by default names on the card."),
     ] = None,
-    vae: Vae = None,
+    vae: options.Vae = None,
     with_baselines: Annotated[
         bool, typer.Option("--baselines/--no-baselines", help="Measure other libraries too.")
     ] = True,
@@ -54,21 +41,23 @@ def run(
     picture: Annotated[
         Path | None, typer.Option("--plot", help="File for a plot of error against milliseconds.")
     ] = None,
-    device: Device = "auto",
-    dtype: DtypeName = "float32",
+    device: options.Device = "auto",
+    dtype: options.DtypeName = "float32",
 ) -> None:
     """Measure plans, uncompiled and compiled, and other samplers on the same weights.
 
     Example: flowturbo benchmark --model digits --plan AB2:8@1.6 --plan H1P5 -o record.json
     """
-    tables = [read_plan(p) for p in plan] if plan else [None]
+    tables = [options.read_plan(p) for p in plan] if plan else [None]
     if picture is not None:
         check_plot(picture)
     if out is not None:
-        reserve(context, out, "a record", ".json")
+        options.reserve(context, out, "a record", ".json")
     context.with_resource(reserved(picture))
-    field = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype), vae=vae)
-    plans, _, light = resolve_sampling(field, tables, config.guidance, refiner)
+    field = load(
+        model, device=options.resolve_device(device), dtype=options.resolve_dtype(dtype), vae=vae
+    )
+    plans, _, light = options.resolve_sampling(field, tables, config.guidance, refiner)
     rows = ((prompts or field.names or [""]) * config.batch)[: config.batch]
     found, missing = baselines(plans[0].nfe["model"]) if with_baselines else ({}, {})
     with bars() as report:

@@ -7,22 +7,8 @@ from typing import Annotated
 
 import typer
 
+from flowturbo.cli import options
 from flowturbo.cli.config import options_of
-from flowturbo.cli.options import (
-    DEFAULT_MODEL,
-    Device,
-    DtypeName,
-    ModelName,
-    PlanName,
-    RefinerName,
-    Vae,
-    read_lines,
-    read_plan,
-    reserve,
-    resolve_device,
-    resolve_dtype,
-    resolve_sampling,
-)
 from flowturbo.cli.output import say, show
 from flowturbo.evaluate.evaluation import EvaluateConfig, evaluate
 from flowturbo.evaluate.records import read_evaluation
@@ -40,14 +26,14 @@ __all__ = ["run"]
 def run(
     context: typer.Context,
     config: EvaluateConfig,
-    model: ModelName = DEFAULT_MODEL,
-    plan: PlanName = None,
+    model: options.ModelName = options.DEFAULT_MODEL,
+    plan: options.PlanName = None,
     prompts: Annotated[
         Path | None,
         typer.Option(help="File of prompts, one per line; by default sampled from the card."),
     ] = None,
-    vae: Vae = None,
-    refiner: RefinerName = None,
+    vae: options.Vae = None,
+    refiner: options.RefinerName = None,
     real_images: Annotated[
         Path | None,
         typer.Option(help="Real images: a folder, or an .npz file of images or features."),
@@ -66,26 +52,28 @@ def run(
         list[Path] | None,
         typer.Option(help="Record of another evaluation to show in the table; may be repeated."),
     ] = None,
-    device: Device = "auto",
-    dtype: DtypeName = "float32",
+    device: options.Device = "auto",
+    dtype: options.DtypeName = "float32",
 ) -> None:
     """Compare the images of a plan with the reference solution of the same noise samples.
 
     Example: flowturbo evaluate --model digits --plan AB2:6 -n 500 --cache-dir runs/digits -o a.json
     """
     if out is not None:
-        reserve(context, out, "a record", ".json")
-    table = read_plan(plan)
+        options.reserve(context, out, "a record", ".json")
+    table = options.read_plan(plan)
     records = [_record(path) for path in compare_with or []]
-    field = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype), vae=vae)
-    (chosen,), scale, light = resolve_sampling(field, [table], config.guidance, refiner)
+    field = load(
+        model, device=options.resolve_device(device), dtype=options.resolve_dtype(dtype), vae=vae
+    )
+    (chosen,), scale, light = options.resolve_sampling(field, [table], config.guidance, refiner)
     check_alike([_known(field, config, scale), *(r["conditions"] for r in records)])
     with bars() as report:
         record = evaluate(
             field,
             chosen,
             config=config,
-            prompts=None if prompts is None else read_lines(prompts),
+            prompts=None if prompts is None else options.read_lines(prompts),
             refiner=light,
             real_images=real_images,
             features="effnet" if features else None,

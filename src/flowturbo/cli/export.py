@@ -9,18 +9,8 @@ from typing import Annotated
 import torch
 import typer
 
+from flowturbo.cli import options
 from flowturbo.cli.config import options_of
-from flowturbo.cli.options import (
-    DEFAULT_MODEL,
-    Device,
-    ModelName,
-    PlanName,
-    RefinerName,
-    read_plan,
-    reserve,
-    resolve_device,
-    resolve_sampling,
-)
 from flowturbo.cli.output import say
 from flowturbo.compiled import CompileSpec, export
 from flowturbo.models.zoo import load
@@ -33,23 +23,25 @@ __all__ = ["run"]
 def run(
     context: typer.Context,
     config: CompileSpec,
-    model: ModelName = DEFAULT_MODEL,
-    plan: PlanName = None,
-    refiner: RefinerName = None,
+    model: options.ModelName = options.DEFAULT_MODEL,
+    plan: options.PlanName = None,
+    refiner: options.RefinerName = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Output file, .pt2.")] = Path(
         "sampler.pt2"
     ),
-    device: Device = "auto",
+    device: options.Device = "auto",
 ) -> None:
     """Compile a model with its plan ahead of time, for machines like this one.
 
     Example: flowturbo export --model digits --plan AB2:8@1.6 --batch 1,8 -o digits.pt2
     """
-    table = read_plan(plan)
-    reserve(context, out, "a compiled sampler", ".pt2")
-    network = load(model, device=resolve_device(device), dtype=config.dtype or torch.float32)
+    table = options.read_plan(plan)
+    options.reserve(context, out, "a compiled sampler", ".pt2")
+    network = load(
+        model, device=options.resolve_device(device), dtype=config.dtype or torch.float32
+    )
     config = replace(config, dtype=network.dtype)
-    (chosen,), _, loaded = resolve_sampling(network, [table], config.guidance, refiner)
+    (chosen,), _, loaded = options.resolve_sampling(network, [table], config.guidance, refiner)
     with bars() as report:
         manifest = export(out, network, chosen, loaded, config=config, report=report)
     made_for = ", ".join(manifest["made_for"][k] for k in ("torch", "system", "device", "kind"))

@@ -16,24 +16,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from flowturbo._version import __version__
+from flowturbo.cli import options
 from flowturbo.cli.images import ImageFolder, cut_batches
-from flowturbo.cli.options import (
-    DEFAULT_MODEL,
-    Device,
-    DtypeName,
-    GuidanceScale,
-    ModelName,
-    PlanName,
-    RefinerName,
-    Seed,
-    Vae,
-    check_folder,
-    read_plan,
-    reserve,
-    resolve_device,
-    resolve_dtype,
-    resolve_sampling,
-)
 from flowturbo.cli.output import say
 from flowturbo.files import check_room, exclusive, printable
 from flowturbo.images import image_grid, save_png
@@ -55,16 +39,16 @@ def run(
         list[str] | None,
         typer.Argument(help="Labels or prompts; none if the model takes no condition."),
     ] = None,
-    model: ModelName = DEFAULT_MODEL,
+    model: options.ModelName = options.DEFAULT_MODEL,
     style: Annotated[
         list[str] | None,
         typer.Option("--style", help="A style of the model; may be given several times."),
     ] = None,
     n: Annotated[int, typer.Option("-n", "--number", help="Images per prompt and style.")] = 1,
-    seed: Seed = 0,
-    plan: PlanName = None,
-    refiner: RefinerName = None,
-    guidance: GuidanceScale = None,
+    seed: options.Seed = 0,
+    plan: options.PlanName = None,
+    refiner: options.RefinerName = None,
+    guidance: options.GuidanceScale = None,
     negative: Annotated[
         str | None, typer.Option("--negative", help="A prompt to guide away from.")
     ] = None,
@@ -72,7 +56,7 @@ def run(
         int | None,
         typer.Option("--guidance-channels", help="Guide only the first so many channels."),
     ] = None,
-    vae: Vae = None,
+    vae: options.Vae = None,
     out: Annotated[
         Path,
         typer.Option(
@@ -91,8 +75,8 @@ def run(
     batch: Annotated[
         int, typer.Option("--batch", help="Largest number of images sampled at once.")
     ] = 64,
-    device: Device = "auto",
-    dtype: DtypeName = "float32",
+    device: options.Device = "auto",
+    dtype: options.DtypeName = "float32",
 ) -> None:
     """Generate images, as a grid or into a folder; an interrupted folder is resumed.
 
@@ -105,10 +89,12 @@ def run(
         raise ValueError(f"--columns {columns}: must be at least 1")
     if out.suffix.lower() not in (".png", "") and not out.is_dir():
         raise ValueError(f"-o {out}: images are written as a .png grid, or into a folder")
-    table = read_plan(plan)
+    table = options.read_plan(plan)
     as_grid = out.suffix.lower() == ".png" and not out.is_dir()
-    reserve(context, out, "an image grid", ".png") if as_grid else check_folder(out)
-    network = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype), vae=vae)
+    options.reserve(context, out, "an image grid", ".png") if as_grid else options.check_folder(out)
+    network = load(
+        model, device=options.resolve_device(device), dtype=options.resolve_dtype(dtype), vae=vae
+    )
     prompts = _prompts(network, prompts or [], style or [], negative)
     if n * len(prompts) > MOST_IMAGES:
         raise ValueError(f"-n {n}: {n * len(prompts)} images; at most {MOST_IMAGES} at a time")
@@ -121,7 +107,7 @@ def run(
             f"{len(wanted)} images at --scale {scale}: over {MOST_PIXELS} pixels in a file; "
             "lower --scale, or give a folder as -o"
         )
-    (chosen,), guidance, light = resolve_sampling(network, [table], guidance, refiner)
+    (chosen,), guidance, light = options.resolve_sampling(network, [table], guidance, refiner)
     check_whole(chosen)
     facts = _facts(network, chosen, guidance, negative, guidance_channels)
     generate_batch = partial(
@@ -141,7 +127,7 @@ def run(
         page = image_grid(images, columns or _columns(n, prompts, style or []), scale=scale)
         save_png(page, out, {**facts, "condition": _list(wanted), "seed": _seeds(seed, wanted)})
     else:
-        options = {
+        choices = {
             **facts, "negative": negative, "guidance channels": guidance_channels,
             "autoencoder": facts.get("autoencoder"), "prompts": prompts, "seed": seed,
             "scale": scale, "digest": chosen.digest,
@@ -149,7 +135,7 @@ def run(
             "batch": batch, "device": network.device.type, "dtype": str(network.dtype),
             **({"number": n} if len(prompts) > 1 else {}),  # of one prompt there may be more
         }  # fmt: skip
-        series.into(ImageFolder(out, wanted, seed, facts, options), batch, scale)
+        series.into(ImageFolder(out, wanted, seed, facts, choices), batch, scale)
     counts = ", ".join(f"{m} {kind}" for kind, m in chosen.nfe.items() if m)
     say(f"{series.summary}, {counts} evaluations each{series.speed} -> {out}")
 

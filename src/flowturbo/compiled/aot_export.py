@@ -67,7 +67,7 @@ def export(
     from torch._inductor import aot_compile
 
     manifest = _manifest(function, shapes, null, model)
-    files: dict[str, Any] = {}
+    files: JsonObject = {}
     with torch.no_grad(), warnings.catch_warnings(), atomic_write(path) as temporary:
         warnings.simplefilter("ignore", FutureWarning)  # of torch, at itself
         for done, size in enumerate(shapes.batch, 1):
@@ -81,7 +81,7 @@ def export(
     return manifest
 
 
-def _packed(files: dict[str, Any], manifest: JsonObject) -> memoryview:
+def _packed(files: JsonObject, manifest: JsonObject) -> memoryview:
     """The archive; ``manifest`` gets its digest."""
     from torch._inductor.package.package import package_aoti
 

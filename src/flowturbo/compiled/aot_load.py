@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -149,7 +150,7 @@ class LoadedSampler(Sampler):
         return self._calls[size]([c for c in inputs if isinstance(c, Tensor)])[0]
 
 
-def _library(path: str | Path, name: str, device: torch.device) -> Any:
+def _library(path: str | Path, name: str, device: torch.device) -> Callable[..., list[Tensor]]:
     """A list of tensors to a list of them; without the compiler, whose import takes seconds."""
     loader: Any = torch._C._aoti.AOTIModelPackageLoader  # type: ignore[attr-defined]
     index = -1 if device.index is None else device.index

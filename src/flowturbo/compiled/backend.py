@@ -18,7 +18,7 @@ from flowturbo.compiled.function import Function
 from flowturbo.plan import Row
 from flowturbo.refiner.binding import History, Refiner
 from flowturbo.sampling import Velocities, run, step
-from flowturbo.types import Condition, GuidanceScale, Time
+from flowturbo.types import Condition, GuidanceScale, JsonObject, ReadOnlyJson, Time
 
 __all__ = ["SCOPES", "Compiler", "Recompiled", "inductor_options"]
 
@@ -26,7 +26,7 @@ SCOPES = ("plan", "row", "network", "none")
 _BACKEND = "inductor"
 
 
-def inductor_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+def inductor_options(options: ReadOnlyJson | None) -> JsonObject:
     """``options`` of inductor, over our defaults.
 
     On CPUs a tanh of its own, as in GELU, takes three times as long as one made of exp, which is

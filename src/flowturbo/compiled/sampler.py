@@ -7,8 +7,7 @@ sampler, network, guidance and update; here one graph holds the whole sample.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ from flowturbo.field import Field
 from flowturbo.plan import Plan
 from flowturbo.progress import Progress, Report
 from flowturbo.refiner.binding import Refiner
-from flowturbo.types import Condition, JsonObject
+from flowturbo.types import Condition, JsonObject, ReadOnlyJson
 
 __all__ = ["CompiledSampler", "compile"]
 
@@ -101,7 +100,7 @@ class CompiledSampler(Sampler):
         null: NullCondition,
         scope: str,
         capture: bool,
-        options: Mapping[str, Any],
+        options: ReadOnlyJson,
         report: Report | None,
     ) -> None:
         check = getattr(function.field, "check_inputs", None)

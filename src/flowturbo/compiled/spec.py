@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowturbo import checks
+from flowturbo.types import ReadOnlyJson
 
 __all__ = ["CompileSpec", "fixed_scale"]
 
@@ -36,7 +36,7 @@ class CompileSpec:
     guidance: float | None = None
     shape: Sequence[int] | None = None
     device: str | torch.device | None = None
-    options: Mapping[str, Any] | None = None
+    options: ReadOnlyJson | None = None
 
     def __post_init__(self) -> None:
         keep = lambda name, value: object.__setattr__(self, name, value)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from flowturbo.types import Condition, GuidanceScale, JsonObject, Time
 
 __all__ = ["VelocityRefiner"]
 
+T = TypeVar("T")
 _SCALE = 32.0  # gaps are embedded in units of 1/32, which waves of period 2*pi tell apart
 
 
@@ -176,7 +177,7 @@ class VelocityRefiner(nn.Module):
         return v_a + step + (8 * gap).reshape(shape).to(x.dtype) * correction
 
 
-def _last_two(history: Sequence[tuple[Any, Any]]) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+def _last_two(history: Sequence[tuple[Time, T]]) -> tuple[tuple[Time, T], tuple[Time, T]]:
     """The latest (time, ...) of ``history``, and the latest at another time."""
     for b in history[-2::-1]:
         a = history[-1]

@@ -23,14 +23,15 @@ from flowturbo.plan import Plan
 from flowturbo.progress import Report
 from flowturbo.stores import Chunk, ChunkStore, warn_damaged
 from flowturbo.tuning.reference import Reference, solve
+from flowturbo.types import Condition, GuidanceScale, JsonObject
 
 __all__ = ["Journal", "sealed_options"]
 
 FORMAT = 2  # of the folder, and of how what it holds is computed
-Starts = Callable[[slice], tuple[Tensor, Any, float | Tensor]]
+Starts = Callable[[slice], tuple[Tensor, Condition, GuidanceScale]]
 
 
-def sealed_options(options: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def sealed_options(options: JsonObject) -> dict[str, JsonObject]:
     """What ``options.json`` of a folder holds."""
     return {"search": {"format": FORMAT, **options}}
 
@@ -50,9 +51,9 @@ class Journal:
         UserWarning: for lines and files that are damaged, which are left out.
     """
 
-    def __init__(self, folder: str | Path | None, options: dict[str, Any]) -> None:
+    def __init__(self, folder: str | Path | None, options: JsonObject) -> None:
         self.folder = None if folder is None else Path(folder)
-        self.entries: dict[str, Any] = {}
+        self.entries: JsonObject = {}
         made = sealed_options(options)
         self._of = json.dumps(made, sort_keys=True)
         if self.folder is not None:
@@ -71,7 +72,7 @@ class Journal:
         """The plan called ``key``, made if it is not there."""
         return Plan.from_json(self._entry(key, lambda: make().to_json()))
 
-    def write(self, key: str, value: Any) -> None:
+    def write(self, key: str, value: object) -> None:
         """Keep ``value``, anything JSON can hold; the last of a key counts.
 
         Raises:
@@ -148,7 +149,7 @@ class Journal:
             self.write(key, make())
         return self.entries[key]
 
-    def _line(self, key: str, value: Any) -> str:
+    def _line(self, key: str, value: object) -> str:
         told = f"{json.dumps(key)}, {json.dumps(value)}"
         seal = hexdigest(f"{self._of} {told}")
         return f'[{told}, "{seal}"]\n'

@@ -33,7 +33,7 @@ class _State:
     enabled: FlowTurboScheduler
     network: Any  # a module, or None
     family: Family | None
-    refiner: Any
+    refiner: object
     blocks: bool
 
 

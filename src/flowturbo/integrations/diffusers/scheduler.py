@@ -7,6 +7,9 @@ diffusers counts noise levels ``sigma = 1 - t`` down from 1, tells networks ``10
 
 so what a pipeline does to the sample between steps (inpainting, callbacks) stays. Each thread that
 sets timesteps has a run of its own, and so has each ``copy.copy(scheduler)``.
+
+The module is long because diffusers asks for one class of these methods; what they compute stands
+in the modules next to it.
 """
 
 from __future__ import annotations

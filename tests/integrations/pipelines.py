@@ -20,7 +20,7 @@ class Cell:
     pipeline: str
     parts: str  # the function below that makes the components
     size: int = 16  # pixels
-    dynamic: bool = True  # whether the pipeline shifts by the picture's size
+    dynamic: bool = True  # whether the pipeline shifts by the image size
     arguments: dict[str, Any] = field(default_factory=dict)
     image: bool = False
     mask: bool = False
@@ -47,7 +47,7 @@ class Cell:
             **self.arguments,
         }
         if self.image:
-            arguments |= {"image": picture(self.size), "strength": 0.6}
+            arguments |= {"image": random_image(self.size), "strength": 0.6}
         if self.mask:
             arguments |= {"mask_image": mask(self.size)}
         with torch.no_grad():
@@ -86,7 +86,7 @@ CELLS = {
 }
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
-PLAIN = {  # whose networks are in no family
+WITHOUT_FAMILY = {  # networks of no family in FAMILIES
     "Wan": Cell("WanPipeline", "wan", dynamic=False, arguments={"num_frames": 5}),
     "Flux2": Cell("Flux2Pipeline", "flux2"),
     "LTX": Cell("LTXPipeline", "ltx", size=32, arguments={"num_frames": 9}),
@@ -110,14 +110,14 @@ PLAIN = {  # whose networks are in no family
 
 
 def scheduler(name: str, **config: Any) -> Any:
-    """What such a pipeline of ``PLAIN`` comes with."""
+    """The scheduler of such a pipeline of ``WITHOUT_FAMILY``."""
     if name in ("Wan", "SkyReels"):
         return diffusers.UniPCMultistepScheduler(**FLOW, flow_shift=3.0, **config)
     own = {"Mochi": {"invert_sigmas": True}, "LTX condition": {"shift": 1.0}}
     return EULER(**own.get(name, {"shift": 3.0}), **config)
 
 
-def picture(size: int) -> torch.Tensor:
+def random_image(size: int) -> torch.Tensor:
     """Images (B, 3, size, size) in [0, 1]."""
     return torch.rand(BATCH, 3, size, size, generator=torch.Generator().manual_seed(7))
 

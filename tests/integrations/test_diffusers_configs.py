@@ -1,4 +1,4 @@
-"""Each scheduler of diffusers is understood, with the numbers of its loop, or refused by name."""
+"""Each scheduler of diffusers is supported, with the numbers of its loop, or refused by name."""
 
 import itertools
 import re
@@ -14,7 +14,7 @@ diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
 from flowturbo.integrations.diffusers import FlowTurboScheduler  # noqa: E402
-from flowturbo.integrations.diffusers.configs import OPTIONS, REPLACED, UNDERSTOOD  # noqa: E402
+from flowturbo.integrations.diffusers.configs import OPTIONS, REPLACED, SUPPORTED  # noqa: E402
 
 EULER = diffusers.FlowMatchEulerDiscreteScheduler
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
@@ -53,7 +53,7 @@ def noise(n=8):
 
 
 def loop(scheduler, x, steps=None, **given):
-    """The scheduler's own loop; the network is told the levels as they are, not rounded."""
+    """The scheduler's own loop; the network gets the noise levels without rounding."""
     scheduler.set_timesteps(*([] if steps is None else [steps]), **given)
     inverted = scheduler.config.get("invert_sigmas", False)
     for k, t in enumerate(scheduler.timesteps):
@@ -66,7 +66,7 @@ def loop(scheduler, x, steps=None, **given):
 # -- every class ------------------------------------------------------------------------------
 
 
-def test_every_scheduler_is_understood_or_refused_by_name():
+def test_every_scheduler_is_supported_or_refused_by_name():
     seen = dict(exported())
     assert len(seen) > 35
     taken, said = set(), []
@@ -79,7 +79,7 @@ def test_every_scheduler_is_understood_or_refused_by_name():
                 said.append((name, str(error)))
             else:
                 taken.add(name)
-    assert taken == set(UNDERSTOOD) - {"FlowTurboScheduler"}
+    assert taken == set(SUPPORTED) - {"FlowTurboScheduler"}
     assert len(said) > 100
     assert not [(name, error) for name, error in said if name not in error or "\n" in error]
 
@@ -103,9 +103,7 @@ def test_flows_that_step_otherwise_are_refused(kind, config):
     if cls is None:
         pytest.skip("not in this version of diffusers")
     for given in (cls(**config), cls(**config).config):
-        with pytest.raises(
-            ValueError, match=f"{kind}Scheduler.*not a scheduler that is understood"
-        ):
+        with pytest.raises(ValueError, match=f"{kind}Scheduler.*not a supported scheduler"):
             FlowTurboScheduler.from_config(given)
 
 
@@ -121,7 +119,7 @@ def test_a_class_of_ones_own_is_refused_by_its_name():
     class Mine(EULER):
         pass
 
-    with pytest.raises(ValueError, match=r"test_diffusers_configs.*Mine: not a scheduler that is"):
+    with pytest.raises(ValueError, match=r"test_diffusers_configs.*Mine: not a supported"):
         FlowTurboScheduler.from_config(Mine())
 
 
@@ -133,13 +131,13 @@ def test_an_option_that_is_not_known_is_refused_with_its_class(monkeypatch):
     monkeypatch.setattr(diffusers, "FlowMatchEulerDiscreteScheduler", Next)
     config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 2.0}
     FlowTurboScheduler.from_config(config | {"new_thing": False})
-    with pytest.raises(ValueError, match=r"FlowMatchEuler.* with new_thing=True: .*not understood"):
+    with pytest.raises(ValueError, match=r"FlowMatchEuler.* with new_thing=True: .*not supported"):
         FlowTurboScheduler.from_config(config | {"new_thing": True})
 
 
-def test_every_option_of_an_understood_class_is_known():
+def test_every_option_of_a_supported_class_is_known():
     own = FlowTurboScheduler().config
-    for name in set(UNDERSTOOD) - {"FlowTurboScheduler"}:
+    for name in set(SUPPORTED) - {"FlowTurboScheduler"}:
         for key in getattr(diffusers, name)().config:
             assert key in own or key in OPTIONS or key in REPLACED or key.startswith("_")
 
@@ -309,7 +307,7 @@ def test_the_shift_is_that_of_the_class():
     moved = EULER(shift=3.0)
     moved.set_shift(2.0)
     assert FlowTurboScheduler.from_config(moved).config.shift == 2.0
-    with pytest.raises(ValueError, match=r"shift=2\.0 and flow_shift=5\.0: they are one thing"):
+    with pytest.raises(ValueError, match=r"shift=2\.0 and flow_shift=5\.0: they are the same"):
         FlowTurboScheduler.from_config(EULER().config, shift=2.0, flow_shift=5.0)
     for shift in (0, -1.0, "5", float("nan")):
         with pytest.raises(ValueError, match=r"shift=.*must be one finite number above 0"):

@@ -234,15 +234,15 @@ def test_image_to_image_starts_at_its_noise_level(name, counted, monkeypatch):
     sigma = 3 * 0.6 / (1 + 2 * 0.6)
     sample, noise, state = made[0]
     assert torch.allclose(state, sigma * noise + (1 - sigma) * sample, atol=1e-5)
-    told = calls[0].flatten()[0].item()
-    told = 1 - told if FAMILIES[type(network(pipe)).__name__].negated else told
-    assert told == pytest.approx(sigma * (1000 if told > 1 else 1), rel=1e-4)
+    time = calls[0].flatten()[0].item()
+    time = 1 - time if FAMILIES[type(network(pipe)).__name__].negated else time
+    assert time == pytest.approx(sigma * (1000 if time > 1 else 1), rel=1e-4)
     assert len(calls) == 3 * branches(name)
     if cell.mask:
         kept = made[-1][0]
         if kept.ndim == 3:
             result, kept = unpack(result, (4, 4)), unpack(kept, (4, 4))
-        for k, (clean, noise, state) in enumerate(made[1:], 1):  # beside each state of the run
+        for k, (clean, noise, state) in enumerate(made[1:], 1):  # with each state of the run
             level = pipe.scheduler.sigmas[start(name, 5) + k]
             assert torch.allclose(state, level * noise + (1 - level) * clean, atol=1e-5)
         half = kept.shape[-1] // 2
@@ -361,7 +361,7 @@ def test_disable_leaves_no_trace():
     assert before == (dict(vars(pipe)), dict(vars(pipe.transformer)))
 
 
-def test_a_pipeline_saved_and_loaded_draws_the_same(tmp_path):
+def test_a_saved_and_loaded_pipeline_generates_the_same(tmp_path):
     cell, pipe = own_sd3()
     enable(pipe, plan="UNIPC2:4@3")
     expected = cell.call(pipe, 4)
@@ -390,16 +390,16 @@ def test_distilled_guidance_of_flux_is_the_networks_own():
 @pytest.mark.parametrize(
     ("name", "scale"), [("SD3", 3.0), ("Lumina2", 3.0), ("Z-Image", 2.0), ("U-Net", 3.0)]
 )
-def test_a_call_with_another_guidance_is_told(name, scale, recwarn):
+def test_a_call_with_another_guidance_scale_warns(name, scale, recwarn):
     cell = CELLS[name]
     pipe = cell.build(flow_scheduler(name))
-    told = []
+    scales = []
 
     class Told:
         guidance_range = (1.0, 9.0)
 
         def __call__(self, x, t, cond, history, guidance):
-            told.append(guidance)
+            scales.append(guidance)
             return history[-1][1]
 
     enable(pipe, plan=REFINED, refiner=Told(), guidance=3.0)
@@ -410,7 +410,7 @@ def test_a_call_with_another_guidance_is_told(name, scale, recwarn):
             cell.call(pipe, len(REFINED), guidance_scale=5.0)
     finally:
         disable(pipe)
-    assert told == 4 * [3.0]
+    assert scales == 4 * [3.0]
 
 
 def test_blocks_that_repeat_are_named_right():
@@ -484,7 +484,7 @@ def test_half_precision_stays():
     assert result.isfinite().all()
 
 
-# -- what is refused, and what is said ------------------------------------------------------------
+# -- refusals, warnings and the summary ----------------------------------------------------------
 
 
 def test_refusals_leave_the_pipeline_alone():
@@ -497,7 +497,7 @@ def test_refusals_leave_the_pipeline_alone():
         ({"plan": REFINED, "refiner": small()}, r"guidance 1 to 5.*guidance=\.\.\."),
         ({"plan": REFINED, "refiner": small(), "guidance": 9.0}, "9"),
         ({"plan": "H1P0R1", "refiner": small(), "guidance": 3.0}, "distinct times|H1P0R1"),
-        ({"plan": REFINED, "refiner": PaperRefiner(None)}, "single branches"),
+        ({"plan": REFINED, "refiner": PaperRefiner(None)}, "before guidance"),
         ({"plan": "nonsense"}, "'nonsense'"),
         ({"plan": "AB2:4", "guidance": 3.0}, "there is none; leave it out"),
         ({"plan": REFINED, "refiner": "small"}, "refiner='small': must be callable"),
@@ -545,11 +545,11 @@ def test_a_network_changed_after_enable_is_refused():
         cell.call(pipe, len(REFINED))
 
 
-def test_several_pictures_in_one_are_no_states_of_a_refiner():
+def test_a_refiner_refuses_reference_images():
     v, x = torch.zeros(1, 4, 8, 8), torch.zeros(1, 48, 16)
     for name, message, call in (
         ("Qwen-Image", "48 tokens.*4 x 4", {"hidden_states": x, "img_shapes": [[(1, 4, 4)] * 3]}),
-        ("Z-Image", "with pictures to go by", {"x": [[v[0].unsqueeze(1)]]}),
+        ("Z-Image", "with reference images", {"x": [[v[0].unsqueeze(1)]]}),
     ):
         pipe = CELLS[name].build(EULER())
         enable(pipe, plan=REFINED, refiner=Probe())
@@ -575,7 +575,7 @@ def test_a_plan_with_a_refiner_needs_enable():
         cell.call(pipe, len(REFINED))
 
 
-def test_a_fitted_plan_says_what_it_was_not_fitted_to():
+def test_a_fitted_plan_warns_of_what_it_was_not_fitted_to():
     refiner = small()
     mine = {"refiner": refiner.fingerprint, "guidance": (3.0, 3.0)}
     for made_for, guidance, message in (
@@ -585,14 +585,14 @@ def test_a_fitted_plan_says_what_it_was_not_fitted_to():
     ):
         _, pipe = own_sd3()
         plan = replace(REFINED, info=made_for)
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             enable(pipe, plan=plan, refiner=refiner, guidance=guidance)
-        said = " ".join(str(w.message) for w in told)
+        said = " ".join(str(w.message) for w in caught)
         assert re.search(message, said) if message else not said
 
 
-def test_a_refiner_needs_a_family_and_is_told_how_to_add_one():
+def test_a_refiner_of_an_unknown_family_is_refused_with_the_remedy():
     cell, pipe = own_sd3()
 
     class Other(type(pipe.transformer)):
@@ -600,7 +600,7 @@ def test_a_refiner_needs_a_family_and_is_told_how_to_add_one():
 
     pipe.transformer.__class__ = Other
     before = dict(vars(pipe))
-    with pytest.raises(ValueError, match=r"Other, of no family that a refiner.*family=Family"):
+    with pytest.raises(ValueError, match=r"Other, of no family that refiners.*family=Family"):
         enable(pipe, plan=REFINED, refiner=Probe())
     assert dict(vars(pipe)) == before
     probe = Probe()
@@ -615,7 +615,7 @@ def test_diffusion_unets_are_refused():
         enable(pipe)
 
 
-def test_summary_says_what_samples():
+def test_summary():
     _, pipe = own_sd3()
     assert "FlowMatchEulerDiscreteScheduler, not enabled" in summary(pipe)
     enable(pipe, plan=REFINED, refiner=small(), guidance=3.0)

@@ -24,7 +24,7 @@ from flowturbo.integrations.diffusers import FlowTurboScheduler  # noqa: E402
 EULER = diffusers.FlowMatchEulerDiscreteScheduler
 PLANS = ("AB2:6", "H1P5", "H3", "RK4:2", "UNIPC3:6", "DPM2:5@3", "AB3RK:9")
 LEVELS = np.linspace(1, 1 / 6, 6)
-TOLERANCE = 5e-6  # of arithmetic in float64 whose times are told in float32
+TOLERANCE = 5e-6  # of arithmetic in float64 with times in float32
 
 
 def noise(n=16):
@@ -84,11 +84,11 @@ def test_rectified_flow_networks_have_the_other_sign():
 
 @pytest.mark.parametrize("text", PLANS)
 @pytest.mark.parametrize("index", [1, 2, 4])
-@pytest.mark.parametrize("told", [True, False], ids=["set_begin_index", "looked up"])
-def test_a_start_in_the_middle_is_the_plan_restricted(text, index, told):
+@pytest.mark.parametrize("set_index", [True, False], ids=["set_begin_index", "looked up"])
+def test_a_start_in_the_middle_is_the_plan_restricted(text, index, set_index):
     plan = Plan.parse(text)
     scheduler = ready(FlowTurboScheduler(plan=plan), num_inference_steps=len(plan))
-    if told:
+    if set_index:
         scheduler.set_begin_index(index)
     expected = sample(plan.restrict(plan.times[index]), mixture, noise())
     assert torch.allclose(loop(scheduler, noise(), begin=index), expected, atol=TOLERANCE)
@@ -131,7 +131,7 @@ def test_given_levels_become_those_of_flow_match_euler(config, kind):
     assert torch.allclose(default.sigmas, ours.sigmas)
 
 
-def test_timesteps_are_what_the_network_is_told():
+def test_timesteps_are_the_network_s_and_not_shifted():
     scheduler = ready(FlowTurboScheduler(shift=3.0), timesteps=[1000.0, 700.0, 200.0])
     assert scheduler.timesteps.tolist() == [1000, 700, 200]
     assert np.allclose(scheduler.sigmas, [1, 0.7, 0.2, 0])
@@ -164,8 +164,8 @@ def test_a_given_plan_wins_over_the_grid():
         ({"sigmas": [1.0, 0.5, 0.0]}, "the 0 at the end"),
         ({"sigmas": [1.0, float("nan")]}, "finite"),
         ({"sigmas": []}, "at least one"),
-        ({"sigmas": 0.5}, "sigmas=0.5: must be a row"),
-        ({"sigmas": ["1", "half"]}, "must be a row of finite numbers"),
+        ({"sigmas": 0.5}, "sigmas=0.5: must be a list"),
+        ({"sigmas": ["1", "half"]}, "must be a list of finite numbers"),
         ({"timesteps": [1500.0, 200.0]}, "descend"),
     ],
 )
@@ -199,7 +199,7 @@ REFUSED = {
     "use_karras_sigmas": "sigmas=...",
     "use_exponential_sigmas": "sigmas=...",
     "use_beta_sigmas": "sigmas=...",
-    "stochastic_sampling": "draw no noise",
+    "stochastic_sampling": "deterministic",
 }
 
 

@@ -1,8 +1,8 @@
-"""What the configuration of another flow scheduler says, in the terms of ours.
+"""Configurations of other flow schedulers, translated to options of ours.
 
-A configuration is taken only if the class it comes from is understood, and so is each option it is
-set to. A scheduler that was made in Python does not write its class into its configuration; then
-the class is the one that has exactly these options.
+A configuration is accepted only if its class is supported, and so is each of its options. A
+scheduler that was made in Python does not write its class into its configuration; then the class is
+the one that has exactly these options.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = [
     "MU_OPTIONAL",
     "OPTIONS",
     "REPLACED",
-    "UNDERSTOOD",
+    "SUPPORTED",
     "defaults",
     "described",
     "translated",
@@ -28,7 +28,7 @@ __all__ = [
 
 Options: TypeAlias = ReadOnlyJson
 
-UNDERSTOOD = (
+SUPPORTED = (
     "FlowMatchEulerDiscreteScheduler",
     "FlowMatchHeunDiscreteScheduler",
     "UniPCMultistepScheduler",
@@ -38,9 +38,9 @@ UNDERSTOOD = (
     "FlowTurboScheduler",
 )
 
-SPACING = "other spacings are for the pipeline's call to give, as sigmas=..."
-WITHOUT_NOISE = "plans draw no noise"
-OPTIONS: dict[str, tuple[tuple[object, ...], str]] = {  # what each may be, and why nothing else
+SPACING = "pass other spacings to the pipeline's call, as sigmas=..."
+WITHOUT_NOISE = "plans are deterministic"
+OPTIONS: dict[str, tuple[tuple[object, ...], str]] = {  # allowed values, and why no others
     "prediction_type": (("flow_prediction",), "the network must predict a flow"),
     "use_flow_sigmas": ((True,), "the noise levels must be those of a flow"),
     "sigma_data": ((None,), "the noise levels of an EDM reach beyond 1"),
@@ -54,12 +54,12 @@ OPTIONS: dict[str, tuple[tuple[object, ...], str]] = {  # what each may be, and 
     "use_lu_lambdas": ((False, None), SPACING),
     "final_sigmas_type": (("zero",), "plans end at noise level 0"),
 }
-NO_ADVICE = ("sigma_data",)  # a pipeline that sets it cannot do without
+NO_ADVICE = ("sigma_data",)  # a pipeline that sets it needs it
 
-SHIFTS: tuple[str, ...] = ("shift", "flow_shift")  # as schedulers call it
-MU_OPTIONAL = "mu_optional"  # our own note in a configuration
+SHIFTS: tuple[str, ...] = ("shift", "flow_shift")  # names of one option
+MU_OPTIONAL = "mu_optional"  # an entry of our own in a configuration
 
-REPLACED = {  # of the solver, which ours replaces, and of diffusions
+REPLACED = {  # options of the solver, which ours replaces, and of diffusion
     "solver_order",
     "solver_type",
     "solver_p",
@@ -85,101 +85,104 @@ REPLACED = {  # of the solver, which ours replaces, and of diffusions
 
 
 def described(scheduler: Scheduler) -> JsonObject:
-    """The configuration of ``scheduler`` with its class, and the shift that it is set to."""
+    """The configuration of ``scheduler`` with its class and its current shift."""
     cls = type(scheduler)
     own = cls is getattr(diffusers, cls.__name__, None) or cls.__name__ == "FlowTurboScheduler"
     name = cls.__name__ if own else f"{cls.__module__}.{cls.__qualname__}"
     config = {**scheduler.config, "_class_name": name}
-    if isinstance(getattr(cls, "shift", None), property):  # as set_shift has left it
+    if isinstance(getattr(cls, "shift", None), property):  # set_shift may have changed it
         config["shift"] = scheduler.shift
         config["_use_default_values"] = _defaulted(config, "shift")
     return config
 
 
 def translated(
-    config: Options, given: Options, own: Options, strict: bool = True
+    config: Options, overrides: Options, own: Options, strict: bool = True
 ) -> tuple[JsonObject, JsonObject]:
-    """``config`` and the keywords ``given`` beside it as ``FlowTurboScheduler`` takes them.
+    """``config`` and ``overrides`` as the configuration and keywords of ``FlowTurboScheduler``.
 
     Args:
         config: of any scheduler.
-        given: overrides; the shift by any of its names, and options to do without.
+        overrides: the shift by any of its names, options of ours, and those of ``OPTIONS``.
         own: the options of ``FlowTurboScheduler`` and their defaults.
-        strict: whether to refuse keywords that mean nothing here.
+        strict: whether to refuse unknown keywords.
 
     Raises:
-        ValueError: if the class, an option or a keyword is not understood; names it.
+        ValueError: if the class, an option or a keyword is not supported; names it.
     """
     known = {*own, *OPTIONS, *SHIFTS}
-    for key in given:
+    for key, value in overrides.items():
         if strict and key not in known:
-            raise ValueError(f"{key}={given[key]!r}: from_config takes no {key}{_near(key, known)}")
+            raise ValueError(f"{key}={value!r}: from_config takes no {key}{_near(key, known)}")
     names = _names(config, own)
     label = " or ".join(names) or "the configuration"
     options: Options = _options(names[0], own) if len(names) == 1 else {}
-    said = {**options, **config, **given}
-    for key in ("prediction_type", "use_flow_sigmas"):
-        if said.get(key, OPTIONS[key][0][0]) not in OPTIONS[key][0]:
-            raise ValueError(
-                f"{label} with {key}={said[key]!r}: the scheduler of a diffusion, not a flow; if "
-                "the network is a flow all the same, take FlowTurboScheduler(), with sign=1 if it "
-                "predicts data minus noise"
-            )
+    values = {**options, **config, **overrides}
+    _refuse_diffusion(values, label)
     if not names:
         _refuse_unknown_keys(config, {*known, *REPLACED, MU_OPTIONAL})
-    elif not set(names) <= set(UNDERSTOOD):
+    elif not set(names) <= set(SUPPORTED):
         fix = (
-            "take FlowTurboScheduler(shift=...) if its network is a plain flow all the same"
+            "use FlowTurboScheduler(shift=...) if its network predicts a flow all the same"
             if len(names) == 1
-            else "its configuration does not tell which; pass the scheduler itself"
+            else "its configuration fits several; pass the scheduler itself"
         )
-        raise ValueError(
-            f"{label}: not a scheduler that is understood, as {', '.join(UNDERSTOOD)} are; {fix}"
-        )
+        raise ValueError(f"{label}: not a supported scheduler ({', '.join(SUPPORTED)}); {fix}")
     for key, default in options.items():
-        if key not in known and key not in REPLACED and said[key] != default:
-            raise ValueError(f"{label} with {key}={said[key]!r}: this option is not understood")
-    shift = next((f"{key}={given[key]!r}" for key in SHIFTS if key in given), None)
+        if key not in known and key not in REPLACED and values[key] != default:
+            raise ValueError(f"{label} with {key}={values[key]!r}: this option is not supported")
+    shift = next((f"{key}={overrides[key]!r}" for key in SHIFTS if key in overrides), None)
     optional = "algorithm_type" in options or MU_OPTIONAL in config
-    if shift and said.get("use_dynamic_shifting") and not optional:
+    if shift and values.get("use_dynamic_shifting") and not optional:
         raise ValueError(
-            f"{label} with use_dynamic_shifting=True, and {shift}: the shift comes with each "
-            "picture, and this one would do nothing; pass use_dynamic_shifting=False too"
+            f"{label} with use_dynamic_shifting=True, and {shift}: the shift depends on the image "
+            "size, and this one would have no effect; pass use_dynamic_shifting=False too"
         )
     for key, (allowed, reason) in OPTIONS.items():
-        if key in said and said[key] not in allowed:
+        if key in values and values[key] not in allowed:
             raise ValueError(
-                f"{label} with {key}={said[key]!r}: {reason}"
+                f"{label} with {key}={values[key]!r}: {reason}"
                 + ("" if key in NO_ADVICE else f"; to do without, {_call(key, allowed[0])}")
             )
-    return _merged(config, given, options, label)
+    return _merged(config, overrides, options, label)
+
+
+def _refuse_diffusion(values: Options, label: str) -> None:
+    for key in ("prediction_type", "use_flow_sigmas"):
+        allowed = OPTIONS[key][0]
+        if values.get(key, allowed[0]) not in allowed:
+            raise ValueError(
+                f"{label} with {key}={values[key]!r}: the scheduler of a diffusion, not a flow; if "
+                "the network is a flow all the same, use FlowTurboScheduler(), with sign=1 if it "
+                "predicts data minus noise"
+            )
 
 
 def _merged(
-    config: Options, given: Options, options: Options, label: str
+    config: Options, overrides: Options, options: Options, label: str
 ) -> tuple[JsonObject, JsonObject]:
     """Options into the configuration, and the shift, by whatever name, into the keywords."""
-    config, given = dict(config), dict(given)
-    config |= {key: given.pop(key) for key in OPTIONS if key in given}
+    config, keywords = dict(config), dict(overrides)
+    config |= {key: keywords.pop(key) for key in OPTIONS if key in keywords}
     if "algorithm_type" in options:  # DPM-Solver and DEIS, which shift by flow_shift without mu
         config[MU_OPTIONAL] = True
     names = SHIFTS
-    source = given if any(name in given for name in names) else {**options, **config}
-    if source is not given and any(name in options for name in names):
-        names = tuple(name for name in names if name in options)  # others, another class has left
+    source = keywords if any(name in keywords for name in names) else {**options, **config}
+    if source is not keywords and any(name in options for name in names):
+        names = tuple(name for name in names if name in options)  # others are of a former class
     shifts = {name: source[name] for name in names if name in source}
     if len(shifts) == 2 and shifts["shift"] != shifts["flow_shift"]:
         raise ValueError(
             f"{label} with shift={shifts['shift']!r} and flow_shift={shifts['flow_shift']!r}: they "
-            "are one thing; pass one, as shift=..."
+            "are the same option; pass one, as shift=..."
         )
-    given.pop("flow_shift", None)
+    keywords.pop("flow_shift", None)
     for shift in shifts.values():
-        given["shift"] = shift
+        keywords["shift"] = shift
         if "flow_shift" in {**options, **config}:  # for the way back
             config["flow_shift"] = shift
             config["_use_default_values"] = _defaulted(config, "flow_shift")
-    return config, given
+    return config, keywords
 
 
 def _call(key: str, value: object) -> str:
@@ -187,7 +190,7 @@ def _call(key: str, value: object) -> str:
 
 
 def _names(config: Options, own: Options) -> list[str]:
-    """The class that the configuration is of; several if it could be any of them."""
+    """The class of the configuration; several if it could be any of them."""
     if config.get("_class_name") is not None:
         return [str(config["_class_name"])]
     keys = {key for key in config if not key.startswith("_")}
@@ -213,9 +216,9 @@ def _refuse_unknown_keys(config: Options, known: Collection[str]) -> None:
     for key, value in config.items():
         if not key.startswith("_") and key not in known:
             raise ValueError(
-                f"{key}={value!r} in a configuration without _class_name: not an option of the "
-                f"schedulers that are understood{_near(key, known)}; pass the scheduler itself, or "
-                "add _class_name"
+                f"{key}={value!r} in a configuration without _class_name: not an option of a "
+                f"supported scheduler{_near(key, known)}; pass the scheduler itself, or add "
+                "_class_name"
             )
 
 

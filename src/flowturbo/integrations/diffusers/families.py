@@ -1,12 +1,12 @@
-"""What a hook must know of each family of pipelines, by the class of its network.
+"""How pipelines call their networks, by the class of the network.
 
-The hook answers in place of the network, so it must know what goes in and out of one: the sign, how
-latents are packed to tokens, lists for batches. How time is scaled for the network does not matter
-to it, for the scheduler knows the time of each row. Nor does guidance, in one batch or one call
-after another: all branches get the same answer ``v``, and ``v + w*(v - v) = v``.
+A refiner's output takes the place of the network's, so the hook must know the form of the network's
+input and output: the sign, how latents are packed to tokens, lists or batches. How the pipeline
+scales time does not matter, since the scheduler knows the time of each row. Nor does guidance, in
+one batch or in two calls: all branches get the same velocity ``v``, and ``v + w*(v - v) = v``.
 
-A family of your own is one more entry, ``FAMILIES["MyTransformer2DModel"] = Family(name="Mine")``,
-or ``enable(..., family=Family(name="Mine"))``.
+Another family is one more entry, ``FAMILIES["MyTransformer2DModel"] = Family(name="Mine")``, or
+``enable(..., family=Family(name="Mine"))``.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ class Family:
     """How the networks of a family are called by their pipelines.
 
     Attributes:
-        name: for people.
+        name: shown in summaries and messages.
         state: the name of the network's first argument, the state.
-        negated: whether the pipeline turns the sign of what the network puts out.
-        listed: whether states go in and out as lists of (C, 1, H, W).
+        negated: whether the pipeline negates the network's output.
+        listed: whether input and output are lists of (C, 1, H, W).
         sides: if states are packed 2x2 to tokens (B, h*w, 4*C): a function that reads ``(h, w)``
             from the network's arguments by name and the number of tokens.
-        scale: what its pipelines call guidance_scale and keep as that, as the ``w`` of
-            ``u + w*(c - u)``; None if they keep another, or none.
-        blocks: classes of the blocks that repeat, for ``compile_repeated_blocks`` where diffusers
-            does not know them.
+        scale: from the pipeline's ``guidance_scale`` to the ``w`` of ``u + w*(c - u)``; None if the
+            pipeline does not keep it.
+        blocks: classes of the repeated blocks, for ``compile_repeated_blocks`` where diffusers does
+            not list them.
     """
 
     name: str
@@ -75,25 +75,29 @@ def _qwen(arguments: ReadOnlyJson, tokens: int) -> tuple[int, int]:
     return int(shape[-2]), int(shape[-1])
 
 
-def _plain(scale: float) -> float:
+def _at_least_1(scale: float) -> float:
     return max(scale, 1.0)
 
 
 FAMILIES = {
-    "SD3Transformer2DModel": Family(name="SD3", scale=_plain, blocks=("JointTransformerBlock",)),
+    "SD3Transformer2DModel": Family(
+        name="SD3", scale=_at_least_1, blocks=("JointTransformerBlock",)
+    ),
     "FluxTransformer2DModel": Family(name="FLUX.1", sides=_flux),
     "Lumina2Transformer2DModel": Family(
-        name="Lumina2", negated=True, scale=_plain, blocks=("Lumina2TransformerBlock",)
+        name="Lumina2", negated=True, scale=_at_least_1, blocks=("Lumina2TransformerBlock",)
     ),
-    "SanaTransformer2DModel": Family(name="Sana", scale=_plain, blocks=("SanaTransformerBlock",)),
+    "SanaTransformer2DModel": Family(
+        name="Sana", scale=_at_least_1, blocks=("SanaTransformerBlock",)
+    ),
     "QwenImageTransformer2DModel": Family(name="Qwen-Image", sides=_qwen),
     "ZImageTransformer2DModel": Family(
         name="Z-Image", state="x", negated=True, listed=True, scale=lambda s: 1 + max(s, 0.0)
     ),
     "AuraFlowTransformer2DModel": Family(
         name="AuraFlow",
-        scale=_plain,
+        scale=_at_least_1,
         blocks=("AuraFlowJointTransformerBlock", "AuraFlowSingleTransformerBlock"),
     ),
-    "UNet2DConditionModel": Family(name="velocity U-Net", state="sample", scale=_plain),
+    "UNet2DConditionModel": Family(name="velocity U-Net", state="sample", scale=_at_least_1),
 }

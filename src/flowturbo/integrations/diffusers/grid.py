@@ -1,18 +1,18 @@
-r"""Noise levels as flow pipelines ask for them.
+r"""The noise levels of flow pipelines.
 
-Without a grid of their own they are ``linspace(1, 1/n, n)``. One shift is applied, once,
+If the pipeline passes none, they are ``linspace(1, 1/n, n)``. One shift is applied, once,
 
 .. math:: \sigma' = \frac{f \sigma}{1 + (f - 1) \sigma},
 
-with ``f`` the ``shift`` of the configuration or, where it depends on the picture's size,
-``exp(mu)``, or ``mu`` if the configuration says "linear" (Esser et al. 2024, arXiv 2403.03206, eq.
-23). ``terminal`` then stretches the levels so that the last is that one.
+with ``f`` the ``shift`` of the configuration or, where it depends on the image size, ``exp(mu)``
+(``mu`` if ``time_shift_type`` is "linear"; Esser et al. 2024, arXiv 2403.03206, eq. 23). The levels
+are then stretched to end at ``terminal``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import SupportsFloat
 
 import numpy as np
 
@@ -27,39 +27,39 @@ def numbers(name: str, values: object) -> Times:
     Raises:
         ValueError: if it is not.
     """
-    given = values.tolist() if hasattr(values, "tolist") else values
+    listed = values.tolist() if hasattr(values, "tolist") else values
     try:
-        array = np.asarray(given, dtype=np.float64)
+        array = np.asarray(listed, dtype=np.float64)
     except (TypeError, ValueError):
         array = np.empty(0)
     if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
-        raise ValueError(f"{name}={given}: must be a row of finite numbers, at least one")
+        raise ValueError(f"{name}={listed}: must be a list of finite numbers, at least one")
     return array
 
 
 def shortened(values: Iterable[object]) -> str:
-    """A list of numbers for an error: those in the middle of a long one left out."""
+    """A list of numbers for an error message, the middle of a long one elided."""
     shown = [f"{value:g}" for value in values]
     if len(shown) > 8:
         shown[4:-2] = ["..."]
     return f"[{', '.join(shown)}]"
 
 
-def number(name: str, value: Any, low: float = -np.inf, high: float = np.inf) -> float:
-    """``value`` as a float between ``low`` and ``high``, neither included.
+def number(name: str, value: object, low: float = -np.inf, high: float = np.inf) -> float:
+    """``value`` as a float between ``low`` and ``high``, both exclusive.
 
     Raises:
         ValueError: if it is not.
     """
     try:
-        given = float("nan" if isinstance(value, str) else value)
-    except (TypeError, ValueError, RuntimeError):  # the last, of a tensor that holds several
-        given = np.nan
-    if not low < given < high:
+        result = float(value) if isinstance(value, SupportsFloat) else np.nan
+    except (TypeError, ValueError, RuntimeError):  # the last, of a tensor of several
+        result = np.nan
+    if not low < result < high:
         limits = "" if np.isinf(low) else f" above {low:g}"
         limits += "" if np.isinf(high) else f" and below {high:g}"
         raise ValueError(f"{name}={value!r}: must be one finite number{limits}")
-    return given
+    return result
 
 
 def noise_levels(sigmas: Times, factor: float, terminal: float | None) -> Times:

@@ -1,9 +1,9 @@
-"""A refiner in the place of a pipeline's network, at the timesteps that are the refiner's.
+"""A hook that evaluates a refiner in place of a pipeline's network.
 
-The network of a pipeline is called for every timestep. At a row of the model the hook lets it run;
-at a row of the refiner it answers itself, from the state the network was shown and the velocities
-that the scheduler keeps. It asks the scheduler which row it is: of the scheduler's copies, the one
-that was last at work in this thread.
+A pipeline calls its network at every timestep. At model rows of the plan the hook calls the
+network; at refiner rows it calls the refiner, with the network's input state and the velocities
+that the scheduler keeps. The scheduler, of its copies the one that this thread used last, knows
+which row is next.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -26,15 +26,17 @@ from flowturbo.types import Pipeline, ReadOnlyJson, Scheduler
 __all__ = ["Link", "RefinerHook", "install", "remove"]
 
 NAME = "flowturbo"
+Network: TypeAlias = Any  # of diffusers: a module with a config
+State: TypeAlias = Tensor | Sequence[Tensor]  # a batch, or a list of images
 
 
 class Link:
-    """Between a hook and the copies of a scheduler.
+    """Connects a hook with the copies of a scheduler.
 
     Attributes:
-        pipe: a weak reference to the pipeline that was enabled.
+        pipe: a weak reference to the enabled pipeline.
         installed: whether the hook is on its network.
-        here: what differs between threads: ``scheduler``, at work in this one, and ``sides``.
+        here: state of each thread: the ``scheduler`` that it runs, and ``sides``.
     """
 
     def __init__(self, pipe: Pipeline) -> None:
@@ -48,21 +50,18 @@ class Link:
 
 class _Here(threading.local):
     scheduler: Scheduler = None
-    sides: tuple[object, tuple[int, int]] = (
-        None,
-        (0, 0),
-    )  # read once a run: it waits for the device
+    sides: tuple[object, tuple[int, int]] = (None, (0, 0))  # kept: reading waits for the device
 
 
 class RefinerHook(ModelHook):  # type: ignore[misc]
-    """Answers for a network of ``family`` at the rows of the refiner.
+    """Evaluates the refiner in place of a network of ``family`` at refiner rows.
 
     Args:
         refiner: ``(x, t, cond, history) -> v`` on unpacked states (B, C, H, W); ``cond`` is None.
         module: the network of the refiner, to move it to the state's device; None if it has none.
         family: how the network is called.
         link: to the scheduler.
-        scale: of guidance, that the refiner is told; None if it is told none.
+        scale: the guidance scale that the refiner is conditioned on, if it is.
     """
 
     def __init__(
@@ -76,36 +75,35 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
         super().__init__()
         self.refiner, self.module, self.family, self.link = refiner, module, family, link
         self.scale = scale
-        self.first = False  # whether there was no registry of hooks before
+        self.first = False  # whether it created the registry of hooks
 
     @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
-    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """What ``module.forward`` returns, or the refiner's answer in the same form."""
+    def new_forward(self, module: Network, *args: Any, **kwargs: Any) -> Any:
+        """The output of ``module.forward``, or of the refiner in the same form."""
         scheduler = self.link.here.scheduler
-        shown = None if scheduler is None else scheduler.shown()
-        if shown is None:
+        refiner_input = None if scheduler is None else scheduler.refiner_input()
+        if refiner_input is None:
             return self.fn_ref.original_forward(*args, **kwargs)
         state = args[0] if args else kwargs[self.family.state]
-        if scheduler.answer is None:  # else another branch of guidance was here before
-            t, history = shown
+        if scheduler.answer is None:  # else it was evaluated for another branch of guidance
             self._warn_of_scale(scheduler)
-            scheduler.answer = self._predict(state, t, history, kwargs)
+            scheduler.answer = self._predict(state, *refiner_input, kwargs)
         sign = scheduler.sign * (-1 if self.family.negated else 1)
-        out = self._like(state, sign * scheduler.answer, module)
+        out = self._like(state, sign * scheduler.answer, module.config)
         return (out,) if kwargs.get("return_dict") is False else NetworkOutput(sample=out)
 
-    # else it would be compiled again for each number of velocities it is shown
+    # else it would be compiled again for each length of the history
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _predict(self, state: Any, t: float, history: History, arguments: ReadOnlyJson) -> Tensor:
-        """The velocity, in our sign, packed as the scheduler has it."""
+    def _predict(self, state: State, t: float, history: History, arguments: ReadOnlyJson) -> Tensor:
+        """The velocity, in our sign, packed like the scheduler's states."""
         like = history[-1][1]
         if self.family.listed and not isinstance(state[0], Tensor):
             raise ValueError(
-                f"{self.family.name} with pictures to go by: the refiner does not know them; take "
-                "a plan without refiner evaluations"
+                f"{self.family.name} with reference images: refiners do not support them; use a "
+                "plan without refiner evaluations"
             )
-        x = torch.stack(list(state)).squeeze(2) if self.family.listed else state
-        # more images are branches of guidance, more channels or tokens a mask or other pictures
+        x = state if isinstance(state, Tensor) else torch.stack(list(state)).squeeze(2)
+        # more images are branches of guidance, more channels or tokens a mask or reference images
         x = x[tuple(slice(n) for n in like.shape)].to(like.dtype)
         if self.module is not None:  # offloading moves the network, but not the refiner
             self.module.to(x.device)
@@ -116,16 +114,16 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
         return pack(self.refiner(unpack(x, sides), t, None, unpacked)).to(like.dtype)
 
     def _warn_of_scale(self, scheduler: Scheduler) -> None:
-        """Say so if the pipeline guides by another scale, where that can be seen."""
+        """Warn if the pipeline's guidance scale is known and is another."""
         pipe, scale = self.link.pipe(), self.family.scale
         if self.scale is None or scale is None or getattr(pipe, "scheduler", None) is not scheduler:
             return
         asked = getattr(pipe, "guidance_scale", None)
         if asked is not None and abs(scale(asked) - self.scale) > 1e-3:
             warnings.warn(
-                f"the pipeline is called with guidance_scale={asked:g}, and the refiner is told "
-                f"guidance={self.scale:g}: its answers are for another scale; disable(pipe), then "
-                f"enable(pipe, ..., guidance={scale(asked):g})",
+                f"the pipeline is called with guidance_scale={asked:g}, and the refiner is enabled "
+                f"with guidance={self.scale:g}: it predicts velocities of another scale; "
+                f"disable(pipe), then enable(pipe, ..., guidance={scale(asked):g})",
                 stacklevel=2,
             )
 
@@ -136,17 +134,17 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
             h, w = self.family.sides(arguments, tokens)
             if h * w != tokens:
                 raise ValueError(
-                    f"{tokens} tokens of {self.family.name}: a refiner sees one picture, here of "
-                    f"{h} x {w} tokens; take a plan without refiner evaluations"
+                    f"{tokens} tokens of {self.family.name}: a refiner takes those of one image, "
+                    f"here {h} x {w}; use a plan without refiner evaluations"
                 )
             self.link.here.sides = (key, (h, w))
         return self.link.here.sides[1]
 
-    def _like(self, state: Any, v: Tensor, network: Any) -> Any:
-        """``v`` as the network would put it out, shown ``state``."""
+    def _like(self, state: State, v: Tensor, config: ReadOnlyJson) -> State:
+        """``v`` in the form of the output for ``state`` of a network with this ``config``."""
         out = v.to(state[0].dtype)
-        if self.family.sides is None and network.config.get("out_channels") == 2 * out.shape[1]:
-            out = torch.cat([out, out], dim=1)  # the second half is a variance, and dropped
+        if self.family.sides is None and config.get("out_channels") == 2 * out.shape[1]:
+            out = torch.cat([out, out], dim=1)  # the second half is a variance, which is dropped
         out = out.repeat(len(state) // len(out), *[1] * (out.ndim - 1))
         return list(out.unsqueeze(2).unbind(0)) if self.family.listed else out
 
@@ -169,7 +167,7 @@ def install(network: nn.Module, hook: RefinerHook) -> None:
 
 
 def remove(network: nn.Module) -> None:
-    """Take the hook off, and what it left behind."""
+    """Remove the hook and the attributes that it added."""
     with _beneath_offloading(network):
         registry = HookRegistry.check_if_exists_or_initialize(network)
         hook = registry.get_hook(NAME)
@@ -182,17 +180,18 @@ def remove(network: nn.Module) -> None:
 
 
 @contextmanager
-def _beneath_offloading(network: Any) -> Iterator[None]:
+def _beneath_offloading(network: nn.Module) -> Iterator[None]:
     """Within, ``network.forward`` is what the hook of accelerate wraps, if there is one.
 
-    Pipelines take that hook off and put it on again at the end of each call, and what lies above it
-    is lost.
+    Pipelines remove that hook and add it again at the end of each call, which would remove ours if
+    it were outside.
     """
-    offloaded = "_old_forward" in vars(network)
+    own = vars(network)
+    offloaded = "_old_forward" in own
     if offloaded:
-        above, network.forward = network.forward, network._old_forward
+        above, own["forward"] = network.forward, own["_old_forward"]
     try:
         yield
     finally:
         if offloaded:
-            network._old_forward, network.forward = network.forward, above
+            own["_old_forward"], own["forward"] = network.forward, above

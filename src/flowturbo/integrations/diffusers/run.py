@@ -1,4 +1,4 @@
-"""The state of one run of the scheduler, and where a timestep stands in it."""
+"""The state of one run of the scheduler: which timestep is next, and the update of a step."""
 
 from __future__ import annotations
 
@@ -11,26 +11,29 @@ from torch import Tensor
 
 from flowturbo.integrations.diffusers.grid import number
 from flowturbo.integrations.diffusers.tables import rows_from
-from flowturbo.plan import Plan
+from flowturbo.path import predicted_data
+from flowturbo.plan import Plan, Row
+from flowturbo.refiner.binding import History
+from flowturbo.sampling import update
 
 __all__ = ["Run", "floating", "moving_tokens", "places"]
 
 
 @dataclass
 class Run:
-    """How far a run is, and what the network has returned so far.
+    """Progress of a run, and the velocities that later steps need.
 
     Attributes:
         plan: of the timesteps that are set, None before.
-        timesteps: (K,) as the network is given them.
-        sigmas: (K + 1,) the levels of the states.
-        begin: where the run starts, if it was set.
-        index: the timestep that the next step takes; None before the first.
-        running: ``plan`` from where the run started.
-        rows: which row of ``running`` each timestep is.
-        velocities: by row; replaced, never changed, so that a copy of a run is a run of its own.
-        predicted: the clean state that the last step pointed to.
-        answer: the refiner's, between the call of the network and the step.
+        timesteps: (K,) of the network.
+        sigmas: (K + 1,) the noise levels of the states.
+        begin: index of the first timestep, if it was set.
+        index: of the timestep that the next step takes; None before the first.
+        running: ``plan`` restricted to start at the first timestep of the run.
+        rows: the row of ``running`` of each timestep.
+        velocities: by row; replaced, never changed, so that a copy of a run is independent of it.
+        predicted: the clean state predicted at the last step.
+        answer: the refiner's velocity, between the call of the network and the step.
     """
 
     plan: Plan | None = None
@@ -44,10 +47,13 @@ class Run:
     predicted: Tensor | None = None
     answer: Tensor | None = None
 
-    def advance(
-        self, timestep: float | Tensor, find: Callable[[float | Tensor], int]
-    ) -> tuple[int, Plan, Plan]:
-        """The index of the next step, the plan, and the plan that runs; ``find`` says the first.
+    @property
+    def name(self) -> str:
+        """Of the plan."""
+        return "" if self.plan is None else self.plan.name
+
+    def begin_step(self, timestep: float | Tensor, find: Callable[[float | Tensor], int]) -> int:
+        """The index of the next step; ``find`` looks up that of the first.
 
         Raises:
             ValueError: if no timesteps are set, all are done, or ``timestep`` is not the next.
@@ -71,11 +77,34 @@ class Run:
         if found and k not in found:
             raise ValueError(
                 f"timestep={number('timestep', timestep):g} is number {found[0]} of the timesteps, "
-                f"and the next of this run is {k}: none can be left out or done twice; for runs at "
-                "once, give each a copy.copy(scheduler)"
+                f"and the next of this run is {k}: none can be skipped or repeated; for concurrent "
+                "runs, give each a copy.copy(scheduler)"
             )
-        assert self.running is not None
-        return k, self.plan, self.running
+        return k
+
+    def _row(self, k: int) -> Row | None:
+        """The row of timestep ``k``; None for one that a start in the middle of a step skips."""
+        row = self.rows.get(k)
+        return None if row is None or self.running is None else self.running.rows[row]
+
+    def refiner_input(self) -> tuple[float, History] | None:
+        """If the next row is a refiner's: its time, and (time, velocity) pairs, oldest first."""
+        row = self._row(self.index or 0)
+        if row is None or row.evaluator != "refiner":
+            return None
+        return row.model_time, [(t, self.velocities[j]) for j, t in row.history]
+
+    def update(self, k: int, x: Tensor, v: Tensor) -> Tensor:
+        """The state after timestep ``k``, from ``x`` and the velocity ``v`` at it."""
+        assert self.plan is not None
+        self.predicted = predicted_data(x, v, float(self.plan.times[k]))
+        row = self._row(k)
+        if row is not None:
+            x = update(row, x, v, self.velocities)
+            kept = {**self.velocities, row.k: v}
+            self.velocities = {j: u for j, u in kept.items() if j not in row.frees}
+        self.index, self.answer = k + 1, None
+        return x
 
 
 def floating(timestep: object) -> bool:
@@ -84,13 +113,13 @@ def floating(timestep: object) -> bool:
 
 
 def places(timestep: object, schedule: Tensor) -> list[int]:
-    """Where ``timestep`` stands in ``schedule`` (K,); nowhere if it is not one number.
+    """The indices of ``timestep`` in ``schedule`` (K,); none if it is not one number.
 
-    Whole numbers in a tensor are timesteps that have lost their fraction, as SkyReels has them.
+    Whole numbers in a tensor are timesteps that were truncated, as in SkyReels.
     """
     if isinstance(timestep, Tensor):
         own, other = (t.untyped_storage().data_ptr() for t in (schedule, timestep))
-        if own == other:  # as loops over them have it: no wait for the device
+        if own == other:  # an element of it, as in a loop: no wait for the device
             return [int(timestep.storage_offset())]
     try:
         asked = number("timestep", timestep)
@@ -101,13 +130,13 @@ def places(timestep: object, schedule: Tensor) -> list[int]:
 
 
 def moving_tokens(timesteps: Tensor, sample: Tensor, t: Tensor, near: float) -> Tensor:
-    """Whether each token of ``sample`` (B, N, C) is at ``t``; else it is clean. As (B, N, 1).
+    """Whether each token of ``sample`` (B, N, C) is at ``t`` (else it is clean), as (B, N, 1).
 
     Args:
-        timesteps: (B, N) of the tokens, either of which may be 1.
+        timesteps: (B, N) of the tokens; either size may be 1.
         sample: the state.
         t: the timestep of the run.
-        near: timesteps no farther apart than this are the same.
+        near: timesteps closer than this are equal.
 
     Raises:
         ValueError: if the shapes do not fit, or a token is neither at ``t`` nor clean, at 0.
@@ -122,14 +151,14 @@ def moving_tokens(timesteps: Tensor, sample: Tensor, t: Tensor, near: float) -> 
             f"per_token_timesteps of shape {shape}: must be one for each token of a sample "
             f"(B, N, C), here {tuple(sample.shape)}"
         )
-    given = timesteps.to(sample.device, torch.float32)
-    here, clean = (given - t).abs() <= near, given.abs() <= near
-    other = given[~(here | clean)]
+    timesteps = timesteps.to(sample.device, torch.float32)
+    here, clean = (timesteps - t).abs() <= near, timesteps.abs() <= near
+    other = timesteps[~(here | clean)]
     if other.numel() or (here & clean).any():
         at = f"some at {other[0].item():g}" if other.numel() else f"all at {t.item():g}"
         raise ValueError(
             f"per_token_timesteps, {at}: each must be the timestep, {t.item():g} and above 0, or 0 "
-            "of a clean token (a condition of strength 1); for any other take "
+            "for a clean token (a condition of strength 1); for anything else use "
             "FlowMatchEulerDiscreteScheduler"
         )
     return here[..., None]

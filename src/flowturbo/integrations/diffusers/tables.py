@@ -1,4 +1,4 @@
-"""The plan of a run: given in a configuration, or a solver on the pipeline's noise levels."""
+"""The plan of a run: from a configuration, or a solver on the pipeline's noise levels."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from flowturbo.path import Times
 from flowturbo.plan import Plan
 from flowturbo.plan.solvers import SOLVERS as NAMED
 
-__all__ = ["SOLVERS", "check_given", "on_grid", "plan_of", "rows_from"]
+__all__ = ["SOLVERS", "check_length", "on_grid", "plan_of", "rows_from"]
 
 # one evaluation for each step of the pipeline
 SOLVERS = (*(s.name for s in NAMED.values() if s.evaluations == 1 and not s.extra), "E")
 
 
-def plan_of(given: object) -> Plan | None:
-    """A plan from what may stand in a configuration: a plan, its notation, its JSON, or nothing.
+def plan_of(value: object) -> Plan | None:
+    """The plan of a configuration's entry: a plan, its notation, its JSON, or None.
 
     Raises:
         ValueError: if it is none of these, or a plan from data to noise.
     """
-    if given is None or isinstance(given, Plan):
-        plan = given
-    elif isinstance(given, str):
-        plan = Plan.parse(given)
-    elif isinstance(given, Mapping):
-        plan = Plan.from_json(json.dumps(dict(given)))
+    if value is None or isinstance(value, Plan):
+        plan = value
+    elif isinstance(value, str):
+        plan = Plan.parse(value)
+    elif isinstance(value, Mapping):
+        plan = Plan.from_json(json.dumps(dict(value)))
     else:
-        raise ValueError(f"plan={given!r}: must be a Plan, its notation, its JSON, or None")
+        raise ValueError(f"plan={value!r}: must be a Plan, its notation, its JSON, or None")
     if plan is not None and plan.times[0] > plan.times[-1]:
         raise ValueError(f"plan {plan.name!r} runs from data to noise; pipelines run the other way")
     return plan
 
 
-def on_grid(solver: str, times: Times, told: Times | None = None) -> Plan:
-    """``solver`` on the points ``times`` (n + 1,), the network told ``told`` (n,) if given.
+def on_grid(solver: str, times: Times, model_times: Times | None = None) -> Plan:
+    """``solver`` on the points ``times`` (n + 1,); ``model_times`` (n,) as those of a plan.
 
     Raises:
         ValueError: if there is no such solver.
@@ -49,13 +49,13 @@ def on_grid(solver: str, times: Times, told: Times | None = None) -> Plan:
             f"solver={solver!r}: must be one of {', '.join(SOLVERS)}; for any other pass plan=..."
         )
     plan = Plan.parse(f"E{count}" if solver == "E" else f"{solver}:{count}", times=times)
-    if told is None or np.array_equal(told, plan.model_times):
+    if model_times is None or np.array_equal(model_times, plan.model_times):
         return plan
-    return replace(plan, model_times=told)
+    return replace(plan, model_times=model_times)
 
 
-def check_given(plan: Plan, count: int, refined: bool) -> None:
-    """Refuse a plan that does not fit the run it is to be used in."""
+def check_length(plan: Plan, count: int, refined: bool) -> None:
+    """Refuse a plan that does not have ``count`` evaluations, or needs a refiner without one."""
     if count != len(plan):
         parts = " and ".join(f"{n} of the {name}" for name, n in plan.nfe.items() if n)
         raise ValueError(
@@ -70,10 +70,10 @@ def check_given(plan: Plan, count: int, refined: bool) -> None:
 
 
 def rows_from(plan: Plan, index: int, running: Plan) -> dict[int, int]:
-    """Which row of ``running``, ``plan`` restricted, each timestep from ``index`` on is.
+    """The row of ``running``, ``plan`` restricted, of each timestep from ``index`` on.
 
-    A run started in the middle of a step needs fewer evaluations than there are timesteps left; of
-    several at one time, the last are taken, and the others are of no use.
+    A run that starts in the middle of a step needs fewer evaluations than there are timesteps left;
+    of several at one time the last are used, and the others skipped.
     """
     rows, row = {}, len(running) - 1
     for k in range(len(plan) - 1, index - 1, -1):

@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import copy
 import threading
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from flowturbo.integrations.diffusers.run import Run
+from flowturbo.integrations.diffusers.grid import number, shortened
+from flowturbo.integrations.diffusers.run import Run, places
 from flowturbo.plan import Plan
+from flowturbo.refiner.binding import History
 from flowturbo.types import JsonObject
+
+if TYPE_CHECKING:
+    from flowturbo.integrations.diffusers.hook import Link
 
 __all__ = ["RunPerThread"]
 
 
 class RunPerThread:
-    """The part of the scheduler that keeps a run for each thread, and shows the one at work.
+    """The part of the scheduler that keeps a run for each thread, its attributes and its timesteps.
 
-    A copy has a run of its own, which goes on from the state of the original.
+    A copy has a run of its own, which continues from the state of the original.
     """
 
     def __init__(self) -> None:
-        self.link: Any = None  # to the hook of a refiner
+        self.link: Link | None = None  # to the hook of a refiner
         self._here = threading.local()
         self._run = Run()
 
     @property
     def _run(self) -> Run:
-        """The run of this thread; in one that has set no timesteps, the one set last."""
+        """The run of this thread; in one that has set no timesteps, the latest of any."""
         run: Run = getattr(self._here, "run", self._latest)
         return run
 
@@ -46,18 +51,18 @@ class RunPerThread:
         self.__dict__.update(state, _here=threading.local())
 
     def _announce(self) -> None:
-        """Tell the hook that this is the scheduler at work in this thread."""
+        """Register this scheduler with the hook as the one that this thread runs."""
         if self.link is not None:
             self.link.here.scheduler = self
 
     @property
     def timesteps(self) -> Tensor:
-        """(K,) what the network is given."""
+        """(K,) of the network."""
         return self._run.timesteps
 
     @property
     def sigmas(self) -> Tensor:
-        """(K + 1,) the noise levels of the states, or 1 less them with ``invert_sigmas``."""
+        """(K + 1,) the noise levels of the states; with ``invert_sigmas``, 1 minus them."""
         return self._run.sigmas
 
     @property
@@ -72,24 +77,63 @@ class RunPerThread:
 
     @property
     def begin_index(self) -> int | None:
-        """Where the run starts, if that was said."""
+        """Index of the first timestep, if it was set."""
         return self._run.begin
 
     @property
     def step_index(self) -> int | None:
-        """The timestep that the next ``step`` takes; None before the first."""
+        """Index of the timestep that the next ``step`` takes; None before the first."""
         return self._run.index
 
     @property
     def predicted(self) -> Tensor | None:
-        """The clean state that the last step pointed to."""
+        """The clean state predicted at the last step."""
         return self._run.predicted
 
     @property
     def answer(self) -> Tensor | None:
-        """What the refiner said at this timestep, if it has been asked."""
+        """The refiner's velocity at this timestep, once it has been evaluated."""
         return self._run.answer
 
     @answer.setter
     def answer(self, v: Tensor | None) -> None:
         self._run.answer = v
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Start at this timestep: the table from there on is ``Plan.restrict`` of the plan.
+
+        Raises:
+            ValueError: if there is no such timestep.
+        """
+        if self.plan is not None and not 0 <= begin_index < len(self.plan):
+            raise ValueError(
+                f"begin_index={begin_index}: the timesteps are 0 to {len(self.plan) - 1}"
+            )
+        run = self._run
+        self._run = Run(run.plan, run.timesteps, run.sigmas, begin=begin_index)
+
+    def index_for_timestep(
+        self, timestep: float | Tensor, schedule_timesteps: Tensor | None = None
+    ) -> int:
+        """The index of ``timestep`` in ``self.timesteps``; of equal ones, only a view is unique.
+
+        Args:
+            timestep: one number. Of a tensor of whole numbers, the timestep without its fraction.
+            schedule_timesteps: to search instead.
+
+        Raises:
+            ValueError: if there is no such timestep, or several.
+        """
+        schedule = self.timesteps if schedule_timesteps is None else schedule_timesteps
+        found = places(timestep, schedule)
+        if len(found) != 1:
+            raise ValueError(
+                f"timestep={number('timestep', timestep):g}: {len(found) or 'none'} of the "
+                f"timesteps {shortened(schedule.tolist())}; pass one of scheduler.timesteps, or "
+                "call set_begin_index before"
+            )
+        return found[0]
+
+    def refiner_input(self) -> tuple[float, History] | None:
+        """Time and history of the next evaluation if it is a refiner's."""
+        return self._run.refiner_input()

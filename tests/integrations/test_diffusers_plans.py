@@ -19,7 +19,7 @@ pytestmark = [
 ]
 
 from integrations import pipelines  # noqa: E402
-from integrations.pipelines import EULER, PLAIN  # noqa: E402
+from integrations.pipelines import EULER, WITHOUT_FAMILY  # noqa: E402
 
 from flowturbo.integrations.diffusers import (  # noqa: E402
     FAMILIES,
@@ -31,7 +31,7 @@ from flowturbo.integrations.diffusers import (  # noqa: E402
 
 EARLIER = diffusers.__version__.startswith(("0.40.", "0.41."))  # FlowMatchEuler drops timesteps
 PLAN = ft.Plan.parse("UNIPC2:3@2")
-EACH = [name for name in PLAIN if name != "SkyReels"]  # which steps each frame on its own
+EACH = [name for name in WITHOUT_FAMILY if name != "SkyReels"]  # which steps each frame on its own
 GRID = ("Flux2", "LTX", "LTX condition", "HunyuanVideo", "Chroma", "CogView4", "Mochi")
 
 
@@ -41,21 +41,21 @@ def quiet():
 
 
 def built(name, scheduler=None):
-    cell = PLAIN[name]
+    cell = WITHOUT_FAMILY[name]
     return cell, cell.build(pipelines.scheduler(name) if scheduler is None else scheduler)
 
 
 class Ask(EULER):
     """Asks a pipeline for its guided velocity at a state and a time, in two steps of its loop."""
 
-    def ask(self, x, told):
-        self.x, self.told = x, told
+    def ask(self, x, timestep):
+        self.x, self.timestep = x, timestep
         return self
 
     def set_timesteps(
         self, num_inference_steps=None, device=None, sigmas=None, mu=None, timesteps=None
     ):
-        self.timesteps = torch.tensor([self.config.num_train_timesteps, self.told]).float()
+        self.timesteps = torch.tensor([self.config.num_train_timesteps, self.timestep]).float()
         self.sigmas, self.seen = torch.tensor([1.0, 0.5, 0.0]), []
 
     def step(self, model_output, timestep, sample, per_token_timesteps=None, **kwargs):
@@ -66,11 +66,11 @@ class Ask(EULER):
 
 
 def velocity(name, **given):
-    """The field of a pipeline of ``PLAIN``, and the noise that its run of seed 0 starts from."""
-    cell, inverted = PLAIN[name], name == "Mochi"
+    """The field of a pipeline of ``WITHOUT_FAMILY``, and the noise of its run with ``seed``."""
+    cell, inverted = WITHOUT_FAMILY[name], name == "Mochi"
 
-    def ask(x, told):
-        scheduler = Ask(invert_sigmas=inverted).ask(x, told)
+    def ask(x, timestep):
+        scheduler = Ask(invert_sigmas=inverted).ask(x, timestep)
         cell.call(cell.build(scheduler), 2, **given)
         return scheduler.seen[0][0], scheduler.seen[1][1]
 
@@ -130,7 +130,7 @@ def test_a_plan_is_refused_at_another_number_of_steps():
             cell.call(pipe, 6)
 
 
-def test_what_a_network_is_told_beside_the_level_is_warned_of():
+def test_timesteps_that_differ_from_the_noise_levels_warn():
     cell, pipe = built("CogView4", EULER(use_dynamic_shifting=True, base_shift=0.25))
     enable(pipe, plan=PLAN)
     with pytest.warns(UserWarning, match=r"timesteps are not 1000 times.*model_times=\.\.\."):
@@ -148,7 +148,7 @@ def test_what_a_network_is_told_beside_the_level_is_warned_of():
 
 def test_tokens_of_a_condition_stay_and_the_others_move_as_in_flow_match_euler():
     cell, pipe = built("LTX condition")
-    frame = pipelines.picture(cell.size)[0]
+    frame = pipelines.random_image(cell.size)[0]
     given = {"image": frame.unsqueeze(0), "frame_index": 0, "image_cond_noise_scale": 0.0}
     theirs = cell.call(pipe, 4, **given)
     pipe.scheduler = FlowTurboScheduler.from_config(pipe.scheduler.config, solver="E")
@@ -287,20 +287,22 @@ def test_a_pipeline_that_keeps_its_scheduler_is_refused():
                 super().__setattr__(name, value)
 
     pipe = Keeps(scheduler=EULER(), **pipelines.ltx())
-    with pytest.raises(ValueError, match="Keeps takes no other scheduler than its FlowMatchEuler"):
+    with pytest.raises(
+        ValueError, match="Keeps accepts no other scheduler than its FlowMatchEuler"
+    ):
         enable(pipe, plan=PLAN)
     assert "not enabled" in summary(pipe)
 
 
-def test_summary_says_when_the_scheduler_was_replaced():
+def test_summary_shows_that_the_scheduler_was_replaced():
     _, pipe = built("LTX")
     enable(pipe, plan=PLAN)
     pipe.scheduler = EULER()
-    assert "NOT the one that was enabled" in summary(pipe)
+    assert "NOT the enabled one" in summary(pipe)
     disable(pipe)
 
 
-def test_schedulers_that_are_not_understood_are_refused_in_their_pipelines():
+def test_unsupported_schedulers_are_refused_in_their_pipelines():
     for scheduler in (
         diffusers.FlowMatchLCMScheduler(),
         diffusers.UniPCMultistepScheduler(**pipelines.FLOW, final_sigmas_type="sigma_min"),

@@ -6,8 +6,8 @@ The one convention of this library (Lipman et al. 2023, arXiv 2210.02747; Liu et
     x_t = t*x1 + (1 - t)*x0
     v   = dx/dt = x1 - x0
 
-Only ``flowturbo.integrations`` and ``flowturbo.plan.from_scheduler`` know any other. A grid
-of ``n`` steps has ``n + 1`` points.
+Only ``flowturbo.integrations`` and ``flowturbo.plan.from_scheduler`` convert from others. A grid of
+``n`` steps has ``n + 1`` points.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ __all__ = [
     "velocity",
 ]
 
-NEAREST = 1e-9  # points of a shifted grid, as a part of it
+NEAREST = 1e-9  # distance of points of a shifted grid, as a fraction of its length
 Times = npt.NDArray[np.float64]
 
 
 def _like(t: float | Tensor, x: Tensor) -> float | Tensor:
-    """``t``, one per image, shaped to broadcast against ``x`` (B, ...)."""
+    """``t``, if one per image, reshaped to broadcast against ``x`` (B, ...)."""
     if isinstance(t, Tensor) and t.ndim == 1:
         return t.reshape(-1, *[1] * (x.ndim - 1))
     return t
@@ -54,17 +54,17 @@ def velocity(x0: Tensor, x1: Tensor) -> Tensor:
 
 
 def predicted_data(x: Tensor, v: Tensor, t: float | Tensor) -> Tensor:
-    """The data that a state ``x`` at ``t`` with velocity ``v`` points to: ``x + (1-t)*v``."""
+    """The data predicted from a state ``x`` and velocity ``v`` at ``t``: ``x + (1-t)*v``."""
     return x + (1 - _like(t, x)) * v
 
 
 def predicted_noise(x: Tensor, v: Tensor, t: float | Tensor) -> Tensor:
-    """The noise that a state ``x`` at ``t`` with velocity ``v`` comes from: ``x - t*v``."""
+    """The noise predicted from a state ``x`` and velocity ``v`` at ``t``: ``x - t*v``."""
     return x - _like(t, x) * v
 
 
 def uniform(steps: int, start: float = 0.0, end: float = 1.0) -> Times:
-    """``steps + 1`` equally spaced times from ``start`` to ``end``, descending if it is less."""
+    """``steps + 1`` equally spaced times from ``start`` to ``end``, in either direction."""
     return shifted(steps, 1.0, start, end)
 
 
@@ -72,7 +72,7 @@ def shift_times(t: Times, shift: float) -> Times:
     """The times ``t`` in [0, 1], shifted as by ``shifted``; its ``ValueError`` for a bad shift."""
     shift = checks.number("shift", shift, above=0)
     with np.errstate(invalid="ignore", divide="ignore"):  # of extreme shifts, refused in grids
-        return t / (1 + (shift - 1) * (1 - t))  # told of t, not of the noise level; exact for 1
+        return t / (1 + (shift - 1) * (1 - t))  # in t, not 1 - t: exact for shift 1
 
 
 def shifted(steps: int, shift: float, start: float = 0.0, end: float = 1.0) -> Times:
@@ -82,7 +82,7 @@ def shifted(steps: int, shift: float, start: float = 0.0, end: float = 1.0) -> T
 
     Args:
         steps: the number of intervals, at least 1.
-        shift: above 0; 1 leaves the grid uniform. Extremes that bring points together are refused.
+        shift: above 0; 1 leaves the grid uniform. Extreme ones, of coinciding points, are refused.
         start: time in [0, 1] of the first point.
         end: time in [0, 1] of the last point.
 
@@ -99,7 +99,7 @@ def shifted(steps: int, shift: float, start: float = 0.0, end: float = 1.0) -> T
     grid[0], grid[-1] = start, end
     if start != end and not np.abs(np.diff(grid)).min() >= NEAREST * abs(end - start):
         raise ValueError(
-            f"shift={shift}: brings points of {steps} steps together; take one nearer 1"
+            f"shift={shift}: points of {steps} steps nearly coincide; use one nearer 1"
         )
     return check_times(grid)
 

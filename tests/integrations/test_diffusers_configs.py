@@ -111,7 +111,7 @@ def test_a_table_of_a_flow_map_is_refused():
     cls = getattr(diffusers, "FlowMapEulerDiscreteScheduler", None)
     if cls is None:
         pytest.skip("not in this version of diffusers")
-    with pytest.raises(ValueError, match=r"FlowMapEulerDiscreteScheduler: .*where a step ends"):
+    with pytest.raises(ValueError, match=r"FlowMapEulerDiscreteScheduler: .*the end of a step"):
         Plan.from_scheduler(cls(), 4)
 
 

@@ -66,7 +66,7 @@ class Ask(EULER):
 
 
 def velocity(name, **given):
-    """The field of a pipeline of ``WITHOUT_FAMILY``, and the noise of its run with ``seed``."""
+    """The field of a pipeline of ``WITHOUT_FAMILY``, and the initial noise of its run."""
     cell, inverted = WITHOUT_FAMILY[name], name == "Mochi"
 
     def ask(x, timestep):

@@ -108,15 +108,15 @@ def test_a_table_does_what_the_scheduler_does(scheduler):
 
 
 @pytest.mark.parametrize("kind", ["UniPCMultistep", "DPMSolverMultistep", "DEISMultistep"])
-def test_whole_timesteps_are_what_the_model_is_told(kind):
+def test_models_get_whole_timesteps(kind):
     plan = Plan.from_scheduler(flow(kind), 6)
     np.testing.assert_allclose(
         plan.model_times * 1000, np.round(plan.model_times * 1000), atol=1e-4
     )
     assert plan.model_times[1] != plan.times[1]
-    told = []
-    sample(plan, lambda x, t, cond: told.append(t.item()) or mixture(x, t), noise())
-    assert told == plan.model_times.tolist()
+    times = []
+    sample(plan, lambda x, t, cond: times.append(t.item()) or mixture(x, t), noise())
+    assert times == plan.model_times.tolist()
 
 
 def test_rounding_of_deis_is_of_the_state_alone():
@@ -134,7 +134,7 @@ def test_rounding_of_deis_is_of_the_state_alone():
         assert (x - sample(plan, field, zero)).abs().max() < 2e-5
 
 
-def test_starts_and_ends_are_the_schedulers():
+def test_first_and_last_times_are_those_of_the_scheduler():
     ends = {
         kind: Plan.from_scheduler(flow(kind), 8).times[[0, -1]]
         for kind in ("UniPCMultistep", "DPMSolverMultistep", "DEISMultistep")
@@ -145,7 +145,7 @@ def test_starts_and_ends_are_the_schedulers():
     assert not Plan.from_scheduler(flow("DEISMultistep"), 8).weights[-1].any()
 
 
-def test_euler_and_heun_are_the_books():
+def test_euler_and_heun_are_the_textbook_methods():
     times = 1 - np.linspace(1, 0.25, 4)
     plan = Plan.from_scheduler(make("FlowMatchEulerDiscrete"), sigmas=1 - times)
     euler = Plan.euler(4)
@@ -179,7 +179,7 @@ def test_euler_and_heun_are_the_books():
 )
 def test_options_are_passed_on(scheduler, given):
     if "timesteps" in given and EARLIER:
-        with pytest.raises(ValueError, match="but does not use them; leave them out"):
+        with pytest.raises(ValueError, match="but ignores them; leave them out"):
             Plan.from_scheduler(scheduler, **given)
         return
     plan = Plan.from_scheduler(scheduler, **given)
@@ -194,7 +194,7 @@ def test_options_are_passed_on(scheduler, given):
     assert (ours - theirs).abs().max() < (DEIS if "DEIS" in name(scheduler) else TOLERANCE)
 
 
-def test_eight_steps_unless_said():
+def test_eight_steps_by_default():
     assert len(Plan.from_scheduler(flow("UniPCMultistep"))) == 8
 
 
@@ -209,7 +209,7 @@ def test_inverted_sigmas_are_our_convention():
     assert (sample(plan, mixture, noise()) - x).abs().max() < TOLERANCE
 
 
-def test_the_schedulers_state_is_left_alone():
+def test_the_scheduler_is_not_changed():
     for scheduler in (flow("UniPCMultistep"), make("FlowMatchHeunDiscrete")):
         scheduler.set_timesteps(5)
         x = scheduler.step(noise(), scheduler.timesteps[0], noise(), return_dict=False)[0]
@@ -277,22 +277,22 @@ class Damping(diffusers.FlowMatchEulerDiscreteScheduler):
         (flow("UniPCMultistep", lower_order_final=False), {}, "NaN at evaluation 7"),
         (flow("UniPCMultistep", use_dynamic_shifting=True), {}, "pass mu="),
         (make("FlowMatchEulerDiscrete", use_dynamic_shifting=True), {}, "pass mu="),
-        (make("FlowMatchEulerDiscrete"), {"mu": 1.0}, "mu=1.0 does nothing"),
-        (make("FlowMatchEulerDiscrete", stochastic_sampling=True), {}, "draws noise"),
+        (make("FlowMatchEulerDiscrete"), {"mu": 1.0}, "mu=1.0 has no effect"),
+        (make("FlowMatchEulerDiscrete", stochastic_sampling=True), {}, "is stochastic"),
         (
             flow("DPMSolverMultistep", algorithm_type="sde-dpmsolver++"),
             {},
-            "draws noise; take 'dpmsolver\\+\\+'",
+            "is stochastic; use 'dpmsolver\\+\\+'",
         ),
-        (flow("SASolver"), {}, "not linear or draws noise"),
-        (make("FlowMatchLCM"), {}, "not linear or draws noise"),
-        (Clipping(), {}, "not linear or draws noise"),
+        (flow("SASolver"), {}, "nonlinear or stochastic"),
+        (make("FlowMatchLCM"), {}, "nonlinear or stochastic"),
+        (Clipping(), {}, "nonlinear or stochastic"),
         (Damping(), {}, "not a solver of the linear path"),
         (flow("DPMSolverMultistep", use_karras_sigmas=True), {}, "all in \\[0, 1\\]"),
         (make("FlowMatchHeunDiscrete"), {"sigmas": [1, 0.5]}, "sigmas=...: .* leave it out"),
         (flow("DEISMultistep"), {"timesteps": [999, 500]}, "timesteps=...: .* leave it out"),
-        (flow("DPMSolverMultistep"), {"timesteps": [999, 500]}, "refuses the timesteps given"),
-        (flow("DPMSolverSinglestep"), {"timesteps": [999, 500]}, "does not use them"),
+        (flow("DPMSolverMultistep"), {"timesteps": [999, 500]}, "refuses these timesteps"),
+        (flow("DPMSolverSinglestep"), {"timesteps": [999, 500]}, "ignores them"),
         (make("FlowMatchEulerDiscrete"), {"steps": 3, "sigmas": [1, 0.5]}, "steps=3, and 2 sigmas"),
         (make("FlowMatchEulerDiscrete"), {"sigmas": [0.2, 0.7, 0.5]}, "must all ascend"),
         (flow("DEISMultistep"), {"steps": 1}, "must lead from one time to another"),
@@ -304,7 +304,7 @@ class Damping(diffusers.FlowMatchEulerDiscreteScheduler):
         (None, {}, "scheduler=None: must be a flow scheduler of diffusers"),
     ],
 )
-def test_refused_in_one_line_with_the_reason(scheduler, given, message):
+def test_refusals_give_the_reason_in_one_line(scheduler, given, message):
     with pytest.raises(ValueError, match=message) as error:
         Plan.from_scheduler(scheduler, **given)
     assert "\n" not in str(error.value)

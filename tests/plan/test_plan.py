@@ -42,7 +42,7 @@ TEXTS = [
     "AB4:12", "AB2RK:5", "AB3RK:9", "AB4RK:14", "MID:4", "RK4:2", "RK38:2", "AB2:8@1.6",
     "H1P5R3@3", "RK4:2@0.5",
 ]  # fmt: skip
-FORWARD = ["UNIPC2:1", "UNIPC2:8", "UNIPC3:8@1.6", "DPM2:8", "DPM3:20@3"]  # no way back
+FORWARD = ["UNIPC2:1", "UNIPC2:8", "UNIPC3:8@1.6", "DPM2:8", "DPM3:20@3"]  # forward only
 
 
 def noise(n=8):
@@ -157,7 +157,7 @@ def test_pseudo_corrector_increment_on_an_uneven_grid():
         np.testing.assert_allclose(plan.weights[i, i - 1 : i + 1], expected)
 
 
-def test_adams_bashforth_has_the_coefficients_of_the_books():
+def test_adams_bashforth_has_the_textbook_coefficients():
     three, four = (Plan.adams_bashforth(8, order).weights[-1] * 8 for order in (3, 4))
     np.testing.assert_allclose(three[-3:], np.array([5, -16, 23]) / 12, atol=1e-12)
     np.testing.assert_allclose(four[-4:], np.array([-9, 37, -59, 55]) / 24, atol=1e-12)
@@ -280,19 +280,19 @@ def test_restriction_on_a_grid_time_adds_no_evaluation():
     assert len(Plan.euler(10).restrict(0.31)) == 7
 
 
-def test_restriction_keeps_the_rows_whose_history_is_there():
+def test_restriction_keeps_rows_that_use_no_dropped_velocity():
     plan, part = Plan.parse("AB2:8"), Plan.parse("AB2:8").restrict(0.3)
     assert part.times.tolist() == [0.3, *plan.times[3:]]
     np.testing.assert_array_equal(part.weights[2:, 1:], plan.weights[4:, 3:])
 
 
-def test_restriction_drops_corrections_by_what_was_dropped():
+def test_restriction_drops_corrections_by_dropped_velocities():
     part = Plan.heun(4).restrict(0.3)  # an Euler step to 0.5, then Heun
     assert part.times.tolist() == [0.3, 0.5, 0.75, 0.75, 1, 1]
     np.testing.assert_array_equal(part.weights[1:, 1:], Plan.heun(4).weights[4:, 4:])
 
 
-def test_restriction_takes_the_model_where_a_refiner_would_not_see_two_times():
+def test_restriction_replaces_refiner_rows_without_two_times_before_them():
     plan = Plan.parse("H1P5R3")
     assert plan.restrict(0.2).nfe["refiner"] == 6
     part = plan.restrict(0.8)
@@ -306,7 +306,7 @@ def test_restriction_takes_the_model_where_a_refiner_would_not_see_two_times():
 
 
 def test_restriction_of_a_fitted_plan_is_consistent():
-    """Its rows make up for one another, so that one alone moves too far or not far enough."""
+    """Its rows compensate for one another, so that the weights of one do not sum to its step."""
     plan = Plan.adams_bashforth(8)
     weights = plan.weights.copy()
     weights[6, 6] += 0.03
@@ -333,7 +333,7 @@ def test_restriction_does_not_extrapolate_from_velocities_too_close():
     assert np.abs(part.weights).sum(1).max() < 1
 
 
-def test_restriction_keeps_what_evaluators_are_told():
+def test_restriction_keeps_model_times():
     plan = Plan.euler(4)
     plan = Plan(
         times=plan.times,
@@ -450,7 +450,7 @@ def test_save_and_load(tmp_path):
         (lambda s: "\xff\xfe", "p.json"),
     ],
 )
-def test_a_bad_file_is_one_clear_line(change, message, tmp_path):
+def test_a_bad_file_gives_one_line_that_names_it(change, message, tmp_path):
     text = Plan.euler(2).to_json()
     assert change(text) != text
     (tmp_path / "p.json").write_text(change(text), encoding="latin-1")
@@ -480,7 +480,7 @@ def test_a_table_without_zeros_of_the_largest_size_can_be_read_again(tmp_path):
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda p: os.symlink("/dev/zero", p)])
-def test_what_is_no_file_is_not_waited_for(tmp_path, make):
+def test_special_files_are_refused_without_blocking(tmp_path, make):
     make(tmp_path / "p.json")
     with pytest.raises(OSError, match=r"cannot read .*p\.json: not a regular file"):
         Plan.load(tmp_path / "p.json")
@@ -545,7 +545,7 @@ def test_names_are_notation():
         assert Plan.parse(plan.name) == plan
 
 
-def test_released_velocities_are_not_used_again():
+def test_freed_velocities_are_not_used_again():
     for plan in every_plan():
         assert sorted(j for row in plan.frees for j in row) == list(range(len(plan)))
         gone: set[int] = set()
@@ -617,7 +617,7 @@ def test_rows_are_the_table_in_plain_numbers():
         ("AB2:8@nan", "shift=nan"),
         ("AB3RK:6", "at least 7"),
         ("H\u0661", "at 'H"),
-        (8, "must be a text"),
+        (8, "must be a string"),
     ],
 )
 def test_bad_notation(text, message):
@@ -644,7 +644,7 @@ def test_bad_notation(text, message):
         (lambda: Plan.euler(2, times=[0, 0.5, 1], direction="backward"), "must descend"),
         (lambda: Plan.euler(2, times=[0, 0.5, 1.5]), "in \\[0, 1\\]"),
         (lambda: Plan.euler(2, times=["0", "0.5", "1"]), "numbers only"),
-        (lambda: Plan.adams_bashforth(8, 4, shift=1000), "take a lower order"),
+        (lambda: Plan.adams_bashforth(8, 4, shift=1000), "use a lower order"),
         (lambda: Plan.blocks("AB2:8"), "only blocks"),
         (lambda: Plan.adams_bashforth(8, 5), "order=5"),
         (lambda: Plan.adams_bashforth(8, 2, "high"), "start='high'"),

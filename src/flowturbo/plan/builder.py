@@ -1,7 +1,7 @@
-"""How the rows of a plan are written.
+"""A plan under construction, row by row.
 
-An evaluation is appended at the time of the state; a move adds weights to the last row. So what
-ends one step (a correction) and what begins the next (a prediction) share a row.
+An evaluation is appended at the time of the state; a move adds weights to the last row. So the
+correction at the end of one step and the prediction of the next share a row.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Table:
         last_velocity: int | None = None,
         model_time: float | None = None,
     ) -> int:
-        """Append an evaluation at the state; its index."""
+        """Append an evaluation at the state, and return its index."""
         index = len(self.rows)
         self.times.append(self.time)
         self.model_times.append(self.time if model_time is None else model_time)
@@ -45,7 +45,7 @@ class Table:
         return index
 
     def move(self, to: float, weights: Mapping[int, float]) -> None:
-        """Carry the state to time ``to`` by the weighted velocities, within the last row."""
+        """Advance the state to time ``to`` by weighted velocities, within the last row."""
         row = self.rows[-1]
         for j, w in weights.items():
             row[j] = row.get(j, 0.0) + w

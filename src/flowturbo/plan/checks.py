@@ -1,10 +1,10 @@
-"""What a plan may hold: each column checked and copied, or one ``ValueError``."""
+"""Checks of the columns of a plan, each of which returns a copy."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -26,12 +26,12 @@ __all__ = [
 ]
 
 EVALUATORS = ("model", "refiner")
-LIMIT = 2000  # evaluations in one plan, whose table is dense and then has 32 MB
-LARGEST = 1e4  # weight: it magnifies the rounding of float32 to 6e-4, less than a grey level
+LIMIT = 2000  # evaluations of one plan: its table is dense, and 32 MB then
+LARGEST = 1e4  # weight: it amplifies the rounding of float32 to 6e-4, less than a grey level
 
 
 def times(values: object) -> Times:
-    """The times of a plan: a grid that leads somewhere."""
+    """The times of a plan: a grid of length above 0."""
     grid = numbers("times", values)
     if grid.size > LIMIT + 1:
         raise ValueError(f"{grid.size} times: a plan has at most {LIMIT} evaluations")
@@ -42,7 +42,7 @@ def times(values: object) -> Times:
 
 
 def model_times(values: object, times: Times) -> Times:
-    """The time that each evaluator is given, (n,) in [0, 1]; by default that of its state."""
+    """The time argument of each evaluator, (n,) in [0, 1]; by default that of its state."""
     if values is None:
         return times[:-1].copy()
     array = numbers("model_times", values, (len(times) - 1,))
@@ -64,7 +64,7 @@ def weights(values: object, n: int) -> npt.NDArray[np.float64]:
     for k, j in np.argwhere(np.abs(matrix) > LARGEST)[:1]:
         raise ValueError(
             f"weights[{k}][{j}]={matrix[k, j]:.3g}: must be from -{LARGEST:g} to {LARGEST:g}; "
-            "take a lower order, or times that are more even"
+            "use a lower order, or times that are more even"
         )
     return matrix
 
@@ -75,9 +75,9 @@ def numbers(name: str, values: object, shape: tuple[int, ...] | None = None) -> 
         raise ValueError(f"{name}: must hold numbers only, not bool")
     try:
         array = np.asarray(values)
-    except Exception:  # rows of unequal length, tensors without values, and what has no array
+    except Exception:  # rows of unequal length, tensors without values, other objects
         raise ValueError(
-            f"{name}={shown(values)}: must be an array of numbers, its rows of one length"
+            f"{name}={shown(values)}: must be an array of numbers, all rows of one length"
         ) from None
     if array.dtype.kind not in "iuf":
         raise ValueError(f"{name}={shown(values)}: must hold numbers only, not {array.dtype}")
@@ -106,7 +106,7 @@ def evaluators(values: Sequence[str], n: int) -> tuple[str, ...]:
 
 
 def last_velocity(values: Sequence[int] | None, evaluators: Sequence[str]) -> tuple[int, ...]:
-    """The last known velocity of each row; it may be an older one for a refiner only."""
+    """The last known velocity of each row; only a refiner's may be an older one."""
     default = tuple(range(-1, len(evaluators) - 1))
     if values is None:
         return default
@@ -122,22 +122,22 @@ def last_velocity(values: Sequence[int] | None, evaluators: Sequence[str]) -> tu
 
 
 def info(info: ReadOnlyJson) -> ReadOnlyJson:
-    """A read-only copy of ``info``, as JSON hands it back; what the library reads is checked."""
+    """A read-only copy of ``info`` after a round trip through JSON; known entries are checked."""
     if not isinstance(info, Mapping):
         raise ValueError(f"info={shown(info)}: must be a mapping")
     try:
         text = json.dumps(dict(info), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"info: must be what JSON can hold: {error}") from None
+        raise ValueError(f"info: must be a JSON object: {error}") from None
     from flowturbo.plan.io import read_info
 
     return Info(read_info(text))
 
 
 class Info(JsonObject):
-    """A dictionary that cannot be changed, which unlike a mapping proxy JSON can hold."""
+    """A read-only dictionary, which unlike a mapping proxy JSON can serialize."""
 
-    def _refuse(self, *args: object, **named: object) -> Any:
+    def _refuse(self, *args: object, **named: object) -> NoReturn:
         raise TypeError("the info of a plan cannot be changed; see Plan.with_info")
 
     __setitem__ = __delitem__ = __ior__ = _refuse  # type: ignore[assignment]

@@ -24,8 +24,8 @@ def table(plan: Plan) -> str:
     """The headline, and a line for each row."""
     cells = [["", "time", "evaluator", "to", "weights"]]
     for k, row in enumerate(plan.weights):
-        given, last = plan.model_times[k], plan.last_velocity[k]
-        at = "" if given == plan.times[k] else f" (model time {given:.6g})"
+        model_time, last = plan.model_times[k], plan.last_velocity[k]
+        at = "" if model_time == plan.times[k] else f" (model time {model_time:.6g})"
         weights = "  ".join(f"v{j} {row[j]:+.4f}" for j in np.flatnonzero(row))
         after = "" if last == k - 1 else f" (after v{last})"
         time, to = f"{plan.times[k]:.4f}{at}", f"{plan.times[k + 1]:.4f}"

@@ -1,21 +1,21 @@
 """Flow schedulers of diffusers as tables.
 
 diffusers counts noise levels ``sigma = 1 - t`` down from 1 and gives the velocity the other
-sign, ``u = -v``. A deterministic flow scheduler is a fixed linear map: its ``step`` hands back
-a combination of the states and velocities it was shown. So the map is read off by showing it unit
+sign, ``u = -v``. A deterministic flow scheduler is a fixed linear map: its ``step`` returns a
+combination of the states and velocities so far. So the map is read off from its response to unit
 vectors, in float64, and checked on random ones. On the linear path the state's own coefficient is
-1, and what remains is the row of a plan.
+1, and the other coefficients are the row of a plan.
 
 The plan's times are ``1 - sigma`` of the scheduler's noise levels. Where these begin below 1 (.999,
-or 1 - 1e-6) the plan starts there, and takes the noise as it is, as the scheduler's own loop does.
-What the model is told, ``1 - timestep / num_train_timesteps``, is kept apart, for several
-schedulers tell whole numbers.
+or 1 - 1e-6) the plan starts there from unscaled noise, as the scheduler's own loop does. The times
+of the model, ``1 - timestep / num_train_timesteps``, are kept separately, since several schedulers
+round timesteps to whole numbers.
 
-Where a scheduler rounds, its own loop in float32 differs by as much. That is below 2e-6 but for
+The scheduler's own loop in float32 differs by its rounding errors. They are below 2e-6 except for
 DEIS, which divides by ``t``: with a first time of 0.0003 (shift 3) a step of it multiplies the
 state by a factor 1.2e-4 off 1, which is no weight of any velocity; its weights agree to 3e-7.
 
-With ``invert_sigmas`` a scheduler counts as this library does, and nothing is turned round.
+With ``invert_sigmas`` a scheduler has this library's convention, and nothing is converted.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ def from_scheduler(
     if mu is not None:
         mu = number("mu", mu)
     lists = {"sigmas": sigmas, "timesteps": timesteps}
-    given: JsonObject = {k: np.atleast_1d(numbers(k, v)) for k, v in lists.items() if v is not None}
-    lengths = {len(v) for v in given.values()}
+    grid: JsonObject = {k: np.atleast_1d(numbers(k, v)) for k, v in lists.items() if v is not None}
+    lengths = {len(v) for v in grid.values()}
     if mu is not None:
-        given["mu"] = mu
+        grid["mu"] = mu
     config = _check(scheduler, name, mu)
     if steps is None:
         steps = min(lengths, default=8)
@@ -68,30 +68,32 @@ def from_scheduler(
         raise ValueError(f"steps={steps!r}: must be a whole number from 1 to 1000")
     if lengths - {steps}:
         raise ValueError(f"steps={steps}, and {max(lengths)} sigmas or timesteps; pass one of them")
-    ready = _set(scheduler, name, {} if lengths else {"num_inference_steps": int(steps)}, given)
+    ready = _set(scheduler, name, {} if lengths else {"num_inference_steps": int(steps)}, grid)
     levels = np.asarray(ready.sigmas, dtype=np.float64)
-    told = np.asarray(ready.timesteps, dtype=np.float64) / config.get("num_train_timesteps", 1000)
-    if len(levels) != len(told) + 1 or levels.min() < 0 or levels.max() > 1:
+    scale = config.get("num_train_timesteps", 1000)
+    model_times = np.asarray(ready.timesteps, dtype=np.float64) / scale
+    n = len(model_times)
+    if len(levels) != n + 1 or levels.min() < 0 or levels.max() > 1:
         raise ValueError(
-            f"{name}: {len(told)} timesteps, {len(levels)} noise levels in {levels.min():g} .. "
+            f"{name}: {n} timesteps, {len(levels)} noise levels in {levels.min():g} .. "
             f"{levels.max():g}; a flow scheduler has one level more than timesteps, all in [0, 1]"
         )
     inverted = bool(config.get("invert_sigmas"))
     if not inverted:
-        levels, told = 1 - levels, 1 - told
-    told = np.where(np.abs(told - levels[:-1]) < 1e-6, levels[:-1], told)
+        levels, model_times = 1 - levels, 1 - model_times
+    near = np.abs(model_times - levels[:-1]) < 1e-6
     return {
         "times": levels,
-        "model_times": told,
-        "evaluators": ("model",) * len(told),
+        "model_times": np.where(near, levels[:-1], model_times),
+        "evaluators": ("model",) * n,
         "weights": _weights(ready, name, levels, 1.0 if inverted else -1.0),
-        "name": f"{name.removesuffix('Scheduler')}, {len(told)} evaluations",
-        "info": {"scheduler": name, "config": _plain(config), "steps": int(steps), **_plain(given)},
+        "name": f"{name.removesuffix('Scheduler')}, {n} evaluations",
+        "info": {"scheduler": name, "config": _json(config), "steps": int(steps), **_json(grid)},
     }
 
 
 def _check(scheduler: Scheduler, name: str, mu: float | None) -> ReadOnlyJson:
-    """The scheduler's config; refused where it says that there is no table."""
+    """The scheduler's config; refused if by its options there is no table."""
     config = getattr(scheduler, "config", None)
     parts = ("set_timesteps", "step", "timesteps", "sigmas")
     missing = [part for part in parts if not hasattr(scheduler, part)]
@@ -99,11 +101,11 @@ def _check(scheduler: Scheduler, name: str, mu: float | None) -> ReadOnlyJson:
         missing = missing or ["config"]
         raise ValueError(f"{name}: not a flow scheduler; it has no {' or '.join(missing)}")
     if "r_timestep" in inspect.signature(scheduler.step).parameters:
-        raise ValueError(f"{name}: for networks that are told where a step ends, which is no flow")
+        raise ValueError(f"{name}: for networks that depend on the end of a step, which is no flow")
     dynamic = bool(config.get("use_dynamic_shifting"))
     kind = config.get("prediction_type", "flow_prediction")
     algorithm = str(config.get("algorithm_type"))
-    flow = "take prediction_type='flow_prediction' and use_flow_sigmas=True, if the model is a flow"
+    flow = "set prediction_type='flow_prediction' and use_flow_sigmas=True, if the model is a flow"
     reasons = [
         (kind != "flow_prediction", f"prediction_type={kind!r}: not a flow; {flow}"),
         (not config.get("use_flow_sigmas", True), f"use_flow_sigmas=False: not a flow; {flow}"),
@@ -111,19 +113,19 @@ def _check(scheduler: Scheduler, name: str, mu: float | None) -> ReadOnlyJson:
         (config.get("thresholding"), "thresholding=True: it is not linear; set it to False"),
         (
             config.get("stochastic_sampling"),
-            "stochastic_sampling=True: it draws noise; set it to False",
+            "stochastic_sampling=True: it is stochastic; set it to False",
         ),
         (
             algorithm.startswith("sde"),
-            f"algorithm_type={algorithm!r}: it draws noise; take {algorithm[4:]!r}",
+            f"algorithm_type={algorithm!r}: it is stochastic; use {algorithm[4:]!r}",
         ),
         (
             dynamic and mu is None,
-            "use_dynamic_shifting=True: the shift depends on the image; pass mu=...",
+            "use_dynamic_shifting=True: the shift depends on the image size; pass mu=...",
         ),
         (
             not dynamic and mu is not None,
-            f"use_dynamic_shifting=False: mu={mu} does nothing; leave it out",
+            f"use_dynamic_shifting=False: mu={mu} has no effect; leave it out",
         ),
     ]
     for refused, reason in reasons:
@@ -133,31 +135,33 @@ def _check(scheduler: Scheduler, name: str, mu: float | None) -> ReadOnlyJson:
 
 
 def _set(
-    scheduler: Scheduler, name: str, steps: Mapping[str, int], given: ReadOnlyJson
+    scheduler: Scheduler, name: str, steps: Mapping[str, int], grid: ReadOnlyJson
 ) -> Scheduler:
-    """A copy of the scheduler, set to its timesteps, its noise levels in float64."""
+    """A copy of the scheduler with its timesteps set, and noise levels in float64."""
     known = inspect.signature(scheduler.set_timesteps).parameters
-    for key in given:
+    for key in grid:
         if key not in known:
             raise ValueError(f"{key}=...: {name}.set_timesteps does not take it; leave it out")
     ready = copy.deepcopy(scheduler)
     try:
-        ready.set_timesteps(**steps, **given)
+        ready.set_timesteps(**steps, **grid)
     except Exception as error:
-        what = ", ".join([*steps, *given])
-        raise ValueError(f"{name}.set_timesteps refuses the {what} given: {error!r}") from error
-    wanted = given.get("timesteps")
+        what = ", ".join([*steps, *grid])
+        raise ValueError(f"{name}.set_timesteps refuses these {what}: {error!r}") from error
+    wanted = grid.get("timesteps")
     if wanted is not None and not np.allclose(ready.timesteps, wanted):
-        raise ValueError(f"{name} takes timesteps={wanted} but does not use them; leave them out")
+        raise ValueError(f"{name} accepts timesteps={wanted} but ignores them; leave them out")
     ready.sigmas = ready.sigmas.double()
     return ready
 
 
 def _run(scheduler: Scheduler, name: str, states: Array, velocities: Array) -> Array:
-    """What each step hands back, (K, n), shown ``states`` and ``velocities`` (K, n)."""
+    """The results of all steps, (K, n), on ``states`` and ``velocities`` (K, n)."""
     scheduler = copy.deepcopy(scheduler)
     if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(0)  # else it looks its timestep up, and takes the second of two
+        scheduler.set_begin_index(
+            0
+        )  # else it looks up its timestep, and finds the second of equal ones
     rows = []
     for k, t in enumerate(scheduler.timesteps):
         x, u = (torch.from_numpy(array[k : k + 1].copy()) for array in (states, velocities))
@@ -176,16 +180,16 @@ def _weights(scheduler: Scheduler, name: str, times: Array, sign: float) -> Arra
     for k in np.flatnonzero(~np.isfinite(response).all(1))[:1]:
         raise ValueError(
             f"{name} gives NaN at evaluation {k} of {n}, from t={times[k]:g} to {times[k + 1]:g}; "
-            "at the last, take solver_type='bh2' and lower_order_final=True"
+            "at the last, set solver_type='bh2' and lower_order_final=True"
         )
     random = np.random.default_rng(0).normal(scale=10.0, size=(2 * n, 16))
-    seen = _run(scheduler, name, random[:n], sign * random[n:])
-    error = np.abs(seen - response @ random).max()
+    result = _run(scheduler, name, random[:n], sign * random[n:])
+    error = np.abs(result - response @ random).max()
     if not error <= 1e-3 * np.abs(response).sum(1).max():
         raise ValueError(
-            f"{name}: what it does to sums is off by {error:.2g}; it is not linear or draws noise"
+            f"{name}: off by {error:.2g} from a linear map; it is nonlinear or stochastic"
         )
-    states = np.zeros((n + 1, n + 1))  # each as a sum of the first and the velocities
+    states = np.zeros((n + 1, n + 1))  # each as coefficients of the first and the velocities
     states[0, 0] = 1
     for k in range(n):
         states[k + 1] = response[k, :n] @ states[:n]
@@ -200,9 +204,9 @@ def _weights(scheduler: Scheduler, name: str, times: Array, sign: float) -> Arra
     return weights
 
 
-def _plain(values: ReadOnlyJson) -> JsonObject:
-    """The entries that JSON can hold, without those of a diffusion's betas."""
-    plain = {}
+def _json(values: ReadOnlyJson) -> JsonObject:
+    """The entries that JSON can represent, without the betas of a diffusion."""
+    entries = {}
     for key, value in values.items():
         if key.startswith(("_", "beta", "trained")):
             continue
@@ -210,5 +214,5 @@ def _plain(values: ReadOnlyJson) -> JsonObject:
         if isinstance(value, (str, int, list)) or (
             isinstance(value, float) and math.isfinite(value)
         ):
-            plain[key] = value
-    return plain
+            entries[key] = value
+    return entries

@@ -27,11 +27,11 @@ class GridOptions(TypedDict, total=False):
 @checks.known_keywords
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Where the steps of a solver end.
+    """The end points of the steps of a solver.
 
     Attributes:
         shift: of a grid over the whole path, see ``path.shifted``; above 0, 1 is uniform.
-        times: the points instead, in the order they are run.
+        times: the points instead, in order of the run.
         direction: "forward" from noise to data, or "backward".
 
     Raises:
@@ -52,7 +52,7 @@ class Grid:
         """The ``steps + 1`` points, float64, for the plan called ``name`` in messages.
 
         Raises:
-            ValueError: if the given times are not as many, or not in order.
+            ValueError: if ``times`` has another length, or is not in order.
         """
         if self.times is None:
             ends = (0.0, 1.0) if self.direction == "forward" else (1.0, 0.0)

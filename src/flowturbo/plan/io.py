@@ -1,4 +1,4 @@
-"""Plans as JSON that a person can read: one row a line, lines short, floats exact."""
+"""Plans as readable JSON: one row per line, short lines, exact floats."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Baseline(Error):
 
 
 class Info(Schema):
-    """What the library reads of ``info``, which may hold anything else."""
+    """The entries of ``info`` that the library reads; others are not checked."""
 
     guidance: list[float] = Field(default=[0.0, 0.0], min_length=2, max_length=2)
     error: Error | None = None

@@ -35,10 +35,10 @@ def parse(text: str) -> tuple[str, str | int, float | None]:
         ValueError: one line that shows the text, where it goes wrong, and what is allowed.
     """
     if not isinstance(text, str):
-        raise ValueError(f"plan {shown(text)}: must be a text; {ALLOWED}")
+        raise ValueError(f"plan {shown(text)}: must be a string; {ALLOWED}")
     if len(text) > LONGEST:
         raise ValueError(f"plan of {len(text)} characters, {text[:20]!r}...: at most {LONGEST}")
-    whole = "".join(text.split())  # as it is shown in errors
+    whole = "".join(text.split())  # as shown in messages
     body, at, suffix = (whole.upper() if whole.isascii() else whole).partition("@")
     shift = None
     if at:

@@ -12,7 +12,7 @@ evaluations is two rows, and times repeat where one of them only corrects the st
 0 (noise) to 1 (data), or down for inversion.
 
 The module is long because `Plan` is one class, and half of it is the documentation of its
-constructors; what they build stands in the modules next to it.
+constructors; the other modules of this package build and check the columns.
 """
 
 from __future__ import annotations
@@ -68,20 +68,20 @@ class Plan:
     Attributes:
         times: (K + 1,) float64 in [0, 1], all ascending or all descending: of the state before each
             evaluation, and of the result; K is at most 2000.
-        evaluators: K times "model" or "refiner"; the first is "model".
-        weights: (K, K) float64, lower triangular: row ``k`` is what evaluation ``k`` moves; from
-            -1e4 to 1e4, for larger ones make errors of the rounding of a float32.
-        model_times: (K,) float64 in [0, 1], the time each evaluator is given; by default
+        evaluators: K of "model" or "refiner"; the first is "model".
+        weights: (K, K) float64, lower triangular: row ``k`` is the update after evaluation ``k``;
+            from -1e4 to 1e4, since larger ones amplify the rounding of float32.
+        model_times: (K,) float64 in [0, 1], the time argument of each evaluator; by default
             ``times[:K]``.
-        last_velocity: for a refiner row, which earlier evaluation is the last known velocity;
-            ``k - 1`` by default and for all model rows.
-        name: what to call it, in the notation of ``parse`` where there is one.
-        info: how it was made, its measured error and the like; anything JSON can hold, but for the
-            entries that are read again: "guidance" is [lowest, highest], "error" and "baseline"
-            hold "rmse" and "median", the latter a "name" too.
+        last_velocity: for a refiner row, the index of the evaluation that is the last known
+            velocity; ``k - 1`` by default and for all model rows.
+        name: in the notation of ``parse`` where there is one.
+        info: how the plan was made, its measured error and the like: any JSON object. Entries that
+            the library reads are checked: "guidance" is [lowest, highest], "error" and "baseline"
+            have "rmse" and "median", "baseline" also "name".
 
     Raises:
-        ValueError: if an argument is not as said above.
+        ValueError: if an argument is outside its range.
     """
 
     times: Times
@@ -100,14 +100,14 @@ class Plan:
         model_times = _checks.model_times(self.model_times, times)
         last_velocity = _checks.last_velocity(self.last_velocity, evaluators)
         if not isinstance(self.name, str) or not self.name.isprintable() or len(self.name) > 4000:
-            raise ValueError(f"name={checks.shown(self.name)}: must be a text of one line")
+            raise ValueError(f"name={checks.shown(self.name)}: must be one line of text")
         for array in (times, weights, model_times):
             array.flags.writeable = False
         values = (times, evaluators, weights, model_times, last_velocity, _checks.info(self.info))
         for key, value in zip((*COLUMNS, "info"), values, strict=True):
             object.__setattr__(self, key, value)
 
-    # -- what it is ---------------------------------------------------------------------------
+    # -- properties ---------------------------------------------------------------------------
 
     def __len__(self) -> int:
         return len(self.evaluators)
@@ -118,18 +118,18 @@ class Plan:
         return {name: self.evaluators.count(name) for name in _checks.EVALUATORS}
 
     def cost(self, *, model: float = 1.0, refiner: float = 0.0, fixed: float = 0.0) -> float:
-        """Cost of one run, in the unit of the costs of one evaluation of each and of the rest."""
+        """Cost of one run: that of all evaluations, at the cost of one, and a ``fixed`` cost."""
         each = {"model": model, "refiner": refiner, "fixed": fixed}
         model, refiner, fixed = (checks.number(k, v, 0) for k, v in each.items())
         return self.nfe["model"] * model + self.nfe["refiner"] * refiner + fixed
 
     def seen_by(self, k: int) -> range:
-        """The evaluations the refiner of row ``k`` may see, oldest first, the last known last."""
+        """The evaluations in the history of the refiner of row ``k``, oldest first."""
         return range(self.last_velocity[checks.whole("k", k, 0, len(self) - 1)] + 1)
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
-        """The table row by row, as the sampling loop reads it."""
+        """The table by rows, as the sampling loop reads it."""
         return rows_of(self)
 
     @property
@@ -168,24 +168,22 @@ class Plan:
     def __str__(self) -> str:
         return display.table(self)
 
-    # -- how it is made -----------------------------------------------------------------------
+    # -- constructors -------------------------------------------------------------------------
 
     @classmethod
     def parse(cls, text: str, **grid: Unpack[GridOptions]) -> Plan:
         """A plan from its notation; case and spaces do not matter.
 
         - ``H1P5R3``, ``E8``, ``[H1P1R1]x2``, ``E2H2P3``: see ``blocks``;
-        - ``AB2:8``, ``AB3:8``, ``AB4:12``: Adams-Bashforth of 8, 8 and 12 evaluations;
-        - ``AB3RK:12``: 12 evaluations, the first two steps by Runge-Kutta;
-        - ``UNIPC2:8``, ``UNIPC3:8``, ``DPM2:8``, ``DPM3:8``: UniPC and DPM-Solver++, 8 evaluations;
-        - ``MID:4``, ``RK4:2``, ``RK38:2``: 4 steps of 2 evaluations, 2 steps of 4;
-        - any of them with a shift of the grid, ``AB2:8@1.6``.
+        - ``AB2:8``, ``RK4:2``: a solver of ``flowturbo.plan.solvers.SOLVERS`` with its number of
+          evaluations or steps;
+        - either with a shift of the grid, ``AB2:8@1.6``.
 
         Args:
             text: the notation.
             grid: ``shift`` of the grid, above 0, 1 is uniform (`flowturbo.path.shifted`);
-                ``times``, the points of the grid instead, in the order they are run;
-                ``direction``, "forward" from noise to data, or "backward".
+                ``times``, the points of the grid instead, in order of the run; ``direction``,
+                "forward" from noise to data, or "backward".
 
         Raises:
             ValueError: if the text is not a plan (the message shows where) or the grid is invalid.
@@ -208,15 +206,15 @@ class Plan:
 
         Each passes a velocity on. H, Heun: 2 evaluations, passes on the second, at the predicted
         state. P, pseudo corrector: 1 evaluation, predicts with the velocity passed to it; as first
-        block it is H. R, refiner: the same as H with 2 refiner evaluations. E, Euler: 1 evaluation,
+        block it is H. R, velocity refiner: H with 2 refiner evaluations. E, Euler: 1 evaluation,
         passes it on (a P after it predicts with a velocity one interval old). ``[H1P1]x2`` repeats.
 
         Args:
             text: such as "H1P5R3".
             shipped: R blocks as in the sampler that the paper's authors ship: both refiner calls
-                see the velocity passed to the block, the second offset is added to the first
-                result, and that is passed on. By default the second call sees the first result,
-                and is passed on.
+                use the velocity passed to the block, the second offset is added to the first
+                result, and the first result is passed on. By default the second call uses the
+                first result, and its own result is passed on.
             grid: as in ``parse``.
 
         Raises:
@@ -266,12 +264,12 @@ class Plan:
         Args:
             evaluations: number of evaluations, the start included.
             order: 2, 3 or 4.
-            start: "low" runs up through the lower orders (order 2 overall); "runge-kutta" takes the
-                first ``order - 1`` steps by Runge-Kutta steps of ``order`` evaluations each.
+            start: "low" begins with steps of lower order (order 2 overall); "runge-kutta" with
+                ``order - 1`` Runge-Kutta steps of ``order`` evaluations each.
             grid: as in ``parse``.
 
         Raises:
-            ValueError: if an argument is outside its range, or the evaluations do not suffice for
+            ValueError: if an argument is outside its range, or there are too few evaluations for
                 the start and one more step.
         """
         order = checks.whole("order", order, 2, 4)
@@ -305,19 +303,20 @@ class Plan:
         mu: float | None = None,
         timesteps: Points = None,
     ) -> Plan:
-        """The table of a flow scheduler of diffusers, which is copied and not changed.
+        """The table of a flow scheduler of diffusers, which is not changed.
 
-        Any that is deterministic and linear will do: FlowMatchEuler, FlowMatchHeun, and UniPC,
-        DPMSolver (multistep, singlestep) and DEIS with ``prediction_type="flow_prediction"`` and
-        ``use_flow_sigmas=True``. The plan starts at ``times[0] = 1 - sigmas[0]``, which may lie a
-        little above 0, from the noise as it is, and does what the scheduler's loop does to it.
+        It must be deterministic and linear: FlowMatchEuler, FlowMatchHeun, and UniPC, DPMSolver
+        (multistep, singlestep) and DEIS with ``prediction_type="flow_prediction"`` and
+        ``use_flow_sigmas=True``. The plan starts at ``times[0] = 1 - sigmas[0]``, which may be
+        slightly above 0, from unscaled noise, like the scheduler's own loop.
 
         Args:
-            scheduler: with its config; what was set on it before does not matter.
-            steps: as in its ``set_timesteps``; 8, or as many as ``sigmas`` or ``timesteps``.
-            sigmas: passed on to ``set_timesteps``, where it takes them.
-            mu: passed on likewise; for dynamic shifting.
-            timesteps: passed on likewise.
+            scheduler: with its config; its timesteps are not used.
+            steps: as in its ``set_timesteps``; by default the length of ``sigmas`` or
+                ``timesteps``, else 8.
+            sigmas: passed to ``set_timesteps``, if it accepts them.
+            mu: likewise; for dynamic shifting.
+            timesteps: likewise.
 
         Raises:
             ValueError: one line with the reason, if the scheduler has no such table.
@@ -327,18 +326,18 @@ class Plan:
         return cls(**from_scheduler(scheduler, steps, sigmas=sigmas, mu=mu, timesteps=timesteps))
 
     def restrict(self, t: float) -> Plan:
-        """The plan from time ``t`` on, for a state made at ``t`` (image-to-image).
+        """The plan from time ``t`` on, for a noised image at ``t`` (image-to-image).
 
         Evaluations before ``t`` are dropped. The first row is an Euler step from ``t`` to the next
-        time of the plan; then Adams-Bashforth over the velocities there are, of no higher order
-        than the row replaced (nor 3), until all that a row used is there; from then on the rows are
-        the plan's own. An evaluation that only corrected the state by what was dropped goes, and
-        what used it uses the next at its time. Rows whose weights do not sum to their step, as
-        fitted ones, are replaced too: they make up for what rows before them did. A refiner row
-        needs velocities at two distinct times before it; without, the model takes its place.
+        time of the plan. Rows that use a dropped velocity become Adams-Bashforth steps over the
+        available ones, of no higher order than the row they replace (at most 3); other rows are
+        kept. An evaluation that only corrected the state by a dropped velocity is dropped too, and
+        replaced by the next evaluation at its time. Rows whose weights do not sum to their step, as
+        in fitted plans, are replaced too, since they compensate for earlier rows. A refiner row
+        needs velocities at two distinct times before it; without them it becomes a model row.
 
         Args:
-            t: from ``times[0]``, which gives the plan itself, up to, not at, ``times[-1]``; within
+            t: from ``times[0]``, which gives the plan itself, to ``times[-1]``, exclusive; within
                 1e-9 of a time of the plan it is that time.
 
         Raises:
@@ -354,7 +353,7 @@ class Plan:
     # -- on disk ------------------------------------------------------------------------------
 
     def to_json(self) -> str:
-        """The plan as JSON, one row a line, floats exact."""
+        """The plan as JSON, one row per line, floats exact."""
         from flowturbo.plan import io
 
         return io.dumps(self)
@@ -364,7 +363,7 @@ class Plan:
         """The plan that ``to_json`` wrote; ``source`` names the text in messages.
 
         Raises:
-            ValueError: one line, if the text is not such a plan or of another version.
+            ValueError: if the text is not such a plan or of another version.
         """
         if not isinstance(text, (str, bytes)):
             raise ValueError(f"text={checks.shown(text)}: must be the JSON of a plan")
@@ -377,7 +376,7 @@ class Plan:
             raise ValueError(f"{source}: not a plan of this library: {error}") from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan to a JSON file, whole or not at all (``OSError`` if it cannot be)."""
+        """Write the plan to a JSON file atomically (``OSError`` if it cannot be written)."""
         with atomic_write(checks.path("path", path)) as temporary:
             temporary.write_text(self.to_json(), encoding="utf-8")
 
@@ -386,7 +385,7 @@ class Plan:
         """Read a plan from a JSON file.
 
         Raises:
-            ValueError: one line that names the file, if it does not hold a plan.
+            ValueError: if the file, named in the message, does not contain a plan.
             OSError: if it cannot be read.
         """
         from flowturbo.plan import io

@@ -1,4 +1,4 @@
-"""A plan started in the middle, as image-to-image needs it."""
+"""A plan that starts in the middle, for image-to-image."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from flowturbo.plan.solvers import adams
 
 __all__ = ["restricted", "start_time"]
 
-ORDER = 3  # a replaced row uses at most so many times: more amplify the noise of rough velocities
-CONSISTENT = 1e-5  # a fitted row may move more or less than its step: right only after its own
-GAP = 0.25  # ... and none closer to the next than this part of the row, for the same reason
+ORDER = 3  # of a replaced row at most: higher ones amplify the noise of rough velocities
+GAP = 0.25  # of its times, at least, as a fraction of its step, for the same reason
+CONSISTENT = 1e-5  # tolerance of weights that sum to their step, as those of fitted plans do not
 
 
 def start_time(t: object, times: Times, name: str) -> float:
-    """The time to start plan ``name`` at: ``t``, or the time of the plan that is within 1e-9.
+    """The start time of plan ``name``: ``t``, or a time of the plan within 1e-9 of it.
 
     Raises:
-        ValueError: if the plan does not run through ``t``, or ends there.
+        ValueError: if ``t`` is outside the plan, or its end.
     """
     value = checks.number("t", t)
     start, end = times[0], times[-1]
@@ -54,7 +54,7 @@ def restricted(
     start = table.evaluate(model_time=float(model_times[after - 1]) if first < after else None)
     index = dict.fromkeys(range(first, after), start)  # of the evaluations kept, in the table
     _extrapolate(table, float(times[after]))
-    waiting: list[int] = []  # dropped evaluations that stand for the next one at their time
+    waiting: list[int] = []  # dropped evaluations, replaced by the next one at their time
     for k in range(after, len(evaluators)):
         to = float(times[k + 1])
         uses = [int(j) for j in np.flatnonzero(weights[k])]

@@ -13,16 +13,16 @@ __all__ = ["Row", "rows_of"]
 
 
 class Row(NamedTuple):
-    """Evaluation ``k`` of a plan in plain numbers, constants to a compiler.
+    """Evaluation ``k`` of a plan in Python numbers, which compilers treat as constants.
 
     Attributes:
-        k: which one, from 0.
+        k: its index.
         evaluator: "model" or "refiner".
         time: of the state before it.
-        model_time: the time that the evaluator is given.
+        model_time: the time argument of the evaluator.
         to: the time of the state after it.
-        update: (j, weight) of the velocities that move the state, weights not 0, itself last.
-        history: (j, model time) of the velocities that a refiner is shown, oldest first.
+        update: (j, weight) of the velocities in the update of the state, weights not 0, k last.
+        history: (j, model time) of the velocities in the history of a refiner, oldest first.
         frees: the velocities that no later row uses.
     """
 
@@ -38,16 +38,16 @@ class Row(NamedTuple):
 
 def rows_of(plan: Plan) -> tuple[Row, ...]:
     """The rows of ``plan``, in order."""
-    given, frees = plan.model_times.tolist(), _frees(plan)
+    model_times, frees = plan.model_times.tolist(), _frees(plan)
     return tuple(
         Row(
             k=k,
             evaluator=evaluator,
             time=float(plan.times[k]),
-            model_time=given[k],
+            model_time=model_times[k],
             to=float(plan.times[k + 1]),
             update=tuple((j, w) for j, w in enumerate(plan.weights[k].tolist()) if w != 0.0),
-            history=tuple((j, given[j]) for j in plan.seen_by(k) if evaluator == "refiner"),
+            history=tuple((j, model_times[j]) for j in plan.seen_by(k) if evaluator == "refiner"),
             frees=frees[k],
         )
         for k, evaluator in enumerate(plan.evaluators)

@@ -1,8 +1,8 @@
-"""Solvers that have a name: one entry each, in the module of its kind.
+"""The registry of named solvers: one entry each, in the module of its family.
 
-A new one is an entry in the ``SOLVERS`` of a module here. Its notation, the messages about it, its
-name as the solver of a diffusers pipeline, the comparisons of fits and the table in
-``docs/concepts.md`` follow from that entry.
+To add one, add an entry to the ``SOLVERS`` of a module here. Its notation, error messages, name as
+the solver of a diffusers pipeline and use as a baseline of tuning follow from that entry, and a
+test compares its row in ``docs/concepts.md``.
 """
 
 from flowturbo.plan.solvers import adams, exponential, runge_kutta

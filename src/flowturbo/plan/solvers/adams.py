@@ -1,8 +1,8 @@
-"""Adams-Bashforth: one evaluation a step, extrapolated from the last ones.
+"""Adams-Bashforth: one evaluation per step, extrapolated from the last ones.
 
-IPNDM takes the weights of equal steps on any grid (Liu et al. 2022, arXiv 2202.09778; without its
-Runge-Kutta start, Zhang and Chen 2022, arXiv 2204.13902): of order 2 on grids that change little
-from step to step, it amplifies less where they change much.
+iPNDM uses the weights of equal steps on any grid (Liu et al. 2022, arXiv 2202.09778; without its
+Runge-Kutta start, Zhang and Chen 2022, arXiv 2204.13902): it is of order 2 where step sizes change
+little, and amplifies errors less than Adams-Bashforth where they change much.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ START = {2: "midpoint", 3: "ralston3", 4: "rk4"}  # as many stages as its order
 
 
 def extrapolate(table: Table, to: float, points: Sequence[int]) -> None:
-    """Carry the state to ``to`` along the polynomial through the velocities ``points``.
+    """Advance the state to ``to`` along the polynomial through the velocities ``points``.
 
     The points are evaluations at distinct times; the polynomial is integrated exactly (the
     variable-step Adams-Bashforth formula; Hairer, Norsett & Wanner I, III.5).
@@ -42,7 +42,7 @@ def extrapolate(table: Table, to: float, points: Sequence[int]) -> None:
 
 
 def _fill(table: Table, points: Times, order: int, first: int) -> None:
-    """Steps of ``order``, the ``first`` by Runge-Kutta, or run up through the lower orders."""
+    """Steps of ``order``, after ``first`` Runge-Kutta steps or steps of increasing order."""
     known: list[int] = []  # the velocities at grid points
     for i, to in enumerate(points[1:]):
         if i < first:

@@ -1,19 +1,19 @@
 """UniPC and DPM-Solver++ on the linear path, as the rows of a plan.
 
-Both take the predicted data ``D = x + (1-t)*v`` for a polynomial in the logarithm of the
-signal-to-noise ratio, ``l(t) = log(t/(1-t))``, and solve what remains exactly. From ``s`` to ``t``,
-with ``g = (t-s)/(1-s)`` and ``h = l(t) - l(s)``,
+Both approximate the predicted data ``D = x + (1-t)*v`` by a polynomial in the logarithm of the
+signal-to-noise ratio, ``l(t) = log(t/(1-t))``, and solve the linear part exactly. From ``s`` to
+``t``, with ``g = (t-s)/(1-s)`` and ``h = l(t) - l(s)``,
 
     x_t = (1-g)*x_s + g * (the mean of D(l(s) + r*h) over r in [0, 1], weighted by exp(-(1-r)*h))
 
-DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095) lays the polynomial through the last ``order``
-evaluations. So does UniPC (Zhao et al. 2023, arXiv 2302.04867, with ``B(h) = exp(h) - 1``), and
-when the next evaluation is there, made at the state so predicted, it takes the step again from the
-same start with that one as well. Where the polynomial is a line, both take the mean of ``r`` for
-1/2; DPM-Solver++ of order 3 takes half the mean of ``r**2``, as its authors' program does.
+In DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095) the polynomial interpolates the last ``order``
+evaluations. So it does in the predictor of UniPC (Zhao et al. 2023, arXiv 2302.04867, with
+``B(h) = exp(h) - 1``); the corrector repeats the step from the same start with the next evaluation,
+at the predicted state, as another point. Where the polynomial is a line, both use 1/2 for the mean
+of ``r``; DPM-Solver++ of order 3 uses half the mean of ``r**2``, as its authors' code does.
 
-The first steps run up through the orders. The last run down, as in diffusers; order 1 is exact at
-``t = 1``, where ``l`` is infinite.
+The order increases over the first steps and decreases over the last, as in diffusers; order 1 is
+exact at ``t = 1``, where ``l`` is infinite.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from flowturbo.plan.solvers.registry import Solver
 
 __all__ = ["SOLVERS"]
 
-EARLIEST = 1e-6  # the time whose log-ratio stands for that of t = 0, as in diffusers' UniPC
+EARLIEST = 1e-6  # replaces t = 0, whose log-ratio is infinite, as in diffusers' UniPC
 Array = npt.NDArray[np.float64]
 
 
@@ -38,21 +38,20 @@ def _fill(table: Table, points: Times, scheme: str, order: int) -> None:
     """``scheme`` ("UNIPC" or "DPM") of order 2 or 3 over ascending ``points``."""
     n = len(points) - 1
     data = np.zeros((n, n))  # the data predicted by each evaluation, as weights of the velocities
-    start = shown = np.zeros(n)  # the state to step from, and the one that was evaluated
-    before: list[int] = []  # the evaluations behind the latest one that the polynomial goes through
+    start = evaluated = np.zeros(n)  # states: at the start of the step, and that of the evaluation
+    before: list[int] = []  # earlier evaluations that the polynomial interpolates
     for i in range(n):
         table.evaluate()
-        data[i] = shown
+        data[i] = evaluated
         data[i, i] += 1 - points[i]
         if scheme == "UNIPC" and i > 0:
             start = _step(points, i - 1, start, data, [i, *before])
         left = n - i if scheme == "UNIPC" or n < 15 or points[i + 1] == 1 else order
         before = [i - j for j in range(1, min(order, i + 1, left))]
         new = _step(points, i, start, data, before, 0.5 if scheme == "DPM" else 1.0)
-        gain = new - shown
-        moved = np.flatnonzero(gain)
-        table.move(points[i + 1], dict(zip(moved.tolist(), gain[moved].tolist(), strict=True)))
-        shown = new
+        gain = new - evaluated
+        table.move(points[i + 1], {int(j): float(gain[j]) for j in np.flatnonzero(gain)})
+        evaluated = new
         if scheme == "DPM":
             start = new
 
@@ -60,9 +59,9 @@ def _fill(table: Table, points: Times, scheme: str, order: int) -> None:
 def _step(
     points: Times, i: int, x: Array, data: Array, others: Sequence[int], second: float = 1.0
 ) -> Array:
-    """The state ``x`` carried over interval ``i``; ``second`` scales the mean of ``r**2``.
+    """The state ``x`` advanced over interval ``i``; ``second`` scales the mean of ``r**2``.
 
-    The polynomial goes through ``data[i]`` and those of ``others``.
+    The polynomial interpolates ``data[i]`` and those of ``others``.
     """
     s, t = points[i : i + 2]
     mean = data[i]

@@ -1,17 +1,18 @@
 r"""The blocks of the FlowTurbo paper (Zhao et al. 2024, arXiv 2409.18128): H, P and R, and Euler.
 
 A plan in the paper's notation, ``H1P5R3``, is a chain of blocks, one for each interval
-:math:`[t_i, t_{i+1}]` of length :math:`h`. Each hands a velocity :math:`d` on to the next.
+:math:`[t_i, t_{i+1}]` of length :math:`h`. Each passes a velocity :math:`d` to the next.
 
 - **H, Heun block**, 2 evaluations:
   :math:`d_i = v(x_i, t_i)`, :math:`\tilde x = x_i + h d_i`, :math:`d_{i+1} = v(\tilde x, t_{i+1})`,
-  :math:`x_{i+1} = x_i + \frac{h}{2} (d_i + d_{i+1})`; hands on :math:`d_{i+1}`.
-- **P, pseudo corrector**, 1 evaluation: the same with the :math:`d_i` that was handed to it, made
-  at the predicted state, in place of an evaluation. Second order at one evaluation a step.
+  :math:`x_{i+1} = x_i + \frac{h}{2} (d_i + d_{i+1})`; passes on :math:`d_{i+1}`.
+- **P, pseudo corrector**, 1 evaluation: the same with the :math:`d_i` that was passed to it,
+  evaluated at the predicted state, in place of an evaluation. Second order at one evaluation a
+  step.
 - **R, velocity refiner** block, 2 evaluations of a light network that predicts how far the velocity
   is from the last known one: :math:`d_i = r(x_i, d, t_i) + d`,
   :math:`d_{i+1} = r(\tilde x, d_i, t_{i+1}) + d_i`, and the same correction.
-- **E, Euler**, 1 evaluation: :math:`x_{i+1} = x_i + h d_i`; hands on :math:`d_i`.
+- **E, Euler**, 1 evaluation: :math:`x_{i+1} = x_i + h d_i`; passes on :math:`d_i`.
 
 Not every block is worth its cost for every sample; which chain a budget buys is searched for by
 ``flowturbo.tune``, and a chain is compiled whole by ``flowturbo.compile`` (the paper's sample-aware
@@ -36,10 +37,10 @@ class Block:
     """A block of the paper's notation.
 
     Attributes:
-        title: what it is called.
-        cost: its evaluations, of whichever network.
-        fill: appends it up to time ``to`` with the index of the velocity handed to it, None for the
-            first block; returns the index of the velocity that it hands on.
+        title: in messages.
+        cost: its evaluations, of model or refiner.
+        fill: appends it up to time ``to`` with the index of the velocity passed to it, None for the
+            first block; returns the index of the velocity that it passes on.
     """
 
     title: str
@@ -56,7 +57,7 @@ def _heun(table: Table, to: float, last: int | None) -> int:
 
 
 def _pseudo_corrector(table: Table, to: float, last: int | None) -> int:
-    """Predicts with the velocity handed to it, and corrects with one new evaluation."""
+    """Predicts with the velocity passed to it, and corrects with one new evaluation."""
     if last is None:
         return _heun(table, to, last)
     h = to - table.time
@@ -93,8 +94,8 @@ def chain(name: str, letters: str, grid: Grid, *, shipped: bool = False) -> Colu
     r"""The arguments of a ``Plan`` of the blocks ``letters`` ("HPPR"), one for each interval.
 
     With ``shipped``, R blocks are those of the sampler that the paper's authors ship: both refiner
-    evaluations see the velocity :math:`d` handed to the block,
-    :math:`d_{i+1} = r(\tilde x, d, t_{i+1}) + d_i`, and :math:`d_i` is handed on.
+    evaluations use the velocity :math:`d` passed to the block,
+    :math:`d_{i+1} = r(\tilde x, d, t_{i+1}) + d_i`, and :math:`d_i` is passed on.
     """
     points = grid.points(name, len(letters))
     table = Table(points[0])

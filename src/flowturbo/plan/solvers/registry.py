@@ -1,4 +1,4 @@
-"""What is known of a solver that has a name; everything else about it follows from its entry."""
+"""The entry of a solver in the registry, from which all else about it follows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Solver", "checked_count"]
 
 
 def checked_count(what: str, count: object, each: int = 1) -> int:
-    """``count``, from 1 to as many as a plan has room for at ``each`` evaluations.
+    """``count``, checked: from 1 to what a plan can hold at ``each`` evaluations.
 
     Raises:
         ValueError: naming ``what``, if it is anything else.
@@ -24,7 +24,7 @@ def checked_count(what: str, count: object, each: int = 1) -> int:
     whole = checks.whole(what, count, 1)
     if whole * each > LIMIT:
         raise ValueError(
-            f"{what}={checks.shown(count)}: at most {LIMIT // each}, for a plan has at most "
+            f"{what}={checks.shown(count)}: at most {LIMIT // each}, since a plan has at most "
             f"{LIMIT} evaluations"
         )
     return whole
@@ -32,19 +32,19 @@ def checked_count(what: str, count: object, each: int = 1) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Solver:
-    """A solver: an entry here gives it its notation, messages and names, in pipelines and fits.
+    """A named solver.
 
     Attributes:
         name: in the notation of plans, upper case, such as "AB2" of "AB2:8".
         title: in tables, "Adams-Bashforth 2".
-        order: of convergence in the step size, of the whole, on smooth fields.
+        order: of convergence of the whole run, on smooth fields.
         counts: what the number after the colon counts.
         fill: writes the evaluations and moves over ``points`` into an empty table.
-        evaluations: of the model in one step, but for those of a start.
-        extra: evaluations that a start of more than one a step takes besides.
-        forward_only: whether it needs time to run from noise to data.
-        baseline: whether fits and analyses are compared with it.
-        source: where it was published.
+        evaluations: per step, except the first steps of a Runge-Kutta start.
+        extra: evaluations of a Runge-Kutta start beyond one per step.
+        forward_only: whether it runs from noise to data only.
+        baseline: whether tuned plans are compared with it.
+        source: the publication.
     """
 
     name: str
@@ -67,14 +67,14 @@ class Solver:
         each = self.evaluations if self.counts == "steps" else 1
         count = checked_count(self.counts, count, each)
         name, steps = f"{self.name}:{count}", count - self.extra
-        if steps < self.order and self.extra:  # the start, and one step more
+        if steps < self.order and self.extra:  # the start, and one more step
             least = self.extra + self.order
             raise ValueError(
                 f"{self.counts}={count}: a Runge-Kutta start of order {self.order} takes "
                 f"{least - 1}; at least {least}"
             )
         if self.forward_only and grid.direction == "backward":
-            raise ValueError(f"direction='backward': {name} runs from noise to data only; take AB2")
+            raise ValueError(f"direction='backward': {name} runs from noise to data only; use AB2")
         points = grid.points(name, steps)
         table = Table(points[0])
         self.fill(table, points)

@@ -1,4 +1,4 @@
-"""Explicit Runge-Kutta schemes: several evaluations a step, none kept between steps."""
+"""Explicit Runge-Kutta schemes: several evaluations per step, none kept between steps."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from flowturbo.plan.solvers.registry import Solver
 
 __all__ = ["SOLVERS", "step"]
 
-# After each stage, how far into the step the state goes and with which weights of the stages so
-# far, from the start of the step (Hairer, Norsett & Wanner, Solving Ordinary Differential Equations
-# I, II.1; "ralston3": Ralston 1962).
+# For each stage, the time of the next state as a fraction of the step, and the weights of the stages
+# so far, from the start of the step (Hairer, Norsett & Wanner, Solving Ordinary Differential
+# Equations I, II.1; "ralston3": Ralston 1962).
 SCHEMES: dict[str, tuple[tuple[float, tuple[float, ...]], ...]] = {
     "euler": ((1, (1,)),),
     "heun": ((1, (1,)), (1, (1 / 2, 1 / 2))),

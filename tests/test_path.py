@@ -91,12 +91,12 @@ def test_bad_times(times, message):
         check_times(times)
 
 
-def test_equal_neighbours_are_times_too():
+def test_equal_neighbours_are_allowed():
     assert check_times([0, 0.5, 0.5, 1]).tolist() == [0, 0.5, 0.5, 1]
     assert check_times([1, 0.5, 0.5]).dtype == np.float64
 
 
 @pytest.mark.parametrize("shift", [1e300, 1e-300, 1e12, 1e-12])
-def test_a_shift_that_brings_points_together_is_refused(shift):
-    with pytest.raises(ValueError, match="take one nearer 1"):
+def test_a_shift_that_makes_points_coincide_is_refused(shift):
+    with pytest.raises(ValueError, match="use one nearer 1"):
         shifted(8, shift)

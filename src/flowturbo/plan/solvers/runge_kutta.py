@@ -10,8 +10,8 @@ from flowturbo.plan.solvers.registry import Solver
 
 __all__ = ["SOLVERS", "step"]
 
-# For each stage, the time of the next state as a fraction of the step, and the weights of the stages
-# so far, from the start of the step (Hairer, Norsett & Wanner, Solving Ordinary Differential
+# For each stage, the time of the next state as a fraction of the step, and the weights of the
+# stages so far from the start of the step (Hairer, Norsett & Wanner, Solving Ordinary Differential
 # Equations I, II.1; "ralston3": Ralston 1962).
 SCHEMES: dict[str, tuple[tuple[float, tuple[float, ...]], ...]] = {
     "euler": ((1, (1,)),),

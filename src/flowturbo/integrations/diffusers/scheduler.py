@@ -115,7 +115,7 @@ class FlowTurboScheduler(RunPerThread, FlowMatchEulerDiscreteScheduler):  # type
 
     @classmethod
     def from_config(
-        cls, config: object = None, return_unused_kwargs: bool = False, **kwargs: Any
+        cls, config: object = None, return_unused_kwargs: bool = False, **kwargs: object
     ) -> Any:
         """The scheduler with the configuration of another flow scheduler of diffusers.
 
@@ -216,7 +216,7 @@ class FlowTurboScheduler(RunPerThread, FlowMatchEulerDiscreteScheduler):  # type
         generator: object = None,
         per_token_timesteps: Tensor | None = None,
         return_dict: bool = True,
-    ) -> Any:
+    ) -> SchedulerOutput | tuple[Tensor]:
         """Update ``sample`` by the next row of the plan.
 
         Args:

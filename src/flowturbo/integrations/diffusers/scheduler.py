@@ -162,7 +162,7 @@ class FlowTurboScheduler(RunPerThread, FlowMatchEulerDiscreteScheduler):  # type
             sigmas: noise levels before the shift, descending within (0, 1]; a list or array.
             mu: of the shift, if it is dynamic; otherwise ignored, as some pipelines always pass it.
             timesteps: of the network. Without ``sigmas`` they are the noise levels too, and nothing
-                is shifted; with ``invert_sigmas`` they are used for nothing else.
+                is shifted. With ``invert_sigmas`` the network's times follow from the levels.
 
         Raises:
             ValueError: if an argument is outside its range or contradicts another, the count is not

@@ -21,7 +21,7 @@ __all__ = ["RunPerThread"]
 
 
 class RunPerThread:
-    """The part of the scheduler that keeps a run for each thread, its attributes and its timesteps.
+    """Base class of the scheduler: a run for each thread, with its attributes and timesteps.
 
     A copy has a run of its own, which continues from the state of the original.
     """

@@ -19,10 +19,11 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowturbo import checks
 from flowturbo.checks import shown
+from flowturbo.digests import fingerprint
 from flowturbo.tree import map_condition, tensors
 from flowturbo.types import Condition, Time
 
@@ -34,6 +35,7 @@ __all__ = [
     "check_values",
     "device_of",
     "embedded",
+    "fingerprint_of",
     "time_of",
 ]
 
@@ -57,6 +59,16 @@ def device_of(field: object) -> torch.device:
     weights = getattr(field, "parameters", None)
     weight = next(weights(), None) if callable(weights) else None
     return torch.device(getattr(field, "device", "cpu")) if weight is None else weight.device
+
+
+def fingerprint_of(field: object) -> str | None:
+    """What tells the weights of a field from others: its own fingerprint, or that of its module."""
+    own = getattr(field, "fingerprint", None)
+    while own is None and isinstance(field, Wrapper):
+        field = field.field
+    if own is None and isinstance(field, nn.Module) and any(True for _ in field.parameters()):
+        own = fingerprint(field)
+    return None if own is None else str(own)
 
 
 def check_values(name: str, cond: Condition, x: Tensor) -> None:

@@ -79,7 +79,7 @@ def test_a_module_without_a_fingerprint_is_known_by_its_weights(tmp_path):
             return super().forward(x)
 
     torch.manual_seed(0)
-    field = Field(2, 2)
+    field = Field(2, 2).eval()
     plan = fresh(field, cache_dir=tmp_path)
     assert fresh(field, cache_dir=tmp_path) == plan
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from fields import mixture
 from tuned import FIELDS_AT_REST, Oracle, initial_noise
@@ -39,7 +40,10 @@ def test_refiners_are_placed_where_they_help():
     assert plan.info["error"]["rmse"] < 0.5 * bare.info["error"]["rmse"]
     fading = ft.tune(mixture, nfe=4, refiner=Fading(), noise=initial_noise(256))
     assert fading.nfe["refiner"] > 0
-    assert fading.evaluators[-1] == "model"
+    late = [
+        j for j, row in enumerate(fading.rows) if row.evaluator == "refiner" and row.time > 0.75
+    ]
+    assert np.abs(fading.weights[:, late]).max(initial=0) < 1e-3
     assert fading.info["error"]["rmse"] < bare.info["error"]["rmse"]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowturbo import checks
-from flowturbo.field import Field, embedded
+from flowturbo.field import Field, embedded, fingerprint_of
 from flowturbo.guidance import Branches, Guidance
 from flowturbo.plan import Plan, Row
 from flowturbo.types import Condition, GuidanceScale, Time
@@ -120,7 +120,7 @@ def warn_on_mismatch(
     """Warn about a plan or refiner used where it was not made for; a scale of None is unknown."""
     made = {"fingerprint": plan.info.get("fingerprint"), "refiner": plan.info.get("refiner")}
     for what, used in (("fingerprint", model), ("refiner", refiner)):
-        here = getattr(used, "fingerprint", None) if made[what] else None
+        here = fingerprint_of(used) if made[what] else None
         if here and here != made[what]:
             source = "a refiner with weights" if what == "refiner" else "weights"
             checks.warn(
@@ -129,7 +129,7 @@ def warn_on_mismatch(
                 "with flowturbo.tune"
             )
     made_for = (getattr(refiner, "card", None) or {}).get("model") or {}
-    here = getattr(model, "fingerprint", None) if made_for.get("fingerprint") else None
+    here = fingerprint_of(model) if made_for.get("fingerprint") else None
     if here and here != made_for["fingerprint"]:
         checks.warn(
             f"the refiner was made for {made_for.get('name')!r}, weights "

@@ -5,15 +5,16 @@ from __future__ import annotations
 from flowturbo.plan import Plan
 from flowturbo.plan.solvers import SOLVERS
 from flowturbo.progress import Progress
-from flowturbo.tuning.problem import FIRST_SHIFT, Problem, best_shift
+from flowturbo.tuning.problem import SHIFTS, Problem
 
 __all__ = ["best_baseline"]
 
 FIRST_ROWS = 16  # of the choosing part, to rank the solvers by
+FINALISTS = 6  # solvers with a shift, compared on all rows
 
 
 def best_baseline(problem: Problem, nfe: int) -> Plan:
-    """Each solver at its best shift on a few rows, the best three compared on all."""
+    """Each solver at every shift on a few rows, the best compared on all."""
     direction = problem.direction
     names = [
         f"{solver.name}:{nfe}"
@@ -21,16 +22,11 @@ def best_baseline(problem: Problem, nfe: int) -> Plan:
         if solver.baseline and not (solver.forward_only and direction == "backward")
     ]
     names[1:1] = [f"E{nfe}", *([f"H1P{nfe - 2}"] if nfe > 2 else [])]  # ties go to the first
+    first = lambda plan: problem.score(plan, FIRST_ROWS)
     plans: list[Plan] = []
     for i, name in enumerate(names, 1):
-        make = lambda s, name=name: Plan.parse(name, shift=s, direction=direction)
-        error = lambda s, make=make: problem.score(make(s), FIRST_ROWS)
-        plans.append(make(best_shift(error, FIRST_SHIFT)))
-        problem.report(
-            Progress(
-                "baselines", i, len(names), plan=plans[-1].name,
-                error=problem.score(plans[-1], FIRST_ROWS),
-            )
-        )  # fmt: skip
-    plans.sort(key=lambda plan: problem.score(plan, FIRST_ROWS))
-    return min(plans[:3], key=problem.score)
+        shifted = [Plan.parse(name, shift=s, direction=direction) for s in SHIFTS]
+        best = min(shifted, key=first)
+        problem.report(Progress("baselines", i, len(names), plan=best.name, error=first(best)))
+        plans += shifted
+    return min(sorted(plans, key=first)[:FINALISTS], key=problem.score)

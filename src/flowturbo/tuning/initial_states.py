@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowturbo import checks
 from flowturbo import noise as random_noise
-from flowturbo.field import Field, device_of
+from flowturbo.field import Field, Wrapper, device_of
 from flowturbo.tree import map_condition, slice_condition
-from flowturbo.types import Condition, GuidanceRange, GuidanceScale
+from flowturbo.types import Condition, GuidanceRange, GuidanceScale, Time
 
 __all__ = [
     "MIN_TRAJECTORIES",
     "InitialStates",
+    "WithNull",
     "check_condition",
+    "check_eval_mode",
     "check_field",
+    "check_negative",
     "initial_states",
 ]
 
 MIN_TRAJECTORIES = 32  # with fewer nothing is fitted
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+NUMBERS = 2**16  # in the states to fit on, by default: small states are cheap
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ def initial_states(
     cond: Condition,
     guidance: GuidanceRange,
     *,
-    trajectories: int,
+    trajectories: int | None,
     search: bool,
     seed: int,
 ) -> InitialStates:
@@ -70,10 +76,16 @@ def initial_states(
         ValueError: if noise or conditions are not as the field takes them.
     """
     if noise is None:
+        trajectories = _default_number(model) if trajectories is None else trajectories
         rest = 2 * trajectories if search else trajectories
         bounds = (0, trajectories, trajectories + rest, trajectories + 2 * rest)
         noise, how = _random_noise(model, bounds[-1], seed), f"trajectories={trajectories} takes"
     else:
+        if trajectories is not None:
+            raise ValueError(
+                f"trajectories={trajectories} and noise={checks.shown(noise)}: all rows of noise "
+                "are used; leave trajectories out"
+            )
         noise, how = _check_noise(model, noise), "noise has"
         n = len(noise)
         bounds = (0, -(-n // 2), -(-3 * n // 4), n)
@@ -101,6 +113,46 @@ def check_field(name: str, field: object) -> None:
             f"(x, t, cond) -> v{how}"
         )
     checks.function(name, field, "x, t, cond")
+
+
+def check_eval_mode(name: str, field: object) -> None:
+    """Raise ``ValueError`` for a network in training mode, whose velocities may be random."""
+    while isinstance(field, Wrapper):
+        field = field.field
+    for module in field.modules() if isinstance(field, nn.Module) else ():
+        has_weights = next(module.parameters(recurse=False), None) is not None
+        if module.training and (has_weights or isinstance(module, DROPOUT)):
+            raise ValueError(
+                f"{name}={type(field).__name__}: its {type(module).__name__} is in training mode; "
+                "call .eval() on the network first"
+            )
+
+
+class WithNull(Wrapper):
+    """A field whose null condition is ``null``, of one row."""
+
+    def __init__(self, field: Field, null: Condition) -> None:
+        super().__init__(field)
+        self._null = null
+
+    def __call__(self, x: Tensor, t: Time, cond: Condition = None) -> Tensor:
+        """``field(x, t, cond)``."""
+        return self.field(x, t, cond)
+
+    def null_condition(self, cond: Condition) -> Condition:
+        """The null condition, whatever the condition."""
+        return self._null
+
+
+def check_negative(negative: Condition, device: torch.device) -> Condition:
+    """``negative`` with arrays as tensors; refused unless each has one row."""
+    return check_condition(negative, 1, "a negative condition has", device)
+
+
+def _default_number(model: Field) -> int:
+    """Trajectories to fit on: many of small states."""
+    numbers = math.prod(getattr(model, "shape", (1024,)))
+    return min(max(64, NUMBERS // max(1, numbers)), 1024)
 
 
 def _random_noise(model: Field, n: int, seed: int) -> Tensor:

@@ -31,6 +31,10 @@ FORMAT = 2  # of the folder, and of how what it holds is computed
 Starts = Callable[[slice], tuple[Tensor, Condition, GuidanceScale]]
 
 
+def _times(substeps: int) -> str:
+    return "" if substeps == 1 else f" x {substeps}"
+
+
 def sealed_options(options: JsonObject) -> dict[str, JsonObject]:
     """What ``options.json`` of a folder holds."""
     return {"search": {"format": FORMAT, **options}}
@@ -98,6 +102,7 @@ class Journal:
         rows: int,
         *,
         steps: int = 64,
+        substeps: Callable[[], int] = lambda: 1,
         batch: int = 64,
         report: Report | None = None,
     ) -> Reference:
@@ -108,6 +113,7 @@ class Journal:
             starts: noises, conditions and scales of guidance of some rows.
             rows: how many.
             steps: of `solve`.
+            substeps: of `solve`; called once there is room on the disk.
             batch: rows of a file.
             report: called after each file.
 
@@ -117,7 +123,10 @@ class Journal:
 
         def make(part: slice) -> Chunk:
             noise, cond, guidance = starts(part)
-            made = solve(field, noise, cond, guidance=guidance, steps=steps, batch=len(noise))
+            made = solve(
+                field, noise, cond, guidance=guidance, steps=steps, substeps=substeps(),
+                batch=len(noise),
+            )  # fmt: skip
             times = torch.from_numpy(made.times)
             return {"states": made.states, "velocities": made.velocities, "times": times}
 
@@ -125,7 +134,7 @@ class Journal:
             "reference",
             rows,
             make,
-            lambda part: f"{self._of} {steps} {content(starts(part))}",
+            lambda part: f"{self._of} {steps}{_times(substeps())} {content(starts(part))}",
             row_bytes=2 * (steps + 1) * starts(slice(0, 1))[0].nbytes,
             what="reference trajectories",
             report=report,

@@ -10,6 +10,7 @@ from flowturbo.tuning.problem import Problem, best_shift
 __all__ = ["first_gaps", "pattern", "place_refiners"]
 
 PLACE_ROWS = 32  # of the fitting part, to compare positions by
+WORTH = 0.03  # a refiner call has to lower the error by this share
 
 
 def pattern(gaps: Sequence[int]) -> list[str]:
@@ -23,16 +24,15 @@ def first_gaps(nfe: int, last: int, most: int | None) -> tuple[int, ...]:
     return (*[0] * (nfe - 1 - ones), *[1] * ones, last)
 
 
-def place_refiners(
-    problem: Problem, gaps: tuple[int, ...], shift: float, most: int | None
-) -> tuple[int, ...]:
+def place_refiners(problem: Problem, gaps: tuple[int, ...], most: int | None) -> tuple[int, ...]:
     """Move, add and remove refiners, from ``gaps`` on, while the error of fitted weights falls."""
     first = pattern(gaps)
-    shift = best_shift(lambda s: problem.score(problem.fit_weights(first, s)), shift)
+    shift = best_shift(lambda s: problem.score(problem.fit_weights(first, s)))
     error = lambda g: float(problem.fit_weights(pattern(g), shift, PLACE_ROWS).info["fit"])
+    cost = lambda g: error(g) * (1 + WORTH) ** sum(g)
     while True:
-        better = min((gaps, *_neighbours(gaps, most)), key=error)
-        if error(better) >= 0.97 * error(gaps):
+        better = min((gaps, *_neighbours(gaps, most)), key=cost)
+        if cost(better) >= 0.99 * cost(gaps):
             return gaps
         gaps = better
         placed = "".join("M" + "R" * n for n in gaps)

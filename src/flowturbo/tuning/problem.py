@@ -18,10 +18,10 @@ from flowturbo.tuning.polish import polish, run, score
 from flowturbo.tuning.reference import Reference, error
 from flowturbo.tuning.weights import fit_weights
 
-__all__ = ["DIVERGED", "FIRST_SHIFT", "Problem", "best_shift"]
+__all__ = ["DIVERGED", "SHIFTS", "USUAL_SHIFT", "Problem", "best_shift"]
 
-SHIFTS = (1.0, 1.3, 1.6, 2.0, 2.5, 3.2)
-FIRST_SHIFT = 1.6  # where the search over them begins
+SHIFTS = (0.5, 0.7, 1.0, 1.3, 1.6, 2.0, 2.5, 3.2, 4.0)
+USUAL_SHIFT = 1.6  # of fits without a search
 POWER = 1.5  # of the polish: a mean of errors between the robust 1 and the square that is reported
 DIVERGED = 1e100  # the error of what is not finite
 LONG = 8  # evaluations: of longer plans the polish moves two weights of a row, not four
@@ -40,6 +40,7 @@ class Problem:
         fit: trajectories that weights are fitted on.
         choose: trajectories that plans are compared on.
         test: trajectories that errors are reported on.
+        reference_error: how far these are from the solution, about (root mean square).
         journal: keeps what was computed.
         report: called with a `Progress` at each stage.
     """
@@ -52,6 +53,7 @@ class Problem:
     fit: Reference
     choose: Reference
     test: Reference
+    reference_error: float
     journal: Journal
     report: Report
 
@@ -116,11 +118,6 @@ class Problem:
         return Contrast(part.states[-1], limits) if self.contrast else None
 
 
-def best_shift(error: Callable[[float], float], start: float) -> float:
-    """A local minimum of ``error`` over `SHIFTS`, walked to from ``start``."""
-    i, last = SHIFTS.index(start), -1
-    while i != last:
-        last = i
-        near = (j for j in (i, i - 1, i + 1) if 0 <= j < len(SHIFTS))
-        i = min(near, key=lambda j: error(SHIFTS[j]))
-    return SHIFTS[i]
+def best_shift(error: Callable[[float], float]) -> float:
+    """Which of `SHIFTS` has the lowest ``error``; all are tried, for it has several minima."""
+    return min(SHIFTS, key=error)

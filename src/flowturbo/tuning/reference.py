@@ -109,6 +109,7 @@ def solve(
     *,
     guidance: GuidanceScale = 1.0,
     steps: int = 64,
+    substeps: int = 1,
     direction: str = "forward",
     batch: int = 64,
     report: Report | None = None,
@@ -120,7 +121,8 @@ def solve(
         noise: the states to start from, (N, ...).
         cond: the condition of the N rows.
         guidance: scale of guidance, a number or (N,).
-        steps: intervals of the fine grid, at least 8; each is one evaluation, the first three four.
+        steps: intervals of the grid that is kept, at least 8.
+        substeps: steps in each, of one evaluation, the first three of four.
         direction: "forward", or "backward" from data.
         batch: rows solved at a time.
         report: called after each batch.
@@ -128,8 +130,9 @@ def solve(
     Raises:
         ValueError: if a velocity is not finite, naming the time.
     """
-    plan = fine(steps, direction)
-    kept = [*range(0, 12, 4), *range(12, len(plan))]  # the evaluations at points of the grid
+    plan = fine(steps * substeps, direction)
+    points = [*range(0, 12, 4), *range(12, len(plan))]  # the evaluations at points of the grid
+    kept = points[::substeps]
     parts: list[tuple[Tensor, Tensor]] = []
     for i in range(0, len(noise), batch):
         rows = slice(i, i + batch)
@@ -180,10 +183,18 @@ def _record(
             states.append(step.x)
 
     end = sample(plan, field, x, cond, guidance=guidance, callback=record)
-    last = Plan.euler(1, times=[plan.times[-1], plan.times[0]], direction=_other(plan))
-    sample(last, field, end, cond, guidance=guidance, callback=lambda s: velocities.append(s.v))
-    _check_finite(velocities[-1], last.model_times[0], guidance)
-    return torch.stack(states), torch.stack(velocities)
+    with torch.no_grad():
+        last = guided(field, guidance)(end, float(plan.times[-1]), cond)
+    if not last.isfinite().all():  # 0/0 there, if the network predicts the data or the noise
+        last = _extrapolated(plan.times[[*kept[-3:], -1]], velocities[-3:])
+    return torch.stack(states), torch.stack([*velocities, last.to(end.dtype)])
+
+
+def _extrapolated(times: Times, velocities: Sequence[Tensor]) -> Tensor:
+    """The quadratic through ``velocities`` at the first three of ``times``, at the fourth."""
+    *known, at = times
+    weights = [np.prod([(at - s) / (t - s) for s in known if s != t]) for t in known]
+    return sum((float(w) * v for w, v in zip(weights, velocities, strict=True)), torch.tensor(0.0))
 
 
 @torch.no_grad()
@@ -219,10 +230,6 @@ def _range(scale: GuidanceScale) -> str:
     if not isinstance(scale, Tensor):
         return f"{scale:g}"
     return f"{float(scale.min()):g} to {float(scale.max()):g}"
-
-
-def _other(plan: Plan) -> str:
-    return "backward" if plan.times[-1] > plan.times[0] else "forward"
 
 
 def error(x: Tensor, reference: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from flowturbo._version import __version__
+from flowturbo.field import fingerprint_of
 from flowturbo.plan import Plan
 from flowturbo.stats import summary
 from flowturbo.tuning.baselines import best_baseline
@@ -37,6 +38,13 @@ def result(problem: Problem, found: Candidate, guidance: GuidanceRange, seed: in
             f"{errors[best].mean():.4f}, {baseline.name} {errors[baseline].mean():.4f})"
         )
         best = baseline
+    rmse = summary(errors[best])["rmse"]
+    if problem.reference_error > 0.1 * rmse:
+        notes.append(
+            f"the reference solution is not accurate: solved twice as finely it moves by "
+            f"{problem.reference_error:.4f}, and the error of the plan is {rmse:.4f}; is the field "
+            "rough in time, or random?"
+        )
     median = {p: float(np.median(e)) for p, e in errors.items()}
     if median[best] > median[baseline]:
         notes.append(
@@ -46,6 +54,7 @@ def result(problem: Problem, found: Candidate, guidance: GuidanceRange, seed: in
     errors_of = {
         "error": summary(errors[best]),
         "baseline": {"name": baseline.name, **summary(errors[baseline])},
+        "reference_error": problem.reference_error,
         "notes": notes,
     }
     return best.with_info(_provenance(problem, best, guidance, seed) | errors_of)
@@ -58,7 +67,7 @@ def _provenance(problem: Problem, best: Plan, guidance: GuidanceRange, seed: int
     return {
         "made_by": f"flowturbo {__version__} tune",
         "model": _text(problem.field, "name"),
-        "fingerprint": _text(problem.field, "fingerprint"),
+        "fingerprint": fingerprint_of(problem.field),
         "refiner": _text(refiner, "fingerprint"),
         "guidance": list(guidance) if isinstance(guidance, tuple) else [guidance, guidance],
         "trajectories": {name: len(part) for name, part in parts.items()},

@@ -10,7 +10,7 @@ from flowturbo.progress import Progress
 from flowturbo.tuning.baselines import best_baseline
 from flowturbo.tuning.initial_states import MIN_TRAJECTORIES
 from flowturbo.tuning.placement import first_gaps, pattern, place_refiners
-from flowturbo.tuning.problem import FIRST_SHIFT, Problem, best_shift
+from flowturbo.tuning.problem import USUAL_SHIFT, Problem, best_shift
 from flowturbo.tuning.reference import Reference
 
 __all__ = ["Candidate", "search"]
@@ -23,13 +23,11 @@ class Candidate:
     Attributes:
         plan: the best one.
         nfe: evaluations of the model.
-        shift: of the grid it was fitted on, where the next search begins.
         notes: what was left out and why.
     """
 
     plan: Plan
     nfe: int
-    shift: float
     notes: list[str] = field(default_factory=list)
 
 
@@ -40,17 +38,12 @@ def search(
 
     Without ``search_times``, weights on one grid are fitted and that is all.
     """
-    found: list[Candidate] = []
-    for nfe, most in budgets:
-        shift = found[-1].shift if found else FIRST_SHIFT
-        found.append(_best(problem, nfe, most, shift, search_times))
+    found = [_best(problem, nfe, most, search_times) for nfe, most in budgets]
     best = min(found, key=lambda candidate: problem.score(candidate.plan))
     return _polished(problem, best) if search_times and len(problem.fit) else best
 
 
-def _best(
-    problem: Problem, nfe: int, most: int | None, shift: float, search_times: bool
-) -> Candidate:
+def _best(problem: Problem, nfe: int, most: int | None, search_times: bool) -> Candidate:
     """The fitted plan, with refiners where they help; a classical one where rows are few."""
     if not len(problem.fit):
         plan = best_baseline(problem, nfe)
@@ -59,46 +52,43 @@ def _best(
             f"{total} trajectories are too few to fit on (at least {MIN_TRAJECTORIES}): "
             f"{plan.name} is the best classical solver on them"
         )
-        return Candidate(plan, nfe, shift, [note])
-    plan, shift = _fitted(problem, ["model"] * nfe, shift, search_times)
-    best = Candidate(plan, nfe, shift)
+        return Candidate(plan, nfe, [note])
+    best = Candidate(_fitted(problem, ["model"] * nfe, search_times), nfe)
     if problem.refiner is None or most == 0:
         return best
     return _with_refiners(problem, best, most, search_times)
 
 
-def _fitted(
-    problem: Problem, evaluators: Sequence[str], shift: float, search_times: bool
-) -> tuple[Plan, float]:
-    """The best fitted plan with these evaluators, and the shift of its grid."""
+def _fitted(problem: Problem, evaluators: Sequence[str], search_times: bool) -> Plan:
+    """The best fitted plan with these evaluators."""
     if not search_times:
-        return problem.fit_weights(evaluators, FIRST_SHIFT), shift
-    error = lambda s: problem.score(problem.fit_weights(evaluators, s))
-    shift = best_shift(error, shift)
+        return problem.fit_weights(evaluators, USUAL_SHIFT)
+    shift = best_shift(lambda s: problem.score(problem.fit_weights(evaluators, s)))
     plan = problem.fit_weights(evaluators, shift)
     problem.report(Progress("fit weights", 1, 1, plan=plan.name, error=problem.score(plan)))
-    return plan, shift
+    return plan
 
 
 def _with_refiners(
     problem: Problem, best: Candidate, most: int | None, search_times: bool
 ) -> Candidate:
     """``best``, or a plan with refiners after its evaluations that beats it clearly."""
-    found, shift = [], best.shift
+    found = []
     for last in (0, 1):  # refiners after the last evaluation: some end worse than the model
         gaps = first_gaps(best.nfe, last, most)
         if any(gaps):
-            gaps = place_refiners(problem, gaps, shift, most) if search_times else gaps
-            plan, shift = _fitted(problem, pattern(gaps), shift, search_times)
-            found.append(plan)
-    winner = min(found, key=problem.score)
+            gaps = place_refiners(problem, gaps, most) if search_times else gaps
+            found.append(_fitted(problem, pattern(gaps), search_times))
+    winner = found[0]
+    if len(found) > 1 and problem.score(found[1]) < 0.97 * problem.score(winner):
+        winner = found[1]  # a last refiner call has to earn its cost
     if problem.score(winner) < 0.95 * problem.score(best.plan):
-        return replace(best, plan=winner, shift=shift)
+        return replace(best, plan=winner)
     note = (
         f"the refiner was left out: error {problem.score(winner):.4f} with it, "
         f"{problem.score(best.plan):.4f} without, on the choosing trajectories"
     )
-    return replace(best, shift=shift, notes=[*best.notes, note])
+    return replace(best, notes=[*best.notes, note])
 
 
 def _polished(problem: Problem, best: Candidate) -> Candidate:

@@ -9,7 +9,9 @@ little; fits can be constrained to preserve it (`flowturbo.tuning.contrast`).
 
 from __future__ import annotations
 
+import math
 import platform
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
@@ -30,11 +32,18 @@ from flowturbo.provenance import identity, refiner_identity
 from flowturbo.refiner.binding import Refiner
 from flowturbo.refiner.resolve import default_guidance
 from flowturbo.tuning.cost import affordable, time_evaluations
-from flowturbo.tuning.initial_states import InitialStates, check_field, initial_states
+from flowturbo.tuning.initial_states import (
+    InitialStates,
+    WithNull,
+    check_eval_mode,
+    check_field,
+    check_negative,
+    initial_states,
+)
 from flowturbo.tuning.journal import Journal, sealed_options
 from flowturbo.tuning.monitor import monitored
-from flowturbo.tuning.problem import Problem
-from flowturbo.tuning.reference import Reference
+from flowturbo.tuning.problem import USUAL_SHIFT, Problem
+from flowturbo.tuning.reference import Reference, error, run, solve
 from flowturbo.tuning.result import result
 from flowturbo.tuning.search import search
 from flowturbo.types import Condition, GuidanceRange, JsonObject
@@ -43,6 +52,9 @@ __all__ = ["TuneConfig", "tune"]
 
 SEEDS = 2**63 // 1_000_000_000 - 2  # each has 10**9 noise seeds of its own
 STEPS = 48  # of the reference grid
+SUBSTEPS = (1, 2, 4, 8, 16)  # tried in each of them
+PROBES = 8  # trajectories that the accuracy of the reference is measured on
+EXACT = 0.02  # the error of a reference, as a share of that of a classical solver
 
 
 @checks.known_keywords
@@ -57,7 +69,8 @@ class TuneConfig:
         guidance: scale, or (lowest, highest) of the range that the plan is fitted to; by default
             the one on the model's card, and 1 for other fields.
         trajectories: number of trajectories to fit on; twice as many each are solved to choose on
-            and to measure errors on (as many each without a search).
+            and to measure errors on (as many each without a search). By default 64, and up to 1024
+            of states of fewer than 1024 numbers. Only without ``noise``, which is used in full.
         seed: seed of the noise, conditions and guidance scales, from 0.
         direction: "forward" from noise to data, or "backward" (inversion).
         search: also search the times; otherwise only weights on a grid of shift 1.6 are fitted.
@@ -71,7 +84,7 @@ class TuneConfig:
     nfe: int = 6
     budget_ms: float | None = None
     guidance: float | tuple[float, float] | None = None
-    trajectories: int = 64
+    trajectories: int | None = None
     seed: int = 0
     direction: Literal["forward", "backward"] = "forward"
     search: bool = True
@@ -81,7 +94,8 @@ class TuneConfig:
         keep = lambda name, value: object.__setattr__(self, name, value)
         keep("nfe", checks.whole("nfe", self.nfe, 2, 1000))
         keep("seed", checks.whole("seed", self.seed, 0, SEEDS))
-        keep("trajectories", checks.whole("trajectories", self.trajectories, 1, 1_000_000))
+        if self.trajectories is not None:
+            keep("trajectories", checks.whole("trajectories", self.trajectories, 1, 1_000_000))
         checks.one_of("direction", self.direction, ("forward", "backward"))
         if self.budget_ms is not None:
             keep("budget_ms", checks.number("budget_ms", self.budget_ms, above=0))
@@ -99,6 +113,7 @@ def tune(
     refiner: Refiner | None = None,
     noise: Tensor | None = None,
     cond: Condition = None,
+    negative: Condition = None,
     cache_dir: str | Path | None = None,
     report: Report | None = None,
 ) -> Plan:
@@ -114,6 +129,7 @@ def tune(
             each for the rest.
         cond: the conditions of ``noise``, tensors or arrays with a row for each; drawn at random
             for a model with a card.
+        negative: the condition to guide away from, one row; the model's null condition by default.
         cache_dir: folder that keeps what was computed, so that an interrupted run can be resumed.
             It belongs to one field, with the same noise, conditions and options; a field is
             recognised by its weights, and by its velocities at a few states.
@@ -122,7 +138,8 @@ def tune(
     Returns:
         The plan; ``plan.info`` holds the model's fingerprint, the range of guidance, its error and
         that of the best classical solver (root mean square and median over trajectories, with
-        95 % intervals), and notes on what was left out and why.
+        95 % intervals), the error of the reference solution itself, and notes on what was left
+        out and why.
 
     Raises:
         ValueError: if an argument is not as described, the field returns anything but finite
@@ -134,6 +151,7 @@ def tune(
         UserWarning: if a file in ``cache_dir`` is damaged; its content is computed again.
     """
     check_field("model", model)
+    check_eval_mode("model", model)
     for name, function in (("refiner", refiner), ("report", report)):
         if function is not None and not callable(function):
             raise ValueError(f"{name}={checks.shown(function)}: must be a function, or None")
@@ -145,6 +163,8 @@ def tune(
     )  # fmt: skip
     report = report or (lambda progress: None)
     field = monitored(model, report)
+    if negative is not None:
+        field = WithNull(field, check_negative(negative, initial.noise.device))
     options, refiner_id = {}, None
     if cache_dir is not None:
         options = _options(model, field, initial, config, guidance)
@@ -158,11 +178,17 @@ def tune(
         if config.budget_ms is not None:
             costs = _costs(field, refiner, initial, journal, refiner_id, report)
             budgets = [*affordable(config.budget_ms, costs)]
-        fit, choose, test = _references(field, initial, config.direction, journal, report)
+        evaluations = max(nfe for nfe, _ in budgets)
+        accuracy = lambda: journal.numbers(
+            f"accuracy of the reference for {evaluations} evaluations",
+            lambda: _accuracy(field, initial, evaluations),
+        )
+        substeps = lambda: int(accuracy()["substeps"])
+        parts = _references(field, initial, config.direction, substeps, journal, report)
         problem = Problem(
             field=field, refiner=refiner, refiner_id=refiner_id, direction=config.direction,
-            contrast=_preserves_contrast(config), fit=fit, choose=choose, test=test,
-            journal=journal, report=report,
+            contrast=_preserves_contrast(config), fit=parts[0], choose=parts[1], test=parts[2],
+            reference_error=accuracy()["error"], journal=journal, report=report,
         )  # fmt: skip
         found = search(problem, budgets, config.search)
         return result(problem, found, guidance, config.seed)
@@ -189,11 +215,40 @@ def _options(
     }  # fmt: skip
 
 
+def _accuracy(field: Field, initial: InitialStates, evaluations: int) -> dict[str, float]:
+    """The "substeps" of an accurate reference, and how far twice as many move it: its "error"."""
+    noise, cond, guidance = initial.rows(slice(0, len(initial), -(-len(initial) // PROBES)))
+    solved = lambda substeps: solve(
+        field, noise, cond, guidance=guidance, steps=STEPS, substeps=substeps, batch=len(noise)
+    )
+    classical, found = Plan.parse(f"AB2:{evaluations}", shift=USUAL_SHIFT), solved(1)
+    moved = math.inf
+    for substeps in SUBSTEPS:
+        finer = solved(2 * substeps)
+        moved = _rms(found.states[-1], finer.states[-1])
+        allowed = EXACT * _rms(run(classical, field, finer), finer.states[-1])
+        if moved <= allowed or not math.isfinite(allowed):
+            break
+        found = finer
+    return {"substeps": substeps, "error": moved}
+
+
+def _rms(x: Tensor, reference: Tensor) -> float:
+    return float(error(x, reference).square().mean().sqrt())
+
+
 def _references(
-    field: Field, initial: InitialStates, direction: str, journal: Journal, report: Report
+    field: Field,
+    initial: InitialStates,
+    direction: str,
+    substeps: Callable[[], int],
+    journal: Journal,
+    report: Report,
 ) -> list[Reference]:
     """The trajectories to fit on, to choose on and to test on."""
-    solved = journal.reference(field, initial.rows, len(initial), steps=STEPS, report=report)
+    solved = journal.reference(
+        field, initial.rows, len(initial), steps=STEPS, substeps=substeps, report=report
+    )
     solved = solved if direction == "forward" else solved.reversed()
     return [solved.rows(a, b) for a, b in pairwise(initial.bounds)]
 

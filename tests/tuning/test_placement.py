@@ -42,8 +42,6 @@ def test_refiners_are_placed_where_they_help():
     assert fading.nfe["refiner"] > 0
     rows = [row for row in fading.rows if row.evaluator == "refiner"]
     late = [row.k for row in rows if row.time > 0.75]
-        j for j, row in enumerate(fading.rows) if row.evaluator == "refiner" and row.time > 0.75
-    ]
     assert np.abs(fading.weights[:, late]).max(initial=0) < 1e-3
     assert fading.info["error"]["rmse"] < bare.info["error"]["rmse"]
 

@@ -184,7 +184,7 @@ def _record(
 
     end = sample(plan, field, x, cond, guidance=guidance, callback=record)
     with torch.no_grad():
-        last = guided(field, guidance)(end, float(plan.times[-1]), cond)
+        last = guided(field, guidance)(end, end.new_full((), plan.times[-1]), cond)
     if not last.isfinite().all():  # 0/0 there, if the network predicts the data or the noise
         last = _extrapolated(plan.times[[*kept[-3:], -1]], velocities[-3:])
     return torch.stack(states), torch.stack([*velocities, last.to(end.dtype)])

@@ -83,7 +83,7 @@ Callback = Callable[[Step], Tensor | None]
 
 
 def update(row: Row, x: Tensor, v: Tensor, velocities: Velocities) -> Tensor:
-    """The state ``x`` (B, ...) moved by a row whose evaluation gave ``v``; earlier ones by row."""
+    """Apply a row's update to ``x`` (B, ...); ``v`` is its own velocity."""
     for j, w in row.update:
         x = torch.add(x, v if j == row.k else velocities[j], alpha=w)
     return x
@@ -92,7 +92,7 @@ def update(row: Row, x: Tensor, v: Tensor, velocities: Velocities) -> Tensor:
 def step(
     row: Row, evaluate: Mapping[str, Evaluate], x: Tensor, velocities: Velocities
 ) -> tuple[Tensor, Tensor]:
-    """One row: the state moved, and the velocity evaluated."""
+    """Run one row; return the new state and the row's velocity."""
     v = evaluate[row.evaluator](row, x, velocities)
     return update(row, x, v, velocities), v
 
@@ -104,7 +104,7 @@ def run(
     callback: Callback | None = None,
     step: Callable[..., tuple[Tensor, Tensor]] = step,
 ) -> Tensor:
-    """The loop: ``x`` moved by the rows of a plan, without checks of arguments."""
+    """The loop: run all rows of a plan from ``x``, without checks of arguments."""
     velocities: dict[int, Tensor] = {}  # those that a later row still uses
     for row in rows:
         before = x if callback else None
@@ -140,12 +140,12 @@ def sample(
         plan: the table to run, or its notation.
         model: any field ``(x, t, cond) -> v``; ``t`` is passed as a 0-dim tensor.
         x: the state to start from, (B, ...) of real numbers; float16 and bfloat16 states are kept
-            in float32. A batch of no images, B = 0, is returned as it is, and nothing is evaluated.
-        cond: the condition, passed on as it is; with guidance, tensors of B rows.
+            in float32. An empty batch (B = 0) is returned unchanged; the model is not called.
+        cond: the condition, passed to the model unchanged; with guidance, tensors with B rows.
         guidance: scale of classifier-free guidance, one number or one per image (B,); 1 is off.
         negative: the condition to guide away from; the model's null condition by default.
-        guidance_channels: guide only the first so many channels of the state, the official SiT
-            samplers 3 of 4; all by default.
+        guidance_channels: number of leading channels of the state to guide (official SiT samplers:
+            3 of 4); all by default.
         refiner: evaluates the rows of ``plan`` that ask for one, guided as its attributes say.
         callback: called with a ``Step`` after each update; a tensor it returns replaces the state.
         differentiable: keep the graph, to differentiate through the sampler.
@@ -154,8 +154,8 @@ def sample(
         The state at ``plan.times[-1]``, of the shape and dtype of ``x``.
 
     Warns:
-        UserWarning: once, if a fitted plan or a refiner is used with other weights than it was made
-            for, or a plan more than a quarter outside its range of guidance.
+        UserWarning: once, if a fitted plan or a refiner is used with weights other than those
+            it was made for, or a plan more than a quarter outside its range of guidance.
 
     Raises:
         ValueError: if an argument is not as described, or the field has a ``check_inputs`` that
@@ -180,22 +180,22 @@ def sample(
     with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
         state = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         evaluate = evaluators(model, refiner, cond, plan.rows)
-        checked = step
+        step_fn = step
         if state.device.type == "cpu" and checks.can_look(state):
-            checked = finite_step(plan, step)
+            step_fn = finite_step(plan, step)
             callback = callback and finite_callback(callback)
-        return run(plan.rows, evaluate, state, callback, checked).to(x.dtype)
+        return run(plan.rows, evaluate, state, callback, step_fn).to(x.dtype)
 
 
 def evaluators(
     model: Field, refiner: Refiner | None, cond: Condition, rows: Sequence[Row]
 ) -> dict[str, Evaluate]:
-    """What ``rows`` of a plan call, (row, x, velocities) -> v; the condition is embedded once.
+    """The evaluators of ``rows``, (row, x, velocities) -> v; the condition is embedded once.
 
     ``model`` may be a ``Guidance``; ``refiner`` is as ``prepare_refiner`` makes it.
     """
     embedding = embedded(model, cond)
-    made = {
+    table = {
         "model": lambda row, x, _: check_result(model(x, _time(model, row, x), embedding), x, row)
     }
     if refiner is not None:
@@ -207,11 +207,11 @@ def evaluators(
                 refiner(x, _time(refiner, row, x), conditions[row.k], history), x, row
             )
 
-        made["refiner"] = refine
-    return made
+        table["refiner"] = refine
+    return table
 
 
 def _time(evaluator: object, row: Row, x: Tensor) -> float | Tensor:
-    """The time, filled in on the device; guidance compares its interval with the number."""
+    """The row's time: a float where guidance compares it with an interval, else a 0-dim tensor."""
     number = isinstance(evaluator, (Guidance, GuidedRefiner))
     return row.model_time if number else x.new_full((), row.model_time)

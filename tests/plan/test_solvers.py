@@ -75,6 +75,15 @@ def test_the_papers_ideas_are_named_where_they_are_implemented():
         "sample-aware compilation": source / "compiled" / "sampler.py",
     }.items():
         assert re.search(name.replace(" ", r"\s"), place.read_text("utf-8"), re.I), place
-    assert [block.title for block in BLOCKS.values()] == [
-        "Euler", "Heun", "pseudo corrector", "velocity refiner",
-    ]  # fmt: skip
+    papers = {"E": "Euler", "H": "Heun", "P": "pseudo corrector", "R": "velocity refiner"}
+    assert {letter: BLOCKS[letter].title for letter in papers} == papers
+
+
+@pytest.mark.parametrize("letter", [letter for letter in BLOCKS if letter != "R"])
+def test_a_chain_of_blocks_converges_at_their_order(letter):
+    start = torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exact = ft.sample("RK4:200", mixture, start)
+    plans = [ft.Plan.parse(f"{letter}{n}") for n in (32, 48, 64)]
+    errors = [(ft.sample(p, mixture, start) - exact).square().mean().sqrt() for p in plans]
+    slope = np.polyfit(np.log([1 / 32, 1 / 48, 1 / 64]), np.log(errors), 1)[0]
+    assert slope == pytest.approx(BLOCKS[letter].order, abs=0.2)

@@ -112,7 +112,7 @@ class VelocityRefiner(nn.Module):
         self.network.check_inputs(x, cond, negative)
 
     def embed_condition(self, cond: Condition) -> Condition:
-        """What of ``cond`` need be computed but once a sample, to pass in its place."""
+        """Embed ``cond`` once per sample; the result is passed in its place."""
         return embedded(self.network, cond)
 
     def embed_rows(
@@ -144,7 +144,7 @@ class VelocityRefiner(nn.Module):
     ) -> Tensor:
         """The velocity (B, ...) at ``x``, ``t`` from the last two times of ``history``.
 
-        Of evaluations at one time the latest counts; at ``t`` itself, it is returned unchanged.
+        If several evaluations share a time, the latest is used; one at ``t`` is returned unchanged.
 
         Raises:
             ValueError: if ``history`` has fewer than two distinct times.

@@ -17,9 +17,10 @@ def best_baseline(problem: Problem, nfe: int) -> Plan:
     """Each solver at every shift on a few rows, the best compared on all."""
     direction = problem.direction
     names = [
-        f"{solver.name}:{nfe}"
+        f"{solver.name}:{nfe if solver.counts == 'evaluations' else nfe // solver.evaluations}"
         for solver in SOLVERS.values()
         if solver.baseline and not (solver.forward_only and direction == "backward")
+        if nfe % solver.evaluations == 0
     ]
     names[1:1] = [f"E{nfe}", *([f"H1P{nfe - 2}"] if nfe > 2 else [])]  # ties go to the first
     first = lambda plan: problem.score(plan, FIRST_ROWS)

@@ -18,7 +18,7 @@ __all__ = ["Candidate", "search"]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan found.
+    """A candidate plan.
 
     Attributes:
         plan: the best one.
@@ -34,7 +34,7 @@ class Candidate:
 def search(
     problem: Problem, budgets: Sequence[tuple[int, int | None]], search_times: bool
 ) -> Candidate:
-    """The best plan of all budgets: evaluations of the model, and at most so many of the refiner.
+    """The best plan of all budgets: model evaluations, and the maximum number of refiner calls.
 
     Without ``search_times``, weights on one grid are fitted and that is all.
     """

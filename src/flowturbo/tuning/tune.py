@@ -1,10 +1,10 @@
 """`flowturbo.tune`: the best plan for a model at a number of evaluations, found without data.
 
-Initial states come in three parts. Weights are fitted on the first; shifts, times, refiner
-positions and whether to fit at all are chosen on the second; the winner is polished on both. The
-reported errors are measured on the third, which nothing else uses, and a plan that does not beat
-the best classical solver there is not returned. Least squares lower the contrast of images a
-little; fits can be constrained to preserve it (`flowturbo.tuning.contrast`).
+Initial states are split into fitting, selection and test sets. Weights are fitted on the first;
+shifts, times, refiner positions and whether to fit at all are chosen on the second; the winner is
+polished on both. The reported errors are measured on the test set, which nothing else uses, and a
+plan that does not beat the best classical solver there is not returned. Least squares lower the
+contrast of images a little; fits can be constrained to preserve it (`flowturbo.tuning.contrast`).
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ from flowturbo.types import Condition, GuidanceRange, JsonObject
 
 __all__ = ["TuneConfig", "tune"]
 
-SEEDS = 2**63 // 1_000_000_000 - 2  # each has 10**9 noise seeds of its own
-STEPS = 48  # of the reference grid
+MAX_SEED = 2**63 // 1_000_000_000 - 2  # each seed owns a block of 10**9 noise seeds
+REFERENCE_STEPS = 48  # of the grid that is kept
 SUBSTEPS = (1, 2, 4, 8, 16)  # tried in each of them
 PROBES = 8  # trajectories that the accuracy of the reference is measured on
 EXACT = 0.02  # the error of a reference, as a share of that of a classical solver
@@ -64,8 +64,8 @@ class TuneConfig:
 
     Attributes:
         nfe: evaluations of the model, 2 to 1000.
-        budget_ms: instead of ``nfe``, milliseconds that the evaluations of a batch of 8 may take on
-            this machine; they are timed first, and refiners may take the place of the model.
+        budget_ms: time budget for a batch of 8 on this machine, in milliseconds, instead of
+            ``nfe``; evaluations are timed first, and refiner calls may replace model evaluations.
         guidance: scale, or (lowest, highest) of the range that the plan is fitted to; by default
             the one on the model's card, and 1 for other fields.
         trajectories: number of trajectories to fit on; twice as many each are solved to choose on
@@ -76,9 +76,9 @@ class TuneConfig:
         search: also search the times; otherwise only weights on a grid of shift 1.6 are fitted.
         preserve_contrast: keep the contrast of images, at the cost of some error: right for images
             on white or black, where regression to the mean (Blau & Michaeli 2018, arXiv
-            1711.06077) shows first, as grey paper. Where
-            decoding clips states, a field has an attribute ``limits`` (lowest, highest), as models
-            of pixels do. Inversion ignores it.
+            1711.06077) is most visible, as a greyed background. Where decoding clips
+            states, a field has an attribute ``limits`` (lowest, highest), as models of pixels do.
+            Inversion ignores it.
     """
 
     nfe: int = 6
@@ -93,7 +93,7 @@ class TuneConfig:
     def __post_init__(self) -> None:
         keep = lambda name, value: object.__setattr__(self, name, value)
         keep("nfe", checks.whole("nfe", self.nfe, 2, 1000))
-        keep("seed", checks.whole("seed", self.seed, 0, SEEDS))
+        keep("seed", checks.whole("seed", self.seed, 0, MAX_SEED))
         if self.trajectories is not None:
             keep("trajectories", checks.whole("trajectories", self.trajectories, 1, 1_000_000))
         checks.one_of("direction", self.direction, ("forward", "backward"))
@@ -125,12 +125,12 @@ def tune(
         model: a model of `flowturbo.load`, or any field ``(x, t, cond) -> v``.
         config: what to fit and on how many trajectories.
         refiner: tried after the model's evaluations; left out where it does not help.
-        noise: initial states to use instead of random ones, (N, ...): half to fit on, a quarter
-            each for the rest.
+        noise: initial states to use instead of random ones, (N, ...): half for
+            fitting, a quarter each for selection and test.
         cond: the conditions of ``noise``, tensors or arrays with a row for each; drawn at random
             for a model with a card.
         negative: the condition to guide away from, one row; the model's null condition by default.
-        cache_dir: folder that keeps what was computed, so that an interrupted run can be resumed.
+        cache_dir: folder for cached results, so that an interrupted run can be resumed.
             It belongs to one field, with the same noise, conditions and options; a field is
             recognised by its weights, and by its velocities at a few states.
         report: called with a `Progress` at each stage, and every ten seconds between.
@@ -205,7 +205,7 @@ def _options(
     config: TuneConfig,
     guidance: GuidanceRange,
 ) -> JsonObject:
-    """What all results in a folder follow from."""
+    """Everything that determines the results cached in a folder."""
     return {
         "guidance": guidance, "seed": config.seed, "parts": initial.bounds,
         "direction": config.direction, "contrast": _preserves_contrast(config),
@@ -219,7 +219,13 @@ def _accuracy(field: Field, initial: InitialStates, evaluations: int) -> dict[st
     """The "substeps" of an accurate reference, and how far twice as many move it: its "error"."""
     noise, cond, guidance = initial.rows(slice(0, len(initial), -(-len(initial) // PROBES)))
     solved = lambda substeps: solve(
-        field, noise, cond, guidance=guidance, steps=STEPS, substeps=substeps, batch=len(noise)
+        field,
+        noise,
+        cond,
+        guidance=guidance,
+        steps=REFERENCE_STEPS,
+        substeps=substeps,
+        batch=len(noise),
     )
     classical, found = Plan.parse(f"AB2:{evaluations}", shift=USUAL_SHIFT), solved(1)
     moved = math.inf
@@ -245,9 +251,9 @@ def _references(
     journal: Journal,
     report: Report,
 ) -> list[Reference]:
-    """The trajectories to fit on, to choose on and to test on."""
+    """Reference trajectories of the fitting, selection and test sets."""
     solved = journal.reference(
-        field, initial.rows, len(initial), steps=STEPS, substeps=substeps, report=report
+        field, initial.rows, len(initial), steps=REFERENCE_STEPS, substeps=substeps, report=report
     )
     solved = solved if direction == "forward" else solved.reversed()
     return [solved.rows(a, b) for a, b in pairwise(initial.bounds)]

@@ -10,6 +10,9 @@ from flowturbo.plan.solvers.registry import Solver
 
 __all__ = ["SOLVERS", "Solver"]
 
-SOLVERS: dict[str, Solver] = {
-    solver.name: solver for module in (adams, exponential, runge_kutta) for solver in module.SOLVERS
-}
+SOLVERS: dict[str, Solver] = {}
+for _module in (adams, exponential, runge_kutta):
+    for _solver in _module.SOLVERS:
+        if _solver.name in SOLVERS or _solver.name != _solver.name.upper():
+            raise ValueError(f"solver {_solver.name!r}: its name must be new, and in upper case")
+        SOLVERS[_solver.name] = _solver

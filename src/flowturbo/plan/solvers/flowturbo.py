@@ -6,17 +6,16 @@ A plan in the paper's notation, ``H1P5R3``, is a chain of blocks, one for each i
 - **H, Heun block**, 2 evaluations:
   :math:`d_i = v(x_i, t_i)`, :math:`\tilde x = x_i + h d_i`, :math:`d_{i+1} = v(\tilde x, t_{i+1})`,
   :math:`x_{i+1} = x_i + \frac{h}{2} (d_i + d_{i+1})`; passes on :math:`d_{i+1}`.
-- **P, pseudo corrector**, 1 evaluation: the same with the :math:`d_i` that was passed to it,
-  evaluated at the predicted state, in place of an evaluation. Second order at one evaluation a
-  step.
+- **P, pseudo corrector**, 1 evaluation: :math:`\tilde x = x_i + h d` with the velocity
+  :math:`d` that was passed to it, :math:`d_{i+1} = v(\tilde x, t_{i+1})`,
+  :math:`x_{i+1} = x_i + \frac{h}{2} (d + d_{i+1})`; passes on :math:`d_{i+1}`. Second order at one
+  evaluation per step; only the weights 1/2 give that. As the first block it is H.
 - **R, velocity refiner** block, 2 evaluations of a light network that predicts how far the velocity
   is from the last known one: :math:`d_i = r(x_i, d, t_i) + d`,
   :math:`d_{i+1} = r(\tilde x, d_i, t_{i+1}) + d_i`, and the same correction.
 - **E, Euler**, 1 evaluation: :math:`x_{i+1} = x_i + h d_i`; passes on :math:`d_i`.
 
-Not every block is worth its cost for every sample; which chain a budget buys is searched for by
-``flowturbo.tune``, and a chain is compiled whole by ``flowturbo.compile`` (the paper's sample-aware
-compilation).
+``flowturbo.compile`` compiles a whole chain (the paper's sample-aware compilation).
 """
 
 from __future__ import annotations
@@ -39,12 +38,14 @@ class Block:
     Attributes:
         title: in messages.
         cost: its evaluations, of model or refiner.
+        order: of convergence of a chain of such blocks.
         fill: appends it up to time ``to`` with the index of the velocity passed to it, None for the
             first block; returns the index of the velocity that it passes on.
     """
 
     title: str
     cost: int
+    order: int
     fill: Callable[[Table, float, int | None], int]
 
 
@@ -63,7 +64,7 @@ def _pseudo_corrector(table: Table, to: float, last: int | None) -> int:
     h = to - table.time
     table.move(to, {last: h})
     new = table.evaluate()
-    table.move(to, {last: -h / 2, new: h / 2})
+    table.move(to, {last: -h / 2, new: h / 2})  # x + h*last + h/2*(new - last)
     return new
 
 
@@ -83,10 +84,10 @@ def _velocity_refiner(table: Table, to: float, last: int | None, *, shipped: boo
 
 
 BLOCKS = {
-    "E": Block("Euler", 1, _euler),
-    "H": Block("Heun", 2, _heun),
-    "P": Block("pseudo corrector", 1, _pseudo_corrector),
-    "R": Block("velocity refiner", 2, _velocity_refiner),
+    "E": Block("Euler", 1, 1, _euler),
+    "H": Block("Heun", 2, 2, _heun),
+    "P": Block("pseudo corrector", 1, 2, _pseudo_corrector),
+    "R": Block("velocity refiner", 2, 2, _velocity_refiner),
 }
 
 

@@ -10,10 +10,12 @@ from flowturbo.progress import Progress
 from flowturbo.tuning.baselines import best_baseline
 from flowturbo.tuning.initial_states import MIN_TRAJECTORIES
 from flowturbo.tuning.placement import first_gaps, pattern, place_refiners
-from flowturbo.tuning.problem import USUAL_SHIFT, Problem, best_shift
+from flowturbo.tuning.problem import SHIFTS, USUAL_SHIFT, Problem, best_shift
 from flowturbo.tuning.reference import Reference
 
 __all__ = ["Candidate", "search"]
+
+STARTS = 3  # of the polish: fits at other shifts end in other minima
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,12 @@ def _with_refiners(
 
 def _polished(problem: Problem, best: Candidate) -> Candidate:
     """``best`` polished on the fitting part and, if the choosing part agrees, on both."""
-    moved = problem.polish(best.plan, "fit", problem.fit, 2)
+    fits = sorted(
+        (problem.fit_weights(best.plan.evaluators, shift) for shift in SHIFTS), key=problem.score
+    )
+    starts = {plan.digest: plan for plan in [best.plan, *fits[:STARTS]]}.values()
+    moved = min((problem.polish(p, "fit", problem.fit, 2) for p in starts), key=problem.score)
+    moved = min(moved, problem.polish(moved, "fit", problem.fit, 2), key=problem.score)
     if problem.score(moved) >= problem.score(best.plan):
         note = "times and weights were not moved: no gain on the choosing trajectories"
         return replace(best, notes=[*best.notes, note])

@@ -32,7 +32,7 @@ def pipeline():
 
 def main():
     pipe = pipeline()
-    x0, text = torch.randn(24, 4, 8, 8), torch.randn(24, 5, 16)
+    x0, text = torch.randn(68, 4, 8, 8), torch.randn(68, 5, 16)
     mask = torch.ones(4, 5)
 
     def draw(steps):
@@ -49,6 +49,7 @@ def main():
     exact, second = draw(100), draw(6)
     plan = ft.tune(field, nfe=6, noise=x0[4:], cond=text[4:])  # on other noises and texts
     enable(pipe, plan=plan)
+    print(plan.name, *plan.info["notes"])
     print(summary(pipe))
     for name, images in {"Euler": euler, "AB2": second, "tuned": draw(6)}.items():
         print(f"{name}, 6 evaluations: error {(images - exact).square().mean().sqrt():.5f}")

@@ -88,7 +88,8 @@ def train_paper_refiner(
         depth: number of blocks of the refiner.
         width: width of the refiner, by default the model's.
         dt: the largest step between the two times, above 0 and at most 1.
-        trackers, report: as of `flowturbo.training.train`.
+        trackers: as in `flowturbo.training.train`.
+        report: as of `flowturbo.training.train`.
 
     Raises:
         ValueError: if the data are not for the model, ``folder`` is in use or holds another run,

@@ -49,8 +49,7 @@ def main():
     exact, second = draw(100), draw(6)
     plan = ft.tune(field, nfe=6, noise=x0[4:], cond=text[4:])  # on other noises and texts
     enable(pipe, plan=plan)
-    print(plan.name, *plan.info["notes"])
-    print(summary(pipe))
+    print(summary(pipe), *plan.info["notes"], sep="\n")
     for name, images in {"Euler": euler, "AB2": second, "tuned": draw(6)}.items():
         print(f"{name}, 6 evaluations: error {(images - exact).square().mean().sqrt():.5f}")
     disable(pipe)

@@ -108,7 +108,7 @@ BAD = {
     "too many": (["7", "-n", "10000000000"], "at most 1000000 at a time"),
     "too large": (["7", "--scale", "1000000"], "over 500000000 pixels"),
     "no such user": (["7", "-m", "~nobody-here/m"], "~nobody-here"),
-    "extreme shift": (["7", "--plan", "AB2:8@1e-300"], "take one nearer 1"),
+    "extreme shift": (["7", "--plan", "AB2:8@1e-300"], "use one nearer 1"),
     "other format": (["7", "-o", "a.gif"], "written as a .png grid"),
     "unwritable": (["7", "-o", "/proc/none/a.png"], "cannot write /proc/none/a.png"),
 }

@@ -101,7 +101,7 @@ def test_names_are_held_only_as_long_as_a_run_lives(tmp_path):
     ("command", "most", "options", "written"),
     [
         ("tune", 300, "-o out.json", []),
-        ("tune", 2_000, "-o out.json --cache-dir kept", ["options.json"]),
+        ("tune", 2_000, "-o out.json --cache-dir kept", ["journal.jsonl", "options.json"]),
         ("evaluate", 300, "-o out.json", []),
         ("evaluate", 1_000, "-o out.json --cache-dir kept", ["options.json"]),
         ("analyze", 300, "-o kept", []),

@@ -68,8 +68,8 @@ def check_channels(channels: object, x: Tensor) -> None:
     whole = isinstance(channels, int) and not isinstance(channels, bool)
     if not whole or channels not in range(1, most + 1):
         raise ValueError(
-            f"guidance_channels={checks.shown(channels)}: must be a whole number, 1 to the {most} channels of "
-            "the state, or None for all"
+            f"guidance_channels={checks.shown(channels)}: must be a whole number, 1 to the {most} "
+            "channels of the state, or None for all"
         )
 
 

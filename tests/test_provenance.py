@@ -6,6 +6,7 @@ import torch
 from fields import Reuse, gaussian, mixture
 
 import flowturbo as ft
+from flowturbo.field import fingerprint_of
 from flowturbo.provenance import identity, refiner_identity
 
 X = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
@@ -82,3 +83,13 @@ def test_refiners_are_told_apart():
     names = {refiner_identity(r(), mixture, X) for r in (Reuse, Half)}
     assert len(names) == 2
     assert refiner_identity(Reuse(), mixture, X) in names
+
+
+def test_a_module_with_other_state_than_tensors_has_no_fingerprint():
+    class Field(torch.nn.Linear):
+        def get_extra_state(self):
+            return {"scale": 2.0}
+
+    field = Field(2, 2)
+    assert fingerprint_of(field) is None
+    assert fingerprint_of(ft.CountCalls(torch.nn.Linear(2, 2))) is not None

@@ -37,6 +37,8 @@ __all__ = [
     "embedded",
     "fingerprint_of",
     "time_of",
+    "unwrapped",
+    "weights_fingerprint",
 ]
 
 
@@ -64,11 +66,27 @@ def device_of(field: object) -> torch.device:
 def fingerprint_of(field: object) -> str | None:
     """What tells the weights of a field from others: its own fingerprint, or that of its module."""
     own = getattr(field, "fingerprint", None)
-    while own is None and isinstance(field, Wrapper):
-        field = field.field
-    if own is None and isinstance(field, nn.Module) and any(True for _ in field.parameters()):
-        own = fingerprint(field)
+    if own is None and isinstance(field, (Wrapper, nn.Module)):
+        module = unwrapped(field)
+        has_weights = isinstance(module, nn.Module) and any(True for _ in module.parameters())
+        own = weights_fingerprint(module) if has_weights else None
     return None if own is None else str(own)
+
+
+def unwrapped(field: object) -> object:
+    """What is inside the wrappers of a field, which have it as ``field``."""
+    while not isinstance(field, nn.Module) and "field" in getattr(field, "__dict__", {}):
+        field = vars(field)["field"]
+    return field
+
+
+def weights_fingerprint(field: object) -> str | None:
+    """The fingerprint of the module inside ``field``; None without one, or with other state."""
+    module = unwrapped(field)
+    if not isinstance(module, nn.Module):
+        return None
+    state = module.state_dict(keep_vars=True).values()
+    return fingerprint(module) if all(isinstance(p, Tensor) for p in state) else None
 
 
 def check_values(name: str, cond: Condition, x: Tensor) -> None:

@@ -28,12 +28,7 @@ class Progress:
 
     def __str__(self) -> str:
         of = "" if self.total is None else f" of {self.total}"
-        shown = [
-            f"{k.replace('_', ' ')} {v:.4g}"
-            if isinstance(v, float)
-            else f"{k.replace('_', ' ')} {v}"
-            for k, v in self.values.items()
-        ]
+        shown = [f"{k.replace('_', ' ')} {_text(v)}" for k, v in self.values.items()]
         return ", ".join([f"{self.stage}: {self.done}{of}", *shown])
 
     def __repr__(self) -> str:
@@ -54,8 +49,7 @@ def bars() -> Iterator[Report]:
         if bar is None:
             bar = tqdm(desc=progress.stage, total=progress.total, disable=None)
             shown[progress.stage] = bar
-        values = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in progress.values.items()}
-        bar.set_postfix(values, refresh=False)
+        bar.set_postfix({k: _text(v) for k, v in progress.values.items()}, refresh=False)
         bar.update(progress.done - bar.n)
 
     try:
@@ -63,3 +57,7 @@ def bars() -> Iterator[Report]:
     finally:
         for bar in shown.values():
             bar.close()
+
+
+def _text(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

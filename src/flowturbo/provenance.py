@@ -13,10 +13,10 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flowturbo.digests import content, fingerprint
-from flowturbo.field import Field
+from flowturbo.digests import content
+from flowturbo.field import Field, weights_fingerprint
 from flowturbo.plan import Plan
 from flowturbo.refiner.binding import Refiner
 from flowturbo.sampling import Step, sample
@@ -86,16 +86,7 @@ def _named(
         refiner=refiner,
         callback=note,
     )
-    return content([getattr(whose, "fingerprint", None), _weights(whose), seen])
-
-
-def _weights(whose: object) -> str | None:
-    while not isinstance(whose, nn.Module) and "field" in getattr(whose, "__dict__", {}):
-        whose = vars(whose)["field"]  # of a wrapper
-    if not isinstance(whose, nn.Module):
-        return None
-    known = all(isinstance(p, Tensor) for p in whose.state_dict().values())
-    return fingerprint(whose) if known else None
+    return content([getattr(whose, "fingerprint", None), weights_fingerprint(whose), seen])
 
 
 def signature(v: Tensor) -> str:

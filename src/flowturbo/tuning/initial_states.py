@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flowturbo import checks
 from flowturbo import noise as random_noise
-from flowturbo.field import Field, Wrapper, device_of
+from flowturbo.field import Field, Wrapper, device_of, unwrapped
 from flowturbo.tree import map_condition, slice_condition
 from flowturbo.types import Condition, GuidanceRange, GuidanceScale, Time
 
@@ -117,8 +117,7 @@ def check_field(name: str, field: object) -> None:
 
 def check_eval_mode(name: str, field: object) -> None:
     """Raise ``ValueError`` for a network in training mode, whose velocities may be random."""
-    while isinstance(field, Wrapper):
-        field = field.field
+    field = unwrapped(field)
     for module in field.modules() if isinstance(field, nn.Module) else ():
         has_weights = next(module.parameters(recurse=False), None) is not None
         if module.training and (has_weights or isinstance(module, DROPOUT)):

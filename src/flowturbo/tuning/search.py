@@ -98,8 +98,8 @@ def _polished(problem: Problem, best: Candidate) -> Candidate:
     fits = sorted(
         (problem.fit_weights(best.plan.evaluators, shift) for shift in SHIFTS), key=problem.score
     )
-    starts = {plan.digest: plan for plan in [best.plan, *fits[:STARTS]]}.values()
-    moved = min((problem.polish(p, "fit", problem.fit, 2) for p in starts), key=problem.score)
+    starts = (problem.polish(plan, "fit", problem.fit, 2) for plan in fits[:STARTS])
+    moved = min(starts, key=problem.score)
     moved = min(moved, problem.polish(moved, "fit", problem.fit, 2), key=problem.score)
     if problem.score(moved) >= problem.score(best.plan):
         note = "times and weights were not moved: no gain on the choosing trajectories"

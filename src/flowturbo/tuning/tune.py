@@ -42,8 +42,9 @@ from flowturbo.tuning.initial_states import (
 )
 from flowturbo.tuning.journal import Journal, sealed_options
 from flowturbo.tuning.monitor import monitored
+from flowturbo.tuning.polish import score
 from flowturbo.tuning.problem import USUAL_SHIFT, Problem
-from flowturbo.tuning.reference import Reference, error, run, solve
+from flowturbo.tuning.reference import Reference, run, solve
 from flowturbo.tuning.result import result
 from flowturbo.tuning.search import search
 from flowturbo.types import Condition, GuidanceRange, JsonObject
@@ -231,16 +232,12 @@ def _accuracy(field: Field, initial: InitialStates, evaluations: int) -> dict[st
     moved = math.inf
     for substeps in SUBSTEPS:
         finer = solved(2 * substeps)
-        moved = _rms(found.states[-1], finer.states[-1])
-        allowed = EXACT * _rms(run(classical, field, finer), finer.states[-1])
+        moved = score(found.states[-1], finer, power=2)
+        allowed = EXACT * score(run(classical, field, finer), finer, power=2)
         if moved <= allowed or not math.isfinite(allowed):
             break
         found = finer
     return {"substeps": substeps, "error": moved}
-
-
-def _rms(x: Tensor, reference: Tensor) -> float:
-    return float(error(x, reference).square().mean().sqrt())
 
 
 def _references(

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from flowturbo.field import device_of
 from flowturbo.integrations.diffusers._shim import HookRegistry, ModelHook, NetworkOutput
 from flowturbo.integrations.diffusers.families import Family, pack, unpack
 from flowturbo.refiner.binding import History, Refiner
@@ -105,8 +106,8 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
         x = state if isinstance(state, Tensor) else torch.stack(list(state)).squeeze(2)
         # more images are branches of guidance, more channels or tokens a mask or reference images
         x = x[tuple(slice(n) for n in like.shape)].to(like.dtype)
-        if self.module is not None:  # offloading moves the network, but not the refiner
-            self.module.to(x.device)
+        if self.module is not None and device_of(self.module) != x.device:
+            self.module.to(x.device)  # offloading moves the network, but not the refiner
         if self.family.sides is None:
             return self.refiner(x, t, None, history).to(like.dtype)
         sides = self._sides(arguments, x.shape[1])

@@ -326,3 +326,10 @@ def test_whole_numbers_are_no_state():
 def test_a_plan_may_be_given_by_its_notation():
     x = torch.randn(3, 2, dtype=torch.float64)
     assert sample("H3", gaussian, x).equal(sample(Plan.parse("H3"), gaussian, x))
+
+
+def test_an_error_of_the_field_says_what_it_was_called_with():
+    with pytest.raises(IndexError) as raised:
+        sample("E2", lambda x, t, cond: x * t[:, None], draw())
+    (note,) = raised.value.__notes__
+    assert "x=<tensor (4, 2) of torch.float64>, t=0 as a tensor of shape (), cond=None" in note

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -61,6 +62,10 @@ MODEL, WORDS, ROWS = labelled(), network(vocabulary=9, text_length=4), Rows()
 X, COND = torch.randn(2, 1, 8, 8), torch.tensor([0, 3])
 FLAT, ONES = torch.randn(3, 2), torch.ones(3)
 PLAN = ft.Plan.parse("AB2:4")
+AUTOENCODER = AutoencoderTiny(
+    latent_channels=1, encoder_block_out_channels=(4,), decoder_block_out_channels=(4,),
+    num_encoder_blocks=(1,), num_decoder_blocks=(1,),
+)  # fmt: skip
 NAN = float("nan")
 NAMES = {
     "ft": ft, "np": np, "torch": torch, "Path": Path, "noise": ft.noise, "P": ft.Plan, "NAN": NAN,
@@ -70,7 +75,8 @@ NAMES = {
     "compiled": lambda *a, **b: sampler(MODEL, batch=(1, 2), guidance=2.0)(*a, **b),
     "plain": lambda *a, **b: sampler(field, batch=2, shape=(2,))(*a, **b),
     "ids": torch.zeros(2, 4, dtype=torch.long), "on_step": lambda step: None,
-    "without": lambda x, t: x, "latest": lambda x, t, cond, history: history[-1][1],
+    "AUTOENCODER": AUTOENCODER, "without": lambda x, t: x,
+    "latest": lambda x, t, cond, history: history[-1][1],
 }  # fmt: skip
 
 CALLS = """
@@ -80,8 +86,8 @@ ft.sample(["E2"], field, flat) | plan=['E2']
 ft.sample(2, field, flat) | plan=2
 ft.sample("", field, flat) | plan ''
 ft.sample("hello", field, flat) | plan 'hello'
-ft.sample("plan.json", field, flat) | plan='plan.json': read the file with Plan.load
-ft.sample(Path("plan.json"), field, flat) | Plan.load
+ft.sample("plan.json", field, flat) | plan='plan.json': cannot read plan.json: No such file
+ft.sample(Path("plan.json"), field, flat) | cannot read plan.json
 ft.sample("E1R1", field, flat) | plan 'E1R1' has 2 refiner evaluations, and refiner=None
 ft.sample("E2", None, flat) | model=None
 ft.sample("E2", "digits", flat) | model='digits': must be a function (x, t, cond); pass flowturbo.load('digits')
@@ -163,7 +169,7 @@ ft.sample("E1R1", m, x, c, refiner=lambda x, t, cond, history: x[:1]) | the refi
 ft.sample("H1R1", field, flat, refiner=fast) | refiner <VelocityRefiner> is called with x=<tensor (3, 2)
 ft.sample("H1R1", field, torch.cat([x, x], 1), refiner=small) | refiner <VelocityRefiner> is called with x=<tensor (2, 2, 8, 8)
 ft.sample("H1R1", field, x, c + 9, refiner=small) | cond=<tensor (2,) of torch.int64>: holds 12
-ft.sample("H1R1", m, x, c, refiner=fast, guidance=3.0) | guidance=3.0: this refiner was made for 1 to 1
+ft.sample("H1R1", m, x, c, refiner=fast, guidance=3.0) | guidance=3.0: this refiner was made for 1; use such a scale
 ft.sample("E1R1", m, x, c, refiner=fast) | plan 'E1R1'
 ft.sample("E2", field, flat, callback=3) | callback=3
 ft.sample("E2", field, flat, callback=lambda: None) | callback=<function <lambda>>: is called as (step), and takes ()
@@ -182,8 +188,8 @@ ft.sample("E2", lambda x, t, cond: x.int(), flat) | the model returned <tensor (
 ft.sample("E2", lambda x, t, cond: x * 1j, flat) | the model returned <tensor (3, 2) of torch.complex64>
 ft.sample("E2", lambda x, t, cond: x.to("meta"), flat) | the model returned <tensor (3, 2) of torch.float32 on meta>
 ft.sample("H1", lambda x, t, cond: x / (1 - t), flat) | the model returned NaN or infinity at t=1, in plan 'H1'
-ft.sample("E2", lambda x, t, cond: x / t, flat) | limit what it divides by, (1 - t).clamp(min=0.05) for example
-ft.tune(lambda x, t, cond: x / t, noise=torch.randn(64, 2)) | limit what it divides by, (1 - t).clamp(min=0.05) for example
+ft.sample("E2", lambda x, t, cond: x / t, flat) | limit what it divides by, t.clamp(min=0.05) for example
+ft.tune(lambda x, t, cond: x / t, noise=torch.randn(64, 2)) | limit what it divides by, t.clamp(min=0.05) for example
 ft.Model(field, {"name": "mine"}) | network=<function field>: must be a torch.nn.Module (x, t, cond) -> v
 ft.tune(without, noise=flat) | model=<function <lambda>>: is called as (x, t, cond), and takes (x, t)
 ft.sample("E2", field, flat, ones, guidance=2.0) | pass negative=... to flowturbo.sample or null=... to flowturbo.Guidance
@@ -191,6 +197,7 @@ ft.sample("E2", rows, flat, torch.full((3,), 1e38), guidance=1e30) | the model r
 ft.sample("E2", lambda x, t, cond: x[:3], flat, ones, guidance=2.0, negative=ones) | the field returned (3, 2) for (6, 2), both branches of guidance
 ft.generate("letters", ["a"]) | model='letters': must be a model; pass flowturbo.load('letters')
 ft.generate(None, ["a"]) | model=None
+ft.sample("E2", AUTOENCODER, flat) | model=AutoencoderTiny: diffusers calls it with other arguments than (x, t, cond); wrap the network as a field
 ft.generate(field, ["a"]) | model=<function field>: must be a model; pass flowturbo.load(...), or run a field of your own with flowturbo.sample
 ft.generate(words, ["a"]) | model=<SiT>
 ft.generate(m, "a") | prompts='a': pass a list of them, ['a']

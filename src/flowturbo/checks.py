@@ -124,6 +124,12 @@ def function(name: str, value: object, parameters: str, *, exactly: bool = True)
     if not callable(value) or isinstance(value, type):
         hint = did_you_forget(name, value)
         raise ValueError(f"{name}={shown(value)}: must be a function ({parameters}){hint}")
+    if type(value).__module__.startswith("diffusers."):
+        raise ValueError(
+            f"{name}={type(value).__name__}: diffusers calls it with other arguments than "
+            f"({parameters}); wrap the network as a field, as in 'Tune a pipeline' of "
+            "docs/diffusers.md"
+        )
     if not exactly or torch.compiler.is_compiling():
         return value
     try:

@@ -182,13 +182,16 @@ def check_room(folder: Path, needed: int, what: str = "trajectories") -> None:
         )
 
 
-def claim(path: Path, made: dict[str, JsonObject]) -> None:
+def claim(path: Path, made: dict[str, JsonObject], *, empty: bool = False) -> None:
     """Write to ``path`` what a run is made of, refusing to mix two runs in one folder.
+
+    A run that left nothing to resume (``empty``) is replaced.
 
     Raises:
         ValueError: if ``path`` holds something else, naming what differs.
     """
-    check_unclaimed(path, made)
+    if not empty or _sections(path, made) is None:
+        check_unclaimed(path, made)
     write_json(path, made)
 
 
@@ -196,12 +199,8 @@ def check_unclaimed(path: Path, made: dict[str, JsonObject]) -> None:
     """The ``ValueError`` that `claim` would raise; nothing is written."""
     made = json.loads(json.dumps(made))
     if path.is_file():
-        try:
-            found = json.loads(path.read_text("utf-8"))
-            known = all(isinstance(found[part], dict) for part in made)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            known = False
-        if not known:
+        found = _sections(path, made)
+        if found is None:
             raise ValueError(f"{path}: not of such a run; choose another folder")
         differ = [
             f"{key}={found[part].get(key)} there, {values.get(key)} now"
@@ -214,6 +213,15 @@ def check_unclaimed(path: Path, made: dict[str, JsonObject]) -> None:
                 f"{path.parent} holds a run with {'; '.join(differ)}: continue it with the same "
                 "options, or choose another folder"
             )
+
+
+def _sections(path: Path, made: dict[str, JsonObject]) -> dict[str, JsonObject] | None:
+    """What `claim` wrote to ``path``, if it has the sections of ``made``."""
+    try:
+        found: dict[str, JsonObject] = json.loads(path.read_text("utf-8"))
+        return found if all(isinstance(found[part], dict) for part in made) else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _sync(path: Path) -> None:

@@ -32,6 +32,7 @@ from flowturbo.refiner.binding import (
     warn_on_mismatch,
 )
 from flowturbo.sampling_checks import (
+    annotated,
     check_arguments,
     check_channels,
     check_result,
@@ -180,6 +181,8 @@ def sample(
     with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
         state = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         evaluate = evaluators(model, refiner, cond, plan.rows)
+        if not torch.compiler.is_compiling():
+            evaluate["model"] = annotated(evaluate["model"], cond)
         step_fn = step
         if state.device.type == "cpu" and checks.can_look(state):
             step_fn = finite_step(plan, step)

@@ -15,6 +15,7 @@ from flowturbo.plan import Plan, Row
 from flowturbo.types import Condition
 
 __all__ = [
+    "annotated",
     "check_arguments",
     "check_channels",
     "check_inputs",
@@ -89,6 +90,24 @@ def check_result(value: object, x: Tensor, row: Row, source: str = "") -> Tensor
     return value if torch.promote_types(value.dtype, x.dtype) == x.dtype else value.to(x.dtype)
 
 
+def annotated(evaluate: Callable[..., Tensor], cond: Condition) -> Callable[..., Tensor]:
+    """``evaluate``; what the field raises gets a note of the arguments it was called with."""
+
+    def call(row: Row, x: Tensor, velocities: Mapping[int, Tensor]) -> Tensor:
+        try:
+            return evaluate(row, x, velocities)
+        except Exception as e:
+            if not isinstance(e, ValueError):  # those speak for themselves
+                e.add_note(
+                    f"flowturbo called the field with x={checks.shown(x)}, t={row.model_time:g} as "
+                    f"a tensor of shape (), cond={checks.shown(cond)}; for one time per image, a "
+                    "field takes t.expand(len(x)); a condition is passed as cond=..."
+                )
+            raise
+
+    return call
+
+
 def finite_step(plan: Plan, step: StepFunction) -> StepFunction:
     """``step``, refusing NaN and infinity with their origin."""
 
@@ -110,9 +129,10 @@ def finite_step(plan: Plan, step: StepFunction) -> StepFunction:
             source, at = plan.evaluators[k], plan.model_times[k]
             reason = f"the {source} returned NaN or infinity at t={at:g}, in plan {plan.name!r}"
             if at in (0, 1):
+                divisor = "(1 - t)" if at else "t"
                 fix = (
                     "a field must be finite at both ends of time, so limit what it divides by, "
-                    f"(1 - t).clamp(min=0.05) for example; or {fix}"
+                    f"{divisor}.clamp(min=0.05) for example; or {fix}"
                 )
         raise ValueError(
             f"the state is not finite after evaluation {row.k + 1} of {len(plan)}: {reason}; {fix}"

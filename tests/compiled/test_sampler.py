@@ -15,7 +15,7 @@ from torch import nn
 
 import flowturbo as ft
 from flowturbo.compiled import backend
-from flowturbo.compiled.backend import Recompiled
+from flowturbo.compiled.backend import Recompiled, check_cache
 from flowturbo.models.sit import SiT, SiTConfig
 from flowturbo.refiner import PaperRefiner, VelocityRefiner
 
@@ -341,7 +341,7 @@ def test_a_plan_fitted_elsewhere_warns_before_it_is_compiled(net, refiners):
     compiled = lambda plan: ft.compile(net, plan, refiners["ours"], scope="none", **ONE)
     with pytest.warns(UserWarning, match="fitted to a refiner with weights 0123"):
         compiled(made(refiner="0123"))
-    with pytest.warns(UserWarning, match="fitted at guidance 4 to 4, not 1"):
+    with pytest.warns(UserWarning, match="fitted at guidance 4, not 1"):
         compiled(made(guidance=[4.0, 4.0]))
 
 
@@ -352,5 +352,15 @@ def test_a_refiner_for_one_scale_serves_the_scale_that_was_compiled(net):
     fast = ft.compile(net, plan, refiner, batch=2, guidance=2.0, cond=cond, scope="none")
     wanted = ft.sample(plan, net, x, cond, guidance=2.0, refiner=refiner)
     assert torch.allclose(fast(x, cond), wanted, atol=1e-5)
-    with pytest.raises(ValueError, match=r"guidance=1.0: this refiner was made for 2 to 2"):
+    with pytest.raises(ValueError, match=r"guidance=1.0: this refiner was made for 2; use"):
         fast(x, cond, guidance=1.0)
+
+
+def test_a_cache_with_empty_libraries_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    error = RuntimeError("file too short")
+    check_cache(error)
+    (tmp_path / "ab").mkdir()
+    (tmp_path / "ab" / "cab.main.so").touch()
+    with pytest.raises(ValueError, match="empty libraries, which a killed compilation leaves"):
+        check_cache(error)

@@ -277,7 +277,7 @@ def test_the_function_and_the_package_go_by_one_name():
         ({"steps": 7}, "steps=7: must be a whole number from 8"),
         ({"seed": -1}, "seed=-1: must be a whole number from 0"),
         ({"guidance": "2"}, "guidance='2': must be a finite number"),
-        ({"plan": ["E2"]}, "plan=.*: must be a Plan, or the notation of one"),
+        ({"plan": ["E2"]}, "plan=.*: must be a Plan, the notation of one"),
         ({"num_image": 3}, "has no argument 'num_image'; did you mean 'num_images'"),
         ({"prompts": 3}, "prompts=3: must be a list"),
         ({"cache_dir": 3}, "cache_dir=3: must be a path"),

@@ -12,7 +12,7 @@ import torch
 from fields import gaussian, gaussian_flow
 
 import flowturbo as ft
-from flowturbo.refiner import PaperRefiner, VelocityRefiner
+from flowturbo.refiner import PaperRefiner, VelocityRefiner, load_refiner, save_refiner
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -261,9 +261,9 @@ def own_sd3():
     return cell, pipe
 
 
-def small():
+def small(guidance=(1.0, 5.0)):
     torch.manual_seed(0)
-    refiner = VelocityRefiner.small((16, 8, 8), (1.0, 5.0), width=8, depth=1)
+    refiner = VelocityRefiner.small((16, 8, 8), guidance, width=8, depth=1)
     torch.nn.init.normal_(refiner.network.last.weight, std=0.1)
     return refiner.eval().requires_grad_(False)
 
@@ -493,14 +493,14 @@ def test_refusals_leave_the_pipeline_alone():
     cases = [
         ({"plan": REFINED}, "pass both, or none"),
         ({"refiner": Probe()}, "pass both, or none"),
-        ({"plan": "AB2:4", "refiner": Probe()}, "pass both, or none"),
         ({"plan": REFINED, "refiner": small()}, r"guidance 1 to 5.*guidance=\.\.\."),
         ({"plan": REFINED, "refiner": small(), "guidance": 9.0}, "9"),
         ({"plan": "H1P0R1", "refiner": small(), "guidance": 3.0}, "distinct times|H1P0R1"),
         ({"plan": REFINED, "refiner": PaperRefiner(None)}, "before guidance"),
         ({"plan": "nonsense"}, "'nonsense'"),
         ({"plan": "AB2:4", "guidance": 3.0}, "there is none; leave it out"),
-        ({"plan": REFINED, "refiner": "small"}, "refiner='small': must be callable"),
+        ({"plan": REFINED, "refiner": "small"}, "refiner 'small': no such model or folder"),
+        ({"plan": "absent.json"}, "plan='absent.json': cannot read"),
         ({"plan": "AB2:4", "family": "SD3"}, "family='SD3': must be a Family"),
     ]
     for given, message in cases:
@@ -514,6 +514,34 @@ def test_refusals_leave_the_pipeline_alone():
         enable(pipe)
     with pytest.raises(ValueError, match=r"num_inference_steps=8.*4 evaluations"):
         cell.call(pipe, 8)
+
+
+def test_plan_and_refiner_of_a_folder_are_enabled_by_their_paths(tmp_path):
+    refiner = small((1.0, 1.0))
+    save_refiner(tmp_path, refiner)
+    REFINED.save(tmp_path / "plan.json")
+    cell, pipe = own_sd3()
+    results = []
+    for plan, used in ((tmp_path / "plan.json", tmp_path), (REFINED, load_refiner(tmp_path))):
+        enable(pipe, plan=plan, refiner=used)
+        results.append(cell.call(pipe, len(REFINED), guidance_scale=1.0))
+        disable(pipe)
+    assert torch.equal(*results)
+
+
+def test_a_refiner_is_left_alone_by_a_plan_without_rows_for_it():
+    cell, pipe = own_sd3()
+    enable(pipe, plan="AB2:4", refiner=Probe())
+    assert "refiner: " not in summary(pipe)
+    cell.call(pipe, 4)
+    disable(pipe)
+
+
+def test_the_scale_of_a_refiner_for_one_scale_alone_is_checked():
+    cell, pipe = own_sd3()
+    enable(pipe, plan=REFINED, refiner=small((1.0, 1.0)))
+    with pytest.warns(UserWarning, match="guidance_scale=3"):
+        cell.call(pipe, len(REFINED))
 
 
 @pytest.mark.parametrize(
@@ -581,7 +609,7 @@ def test_a_fitted_plan_warns_of_what_it_was_not_fitted_to():
     for made_for, guidance, message in (
         (mine, 3.0, None),
         ({**mine, "refiner": "other"}, 3.0, f"weights other.*not {refiner.fingerprint}"),
-        (mine, 5.0, "at guidance 3 to 3, not 5"),
+        (mine, 5.0, "at guidance 3, not 5"),
     ):
         _, pipe = own_sd3()
         plan = replace(REFINED, info=made_for)

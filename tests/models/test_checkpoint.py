@@ -129,6 +129,10 @@ DAMAGE = {
     "empty": (lambda f: (f / WEIGHTS).write_bytes(b""), "corrupt"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "no model.safetensors"),
     "no card": (lambda f: (f / CARD).unlink(), "no card.json"),
+    "a pipeline": (
+        lambda f: (f / CARD).rename(f / "model_index.json"),
+        "a pipeline of diffusers, not a model",
+    ),
     "card not JSON": (lambda f: (f / CARD).write_text("{"), "card.json: not JSON"),
     "card not text": (lambda f: (f / CARD).write_bytes(b"\xff\xfe"), "not JSON"),
     "card in UTF-16": (_rewrite(lambda s: s.encode("utf-16")), "not JSON"),

@@ -59,6 +59,14 @@ def test_the_table_of_the_documentation_is_the_registry():
     assert table.splitlines()[2:] == rows
 
 
+def test_the_table_of_blocks_is_the_registry():
+    table = CONCEPTS.read_text("utf-8").split("| block | computes |")[1].split("\n\n")[0]
+    rows = [[cell.strip() for cell in row.split("|")] for row in table.splitlines()[2:]]
+    shown = {row[1]: int(row[3].partition(",")[0]) for row in rows}
+    paper = {k: b for k, b in BLOCKS.items() if k != "E"}
+    assert shown == {f"`{letter}`, {block.title}": block.cost for letter, block in paper.items()}
+
+
 def test_ipndm_is_adams_bashforth_of_equal_steps():
     even, uneven = (ft.Plan.parse(f"IPNDM:8@{shift}") for shift in (1, 3))
     np.testing.assert_allclose(even.weights, ft.Plan.parse("AB4:8").weights, atol=1e-12)

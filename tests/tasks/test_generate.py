@@ -91,8 +91,10 @@ def test_plans_and_refiner_that_came_with_a_model_are_used_by_name(tiny, tmp_pat
     refiner = ft.load_refiner(tmp_path, model)
     said = ft.generate(model, ["a"], plan=ft.Plan.parse("H1P1R1"), refiner=refiner)[0]
     assert named.tobytes() == said.tobytes()
-    with pytest.raises(ValueError, match=r"'slow'.*; or a plan of .*: fast$"):
-        ft.generate(model, ["a"], plan="slow")
+    with pytest.raises(ValueError, match=r"'fats': .* no such plan; did you mean 'fast'"):
+        ft.generate(model, ["a"], plan="fats")
+    with pytest.raises(ValueError, match=r"'AB9:4'.*; or a plan of .*: fast$"):
+        ft.generate(model, ["a"], plan="AB9:4")
 
 
 def test_a_default_fitted_at_another_guidance_gives_way_to_a_plain_solver(tiny, tmp_path):
@@ -128,3 +130,11 @@ def test_a_refiner_for_guidance_of_all_channels_is_not_used_with_fewer(digits):
     assert ft.generate(digits, ["1"], **told)
     with pytest.raises(ValueError, match="guided in all channels; leave guidance_channels out"):
         ft.generate(digits, ["1"], guidance_channels=1, **told)
+
+
+def test_a_model_of_states_that_are_no_images_is_refused():
+    flat = torch.nn.Linear(2, 2)
+    flat.shape = (2,)
+    model = ft.Model(flat, {"name": "flat"})
+    with pytest.raises(ValueError, match=r"states are \(2,\), and images are \(C, H, W\)"):
+        ft.generate(model, [""])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -14,12 +15,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import toy_run
 from safetensors.torch import load_file
 
 import flowturbo as ft
 from flowturbo.models.sit import SiTConfig
 from flowturbo.training import ArrayData, TrainConfig, devices, load_data, train
 from flowturbo.training.objectives import draw_times, drop_condition, flow_loss
+from flowturbo.training.optimizers import optimizers
 
 SCRIPT = """
 import sys, torch
@@ -114,6 +117,36 @@ def test_another_configuration_in_the_same_folder_is_refused(run):
         train(architecture, _toy(), run, TrainConfig(steps=200, batch=64))
 
 
+def test_a_run_that_left_nothing_to_resume_is_replaced(tmp_path):
+    def killed(progress):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        toy_run(tmp_path, report=killed)
+    assert (tmp_path / "config.json").is_file()
+    toy_run(tmp_path, lr=0.01)
+    assert json.loads((tmp_path / "config.json").read_text())["training"]["lr"] == 0.01
+    with pytest.raises(ValueError, match=r"lr=0.01 there, 0.02 now"):
+        toy_run(tmp_path, lr=0.02)
+
+
+def test_muon_is_the_same_in_float32_but_for_rounding(monkeypatch):
+    network = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([torch.nn.Linear(16, 8)])})
+    results = []
+    for there in (True, False):
+        monkeypatch.setattr("flowturbo.training.optimizers.has_bf16", lambda there=there: there)
+        made = copy.deepcopy(network)
+        used = optimizers(made, TrainConfig(optimizer="muon"))[1]
+        weight = made["blocks"][0].weight
+        weight.grad = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+        before = weight.detach().clone()
+        used.step()
+        results.append(weight.detach() - before)
+    assert results[0].abs().max() > 1e-5
+    torch.testing.assert_close(*results, rtol=0.1, atol=2e-5)
+    assert not torch.equal(*results)
+
+
 def test_wrong_shapes_and_options_are_refused(tmp_path):
     with pytest.raises(ValueError, match="the data are"):
         train(SiTConfig(size=8, channels=1, width=16, depth=1, heads=2), _toy(), tmp_path / "a")
@@ -127,6 +160,7 @@ def test_learning_rate_schedules():
     config = TrainConfig(steps=100, lr=1.0, warmup=10, tail=0.5)
     assert [config.lr_at(s) for s in (0, 9, 40)] == [0.1, 1.0, 1.0]
     assert config.lr_at(75) == pytest.approx(0.5)
+    assert TrainConfig(steps=100, lr=1.0, warmup=200).lr_at(4) == 0.5  # a tenth of a short run
     cosine = TrainConfig(steps=110, lr=1.0, warmup=10, schedule="cosine")
     assert cosine.lr_at(60) == pytest.approx(0.5)
 

@@ -7,6 +7,7 @@ network alone, or a whole block of the sampler; a plan being static, here also t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -20,7 +21,7 @@ from flowturbo.refiner.binding import History, Refiner
 from flowturbo.sampling import Velocities, run, step
 from flowturbo.types import Condition, GuidanceScale, JsonObject, ReadOnlyJson, Time
 
-__all__ = ["SCOPES", "Compiler", "Recompiled", "inductor_options"]
+__all__ = ["SCOPES", "Compiler", "Recompiled", "check_cache", "inductor_options"]
 
 SCOPES = ("plan", "row", "network", "none")
 _BACKEND = "inductor"
@@ -48,6 +49,18 @@ def inductor_options(options: ReadOnlyJson | None) -> JsonObject:
             )
     ours = {"cpp.use_decompose_tanh": True} if hasattr(config.cpp, "use_decompose_tanh") else {}
     return {**ours, **(options or {})}
+
+
+def check_cache(error: Exception) -> None:
+    """Raise ``ValueError`` for ``error`` if the cache has libraries that a kill cut short."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    folder = Path(cache_dir())
+    if any(not path.stat().st_size for path in folder.rglob("*.so")):
+        raise ValueError(
+            f"{folder}: this cache of torch.compile holds empty libraries, which a killed "
+            "compilation leaves behind; remove the folder, or set another TORCHINDUCTOR_CACHE_DIR"
+        ) from error
 
 
 class Recompiled(RuntimeError):

@@ -137,6 +137,11 @@ def read_card(
         raise ValueError(f"model folder {str(folder)!r} does not exist")
     for name in (card, weights):
         if not (folder / name).is_file():
+            if (folder / "model_index.json").is_file():
+                raise ValueError(
+                    f"{folder}: a pipeline of diffusers, not a model of flowturbo; load it with "
+                    "diffusers, then flowturbo.integrations.diffusers.enable(pipe, plan)"
+                )
             pickles = [p.name for p in folder.iterdir() if p.suffix in _PICKLES]
             if pickles:
                 raise ValueError(refused_pickle(folder / pickles[0]))

@@ -50,7 +50,7 @@ def load(
     return load_folder(find(name), device=device, dtype=dtype, vae=vae)
 
 
-def find(name: str | Path) -> Path:
+def find(name: str | Path, what: str = "model") -> Path:
     """The folder of a model, fetched from the hub if ``name`` begins with hf:."""
     text = str(checks.path("name", name))
     if text.startswith("hf:"):
@@ -60,18 +60,18 @@ def find(name: str | Path) -> Path:
     try:
         path = Path(text).expanduser()
     except RuntimeError as e:  # "~" of a user that there is not
-        raise ValueError(f"model {text!r}: {e}") from e
+        raise ValueError(f"{what} {text!r}: {e}") from e
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
     except OSError as e:  # a name that is too long, a folder that may not be entered
-        raise ValueError(f"model {short(text)}: {e.strerror}") from e
+        raise ValueError(f"{what} {short(text)}: {e.strerror}") from e
     if is_folder:
         return path
     if is_file:
-        raise ValueError(f"model {text!r} is a file; give the folder with {CARD} and {WEIGHTS}")
+        raise ValueError(f"{what} {text!r} is a file; give the folder with {CARD} and {WEIGHTS}")
     near = get_close_matches(text, bundled(), n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(
-        f"model {text!r}: no such model or folder; {hint}"
-        f"bundled: {', '.join(bundled()) or 'none'}; others: a folder, or hf:owner/repo"
+        f"{what} {text!r}: no such model or folder; {hint}"
+        f"bundled models: {', '.join(bundled()) or 'none'}; others: a folder, or hf:owner/repo"
     )

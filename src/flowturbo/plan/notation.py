@@ -18,10 +18,9 @@ def _named(counts: str) -> str:
 
 _LETTERS = "".join(BLOCKS)
 ALLOWED = (
-    f"allowed: blocks {', '.join(BLOCKS)} ({', '.join(b.title for b in BLOCKS.values())}), "
-    "as H1P5R3 or [H1P1R1]x2; "
-    f"{_named('evaluations')} with evaluations, as AB2:8; {_named('steps')} with steps, as RK4:2; "
-    "each with a shift, as AB2:8@1.6"
+    f"allowed: blocks of {', '.join(BLOCKS)}, such as H1P5R3 or [H1P1R1]x2; "
+    f"{_named('evaluations')} with evaluations, such as AB2:8; "
+    f"{_named('steps')} with steps, such as RK4:2; all with an optional shift, such as AB2:8@1.6"
 )
 _SOLVER = re.compile(rf"({'|'.join(map(re.escape, SOLVERS))}):([0-9]+)")
 _TOKEN = re.compile(rf"([{_LETTERS}])([0-9]+)|(\[)|\]X([0-9]+)")

@@ -48,14 +48,18 @@ COLUMNS = ("times", "evaluators", "weights", "model_times", "last_velocity")
 
 
 def as_plan(plan: object) -> Plan:
-    """``plan`` itself, or its notation parsed; ``ValueError`` for anything else."""
+    """``plan`` itself, its notation parsed or its file read; else ``ValueError``."""
     if isinstance(plan, Plan):
         return plan
     if isinstance(plan, Path) or (isinstance(plan, str) and plan.endswith(".json")):
-        raise ValueError(f"plan={checks.shown(plan)}: read the file with Plan.load first")
+        try:
+            return Plan.load(plan)
+        except OSError as e:
+            raise ValueError(f"plan={checks.shown(plan)}: {e}") from e
     if not isinstance(plan, str):
         raise ValueError(
-            f"plan={checks.shown(plan)}: must be a Plan, or the notation of one ('AB2:8')"
+            f"plan={checks.shown(plan)}: must be a Plan, the notation of one ('AB2:8'), or the "
+            "path of its .json file"
         )
     return Plan.parse(plan)
 

@@ -99,8 +99,8 @@ def check_refiner(plan: Plan, refiner: object, scale: GuidanceScale) -> None:
         asked = (scale.min().item(), scale.max().item()) if isinstance(scale, Tensor) else [scale]
         if min(asked) < low - 1e-6 or max(asked) > high + 1e-6:
             raise ValueError(
-                f"guidance={scale}: this refiner was made for {low:g} to {high:g}; use a scale in "
-                "that range, another refiner, or a plan without R"
+                f"guidance={scale}: this refiner was made for {_range(low, high)}; use such a "
+                "scale, another refiner, or a plan without R"
             )
 
 
@@ -139,7 +139,7 @@ def warn_on_mismatch(
     if isinstance(guidance, float | int) and not in_guidance_range(plan, guidance):
         low, high = plan.info["guidance"]
         checks.warn(
-            f"plan {plan.name!r} was fitted at guidance {low:g} to {high:g}, not {guidance:g}: "
+            f"plan {plan.name!r} was fitted at guidance {_range(low, high)}, not {guidance:g}: "
             "its error here is not known; fit one with flowturbo.tune"
         )
 
@@ -150,6 +150,10 @@ def in_guidance_range(plan: Plan, guidance: float) -> bool:
         return True
     low, high = plan.info["guidance"]
     return bool(0.75 * low <= guidance <= 1.25 * high)
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
 class _ScaledRefiner:

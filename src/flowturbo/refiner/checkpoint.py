@@ -87,7 +87,7 @@ def load_refiner(
         checks.function("model", model, "x, t, cond")
     from flowturbo.models.card import RefinerCard
 
-    folder = find(name)
+    folder = find(name, "refiner")
     card = read_card(folder, REFINER_CARD, REFINER_WEIGHTS, RefinerCard)
     made_for = card.get("model", {})
     here = getattr(model, "fingerprint", None)  # of a wrapped model too

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flowturbo.checks import function
+from flowturbo.checks import did_you_mean, function, shown
 from flowturbo.models.model import Model
 from flowturbo.plan import Plan, as_plan
 from flowturbo.refiner.binding import Refiner, in_guidance_range, needed_refiner
@@ -79,7 +79,13 @@ def resolve_plan(model: Model, plan: Plan | str | None, guidance: float | None =
     except ValueError as e:
         if not model.plans:
             raise
-        raise ValueError(f"{e}; or a plan of {model.name!r}: {', '.join(model.plans)}") from None
+        names, hint = ", ".join(model.plans), did_you_mean(plan, model.plans)
+        if any(c.isdigit() for c in plan):
+            raise ValueError(f"{e}; or a plan of {model.name!r}: {names}") from None
+        raise ValueError(
+            f"plan {shown(plan)}: {model.name!r} has no such plan{hint}; it has {names}, and takes "
+            "notation such as AB2:8"
+        ) from None
 
 
 def default_guidance(model: object, guidance: float | None = None) -> float:

@@ -122,6 +122,12 @@ def check_model(model: object) -> None:
             f"model={shown(model)}: must be a model; pass {load}, or run a field of your own with "
             "flowturbo.sample, or give it a card: flowturbo.Model(field, {'name': ...})"
         )
+    shape = tuple(getattr(model, "shape", ()))
+    if len(shape) != 3:
+        raise ValueError(
+            f"model={shown(model)}: its states are {shape}, and images are (C, H, W); "
+            "sample it with flowturbo.sample"
+        )
 
 
 def check_whole(plan: Plan) -> None:

@@ -27,7 +27,7 @@ class TrainConfig:
         accumulate: passes per optimizer step (gradient accumulation); the result is that of a batch
             this many times as large, in the memory of one.
         lr: peak learning rate.
-        warmup: steps of linear learning rate warm-up.
+        warmup: steps of linear learning rate warm-up, cut to a tenth of ``steps``.
         schedule: learning rate after the warm-up: constant, cosine decay to 0, or trapezoid, which
             is constant and decays linearly to 0 over the last ``tail`` of the steps.
         tail: fraction of the steps in which the trapezoid schedule decays, in (0, 1].
@@ -87,10 +87,11 @@ class TrainConfig:
 
     def lr_at(self, step: int) -> float:
         """The learning rate of step ``step``, from 0."""
-        if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
+        warmup = min(self.warmup, self.steps // 10)
+        if step < warmup:
+            return self.lr * (step + 1) / warmup
         if self.schedule == "cosine":
-            done = (step - self.warmup) / max(1, self.steps - self.warmup)
+            done = (step - warmup) / max(1, self.steps - warmup)
             return self.lr * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * done))))
         left = (self.steps - step) / (self.tail * self.steps)
         return self.lr * (min(1.0, left) if self.schedule == "trapezoid" else 1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["autocast", "to_device", "use_bf16"]
+__all__ = ["autocast", "has_bf16", "to_device", "use_bf16"]
 
 
 def autocast(device: torch.device, bf16: bool) -> torch.autocast:

@@ -98,8 +98,10 @@ class Run(Generic[N, B]):
         processes: Processes,
     ) -> None:
         self.config, self.objective, self.processes = config, objective, processes
+        folder = out / "checkpoints"
+        empty = not folder.is_dir()  # killed before there was anything to resume
         self.checkpoints = Checkpoints(
-            out / "checkpoints", processes.claim(out / "config.json", made)
+            folder, processes.claim(out / "config.json", made, empty=empty)
         )
         self.log = Log(out)
         network = objective.network
@@ -131,6 +133,8 @@ class Run(Generic[N, B]):
         interval = math.gcd(50, config.save_every)  # a resumed run logs the same lines
         watched = self.processes.index == 0 and (report is not None or self.processes.tracked)
         speed = self._throughput(watched and self.step < config.steps)
+        if config.compile and watched and report and self.step < config.steps:
+            report(Progress("compilation, with the first step", 0, None))
         while self.step < config.steps:
             losses.append(self.advance())
             self.step += 1

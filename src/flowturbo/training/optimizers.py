@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+from torch.overrides import TorchFunctionMode
 
 from flowturbo.training.config import TrainConfig
+from flowturbo.training.devices import has_bf16
 
 __all__ = ["averaged", "optimizers"]
 
+T = TypeVar("T")
 Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 
 
@@ -31,8 +35,32 @@ def optimizers(network: nn.Module, config: TrainConfig) -> list[torch.optim.Opti
                 f"optimizer='muon' needs torch 2.9 or later: this is {torch.__version__}"
             )
         alike = "match_rms_adamw"
-        found.append(torch.optim.Muon(matrices, config.lr, weight_decay=decay, adjust_lr_fn=alike))
+        muon = torch.optim.Muon(matrices, config.lr, weight_decay=decay, adjust_lr_fn=alike)
+        if matrices[0].device.type == "cpu" and not has_bf16():
+            muon.step = _in_float32(muon.step)  # type: ignore[method-assign]
+        found.append(muon)
     return found
+
+
+class _Float32(TorchFunctionMode):
+    """Casts to float32 what is cast to bfloat16."""
+
+    def __torch_function__(
+        self, func: Callable[..., T], types: object, args: Any = (), kwargs: Any = None
+    ) -> T:
+        if func is Tensor.bfloat16:
+            return args[0].to(torch.float32, copy=True)  # type: ignore[no-any-return]
+        return func(*args, **(kwargs or {}))
+
+
+def _in_float32(step: Callable[..., T]) -> Callable[..., T]:
+    """``step`` of Muon, which orthogonalizes in bfloat16: CPUs without it need far longer."""
+
+    def in_float32(*args: Any) -> T:
+        with _Float32():
+            return step(*args)
+
+    return in_float32
 
 
 def averaged(network: nn.Module, decay: float, device: torch.device) -> AveragedModel:

@@ -131,8 +131,10 @@ class Processes:
         if self.tracked:
             self._accelerator.log(dict(values), step=step)
 
-    def claim(self, path: Path, made: dict[str, JsonObject]) -> str:
+    def claim(self, path: Path, made: dict[str, JsonObject], *, empty: bool = False) -> str:
         """Write to ``path`` what a run is made of, and how many processes it has.
+
+        A run that left nothing to resume (``empty``) is replaced.
 
         Returns:
             the same as a text.
@@ -141,7 +143,7 @@ class Processes:
             ValueError: if ``path`` holds something else, naming what differs.
         """
         made = {**made, "run": {"format": FORMAT, "processes": self.count}}
-        self.first(lambda: claim(path, made))
+        self.first(lambda: claim(path, made, empty=empty))
         return json.dumps(made, sort_keys=True)
 
     def parallel(self, network: nn.Module) -> nn.Module:

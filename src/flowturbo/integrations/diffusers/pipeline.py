@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -12,8 +13,9 @@ from flowturbo.integrations.diffusers.families import FAMILIES, Family
 from flowturbo.integrations.diffusers.hook import Link, RefinerHook, install, remove
 from flowturbo.integrations.diffusers.scheduler import FlowTurboScheduler
 from flowturbo.integrations.diffusers.tables import plan_of
-from flowturbo.plan import Plan
+from flowturbo.plan import Plan, as_plan
 from flowturbo.refiner.binding import Refiner, prepare_refiner, warn_on_mismatch
+from flowturbo.refiner.checkpoint import load_refiner
 from flowturbo.types import Condition, Pipeline, ReadOnlyJson, Scheduler, Time
 
 __all__ = ["disable", "enable", "summary"]
@@ -34,7 +36,7 @@ class _State:
         enabled: the one in its place.
         network: of the pipeline, if it has one.
         family: of the network, if it is known.
-        refiner: as passed.
+        refiner: that the plan uses, if any.
         blocks: whether the network's list of repeated blocks was added.
     """
 
@@ -48,8 +50,8 @@ class _State:
 
 def enable(
     pipe: Pipeline,
-    plan: Plan | str | None = None,
-    refiner: Refiner | None = None,
+    plan: Plan | str | Path | None = None,
+    refiner: Refiner | str | Path | None = None,
     *,
     guidance: float | None = None,
     family: Family | None = None,
@@ -61,10 +63,11 @@ def enable(
 
     Args:
         pipe: the pipeline, of any network; for a refiner, of a family in ``families.FAMILIES``.
-        plan: to run, in place of the second-order solver on the pipeline's noise levels. Its times
-            override the pipeline's, and ``num_inference_steps`` must be ``len(plan)``.
-        refiner: for the plan's refiner evaluations. It predicts guided velocities of unpacked
-            latents (B, C, H, W), without a condition.
+        plan: to run, its notation or its .json file, in place of the second-order solver on the
+            pipeline's noise levels. Its times override the pipeline's, and ``num_inference_steps``
+            must be ``len(plan)``.
+        refiner: for the plan's refiner evaluations, or its folder; not used by a plan without any.
+            It predicts guided velocities of unpacked latents (B, C, H, W), without a condition.
         guidance: the scale that the refiner is conditioned on, if it was trained for a range: the
             ``w`` of ``u + w*(c - u)``, 1 for off. It must be the scale of the pipeline's calls; a
             warning is given where that is known and differs.
@@ -80,8 +83,10 @@ def enable(
     family = FAMILIES.get(type(network).__name__) if family is None else family
     if not isinstance(family, Family | None):
         raise ValueError(f"family={family!r}: must be a Family; Family(name={family!r}, ...)")
+    if isinstance(refiner, str | Path):
+        refiner = load_refiner(refiner)
     try:
-        options = {} if plan is None else {"plan": plan}
+        options = {} if plan is None else {"plan": as_plan(plan)}
         scheduler = FlowTurboScheduler.from_config(pipe.scheduler, **options)
     except ValueError as error:
         raise ValueError(f"{type(pipe).__name__}: {error}") from None
@@ -107,7 +112,9 @@ def enable(
         assert network is not None
         scheduler.link = Link(pipe)
         module = refiner if isinstance(refiner, nn.Module) else None
-        scale = guidance if hasattr(refiner, "guidance_range") else None
+        low, high = getattr(refiner, "guidance_range", (None, None))
+        scale = low if guidance is None and low == high else guidance
+        scale = scale if hasattr(refiner, "guidance_range") else None
         try:
             install(network, RefinerHook(prepared, module, family, scheduler.link, scale))
         except ValueError:
@@ -117,7 +124,8 @@ def enable(
     blocks = () if family is None or listed else family.blocks
     if blocks:
         setattr(network, BLOCKS, list(blocks))
-    setattr(pipe, STATE, _State(before, scheduler, network, family, refiner, bool(blocks)))
+    used = None if prepared is None else refiner
+    setattr(pipe, STATE, _State(before, scheduler, network, family, used, bool(blocks)))
 
 
 def _parts(pipe: Pipeline) -> ReadOnlyJson:
@@ -228,11 +236,13 @@ def _prepare(plan: Plan | None, refiner: Refiner | None, guidance: float | None)
         return None
     if refiner is not None and not callable(refiner):
         raise ValueError(f"refiner={refiner!r}: must be callable, (x, t, cond, history) -> v")
-    if refiner is None or plan is None or not wanted:
+    if refiner is None or plan is None:
         raise ValueError(
             f"refiner={type(refiner).__name__ if refiner is not None else None}, and plan "
             f"{plan.name if plan else None!r} has {wanted} refiner evaluations: pass both, or none"
         )
+    if not wanted:
+        return None
     if not getattr(refiner, "guided", True):
         raise ValueError(
             f"{type(refiner).__name__} refines velocities before guidance; in a pipeline use one "

@@ -36,7 +36,7 @@ class Block:
     """A block of the paper's notation.
 
     Attributes:
-        title: in messages.
+        title: in the documentation.
         cost: its evaluations, of model or refiner.
         order: of convergence of a chain of such blocks.
         fill: appends it up to time ``to`` with the index of the velocity passed to it, None for the

@@ -123,16 +123,34 @@ class Guidance(Wrapper):
 
         ``cond`` may be what ``branches`` made of it for that field.
         """
+        return self._apply(field, x, t, cond)[0]
+
+    def with_term(self, x: Tensor, t: Time, cond: Condition) -> tuple[Tensor, Tensor]:
+        """The guided velocity, and its guidance term: what it has beyond the conditional one."""
+        out, v_c = self._apply(self.field, x, t, cond)
+        return out, out - v_c
+
+    def conditional(self, x: Tensor, t: float, cond: Condition) -> Tensor:
+        """The velocity of the conditional branch alone; ``cond`` is its condition, embedded."""
+        return self.field(x, x.new_full((), t, dtype=_time_dtype(x)), cond)
+
+    def applies_at(self, t: float) -> bool:
+        """Whether ``t`` is in the interval; of rounded times, the border is inside."""
+        return self._whole or self.interval[0] - 1e-9 <= t <= self.interval[1] + 1e-9
+
+    def _apply(self, field: Field, x: Tensor, t: Time, cond: Condition) -> tuple[Tensor, Tensor]:
+        """The guided velocity, and the conditional one."""
         self.check(checks.tensor("x", x, ("B", ...), dtypes=checks.DTYPES), cond)
         low, high = self.interval
         t = time_of(t, x)
-        if isinstance(t, float):  # of rounded times, the border is inside
-            guided = self._whole or low - 1e-9 <= t <= high + 1e-9
-            t = x.new_full((), t, dtype=torch.promote_types(x.dtype, torch.float32))
+        if isinstance(t, float):
+            guided = self.applies_at(t)
+            t = x.new_full((), t, dtype=_time_dtype(x))
         else:
             guided = self._whole or bool(torch.as_tensor((t >= low) & (t <= high)).any())
         if not guided:
-            return field(x, t, cond.one if isinstance(cond, Branches) else cond)
+            v = field(x, t, cond.one if isinstance(cond, Branches) else cond)
+            return v, v
         if not isinstance(cond, Branches):
             cond = self.branches(field, cond)
         t2 = torch.cat([t, t]) if t.ndim == 1 else t
@@ -140,7 +158,7 @@ class Guidance(Wrapper):
         out = v_u + self._scale(x, t) * (v_c - v_u)
         if self.channels is not None:
             out = torch.cat([out[:, : self.channels], v_c[:, self.channels :]], dim=1)
-        return out
+        return out, v_c
 
     def _null(self, cond: Condition) -> Condition:
         try:
@@ -172,6 +190,10 @@ def guided(
     scale = check_scale(scale)
     off = not isinstance(scale, Tensor) and scale == 1.0
     return field if off else Guidance(field, scale, null=null, channels=channels)
+
+
+def _time_dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def check_scale(scale: object) -> GuidanceScale:

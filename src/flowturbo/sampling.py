@@ -46,6 +46,7 @@ __all__ = [
     "Evaluate",
     "Step",
     "Velocities",
+    "evaluated",
     "evaluators",
     "run",
     "sample",
@@ -54,7 +55,9 @@ __all__ = [
 ]
 
 Velocities = Mapping[int, Tensor]
-Evaluate = Callable[[Row, Tensor, Velocities], Tensor]
+"""Velocities by evaluation, and guidance terms, as `flowturbo.plan.Row` names them."""
+Evaluate = Callable[[Row, Tensor, Velocities], Tensor | tuple[Tensor, Tensor]]
+"""(row, x, velocities) -> v, and with it the guidance term where the row keeps that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +69,10 @@ class Step:
         total: evaluations in the plan.
         time: the time of the state ``x``, in [0, 1].
         x: the state after the update, (B, ...).
-        v: the velocity of this evaluation, (B, ...).
+        v: the velocity of this evaluation, (B, ...), of a conditional one with the guidance that
+            the plan estimates.
         x1: the clean image predicted from it, (B, ...).
-        evaluator: "model" or "refiner".
+        evaluator: "model", "conditional" or "refiner".
     """
 
     index: int
@@ -83,19 +87,29 @@ class Step:
 Callback = Callable[[Step], Tensor | None]
 
 
-def update(row: Row, x: Tensor, v: Tensor, velocities: Velocities) -> Tensor:
-    """Apply a row's update to ``x`` (B, ...); ``v`` is its own velocity."""
+def update(row: Row, x: Tensor, found: Velocities, velocities: Velocities) -> Tensor:
+    """Apply a row's update to ``x`` (B, ...); ``found`` is what it has evaluated itself."""
     for j, w in row.update:
-        x = torch.add(x, v if j == row.k else velocities[j], alpha=w)
+        v = found[j] if j in found else velocities.get(j)
+        if v is not None:  # a guidance term where nothing is guided
+            x = torch.add(x, v, alpha=w)
     return x
+
+
+def evaluated(
+    row: Row, evaluate: Mapping[str, Evaluate], x: Tensor, velocities: Velocities
+) -> dict[int, Tensor]:
+    """The velocity of a row, and its guidance term if it keeps that."""
+    v = evaluate[row.evaluator](row, x, velocities)
+    return {row.k: v[0], ~row.k: v[1]} if isinstance(v, tuple) else {row.k: v}
 
 
 def step(
     row: Row, evaluate: Mapping[str, Evaluate], x: Tensor, velocities: Velocities
-) -> tuple[Tensor, Tensor]:
-    """Run one row; return the new state and the row's velocity."""
-    v = evaluate[row.evaluator](row, x, velocities)
-    return update(row, x, v, velocities), v
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Run one row; return the new state and what the row has evaluated."""
+    found = evaluated(row, evaluate, x, velocities)
+    return update(row, x, found, velocities), found
 
 
 def run(
@@ -103,16 +117,17 @@ def run(
     evaluate: Mapping[str, Evaluate],
     x: Tensor,
     callback: Callback | None = None,
-    step: Callable[..., tuple[Tensor, Tensor]] = step,
+    step: Callable[..., tuple[Tensor, dict[int, Tensor]]] = step,
 ) -> Tensor:
     """The loop: run all rows of a plan from ``x``, without checks of arguments."""
     velocities: dict[int, Tensor] = {}  # those that a later row still uses
     for row in rows:
         before = x if callback else None
-        x, v = step(row, evaluate, x, velocities)
-        velocities[row.k] = v
+        x, found = step(row, evaluate, x, velocities)
+        v = found[row.k]
+        velocities.update(found)
         for j in row.frees:
-            del velocities[j]
+            velocities.pop(j, None)
         if callback and before is not None:
             x1 = predicted_data(before, v, row.time)
             edited = callback(Step(row.k, len(rows), row.to, x, v, x1, row.evaluator))
@@ -182,7 +197,8 @@ def sample(
         state = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         evaluate = evaluators(model, refiner, cond, plan.rows)
         if not torch.compiler.is_compiling():
-            evaluate["model"] = annotated(evaluate["model"], cond)
+            for name in ("model", "conditional"):
+                evaluate[name] = annotated(evaluate[name], cond)
         step_fn = step
         if state.device.type == "cpu" and checks.can_look(state):
             step_fn = finite_step(plan, step)
@@ -198,9 +214,24 @@ def evaluators(
     ``model`` may be a ``Guidance``; ``refiner`` is as ``prepare_refiner`` makes it.
     """
     embedding = embedded(model, cond)
-    table = {
-        "model": lambda row, x, _: check_result(model(x, _time(model, row, x), embedding), x, row)
-    }
+
+    def evaluate(row: Row, x: Tensor, _: Velocities) -> Tensor | tuple[Tensor, Tensor]:
+        if row.keeps_term and isinstance(model, Guidance):
+            v, term = model.with_term(x, row.model_time, embedding)
+            return check_result(v, x, row), term.to(x.dtype)
+        return check_result(model(x, _time(model, row, x), embedding), x, row)
+
+    table: dict[str, Evaluate] = {"model": evaluate, "conditional": evaluate}
+    if isinstance(model, Guidance) and any(row.evaluator == "conditional" for row in rows):
+        guidance, one = model, embedded(model.field, cond)
+
+        def conditional(row: Row, x: Tensor, velocities: Velocities) -> Tensor:
+            v = check_result(guidance.conditional(x, row.model_time, one), x, row)
+            for j, w in row.estimate if guidance.applies_at(row.model_time) else ():
+                v = torch.add(v, velocities[j], alpha=w)
+            return v
+
+        table["conditional"] = conditional
     if refiner is not None:
         conditions = embedded_rows(refiner, [r for r in rows if r.evaluator == "refiner"], cond)
 

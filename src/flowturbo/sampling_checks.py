@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from math import isfinite
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,7 +24,8 @@ __all__ = [
     "finite_step",
 ]
 
-StepFunction: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
+T = TypeVar("T")
+StepFunction: TypeAlias = Callable[..., tuple[Tensor, dict[int, Tensor]]]
 
 
 def check_arguments(
@@ -90,10 +91,10 @@ def check_result(value: object, x: Tensor, row: Row, source: str = "") -> Tensor
     return value if torch.promote_types(value.dtype, x.dtype) == x.dtype else value.to(x.dtype)
 
 
-def annotated(evaluate: Callable[..., Tensor], cond: Condition) -> Callable[..., Tensor]:
+def annotated(evaluate: Callable[..., T], cond: Condition) -> Callable[..., T]:
     """``evaluate``; what the field raises gets a note of the arguments it was called with."""
 
-    def call(row: Row, x: Tensor, velocities: Mapping[int, Tensor]) -> Tensor:
+    def call(row: Row, x: Tensor, velocities: Mapping[int, Tensor]) -> T:
         try:
             return evaluate(row, x, velocities)
         except Exception as e:
@@ -116,12 +117,12 @@ def finite_step(plan: Plan, step: StepFunction) -> StepFunction:
         evaluate: Mapping[str, Callable[..., Tensor]],
         x: Tensor,
         velocities: Mapping[int, Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        after, v = step(row, evaluate, x, velocities)
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        after, found = step(row, evaluate, x, velocities)
         # the sum is quicker to test, but may be infinite where no number is
         if isfinite(after.sum().item()) or after.isfinite().all():
-            return after, v
-        known = sorted({**velocities, row.k: v}.items())
+            return after, found
+        known = sorted((j, u) for j, u in {**velocities, **found}.items() if j >= 0)
         k = next((j for j, u in known if not u.isfinite().all()), None)
         reason = f"the velocities of plan {plan.name!r} are too large for {x.dtype}"
         fix = "lower the guidance, or take another plan"

@@ -114,7 +114,7 @@ class Compiler:
         return function
 
     def _by_rows(self, function: Function, name: str) -> Callable[..., Tensor]:
-        def compiled(row: Row) -> Callable[..., tuple[Tensor, Tensor]]:
+        def compiled(row: Row) -> Callable[..., tuple[Tensor, dict[int, Tensor]]]:
             return self(
                 lambda x, cond, null, scale, velocities: step(
                     row, function.evaluators(cond, null, scale, [row]), x, velocities
@@ -127,7 +127,7 @@ class Compiler:
         def sample(x: Tensor, cond: Condition, null: Condition, scale: Tensor | None) -> Tensor:
             def one(
                 row: Row, _: object, x: Tensor, velocities: Velocities
-            ) -> tuple[Tensor, Tensor]:
+            ) -> tuple[Tensor, dict[int, Tensor]]:
                 return rows[row.k](x, cond, null, scale, dict(velocities))
 
             return run(function.rows, {}, x, step=one)

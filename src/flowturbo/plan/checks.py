@@ -17,6 +17,7 @@ __all__ = [
     "EVALUATORS",
     "LIMIT",
     "evaluators",
+    "guidance_weights",
     "info",
     "last_velocity",
     "model_times",
@@ -25,7 +26,8 @@ __all__ = [
     "weights",
 ]
 
-EVALUATORS = ("model", "refiner")
+EVALUATORS = ("model", "conditional", "refiner")
+_EVALUATORS = "'model', 'conditional' or 'refiner'"
 LIMIT = 2000  # evaluations of one plan: its table is dense, and 32 MB then
 LARGEST = 1e4  # weight: it amplifies the rounding of float32 to 6e-4, less than a grey level
 
@@ -51,19 +53,41 @@ def model_times(values: object, times: Times) -> Times:
     return array
 
 
+def guidance_weights(
+    values: object, weights: npt.NDArray[np.float64], evaluators: Sequence[str]
+) -> npt.NDArray[np.float64] | None:
+    """Weights of the differences of the branches, which model evaluations alone have."""
+    if values is None:
+        return None
+    matrix = _triangle("guidance_weights", values, len(evaluators))
+    for j, evaluator in enumerate(evaluators):
+        want = weights[:, j] if evaluator == "refiner" else 0.0
+        if evaluator != "model" and not np.array_equal(matrix[:, j], want + 0 * matrix[:, j]):
+            allowed = "those of weights" if evaluator == "refiner" else "0"
+            raise ValueError(
+                f"guidance_weights[:, {j}]={shown(matrix[:, j].tolist())}: must be {allowed} where "
+                f"the evaluation is {evaluator!r}"
+            )
+    return matrix
+
+
 def weights(values: object, n: int) -> npt.NDArray[np.float64]:
     """A lower-triangular (n, n) matrix."""
-    matrix = numbers("weights", values, (n, n))
+    return _triangle("weights", values, n)
+
+
+def _triangle(name: str, values: object, n: int) -> npt.NDArray[np.float64]:
+    matrix = numbers(name, values, (n, n))
     above = np.argwhere(np.triu(matrix, 1))
     if len(above):
         k, j = above[0]
         raise ValueError(
-            f"weights[{k}][{j}]={matrix[k, j]}: row {k} cannot use evaluation {j}, which comes "
+            f"{name}[{k}][{j}]={matrix[k, j]}: row {k} cannot use evaluation {j}, which comes "
             "after it; the matrix must be lower triangular"
         )
     for k, j in np.argwhere(np.abs(matrix) > LARGEST)[:1]:
         raise ValueError(
-            f"weights[{k}][{j}]={matrix[k, j]:.3g}: must be from -{LARGEST:g} to {LARGEST:g}; "
+            f"{name}[{k}][{j}]={matrix[k, j]:.3g}: must be from -{LARGEST:g} to {LARGEST:g}; "
             "use a lower order, or times that are more even"
         )
     return matrix
@@ -91,16 +115,16 @@ def numbers(name: str, values: object, shape: tuple[int, ...] | None = None) -> 
 def evaluators(values: Sequence[str], n: int) -> tuple[str, ...]:
     """One name for each of ``n`` evaluations, the first "model"."""
     if not isinstance(values, Sequence):
-        raise ValueError(f"evaluators={shown(values)}: must be {n} of 'model' or 'refiner'")
+        raise ValueError(f"evaluators={shown(values)}: must be {n} of {_EVALUATORS}")
     evaluators = (values,) if isinstance(values, str) else tuple(values)
     if len(evaluators) != n:
         raise ValueError(f"{len(evaluators)} evaluators: {n + 1} times need {n}")
     for k, name in enumerate(evaluators):
         if not isinstance(name, str) or name not in EVALUATORS:
-            raise ValueError(f"evaluators[{k}]={shown(name)}: must be 'model' or 'refiner'")
+            raise ValueError(f"evaluators[{k}]={shown(name)}: must be {_EVALUATORS}")
     if evaluators[0] != "model":
         raise ValueError(
-            "evaluators[0]='refiner': must be 'model'; a refiner needs a velocity first"
+            f"evaluators[0]={evaluators[0]!r}: must be 'model'; the others use its velocity"
         )
     return evaluators
 

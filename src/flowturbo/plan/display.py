@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flowturbo.plan.rows import reused_differences
+
 if TYPE_CHECKING:
     from flowturbo.plan.plan import Plan
 
@@ -23,10 +25,17 @@ def headline(plan: Plan) -> str:
 def table(plan: Plan) -> str:
     """The headline, and a line for each row."""
     cells = [["", "time", "evaluator", "to", "weights"]]
+    guidance = plan.guidance_weights
+    if guidance is None and plan.nfe["conditional"]:
+        guidance = reused_differences(plan.weights, plan.evaluators)
+    if guidance is not None:
+        guidance = np.where([e == "model" for e in plan.evaluators], guidance, 0.0)
     for k, row in enumerate(plan.weights):
         model_time, last = plan.model_times[k], plan.last_velocity[k]
         at = "" if model_time == plan.times[k] else f" (model time {model_time:.6g})"
         weights = "  ".join(f"v{j} {row[j]:+.4f}" for j in np.flatnonzero(row))
+        if guidance is not None:
+            weights += "".join(f"  d{j} {guidance[k, j]:+.4f}" for j in np.flatnonzero(guidance[k]))
         after = "" if last == k - 1 else f" (after v{last})"
         time, to = f"{plan.times[k]:.4f}{at}", f"{plan.times[k + 1]:.4f}"
         cells.append([str(k), time, plan.evaluators[k] + after, to, weights])

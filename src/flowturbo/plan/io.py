@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import AliasChoices, ConfigDict, Field, model_validator
 
 from flowturbo.plan.builder import Columns
@@ -64,8 +65,9 @@ class PlanFile(Schema):
     version: Format
     name: str
     times: list[float]
-    evaluators: list[Literal["model", "refiner"]]
+    evaluators: list[Literal["model", "conditional", "refiner"]]
     weights: list[list[object]]
+    guidance_weights: list[list[object]] | None = None
     model_times: list[float] | None = Field(
         None, validation_alias=AliasChoices("model_times", "told")
     )
@@ -85,9 +87,11 @@ def dumps(plan: Plan) -> str:
         lists["last_velocity"] = list(plan.last_velocity)
     lines = ["{", f'  "version": {VERSION},', f'  "name": {json.dumps(plan.name)},']
     lines += [_list(f'  "{key}": ', values) + "," for key, values in lists.items()]
-    triangle = (row[: k + 1].tolist() for k, row in enumerate(plan.weights))
-    rows = ",\n".join(_list("    ", row) for row in triangle)
-    lines += [f'  "weights": [\n{rows}\n  ],']
+    for key, matrix in (("weights", plan.weights), ("guidance_weights", plan.guidance_weights)):
+        if matrix is not None:
+            triangle = (row[: k + 1].tolist() for k, row in enumerate(matrix))
+            rows = ",\n".join(_list("    ", row) for row in triangle)
+            lines += [f'  "{key}": [\n{rows}\n  ],']
     info = json.dumps(dict(plan.info), indent=2).replace("\n", "\n  ")
     return "\n".join([*lines, f'  "info": {info}', "}"]) + "\n"
 
@@ -110,17 +114,26 @@ def loads(text: str | bytes, source: str) -> Columns:
         ValueError: one line that begins with ``source``, if the text is anything else.
     """
     plan = check(parse_json(text, source), PlanFile, source)
-    size = len(plan.weights)
-    if size > LIMIT:
-        raise ValueError(f"{source}: {size} rows of weights; a plan has at most {LIMIT}")
-    weights = np.zeros((size, size))
-    for k, row in enumerate(plan.weights):
-        if len(row) != k + 1:
-            raise ValueError(f"{source}: weights.{k}: {len(row)} numbers, must be {k + 1}")
-        weights[k, : k + 1] = check({"weights": row}, Row, f"{source}: row {k}").weights
-    columns = {**dict(plan), "weights": weights, "info": _renamed(plan.info)}
+    columns = {**dict(plan), "info": _renamed(plan.info)}
+    columns["weights"] = _matrix("weights", plan.weights, source)
+    if plan.guidance_weights is not None:
+        name = "guidance_weights"
+        columns[name] = _matrix(name, plan.guidance_weights, source)
     del columns["version"]
     return columns
+
+
+def _matrix(name: str, triangle: list[list[object]], source: str) -> npt.NDArray[np.float64]:
+    """The rows of a lower triangle as a matrix."""
+    size = len(triangle)
+    if size > LIMIT:
+        raise ValueError(f"{source}: {size} rows of {name}; a plan has at most {LIMIT}")
+    matrix = np.zeros((size, size))
+    for k, row in enumerate(triangle):
+        if len(row) != k + 1:
+            raise ValueError(f"{source}: {name}.{k}: {len(row)} numbers, must be {k + 1}")
+        matrix[k, : k + 1] = check({"weights": row}, Row, f"{source}: row {k}").weights
+    return matrix
 
 
 def _renamed(info: JsonObject) -> JsonObject:

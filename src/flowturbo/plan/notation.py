@@ -20,15 +20,16 @@ _LETTERS = "".join(BLOCKS)
 ALLOWED = (
     f"allowed: blocks of {', '.join(BLOCKS)}, such as H1P5R3 or [H1P1R1]x2; "
     f"{_named('evaluations')} with evaluations, such as AB2:8; "
-    f"{_named('steps')} with steps, such as RK4:2; all with an optional shift, such as AB2:8@1.6"
+    f"{_named('steps')} with steps, such as RK4:2; all with an optional shift, such as AB2:8@1.6; "
+    "or F and C for evaluations with both branches of guidance and with one, such as AB2:FFFCC"
 )
-_SOLVER = re.compile(rf"({'|'.join(map(re.escape, SOLVERS))}):([0-9]+)")
+_SOLVER = re.compile(rf"({'|'.join(map(re.escape, SOLVERS))}):([0-9]+|F[FC]*)")
 _TOKEN = re.compile(rf"([{_LETTERS}])([0-9]+)|(\[)|\]X([0-9]+)")
 LONGEST = 2000  # characters
 
 
-def parse(text: str) -> tuple[str, str | int, float | None]:
-    """``text`` as (solver, count, shift); blocks as ("H1P5R3", "HPPPPPRRR", shift).
+def parse(text: str) -> tuple[str, str | int, float | None, str]:
+    """``text`` as (solver, count, shift, pattern); blocks as ("H1P5R3", "HPPPPPRRR", shift, "").
 
     Raises:
         ValueError: one line that shows the text, where it goes wrong, and what is allowed.
@@ -46,14 +47,22 @@ def parse(text: str) -> tuple[str, str | int, float | None]:
         except ValueError:
             raise _wrong(whole, len(body) + 1, "a number for the shift") from None
     if ":" not in body:
-        return body.replace("X", "x"), _expand(whole, body), shift
+        return body.replace("X", "x"), _expand(whole, body), shift, ""
     match = _SOLVER.fullmatch(body)
     if match is None:
         head = body.partition(":")[0]
         if _SOLVER.fullmatch(f"{head}:1"):
             raise _wrong(whole, len(head) + 1, "a whole number")
         raise _wrong(whole, 0, "a known solver")
-    return match[1], _count(whole, match.start(2), match[2]), shift
+    name, count = match.groups()
+    if not count.isdigit():
+        solver = SOLVERS[name]
+        if solver.counts != "evaluations" or solver.extra:
+            raise _wrong(whole, match.start(2), "a whole number")
+        if len(count) > LIMIT:
+            raise _wrong(whole, match.start(2), f"at most {LIMIT} evaluations in all")
+        return name, len(count), shift, count
+    return name, _count(whole, match.start(2), count), shift, ""
 
 
 def _expand(whole: str, body: str) -> str:

@@ -6,6 +6,15 @@ matrix of weights. The state before evaluation ``k`` sits at ``times[k]``, and
     v_k = evaluator_k(x, t_k)
     x   = x + sum over j <= k of W[k, j] * v_j
 
+An evaluation of a guided model takes two passes of the network, for the conditional velocity
+``v_c`` and the unconditional ``v_u``; a "conditional" one takes the first alone. With
+``d = v_c - v_u`` and the guidance scale ``w`` the update is
+
+    x   = x + sum over j <= k of W[k, j] * v_c_j + (w - 1) * D[k, j] * d_j
+
+where ``D``, the guidance weights, is 0 at conditional evaluations, and ``W`` for a plan without
+them, so that one table serves a range of scales.
+
 Euler, Runge-Kutta, Adams-Bashforth, the Heun, pseudo-corrector and refiner blocks of FlowTurbo
 (Zhao et al. 2024, arXiv 2409.18128) and fitted solvers are all such tables; a step of two
 evaluations is two rows, and times repeat where one of them only corrects the state. Time runs from
@@ -44,7 +53,7 @@ from flowturbo.types import ReadOnlyJson, Scheduler
 __all__ = ["Plan", "Row", "as_plan"]
 
 Points: TypeAlias = Sequence[float] | Times | None
-COLUMNS = ("times", "evaluators", "weights", "model_times", "last_velocity")
+COLUMNS = ("times", "evaluators", "weights", "model_times", "last_velocity", "guidance_weights")
 
 
 def as_plan(plan: object) -> Plan:
@@ -72,13 +81,18 @@ class Plan:
     Attributes:
         times: (K + 1,) float64 in [0, 1], all ascending or all descending: of the state before each
             evaluation, and of the result; K is at most 2000.
-        evaluators: K of "model" or "refiner"; the first is "model".
+        evaluators: K of "model", "conditional" or "refiner"; the first is "model". A conditional
+            evaluation is one of the model without the unconditional branch of guidance; where
+            nothing is guided it is the model's.
         weights: (K, K) float64, lower triangular: row ``k`` is the update after evaluation ``k``;
             from -1e4 to 1e4, since larger ones amplify the rounding of float32.
         model_times: (K,) float64 in [0, 1], the time argument of each evaluator; by default
             ``times[:K]``.
         last_velocity: for a refiner row, the index of the evaluation that is the last known
             velocity; ``k - 1`` by default and for all model rows.
+        guidance_weights: (K, K) float64, lower triangular: the weights of the differences of the
+            branches, 0 at conditional evaluations; by default the last difference is reused in
+            place of theirs, and the rest is as in ``weights``.
         name: in the notation of ``parse`` where there is one.
         info: how the plan was made, its measured error and the like: any JSON object. Entries that
             the library reads are checked: "guidance" is [lowest, highest], "error" and "baseline"
@@ -93,6 +107,7 @@ class Plan:
     weights: npt.NDArray[np.float64]
     model_times: Times = None  # type: ignore[assignment]
     last_velocity: tuple[int, ...] = None  # type: ignore[assignment]
+    guidance_weights: npt.NDArray[np.float64] | None = None
     name: str = "plan"
     info: ReadOnlyJson = field(default_factory=dict)
 
@@ -103,13 +118,16 @@ class Plan:
         weights = _checks.weights(self.weights, n)
         model_times = _checks.model_times(self.model_times, times)
         last_velocity = _checks.last_velocity(self.last_velocity, evaluators)
+        guidance_weights = _checks.guidance_weights(self.guidance_weights, weights, evaluators)
         if not isinstance(self.name, str) or not self.name.isprintable() or len(self.name) > 4000:
             raise ValueError(f"name={checks.shown(self.name)}: must be one line of text")
-        for array in (times, weights, model_times):
-            array.flags.writeable = False
-        values = (times, evaluators, weights, model_times, last_velocity, _checks.info(self.info))
-        for key, value in zip((*COLUMNS, "info"), values, strict=True):
+        for array in (times, weights, model_times, guidance_weights):
+            if array is not None:
+                array.flags.writeable = False
+        values = (times, evaluators, weights, model_times, last_velocity, guidance_weights)
+        for key, value in zip(COLUMNS, values, strict=True):
             object.__setattr__(self, key, value)
+        object.__setattr__(self, "info", _checks.info(self.info))
 
     # -- properties ---------------------------------------------------------------------------
 
@@ -118,14 +136,35 @@ class Plan:
 
     @property
     def nfe(self) -> dict[str, int]:
-        """Evaluations of each kind: ``{"model": m, "refiner": r}``."""
+        """Evaluations of each kind: ``{"model": m, "conditional": c, "refiner": r}``."""
         return {name: self.evaluators.count(name) for name in _checks.EVALUATORS}
 
-    def cost(self, *, model: float = 1.0, refiner: float = 0.0, fixed: float = 0.0) -> float:
-        """Cost of one run: that of all evaluations, at the cost of one, and a ``fixed`` cost."""
-        each = {"model": model, "refiner": refiner, "fixed": fixed}
-        model, refiner, fixed = (checks.number(k, v, 0) for k, v in each.items())
-        return self.nfe["model"] * model + self.nfe["refiner"] * refiner + fixed
+    def passes(self, guidance: float) -> int:
+        """Passes of the network for an image at a guidance scale.
+
+        Two for each evaluation of a guided model, one where nothing is guided (scale 1) and for
+        each conditional evaluation, none for a refiner's.
+        """
+        branches = 1 if checks.number("guidance", guidance) == 1 else 2
+        return branches * self.nfe["model"] + self.nfe["conditional"]
+
+    def cost(
+        self,
+        *,
+        model: float = 1.0,
+        conditional: float | None = None,
+        refiner: float = 0.0,
+        fixed: float = 0.0,
+    ) -> float:
+        """Cost of one run: that of all evaluations, at the cost of one, and a ``fixed`` cost.
+
+        A conditional evaluation costs half of the model's by default.
+        """
+        conditional = model / 2 if conditional is None else conditional
+        each = {"model": model, "conditional": conditional, "refiner": refiner}
+        costs = {name: checks.number(name, cost, 0) for name, cost in each.items()}
+        count = self.nfe
+        return sum(count[n] * c for n, c in costs.items()) + checks.number("fixed", fixed, 0)
 
     def seen_by(self, k: int) -> range:
         """The evaluations in the history of the refiner of row ``k``, oldest first."""
@@ -160,7 +199,9 @@ class Plan:
 
     @cached_property
     def _key(self) -> tuple[object, ...]:
-        arrays = (self.times, self.weights, self.model_times)
+        arrays = [self.times, self.weights, self.model_times]
+        if self.guidance_weights is not None:
+            arrays.append(self.guidance_weights)
         return (*(a.tobytes() for a in arrays), self.evaluators, self.last_velocity, self.name)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -181,6 +222,7 @@ class Plan:
         - ``H1P5R3``, ``E8``, ``[H1P1R1]x2``, ``E2H2P3``: see ``blocks``;
         - ``AB2:8``, ``RK4:2``: a solver of ``flowturbo.plan.solvers.SOLVERS`` with its number of
           evaluations or steps;
+        - ``AB2:FFCFC``: a solver of one evaluation per step, full (F) or conditional (C);
         - either with a shift of the grid, ``AB2:8@1.6``.
 
         Args:
@@ -192,7 +234,7 @@ class Plan:
         Raises:
             ValueError: if the text is not a plan (the message shows where) or the grid is invalid.
         """
-        solver, count, suffix = notation.parse(text)
+        solver, count, suffix, pattern = notation.parse(text)
         points = Grid(**grid)
         if suffix is not None:
             if points.shift != 1.0:
@@ -202,7 +244,12 @@ class Plan:
             points = replace(points, shift=suffix)
         if isinstance(count, str):
             return cls(**chain(solver, count, points))
-        return cls(**SOLVERS[solver].columns(count, points))
+        columns = SOLVERS[solver].columns(count, points)
+        if pattern:
+            kinds = {"F": "model", "C": "conditional"}
+            columns["evaluators"] = tuple(kinds[letter] for letter in pattern)
+            columns["name"] = columns["name"].replace(f":{count}", f":{pattern}", 1)
+        return cls(**columns)
 
     @classmethod
     def blocks(cls, text: str, *, shipped: bool = False, **grid: Unpack[GridOptions]) -> Plan:
@@ -224,7 +271,7 @@ class Plan:
         Raises:
             ValueError: if the text is not blocks, R comes first, or the grid is invalid.
         """
-        name, letters, suffix = notation.parse(text)
+        name, letters, suffix, _ = notation.parse(text)
         if not isinstance(letters, str) or suffix is not None:
             raise ValueError(f"plan {text!r}: only blocks such as 'H1P5R3' here; use Plan.parse")
         shipped = checks.flag("shipped", shipped)
@@ -350,7 +397,7 @@ class Plan:
         time = start_time(t, self.times, self.name)
         if time == self.times[0]:
             return self
-        columns = restricted(time, **{name: getattr(self, name) for name in COLUMNS}).columns()
+        columns = restricted(time, **{name: getattr(self, name) for name in COLUMNS})
         info = {"restricted_to": time, "from": dict(self.info)}
         return Plan(**columns, name=f"{self.name} from {time:g}", info=info)
 

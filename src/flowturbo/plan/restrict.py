@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from flowturbo import checks
 from flowturbo.path import Times
-from flowturbo.plan.builder import Table
+from flowturbo.plan.builder import Columns, Table
+from flowturbo.plan.rows import reused_differences
 from flowturbo.plan.solvers import adams
 
 __all__ = ["restricted", "start_time"]
@@ -45,8 +46,9 @@ def restricted(
     weights: npt.NDArray[np.float64],
     model_times: Times,
     last_velocity: Sequence[int],
-) -> Table:
-    """The rows of a plan from ``t`` on; see ``Plan.restrict``."""
+    guidance_weights: npt.NDArray[np.float64] | None,
+) -> Columns:
+    """The columns of a plan from ``t`` on; see ``Plan.restrict``."""
     direction = np.sign(times[-1] - times[0])
     first = int(np.searchsorted(direction * times[:-1], direction * t, side="left"))
     after = int(np.searchsorted(direction * times[:-1], direction * t, side="right"))
@@ -54,6 +56,8 @@ def restricted(
     start = table.evaluate(model_time=float(model_times[after - 1]) if first < after else None)
     index = dict.fromkeys(range(first, after), start)  # of the evaluations kept, in the table
     _extrapolate(table, float(times[after]))
+    guidance = guidance_weights
+    differences: dict[int, dict[int, float]] = {}  # guidance weights of the rows that stay
     waiting: list[int] = []  # dropped evaluations, replaced by the next one at their time
     for k in range(after, len(evaluators)):
         to = float(times[k + 1])
@@ -66,18 +70,37 @@ def restricted(
         if evaluators[k] == "refiner" and sees >= 2:
             new = table.evaluate("refiner", model_time=float(model_times[k]), last_velocity=before)
         else:
-            new = table.evaluate(model_time=float(model_times[k]))
+            kind = "conditional" if evaluators[k] == "conditional" else "model"
+            new = table.evaluate(kind, model_time=float(model_times[k]))
         index.update(dict.fromkeys([*waiting, k], new))
         waiting = []
         whole = abs(weights[k].sum() - (to - times[k])) < CONSISTENT
         if whole and all(j in index for j in uses):
-            row: dict[int, float] = {}
-            for j in uses:
-                row[index[j]] = row.get(index[j], 0.0) + float(weights[k, j])
-            table.move(to, row)
+            table.move(to, _gathered(index, uses, weights[k]))
+            if guidance is not None:
+                used = np.flatnonzero(guidance[k]).tolist()
+                if all(j in index for j in used):
+                    differences[new] = _gathered(index, used, guidance[k])
         else:
             _extrapolate(table, to, len({times[j] for j in uses}))
-    return table
+    columns = table.columns()
+    if guidance is not None:
+        made = reused_differences(columns["weights"], columns["evaluators"])
+        for k, kept in differences.items():
+            made[k] = 0.0
+            made[k, list(kept)] = list(kept.values())
+        columns["guidance_weights"] = made
+    return columns
+
+
+def _gathered(
+    index: Mapping[int, int], used: Sequence[int], weights: npt.NDArray[np.float64]
+) -> dict[int, float]:
+    """The weights of evaluations by their new index."""
+    row: dict[int, float] = {}
+    for j in used:
+        row[index[j]] = row.get(index[j], 0.0) + float(weights[j])
+    return row
 
 
 def _extrapolate(table: Table, to: float, order: int = 1) -> None:

@@ -5,25 +5,36 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 if TYPE_CHECKING:
     from flowturbo.plan.plan import Plan
 
-__all__ = ["Row", "rows_of"]
+__all__ = ["Row", "reused_differences", "rows_of"]
+
+Terms = tuple[tuple[int, float], ...]
+TINY = 1e-12  # a weight that is 0 but for rounding
 
 
 class Row(NamedTuple):
     """Evaluation ``k`` of a plan in Python numbers, which compilers treat as constants.
 
+    A velocity is named by the index ``j`` of its evaluation, and its guidance term, what guidance
+    adds to the conditional velocity there, by ``~j``.
+
     Attributes:
         k: its index.
-        evaluator: "model" or "refiner".
+        evaluator: "model", "conditional" or "refiner".
         time: of the state before it.
         model_time: the time argument of the evaluator.
         to: the time of the state after it.
-        update: (j, weight) of the velocities in the update of the state, weights not 0, k last.
+        update: (j or ~j, weight) of the velocities and guidance terms in the update of the state,
+            weights not 0, k last.
         history: (j, model time) of the velocities in the history of a refiner, oldest first.
-        frees: the velocities that no later row uses.
+        frees: the velocities and guidance terms that no later row uses.
+        estimate: (~j, weight) of the guidance terms that a conditional evaluation adds to its
+            velocity, for an estimate of the guided one.
+        keeps_term: whether a later row uses its guidance term.
     """
 
     k: int
@@ -31,14 +42,19 @@ class Row(NamedTuple):
     time: float
     model_time: float
     to: float
-    update: tuple[tuple[int, float], ...]
+    update: Terms
     history: tuple[tuple[int, float], ...]
     frees: tuple[int, ...]
+    estimate: Terms = ()
+    keeps_term: bool = False
 
 
 def rows_of(plan: Plan) -> tuple[Row, ...]:
     """The rows of ``plan``, in order."""
-    model_times, frees = plan.model_times.tolist(), _frees(plan)
+    model_times = plan.model_times.tolist()
+    terms, estimates = _guidance(plan)
+    frees = _frees(plan, terms, estimates)
+    kept = ((terms != 0) | (estimates != 0)).any(0)
     return tuple(
         Row(
             k=k,
@@ -46,22 +62,82 @@ def rows_of(plan: Plan) -> tuple[Row, ...]:
             time=float(plan.times[k]),
             model_time=model_times[k],
             to=float(plan.times[k + 1]),
-            update=tuple((j, w) for j, w in enumerate(plan.weights[k].tolist()) if w != 0.0),
+            update=_named(terms[k]) + tuple((j, w) for j, w in _nonzero(plan.weights[k])),
             history=tuple((j, model_times[j]) for j in plan.seen_by(k) if evaluator == "refiner"),
             frees=frees[k],
+            estimate=_named(estimates[k]),
+            keeps_term=bool(kept[k]),
         )
         for k, evaluator in enumerate(plan.evaluators)
     )
 
 
-def _frees(plan: Plan) -> list[tuple[int, ...]]:
-    """For each row, the evaluations that no later row uses, so that memory can be freed."""
+def reused_differences(
+    weights: npt.NDArray[np.float64], evaluators: tuple[str, ...]
+) -> npt.NDArray[np.float64]:
+    """The guidance weights of a plan that reuses the last difference of the two branches.
+
+    They are ``weights``, with those of conditional evaluations at the last model evaluation before.
+    """
+    made, last = weights.copy(), 0
+    for j, evaluator in enumerate(evaluators):
+        if evaluator == "model":
+            last = j
+        elif evaluator == "conditional":
+            made[:, last] += made[:, j]
+            made[:, j] = 0
+    return made
+
+
+def _guidance(plan: Plan) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The weights of the guidance terms in each update, and in each estimate; (K, K) both.
+
+    The update of row ``k`` is to be ``sum_j W[k, j] v_c,j + (w - 1) sum_j D[k, j] d_j``. Velocities
+    are kept guided: exactly at model rows, and at a conditional row ``c`` as the mean over its step
+    of what ``D`` adds there, ``v_c + (w - 1) sum_j D[c, j] d_j / step``. What the update by these
+    lacks is left to the guidance terms.
+    """
+    size = len(plan)
+    conditional = np.array([e == "conditional" for e in plan.evaluators])
+    estimates = np.zeros((size, size))
+    if plan.guidance_weights is None and not conditional.any():
+        return estimates, estimates
+    model = np.array([e == "model" for e in plan.evaluators])
+    wanted = plan.guidance_weights
+    if wanted is None:
+        wanted = reused_differences(plan.weights, plan.evaluators)
+    wanted = np.where(model, wanted, 0.0)
+    for k in np.flatnonzero(conditional):
+        step = plan.times[k + 1] - plan.times[k]
+        if step and wanted[k].any():
+            estimates[k] = wanted[k] / step
+        else:
+            estimates[k, np.flatnonzero(model[:k])[-1]] = 1.0
+    terms = wanted - np.where(model, plan.weights, 0.0) - plan.weights @ estimates
+    terms[np.abs(terms) < TINY] = 0.0
+    return terms, estimates
+
+
+def _nonzero(row: npt.NDArray[np.float64]) -> list[tuple[int, float]]:
+    return [(j, w) for j, w in enumerate(row.tolist()) if w != 0.0]
+
+
+def _named(row: npt.NDArray[np.float64]) -> Terms:
+    return tuple((~j, w) for j, w in _nonzero(row))
+
+
+def _frees(
+    plan: Plan, terms: npt.NDArray[np.float64], estimates: npt.NDArray[np.float64]
+) -> list[tuple[int, ...]]:
+    """For each row, what no later row uses, so that memory can be freed."""
     last = np.arange(len(plan))
+    kept: dict[int, int] = {}
     for k, evaluator in enumerate(plan.evaluators):
         last[np.flatnonzero(plan.weights[k])] = k
         if evaluator == "refiner":
             last[: plan.last_velocity[k] + 1] = k
+        kept |= {~int(j): k for j in np.flatnonzero((terms[k] != 0) | (estimates[k] != 0))}
     rows: list[list[int]] = [[] for _ in last]
-    for j, k in enumerate(last.tolist()):
+    for j, k in [*enumerate(last.tolist()), *kept.items()]:
         rows[k].append(j)
     return list(map(tuple, rows))

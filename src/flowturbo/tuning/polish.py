@@ -30,7 +30,7 @@ from flowturbo.plan import Plan, Row
 from flowturbo.plan.checks import LARGEST
 from flowturbo.progress import Progress, Report
 from flowturbo.refiner.binding import Refiner, needed_refiner, prepare_refiner
-from flowturbo.sampling import Evaluate, Velocities, evaluators, update
+from flowturbo.sampling import Evaluate, Velocities, evaluated, evaluators, update
 from flowturbo.sampling import run as run_rows
 from flowturbo.tuning.contrast import Contrast, solve_least_squares
 from flowturbo.tuning.reference import Reference, error, run
@@ -87,13 +87,13 @@ def polish(
     unguided = replace(reference, guidance=1.0)
     moves, damping = _moves(plan, history, move_times), 1e-4
 
-    def recorded(plan: Plan) -> tuple[Plan, Tensor, list[Tensor]]:
+    def recorded(plan: Plan) -> tuple[Plan, Tensor, list[Found]]:
         """The plan, with the contrast of what it reaches; that, and its velocities."""
         x, calls = _recorded(plan, field, unguided, refiner)
         if contrast is None:
             return plan, x, calls
         used = slice(max(0, len(plan) - history), len(plan))
-        more, x = contrast.restored(x, calls[used])
+        more, x = contrast.restored(x, [found[k] for k, found in enumerate(calls)][used])
         weights = plan.weights.copy()
         weights[-1, used] += more.numpy()
         return replace(plan, weights=weights), x, calls
@@ -129,27 +129,28 @@ def _recorded(
     field: Field,
     reference: Reference,
     refiner: Refiner | None,
-    before: Sequence[Tensor] = (),
-) -> tuple[Tensor, list[Tensor]]:
+    before: Sequence[Found] = (),
+) -> tuple[Tensor, list[Found]]:
     """The final states, and the velocities of all evaluations, the first of them replayed."""
     refiner = needed_refiner(plan, refiner)
     if refiner is not None:
         refiner = prepare_refiner(plan, field, refiner)
-    calls: list[Tensor] = []
+    calls: list[Found] = []
 
     def step(
         row: Row, evaluate: Mapping[str, Evaluate], x: Tensor, velocities: Velocities
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Found]:
         known = row.k < len(before)
-        v = before[row.k] if known else evaluate[row.evaluator](row, x, velocities)
-        calls.append(v)
-        return update(row, x, v, velocities), v
+        found = before[row.k] if known else evaluated(row, evaluate, x, velocities)
+        calls.append(found)
+        return update(row, x, found, velocities), found
 
     with torch.no_grad():
         evaluate = evaluators(field, refiner, reference.cond, plan.rows)
         return run_rows(plan.rows, evaluate, reference.noise, step=step), calls
 
 
+Found = dict[int, Tensor]  # what a row has evaluated
 Move = tuple[int, int | None]  # row and column of a weight, or row and None for its time
 
 
@@ -185,7 +186,7 @@ def _slope(
     reference: Reference,
     refiner: Refiner | None,
     x: Tensor,
-    calls: list[Tensor],
+    calls: list[Found],
 ) -> Tensor:
     """How the final states change with one number, (N, ...) per unit."""
     k, j = move

@@ -100,7 +100,7 @@ class Run:
         self.predicted = predicted_data(x, v, float(self.plan.times[k]))
         row = self._row(k)
         if row is not None:
-            x = update(row, x, v, self.velocities)
+            x = update(row, x, {row.k: v}, self.velocities)
             kept = {**self.velocities, row.k: v}
             self.velocities = {j: u for j, u in kept.items() if j not in row.frees}
         self.index, self.answer = k + 1, None

@@ -31,7 +31,7 @@ def test_records_side_by_side(text_model, tmp_path, capsys):
     assert "reference solution" in shown
     record = json.loads(two.read_text("utf-8"))
     assert record["conditions"]["plan"] == "AB2:2"
-    assert record["evaluations"] == {"model": 2, "refiner": 0}
+    assert record["evaluations"] == {"model": 2, "conditional": 0, "refiner": 0}
     again = two.read_bytes()
     assert _run(*shared, "--plan", "AB2:2", "-g", "2", "-o", two) == 0
     assert two.read_bytes() == again

@@ -59,7 +59,7 @@ def test_the_whole_walk(flowturbo, tmp_path, ahead_of_time):
         assert json.loads((tmp_path / "record.json").read_text())["conditions"]["guidance"] == 2
     flowturbo(f"benchmark {use} --batch 2 --repeats 1 --scopes none --no-baselines -o bench.json")
     record = json.loads((tmp_path / "bench.json").read_text())
-    assert record["methods"][0]["evaluations"] == {"model": 3, "refiner": 2}
+    assert record["methods"][0]["evaluations"] == {"model": 3, "conditional": 0, "refiner": 2}
     flowturbo(
         f"analyze {use} --trajectories 4 --steps 8 --nfe 2 --sections solvers,rows -o analysis"
     )

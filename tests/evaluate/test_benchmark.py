@@ -107,7 +107,9 @@ def test_command(text_model, tmp_path, monkeypatch, capsys, arguments):
     record = json.loads(out.read_text())
     rows = {row["name"]: row for row in record["methods"]}
     plain, fast = rows["E2, uncompiled"], rows["E2, compiled plan"]
-    assert plain["evaluations"] == fast["evaluations"] == {"model": 2, "refiner": 0}
+    assert (
+        plain["evaluations"] == fast["evaluations"] == {"model": 2, "conditional": 0, "refiner": 0}
+    )
     assert plain["flops"] == fast["flops"] > 0
     assert fast["compile"]["recompiles"] == 0
     assert fast["compile"]["graphs"] == 1

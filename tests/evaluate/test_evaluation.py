@@ -68,7 +68,7 @@ def test_the_record_has_its_conditions(words, record):
     assert found["digest"] == ft.Plan.parse("AB2:3").digest
     assert (found["guidance"], found["seeds"]) == (2.0, [0, 23])
     assert found["versions"]["torch"] == torch.__version__
-    assert record["evaluations"] == {"model": 3, "refiner": 0}
+    assert record["evaluations"] == {"model": 3, "conditional": 0, "refiner": 0}
     assert record["reference"]["evaluations"] == fine(8).nfe["model"] == 17
     assert 0 < record["reference"]["error"]["rmse"] < record["trajectory"]["rmse"]
     network = evaluate(words, "E1", **FEW | {"features": None})
@@ -160,7 +160,7 @@ def test_a_refiner_is_counted_and_kept_apart(words, tmp_path):
     few = FEW | {"features": None, "cache_dir": tmp_path}
     refiner = Reuse()
     found = evaluate(words, "H1R1", refiner=refiner, **few)
-    assert found["evaluations"] == {"model": 2, "refiner": 2}
+    assert found["evaluations"] == {"model": 2, "conditional": 0, "refiner": 2}
     half = lambda x, t, cond, history: history[-1][1] / 2
     other = evaluate(words, "H1R1", refiner=half, **few)
     assert other["trajectory"] == evaluate(words, "H1R1", refiner=half, **few)["trajectory"]

@@ -218,7 +218,7 @@ def test_nfe_is_what_is_called():
     for plan in every_plan():
         model, refiner = CountCalls(constant), Reuse()
         sample(plan, model, noise(1), refiner=refiner)
-        assert plan.nfe == {"model": model.calls, "refiner": refiner.calls}
+        assert plan.nfe == {"model": model.calls, "conditional": 0, "refiner": refiner.calls}
         assert len(plan) == model.calls + refiner.calls
 
 
@@ -233,7 +233,7 @@ def test_nfe_is_what_is_called():
 )  # fmt: skip
 def test_nfe(text, model, refiner):
     plan = Plan.parse(text)
-    assert plan.nfe == {"model": model, "refiner": refiner}
+    assert plan.nfe == {"model": model, "conditional": 0, "refiner": refiner}
     assert plan.cost(model=3.39, refiner=0.1, fixed=2) == pytest.approx(
         3.39 * model + 0.1 * refiner + 2
     )
@@ -669,7 +669,7 @@ def test_bad_constructor_arguments(make, message):
         ({"times": [0, np.nan, 1]}, "finite"),
         ({"times": [[0, 0.5, 1]]}, "shape"),
         ({"evaluators": ("model", "teacher")}, "evaluators\\[1\\]='teacher'"),
-        ({"evaluators": ("refiner", "model")}, "needs a velocity"),
+        ({"evaluators": ("refiner", "model")}, "need a velocity"),
         ({"evaluators": "model"}, "1 evaluators"),
         ({"weights": [[0.5, 0.1], [0, 0.5]]}, "lower triangular"),
         ({"weights": [[0.5, 0], [np.inf, 0.5]]}, "finite"),

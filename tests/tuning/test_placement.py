@@ -48,7 +48,7 @@ def test_refiners_are_placed_where_they_help():
 
 def test_a_refiner_that_does_not_help_is_left_out_and_noted():
     plan = ft.tune(mixture, nfe=4, refiner=Noise(), noise=initial_noise(256))
-    assert plan.nfe == {"model": 4, "refiner": 0}
+    assert plan.nfe == {"model": 4, "conditional": 0, "refiner": 0}
     assert "the refiner was left out" in plan.info["notes"][0]
 
 

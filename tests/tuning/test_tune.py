@@ -26,7 +26,7 @@ from flowturbo.tuning.reference import error, fine, solve
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_tune_on_a_field_of_the_callers_own(direction):
     plan = ft.tune(mixture, nfe=5, noise=initial_noise(256), direction=direction)
-    assert plan.nfe == {"model": 5, "refiner": 0}
+    assert plan.nfe == {"model": 5, "conditional": 0, "refiner": 0}
     assert plan.info["notes"] == []
     fresh = solve(mixture, initial_noise(200, seed=1))
     fresh = fresh if direction == "forward" else fresh.reversed()
@@ -206,7 +206,7 @@ def test_fields_that_start_at_rest_or_never_change(name, shape, contrast):
     plan = ft.tune(FIELDS_AT_REST[name], nfe=2, noise=x0, preserve_contrast=contrast)
     assert plan.info["error"]["rmse"] <= plan.info["baseline"]["rmse"]
     assert plan.info["baseline"]["rmse"] < 0.5
-    assert plan.nfe == {"model": 2, "refiner": 0}
+    assert plan.nfe == {"model": 2, "conditional": 0, "refiner": 0}
     if name in "01":
         assert plan.info["error"]["rmse"] < 1e-5
     assert np.abs(plan.weights).max() < 5

@@ -137,7 +137,8 @@ def run(
         }  # fmt: skip
         series.into(ImageFolder(out, wanted, seed, facts, choices), batch, scale)
     counts = ", ".join(f"{m} {kind}" for kind, m in chosen.nfe.items() if m)
-    say(f"{series.summary}, {counts} evaluations each{series.speed} -> {out}")
+    passes = f" ({chosen.passes(guidance)} passes)" if guidance != 1 else ""
+    say(f"{series.summary}, {counts} evaluations{passes} each{series.speed} -> {out}")
 
 
 @dataclass

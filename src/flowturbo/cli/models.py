@@ -97,6 +97,8 @@ def _card(card: JsonObject, about: Conditioning | None, home: Path) -> Table:
 def _plan(plan: Plan) -> str:
     """Its evaluations, and its error next to that of the best classical solver."""
     count = f"{plan.nfe['model']} evaluations"
+    if plan.nfe["conditional"]:
+        count += f", {plan.nfe['conditional']} conditional"
     if plan.nfe["refiner"]:
         count += f", {plan.nfe['refiner']} of the refiner"
     if not {"error", "baseline"} <= plan.info.keys():

@@ -40,6 +40,7 @@ class _Part(Schema):
 
 class _Evaluations(_Part):
     model: Count
+    conditional: Count = 0
     refiner: Count
 
 

@@ -19,6 +19,16 @@ __all__ = ["check_alike", "check_plot", "evaluations", "plot", "table"]
 _COLOURS = {"none": "tab:blue", "plan": "tab:red", "row": "tab:orange", "network": "tab:green"}
 
 
+def counted(evaluations: Mapping[str, int]) -> str:
+    """Evaluations of the model, conditional ones (C) and those of a refiner, as "6 + 2 C + 5"."""
+    conditional, refiner = evaluations.get("conditional", 0), evaluations["refiner"]
+    return (
+        f"{evaluations['model']}"
+        + (f" + {conditional} C" if conditional else "")
+        + (f" + {refiner}" if refiner else "")
+    )
+
+
 def table(record: ReadOnlyJson) -> Table:
     """A row for each method, the fastest first."""
     columns = ["method", "ms", "spread", "images/s", "evaluations", "error", "MFU", "compile s"]
@@ -32,7 +42,7 @@ def table(record: ReadOnlyJson) -> Table:
             f"{ms['median']:.2f}",
             f"{ms['low']:.2f}-{ms['high']:.2f}",
             f"{row['images_per_second']:.1f}",
-            f"{count['model']}" + (f" + {count['refiner']}" if count["refiner"] else ""),
+            counted(count),
             f"{row['error']['rmse']:.4f}" if "error" in row else "",
             f"{100 * row['mfu']:.0f} %",
             f"{row['compile']['seconds']:.1f}" if "compile" in row else "",
@@ -113,7 +123,7 @@ def _line(record: ReadOnlyJson, which: str) -> list[str]:
         relative = f"{100 * distances['relative']:+.1f} % [{bounds}]"
     return [
         record["conditions"]["plan"],
-        f"{count['model']}" + (f" + {count['refiner']}" if count["refiner"] else ""),
+        counted(count),
         f"{record['flops'] / 1e9:.3g}",
         f"{record['latency']['ms']['median']:.1f}" if "latency" in record else "",
         f"{far['rmse']:.4f} [{_range(far['rmse_95'], '.4f')}]",

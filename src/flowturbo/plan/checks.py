@@ -124,7 +124,7 @@ def evaluators(values: Sequence[str], n: int) -> tuple[str, ...]:
             raise ValueError(f"evaluators[{k}]={shown(name)}: must be {_EVALUATORS}")
     if evaluators[0] != "model":
         raise ValueError(
-            f"evaluators[0]={evaluators[0]!r}: must be 'model'; the others use its velocity"
+            f"evaluators[0]={evaluators[0]!r}: must be 'model'; the others need a velocity"
         )
     return evaluators
 

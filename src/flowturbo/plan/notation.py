@@ -19,9 +19,8 @@ def _named(counts: str) -> str:
 _LETTERS = "".join(BLOCKS)
 ALLOWED = (
     f"allowed: blocks of {', '.join(BLOCKS)}, such as H1P5R3 or [H1P1R1]x2; "
-    f"{_named('evaluations')} with evaluations, such as AB2:8; "
-    f"{_named('steps')} with steps, such as RK4:2; all with an optional shift, such as AB2:8@1.6; "
-    "or F and C for evaluations with both branches of guidance and with one, such as AB2:FFFCC"
+    f"{_named('evaluations')} with evaluations, such as AB2:8, or full and conditional ones, such "
+    f"as AB2:FFC; {_named('steps')} with steps, such as RK4:2; all with an optional shift, as @1.6"
 )
 _SOLVER = re.compile(rf"({'|'.join(map(re.escape, SOLVERS))}):([0-9]+|F[FC]*)")
 _TOKEN = re.compile(rf"([{_LETTERS}])([0-9]+)|(\[)|\]X([0-9]+)")
@@ -57,7 +56,7 @@ def parse(text: str) -> tuple[str, str | int, float | None, str]:
     name, count = match.groups()
     if not count.isdigit():
         solver = SOLVERS[name]
-        if solver.counts != "evaluations" or solver.extra:
+        if solver.evaluations != 1 or solver.extra:
             raise _wrong(whole, match.start(2), "a whole number")
         if len(count) > LIMIT:
             raise _wrong(whole, match.start(2), f"at most {LIMIT} evaluations in all")

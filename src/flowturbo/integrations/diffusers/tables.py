@@ -34,6 +34,11 @@ def plan_of(value: object) -> Plan | None:
         raise ValueError(f"plan={value!r}: must be a Plan, its notation, its JSON, or None")
     if plan is not None and plan.times[0] > plan.times[-1]:
         raise ValueError(f"plan {plan.name!r} runs from data to noise; pipelines run the other way")
+    if plan is not None and (plan.nfe["conditional"] or plan.guidance_weights is not None):
+        raise ValueError(
+            f"plan {plan.name!r} treats the branches of guidance apart, which pipelines join "
+            "themselves; take a plan without conditional evaluations and guidance weights"
+        )
     return plan
 
 

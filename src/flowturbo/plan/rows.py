@@ -10,7 +10,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from flowturbo.plan.plan import Plan
 
-__all__ = ["Row", "reused_differences", "rows_of"]
+__all__ = ["Row", "guided_by", "reused_differences", "rows_of"]
 
 Terms = tuple[tuple[int, float], ...]
 TINY = 1e-12  # a weight that is 0 but for rounding
@@ -116,6 +116,15 @@ def _guidance(plan: Plan) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float
     terms = wanted - np.where(model, plan.weights, 0.0) - plan.weights @ estimates
     terms[np.abs(terms) < TINY] = 0.0
     return terms, estimates
+
+
+def guided_by(plan: Plan) -> npt.NDArray[np.float64]:
+    """The share of each guidance weight that a velocity of the plan carries, (K, K).
+
+    1 for its own at a model row, as `_guidance` estimates it at a conditional one; a refiner's has
+    the guidance weight of its own row.
+    """
+    return _guidance(plan)[1] + np.diag([float(e != "conditional") for e in plan.evaluators])
 
 
 def _nonzero(row: npt.NDArray[np.float64]) -> list[tuple[int, float]]:

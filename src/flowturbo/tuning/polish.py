@@ -28,12 +28,13 @@ from flowturbo.guidance import guided
 from flowturbo.path import Times
 from flowturbo.plan import Plan, Row
 from flowturbo.plan.checks import LARGEST
+from flowturbo.plan.rows import guided_by
 from flowturbo.progress import Progress, Report
-from flowturbo.refiner.binding import Refiner, needed_refiner, prepare_refiner
-from flowturbo.sampling import Evaluate, Velocities, evaluated, evaluators, update
-from flowturbo.sampling import run as run_rows
+from flowturbo.refiner.binding import Refiner
+from flowturbo.sampling import Evaluate, Velocities, evaluated, update
 from flowturbo.tuning.contrast import Contrast, solve_least_squares
 from flowturbo.tuning.reference import Reference, error, run
+from flowturbo.tuning.weights import DIFFERENCES
 
 __all__ = ["polish", "run", "score"]
 
@@ -94,9 +95,12 @@ def polish(
             return plan, x, calls
         used = slice(max(0, len(plan) - history), len(plan))
         more, x = contrast.restored(x, [found[k] for k, found in enumerate(calls)][used])
-        weights = plan.weights.copy()
+        weights, differences = plan.weights.copy(), plan.guidance_weights
         weights[-1, used] += more.numpy()
-        return replace(plan, weights=weights), x, calls
+        if differences is not None:
+            differences = differences.copy()
+            differences[-1] += more.numpy() @ guided_by(plan)[used]
+        return replace(plan, weights=weights, guidance_weights=differences), x, calls
 
     best, x, calls = recorded(plan)
     lowest = score(x, unguided, power)
@@ -132,26 +136,26 @@ def _recorded(
     before: Sequence[Found] = (),
 ) -> tuple[Tensor, list[Found]]:
     """The final states, and the velocities of all evaluations, the first of them replayed."""
-    refiner = needed_refiner(plan, refiner)
-    if refiner is not None:
-        refiner = prepare_refiner(plan, field, refiner)
     calls: list[Found] = []
 
     def step(
         row: Row, evaluate: Mapping[str, Evaluate], x: Tensor, velocities: Velocities
     ) -> tuple[Tensor, Found]:
-        known = row.k < len(before)
-        found = before[row.k] if known else evaluated(row, evaluate, x, velocities)
+        if row.k < len(before):
+            found = before[row.k]
+        else:
+            keeps_term = row.evaluator == "model" and plan.guidance_weights is not None
+            found = evaluated(row._replace(keeps_term=keeps_term), evaluate, x, velocities)
         calls.append(found)
         return update(row, x, found, velocities), found
 
     with torch.no_grad():
-        evaluate = evaluators(field, refiner, reference.cond, plan.rows)
-        return run_rows(plan.rows, evaluate, reference.noise, step=step), calls
+        return run(plan, field, reference, refiner, step=step), calls
 
 
 Found = dict[int, Tensor]  # what a row has evaluated
-Move = tuple[int, int | None]  # row and column of a weight, or row and None for its time
+Move = tuple[int, int | None]
+"""A row, and the column of a weight, ``~j`` of a guidance weight ``j``, or None for its time."""
 
 
 def _moves(plan: Plan, history: int, move_times: bool) -> list[Move]:
@@ -159,24 +163,44 @@ def _moves(plan: Plan, history: int, move_times: bool) -> list[Move]:
     weights: list[Move] = [
         (k, j) for k in range(size) for j in range(max(0, k + 1 - history), k + 1)
     ]
+    if plan.guidance_weights is not None:
+        for k in range(size):
+            model = [j for j, e in enumerate(plan.evaluators[: k + 1]) if e == "model"]
+            weights += [(k, ~j) for j in model[-DIFFERENCES:]]
     inner = [k for k in range(1, size) if times[k - 1] != times[k] != times[-1]]
     return weights + [(k, None) for k in inner if move_times]
 
 
 def _moved(plan: Plan, moves: list[Move], steps: Times) -> Plan | None:
     """The plan with every number moved, or None if its times or weights would not be allowed."""
-    times, weights = plan.times.copy(), plan.weights.copy()
+    times, weights, differences = plan.times.copy(), plan.weights.copy(), plan.guidance_weights
+    if differences is not None:
+        differences = differences.copy()
     for (k, j), step in zip(moves, steps, strict=True):
         if j is None:
             times[plan.times == plan.times[k]] += step
+        elif j < 0:
+            assert differences is not None
+            differences[k, ~j] += step
         else:
             weights[k, j] += step
     gaps = np.diff(times) * np.sign(times[-1] - times[0])
     least = np.minimum(np.abs(np.diff(plan.times)) * (1 - 1e-9), MIN_GAP)
-    if not (np.abs(weights).max() <= LARGEST and (gaps >= least).all()):  # nor NaN
+    if differences is not None:
+        refined = [e == "refiner" for e in plan.evaluators]
+        differences[:, refined] = weights[:, refined]
+    largest = max(np.abs(w).max() for w in (weights, differences) if w is not None)
+    if not (largest <= LARGEST and (gaps >= least).all()):  # nor NaN
         return None
     model_times = np.clip(times[:-1] + (plan.model_times - plan.times[:-1]), 0, 1)
-    return replace(plan, times=times, weights=weights, model_times=model_times, info={})
+    return replace(
+        plan,
+        times=times,
+        weights=weights,
+        model_times=model_times,
+        guidance_weights=differences,
+        info={},
+    )
 
 
 def _slope(
@@ -197,7 +221,11 @@ def _slope(
         changed = _moved(plan, [move], np.array([step]))
     if changed is None:
         return torch.zeros_like(x)
-    before = calls[: k if j is None else k + 1]
+    first = k if j is None else k + 1  # evaluation that changes
+    last = k - 1 if j is None else k  # row whose step or guidance weights change
+    if plan.evaluators[last] == "conditional" and (j is None or j < 0):
+        first = last  # its estimate does
+    before = calls[:first]
     return (_recorded(changed, field, reference, refiner, before)[0] - x) / step
 
 

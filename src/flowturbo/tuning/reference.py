@@ -6,7 +6,7 @@ both (Hermite), so a plan may be fitted on any times.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from flowturbo.path import Times
 from flowturbo.plan import Plan
 from flowturbo.progress import Progress, Report
 from flowturbo.refiner.binding import Refiner, needed_refiner, prepare_refiner
-from flowturbo.sampling import Callback, Step, evaluators, sample
+from flowturbo.sampling import Step, evaluators, sample, step
 from flowturbo.sampling import run as run_rows
 from flowturbo.tree import map_condition, slice_condition
 from flowturbo.types import Condition, GuidanceScale
@@ -203,9 +203,12 @@ def run(
     field: Field,
     reference: Reference,
     refiner: Refiner | None = None,
-    callback: Callback | None = None,
+    *,
+    step: Callable[..., tuple[Tensor, dict[int, Tensor]]] = step,
 ) -> Tensor:
     """The final states of ``plan`` from the initial states of ``reference``, (N, ...).
+
+    ``step`` runs a row, as `flowturbo.sampling.step` does.
 
     As `flowturbo.sample`, but a state that is not finite is returned, not refused: a plan that
     diverges on this field is one bad candidate among others.
@@ -215,7 +218,7 @@ def run(
     if refiner is not None:
         refiner = prepare_refiner(plan, field, refiner)
     evaluate = evaluators(field, refiner, reference.cond, plan.rows)
-    return run_rows(plan.rows, evaluate, reference.noise, callback)
+    return run_rows(plan.rows, evaluate, reference.noise, step=step)
 
 
 def _check_finite(v: Tensor, t: float, guidance: GuidanceScale) -> None:

@@ -80,7 +80,7 @@ def test_the_page_of_the_paper_counts_the_evaluations_of_plans():
     assert len(rows) == 9
     for text, intervals, model, refiner in rows:
         plan = ft.Plan.parse(text)
-        assert plan.nfe == {"model": int(model), "refiner": int(refiner)}
+        assert plan.nfe == {"model": int(model), "conditional": 0, "refiner": int(refiner)}
         assert len(set(plan.times)) == int(intervals) + 1
 
 

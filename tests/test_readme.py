@@ -56,11 +56,15 @@ def test_ci_takes_its_commands_from_the_readme():
 
 def test_table_of_plans_counts_right():
     text = (ROOT / "docs" / "concepts.md").read_text("utf-8")
-    rows = re.findall(r"^\| (`\S.*?) \|.*\| (\d+)(?:, and (\d+) .*)? \|$", text, re.MULTILINE)
-    assert len(rows) >= 9
-    for written, model, refiner in rows:
+    rows = re.findall(
+        r"^\| (`\S.*?) \|.*\| (\d+)(?:, and (\d+) (conditional|of the refiner))? \|$", text, re.M
+    )
+    assert len(rows) >= 10
+    for written, model, others, kind in rows:
         for text in re.findall(r"`(.+?)`", written):
-            expected = {"model": int(model), "refiner": int(refiner or 0)}
+            expected = {"model": int(model), "conditional": 0, "refiner": 0}
+            if others:
+                expected["conditional" if kind == "conditional" else "refiner"] = int(others)
             assert ft.Plan.parse(text).nfe == expected, text
 
 

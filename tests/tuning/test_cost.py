@@ -10,11 +10,18 @@ from tuned import Oracle, initial_noise
 
 import flowturbo as ft
 from flowturbo.tuning.cost import affordable, time_evaluations
+from flowturbo.tuning.search import Budget
 
 
 def test_a_budget_buys_evaluations_of_the_model_and_refiners():
-    assert affordable(10.0, {"model": 2.0, "refiner": 0.0}) == [(5, 0)]
-    assert affordable(10.0, {"model": 2.0, "refiner": 0.5}) == [(5, 0), (4, 4), (3, 6)]
+    assert affordable(10.0, {"model": 2.0, "refiner": 0.0}) == [Budget(full=5, refiners=0)]
+    assert affordable(10.0, {"model": 2.0, "refiner": 0.5}) == [
+        Budget(full=n, refiners=r) for n, r in ((5, 0), (4, 4), (3, 6))
+    ]
+    apart = {"model": 2.0, "conditional": 1.0, "refiner": 0.0}
+    assert affordable(10.0, apart) == [
+        Budget(full=n, conditional=c, refiners=0) for n, c in ((5, 0), (4, 2), (3, 3))
+    ]
     with pytest.raises(ValueError, match=r"budget_ms=3: .* at least 4"):
         affordable(3.0, {"model": 2.0, "refiner": 0.5})
 
@@ -39,7 +46,11 @@ def test_costs_are_timed(clock):
     slow = clock(0.02, lambda x, t, cond: mixture(x, t))
     light = type("Light", (Oracle,), {"__call__": clock(0.001, Oracle.__call__)})()
     costs = time_evaluations(slow, light, initial_noise(8), None, 1.0, repeats=3)
-    assert costs == {"model": pytest.approx(20), "refiner": pytest.approx(1)}
+    assert costs == {
+        "model": pytest.approx(20),
+        "conditional": pytest.approx(20),  # where nothing is guided
+        "refiner": pytest.approx(1),
+    }
 
 
 def test_tune_under_a_budget(clock, tmp_path):

@@ -12,9 +12,12 @@ from flowturbo.plan import Plan
 from flowturbo.refiner.binding import Refiner
 from flowturbo.sampling import sample
 from flowturbo.timing import interleaved
+from flowturbo.tuning.search import Budget
 from flowturbo.types import Condition, GuidanceScale
 
 __all__ = ["affordable", "time_evaluations"]
+
+WORTH = 0.8  # of a full evaluation, at most, that a conditional one may cost to be tried
 
 
 def time_evaluations(
@@ -28,9 +31,10 @@ def time_evaluations(
     """Median milliseconds of an evaluation of each kind on the rows ``x``, timed side by side.
 
     They are differences between plans that have one evaluation more, so that the fixed cost of a
-    sample is not counted; the refiner's is 0 without one.
+    sample is not counted; the refiner's is 0 without one. A "conditional" one has one branch of
+    guidance.
     """
-    plans = {"two": Plan.parse("E2"), "three": Plan.parse("E3")}
+    plans = {"two": Plan.parse("E2"), "three": Plan.parse("E3"), "apart": Plan.parse("AB2:FFC")}
     if refiner is not None:
         plans["refined"] = Plan.parse("E2R1")
 
@@ -41,12 +45,13 @@ def time_evaluations(
     taken = interleaved(calls, x.device, repeats=repeats, warm_up=1)
     middle = {name: median(ms) for name, ms in taken.items()}
     one = max(middle["three"] - middle["two"], 1e-6)
+    apart = max(middle["apart"] - middle["two"], 1e-6)
     two = max(middle.get("refined", middle["two"]) - middle["two"], 0.0)
-    return {"model": one, "refiner": two / 2}
+    return {"model": one, "conditional": apart, "refiner": two / 2}
 
 
-def affordable(budget_ms: float, costs: dict[str, float]) -> list[tuple[int, int]]:
-    """Evaluations of the model, and refiner evaluations at the most, that ``budget_ms`` buys.
+def affordable(budget_ms: float, costs: dict[str, float]) -> list[Budget]:
+    """What ``budget_ms`` buys: full evaluations, conditional ones where they cost less, refiners.
 
     Raises:
         ValueError: if it does not buy two evaluations of the model.
@@ -57,7 +62,14 @@ def affordable(budget_ms: float, costs: dict[str, float]) -> list[tuple[int, int
             f"budget_ms={budget_ms:g}: an evaluation takes {costs['model']:.3g} ms here and "
             f"a plan needs two; allow at least {2 * costs['model']:.3g}"
         )
-    if not costs["refiner"]:
-        return [(most, 0)]
-    left = lambda n: int((budget_ms - n * costs["model"]) / costs["refiner"] + 1e-9)
-    return [(n, min(left(n), 2 * n)) for n in range(most, max(1, most - 3), -1)]
+    conditional = costs.get("conditional", costs["model"])
+    found = []
+    for full in range(most, max(1, most - 3), -1):
+        left = budget_ms - full * costs["model"]
+        more = int(left / conditional + 1e-9) if conditional < WORTH * costs["model"] else 0
+        for c in {0, min(more, full)}:
+            spare = left - c * conditional
+            refiners = int(spare / costs["refiner"] + 1e-9) if costs["refiner"] else 0
+            if full == most or c or refiners:
+                found.append(Budget(full=full, conditional=c, refiners=min(refiners, 2 * full)))
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flowturbo.progress import Progress
-from flowturbo.tuning.problem import Problem, best_shift
+from flowturbo.tuning.problem import Problem, best_shift, letters
 
 __all__ = ["first_gaps", "pattern", "place_refiners"]
 
@@ -13,9 +13,9 @@ PLACE_ROWS = 32  # of the fitting part, to compare positions by
 WORTH = 0.03  # a refiner call has to lower the error by this share
 
 
-def pattern(gaps: Sequence[int]) -> list[str]:
-    """The evaluators, with so many refiners after each evaluation of the model."""
-    return [e for n in gaps for e in ("model", *["refiner"] * n)]
+def pattern(kinds: Sequence[str], gaps: Sequence[int]) -> list[str]:
+    """The evaluators, with so many refiners after each of ``kinds``, the model's evaluations."""
+    return [e for kind, n in zip(kinds, gaps, strict=True) for e in (kind, *["refiner"] * n)]
 
 
 def first_gaps(nfe: int, last: int, most: int | None) -> tuple[int, ...]:
@@ -24,18 +24,20 @@ def first_gaps(nfe: int, last: int, most: int | None) -> tuple[int, ...]:
     return (*[0] * (nfe - 1 - ones), *[1] * ones, last)
 
 
-def place_refiners(problem: Problem, gaps: tuple[int, ...], most: int | None) -> tuple[int, ...]:
+def place_refiners(
+    problem: Problem, kinds: Sequence[str], gaps: tuple[int, ...], most: int | None
+) -> tuple[int, ...]:
     """Move, add and remove refiners, from ``gaps`` on, while the error of fitted weights falls."""
-    first = pattern(gaps)
+    first = pattern(kinds, gaps)
     shift = best_shift(lambda s: problem.score(problem.fit_weights(first, s)))
-    error = lambda g: float(problem.fit_weights(pattern(g), shift, PLACE_ROWS).info["fit"])
+    error = lambda g: float(problem.fit_weights(pattern(kinds, g), shift, PLACE_ROWS).info["fit"])
     cost = lambda g: error(g) * (1 + WORTH) ** sum(g)
     while True:
         better = min((gaps, *_neighbours(gaps, most)), key=cost)
         if cost(better) >= 0.99 * cost(gaps):
             return gaps
         gaps = better
-        placed = "".join("M" + "R" * n for n in gaps)
+        placed = letters(pattern(kinds, gaps))
         problem.report(Progress("place refiners", sum(gaps), None, plan=placed, error=error(gaps)))
 
 

@@ -39,6 +39,7 @@ from flowturbo.tuning.weights import DIFFERENCES
 __all__ = ["polish", "run", "score"]
 
 MIN_GAP = 1e-3  # between two times
+MOST_DAMPING = 10.0
 MIN_GAIN = 0.01  # of a step, for another with the slopes of the last
 
 
@@ -119,7 +120,7 @@ def polish(
                 (best, x, calls), lowest = new, reached
                 damping /= 10
             else:
-                tries -= 1
+                tries -= trial is not None or damping > MOST_DAMPING  # others cost nothing
                 damping *= 10
         if report:
             report(Progress("polish", i + 1, iterations, error=lowest))

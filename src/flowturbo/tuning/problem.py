@@ -10,6 +10,7 @@ import numpy as np
 from flowturbo.field import Field
 from flowturbo.path import Times, shifted
 from flowturbo.plan import Plan
+from flowturbo.plan.checks import EVALUATORS
 from flowturbo.progress import Report
 from flowturbo.refiner.binding import Refiner
 from flowturbo.tuning.contrast import Contrast
@@ -18,7 +19,7 @@ from flowturbo.tuning.polish import polish, run, score
 from flowturbo.tuning.reference import Reference, error
 from flowturbo.tuning.weights import fit_weights
 
-__all__ = ["DIVERGED", "SHIFTS", "USUAL_SHIFT", "Problem", "best_shift"]
+__all__ = ["DIVERGED", "SHIFTS", "USUAL_SHIFT", "Problem", "best_shift", "letters"]
 
 SHIFTS = (0.5, 0.7, 1.0, 1.3, 1.6, 2.0, 2.5, 3.2, 4.0)
 USUAL_SHIFT = 1.6  # of fits without a search
@@ -81,8 +82,8 @@ class Problem:
         if self.direction == "backward":
             times = times[::-1].copy()
         refiner = self.refiner if "refiner" in evaluators else None
-        pattern = "".join("M" if e == "model" else "R" for e in evaluators)
-        name = f"fitted {pattern if refiner else len(pattern)}"
+        pattern = letters(evaluators)
+        name = f"fitted {pattern if {*evaluators} - {'model'} else len(pattern)}"
 
         def make() -> Plan:
             plan, end = fit_weights(
@@ -116,6 +117,11 @@ class Problem:
     def _contrast(self, part: Reference) -> Contrast | None:
         limits = getattr(self.field, "limits", None)
         return Contrast(part.states[-1], limits) if self.contrast else None
+
+
+def letters(evaluators: Sequence[str]) -> str:
+    """M for the model, C for its conditional branch alone, R for a refiner."""
+    return "".join("MCR"[EVALUATORS.index(e)] for e in evaluators)
 
 
 def best_shift(error: Callable[[float], float]) -> float:

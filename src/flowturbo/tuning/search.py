@@ -8,14 +8,31 @@ from dataclasses import dataclass, field, replace
 from flowturbo.plan import Plan
 from flowturbo.progress import Progress
 from flowturbo.tuning.baselines import best_baseline
+from flowturbo.tuning.conditional import place_conditional
 from flowturbo.tuning.initial_states import MIN_TRAJECTORIES
 from flowturbo.tuning.placement import first_gaps, pattern, place_refiners
 from flowturbo.tuning.problem import SHIFTS, USUAL_SHIFT, Problem, best_shift
 from flowturbo.tuning.reference import Reference
 
-__all__ = ["Candidate", "search"]
+__all__ = ["Budget", "Candidate", "search"]
 
+EARNED = 0.98  # of the error, at most, that conditional evaluations have to leave
 STARTS = 3  # of the polish: fits at other shifts end in other minima
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a plan may evaluate.
+
+    Attributes:
+        full: evaluations of the model, with both branches of guidance.
+        conditional: evaluations with one.
+        refiners: at most; None for any number.
+    """
+
+    full: int
+    conditional: int = 0
+    refiners: int | None = None
 
 
 @dataclass(frozen=True)
@@ -24,7 +41,7 @@ class Candidate:
 
     Attributes:
         plan: the best one.
-        nfe: evaluations of the model.
+        nfe: evaluations of the model that cost as much, without conditional ones.
         notes: what was left out and why.
     """
 
@@ -33,20 +50,35 @@ class Candidate:
     notes: list[str] = field(default_factory=list)
 
 
-def search(
-    problem: Problem, budgets: Sequence[tuple[int, int | None]], search_times: bool
-) -> Candidate:
-    """The best plan of all budgets: model evaluations, and the maximum number of refiner calls.
+def search(problem: Problem, budgets: Sequence[Budget], search_times: bool) -> Candidate:
+    """The best plan of all budgets, those without conditional evaluations first.
 
     Without ``search_times``, weights on one grid are fitted and that is all.
     """
-    found = [_best(problem, nfe, most, search_times) for nfe, most in budgets]
-    best = min(found, key=lambda candidate: problem.score(candidate.plan))
+    found: list[tuple[Budget, Candidate]] = []
+    for budget in budgets if len(problem.fit) else budgets[:1]:
+        found.append((budget, _best(problem, budget, search_times)))
+    score = lambda pair: problem.score(pair[1].plan)
+    full = [pair for pair in found if not pair[0].conditional]
+    apart = [pair for pair in found if pair[0].conditional]
+    _, best = min(full, key=score)
+    if apart:
+        budget, other = min(apart, key=score)
+        if problem.score(other.plan) < EARNED * problem.score(best.plan):
+            best = replace(other, nfe=best.nfe)
+        else:
+            note = (
+                f"conditional evaluations were left out: error {problem.score(other.plan):.4f} "
+                f"with {budget.conditional} of {budget.full + budget.conditional}, "
+                f"{problem.score(best.plan):.4f} without, on the choosing trajectories"
+            )
+            best = replace(best, notes=[*best.notes, note])
     return _polished(problem, best) if search_times and len(problem.fit) else best
 
 
-def _best(problem: Problem, nfe: int, most: int | None, search_times: bool) -> Candidate:
+def _best(problem: Problem, budget: Budget, search_times: bool) -> Candidate:
     """The fitted plan, with refiners where they help; a classical one where rows are few."""
+    nfe, most = budget.full, budget.refiners
     if not len(problem.fit):
         plan = best_baseline(problem, nfe)
         total = len(problem.choose) + len(problem.test)
@@ -55,7 +87,10 @@ def _best(problem: Problem, nfe: int, most: int | None, search_times: bool) -> C
             f"{plan.name} is the best classical solver on them"
         )
         return Candidate(plan, nfe, [note])
-    best = Candidate(_fitted(problem, ["model"] * nfe, search_times), nfe)
+    kinds = ["model"] * nfe
+    if budget.conditional:
+        kinds = place_conditional(problem, nfe, budget.conditional)
+    best = Candidate(_fitted(problem, kinds, search_times), nfe)
     if problem.refiner is None or most == 0:
         return best
     return _with_refiners(problem, best, most, search_times)
@@ -75,12 +110,12 @@ def _with_refiners(
     problem: Problem, best: Candidate, most: int | None, search_times: bool
 ) -> Candidate:
     """``best``, or a plan with refiners after its evaluations that beats it clearly."""
-    found = []
+    found, kinds = [], best.plan.evaluators
     for last in (0, 1):  # refiners after the last evaluation: some end worse than the model
-        gaps = first_gaps(best.nfe, last, most)
+        gaps = first_gaps(len(kinds), last, most)
         if any(gaps):
-            gaps = place_refiners(problem, gaps, most) if search_times else gaps
-            found.append(_fitted(problem, pattern(gaps), search_times))
+            gaps = place_refiners(problem, kinds, gaps, most) if search_times else gaps
+            found.append(_fitted(problem, pattern(kinds, gaps), search_times))
     winner = found[0]
     if len(found) > 1 and problem.score(found[1]) < 0.97 * problem.score(winner):
         winner = found[1]  # a last refiner call has to earn its cost

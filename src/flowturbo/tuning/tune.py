@@ -31,6 +31,7 @@ from flowturbo.progress import Progress, Report
 from flowturbo.provenance import identity, refiner_identity
 from flowturbo.refiner.binding import Refiner
 from flowturbo.refiner.resolve import default_guidance
+from flowturbo.tuning.conditional import counts_of
 from flowturbo.tuning.cost import affordable, time_evaluations
 from flowturbo.tuning.initial_states import (
     InitialStates,
@@ -46,7 +47,7 @@ from flowturbo.tuning.polish import score
 from flowturbo.tuning.problem import USUAL_SHIFT, Problem
 from flowturbo.tuning.reference import Reference, run, solve
 from flowturbo.tuning.result import result
-from flowturbo.tuning.search import search
+from flowturbo.tuning.search import Budget, search
 from flowturbo.types import Condition, GuidanceRange, JsonObject
 
 __all__ = ["TuneConfig", "tune"]
@@ -65,8 +66,12 @@ class TuneConfig:
 
     Attributes:
         nfe: evaluations of the model, 2 to 1000.
+        passes: passes of the network an image, 4 to 2000, instead of ``nfe``: two for a guided
+            evaluation, one for a conditional one. Both are tried; where nothing is guided, each
+            evaluation is one pass.
         budget_ms: time budget for a batch of 8 on this machine, in milliseconds, instead of
-            ``nfe``; evaluations are timed first, and refiner calls may replace model evaluations.
+            ``nfe``; evaluations are timed first, and conditional ones and refiner calls may replace
+            those of the model.
         guidance: scale, or (lowest, highest) of the range that the plan is fitted to; by default
             the one on the model's card, and 1 for other fields.
         trajectories: number of trajectories to fit on; twice as many each are solved to choose on
@@ -83,6 +88,7 @@ class TuneConfig:
     """
 
     nfe: int = 6
+    passes: int | None = None
     budget_ms: float | None = None
     guidance: float | tuple[float, float] | None = None
     trajectories: int | None = None
@@ -94,6 +100,12 @@ class TuneConfig:
     def __post_init__(self) -> None:
         keep = lambda name, value: object.__setattr__(self, name, value)
         keep("nfe", checks.whole("nfe", self.nfe, 2, 1000))
+        if self.passes is not None:
+            keep("passes", checks.whole("passes", self.passes, 4, 2000))
+            if self.budget_ms is not None:
+                raise ValueError(
+                    f"passes={self.passes} and budget_ms={self.budget_ms}: pass one of them"
+                )
         keep("seed", checks.whole("seed", self.seed, 0, MAX_SEED))
         if self.trajectories is not None:
             keep("trajectories", checks.whole("trajectories", self.trajectories, 1, 1_000_000))
@@ -175,11 +187,13 @@ def tune(
         check_unclaimed(cache_dir / "options.json", sealed_options(options))
     with nullcontext() if cache_dir is None else exclusive(cache_dir):
         journal = Journal(cache_dir, options)
-        budgets: list[tuple[int, int | None]] = [(config.nfe, None)]
+        budgets = [Budget(full=config.nfe)]
+        if config.passes is not None:
+            budgets = _of_passes(config.passes, guidance)
         if config.budget_ms is not None:
             costs = _costs(field, refiner, initial, journal, refiner_id, report)
-            budgets = [*affordable(config.budget_ms, costs)]
-        evaluations = max(nfe for nfe, _ in budgets)
+            budgets = affordable(config.budget_ms, costs)
+        evaluations = max(budget.full + budget.conditional for budget in budgets)
         accuracy = lambda: journal.numbers(
             f"accuracy of the reference for {evaluations} evaluations",
             lambda: _accuracy(field, initial, evaluations),
@@ -193,6 +207,14 @@ def tune(
         )  # fmt: skip
         found = search(problem, budgets, config.search)
         return result(problem, found, guidance, config.seed)
+
+
+def _of_passes(passes: int, guidance: GuidanceRange) -> list[Budget]:
+    """Full and conditional evaluations of so many passes; full ones alone if nothing is guided."""
+    if guidance in (1.0, (1.0, 1.0)):
+        return [Budget(full=passes)]
+    counts = [(passes // 2, 0), *(n for n in counts_of(passes) if n[1])]
+    return [Budget(full=full, conditional=conditional) for full, conditional in counts]
 
 
 def _preserves_contrast(config: TuneConfig) -> bool:

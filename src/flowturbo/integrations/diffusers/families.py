@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -32,6 +33,9 @@ class Family:
         listed: whether input and output are lists of (C, 1, H, W).
         sides: if states are packed 2x2 to tokens (B, h*w, 4*C): a function that reads ``(h, w)``
             from the network's arguments by name and the number of tokens.
+        conditional: where the conditional branch of guidance is: the "first" or "second" half of a
+            batch, or the first of two "calls"; None if it is not known, and plans with conditional
+            evaluations are refused.
         scale: from the pipeline's ``guidance_scale`` to the ``w`` of ``u + w*(c - u)``; None if the
             pipeline does not keep it.
         blocks: classes of the repeated blocks, for ``compile_repeated_blocks`` where diffusers does
@@ -43,6 +47,7 @@ class Family:
     negated: bool = False
     listed: bool = False
     sides: Callable[[ReadOnlyJson, int], tuple[int, int]] | None = None
+    conditional: Literal["first", "second", "calls"] | None = None
     scale: Callable[[float], float] | None = None
     blocks: tuple[str, ...] = ()
 
@@ -81,23 +86,35 @@ def _at_least_1(scale: float) -> float:
 
 FAMILIES = {
     "SD3Transformer2DModel": Family(
-        name="SD3", scale=_at_least_1, blocks=("JointTransformerBlock",)
+        name="SD3", conditional="second", scale=_at_least_1, blocks=("JointTransformerBlock",)
     ),
-    "FluxTransformer2DModel": Family(name="FLUX.1", sides=_flux),
+    "FluxTransformer2DModel": Family(name="FLUX.1", sides=_flux, conditional="calls"),
     "Lumina2Transformer2DModel": Family(
-        name="Lumina2", negated=True, scale=_at_least_1, blocks=("Lumina2TransformerBlock",)
+        name="Lumina2",
+        negated=True,
+        conditional="calls",
+        scale=_at_least_1,
+        blocks=("Lumina2TransformerBlock",),
     ),
     "SanaTransformer2DModel": Family(
-        name="Sana", scale=_at_least_1, blocks=("SanaTransformerBlock",)
+        name="Sana", conditional="second", scale=_at_least_1, blocks=("SanaTransformerBlock",)
     ),
-    "QwenImageTransformer2DModel": Family(name="Qwen-Image", sides=_qwen),
+    "QwenImageTransformer2DModel": Family(name="Qwen-Image", sides=_qwen, conditional="calls"),
     "ZImageTransformer2DModel": Family(
-        name="Z-Image", state="x", negated=True, listed=True, scale=lambda s: 1 + max(s, 0.0)
+        name="Z-Image",
+        state="x",
+        negated=True,
+        listed=True,
+        conditional="first",
+        scale=lambda s: 1 + max(s, 0.0),
     ),
     "AuraFlowTransformer2DModel": Family(
         name="AuraFlow",
+        conditional="second",
         scale=_at_least_1,
         blocks=("AuraFlowJointTransformerBlock", "AuraFlowSingleTransformerBlock"),
     ),
-    "UNet2DConditionModel": Family(name="velocity U-Net", state="sample", scale=_at_least_1),
+    "UNet2DConditionModel": Family(
+        name="velocity U-Net", state="sample", conditional="second", scale=_at_least_1
+    ),
 }

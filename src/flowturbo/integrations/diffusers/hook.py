@@ -1,9 +1,10 @@
-"""A hook that evaluates a refiner in place of a pipeline's network.
+"""A hook that evaluates the rows of a plan in place of a pipeline's network.
 
 A pipeline calls its network at every timestep. At model rows of the plan the hook calls the
-network; at refiner rows it calls the refiner, with the network's input state and the velocities
-that the scheduler keeps. The scheduler, of its copies the one that this thread used last, knows
-which row is next.
+network, and keeps its conditional output where a later row uses the difference of the branches; at
+refiner rows it calls the refiner, with the network's input state and the velocities that the
+scheduler keeps; at conditional rows it calls the network for one branch of guidance. The scheduler,
+of its copies the one that this thread used last, knows which row is next.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from torch import Tensor, nn
 from flowturbo.field import device_of
 from flowturbo.integrations.diffusers._shim import HookRegistry, ModelHook, NetworkOutput
 from flowturbo.integrations.diffusers.families import Family, pack, unpack
+from flowturbo.plan import Row
 from flowturbo.refiner.binding import History, Refiner
+from flowturbo.sampling import Velocities
 from flowturbo.types import Pipeline, ReadOnlyJson, Scheduler
 
 __all__ = ["Link", "RefinerHook", "install", "remove"]
@@ -55,49 +58,81 @@ class _Here(threading.local):
 
 
 class RefinerHook(ModelHook):  # type: ignore[misc]
-    """Evaluates the refiner in place of a network of ``family`` at refiner rows.
+    """Evaluates rows in place of a network of ``family``.
 
     Args:
         refiner: ``(x, t, cond, history) -> v`` on unpacked states (B, C, H, W); ``cond`` is None.
+            None of a plan without rows for one.
         module: the network of the refiner, to move it to the state's device; None if it has none.
         family: how the network is called.
         link: to the scheduler.
         scale: the guidance scale that the refiner is conditioned on, if it is.
+        branches: whether the plan treats the branches of guidance apart.
     """
 
     def __init__(
         self,
-        refiner: Refiner,
+        refiner: Refiner | None,
         module: nn.Module | None,
         family: Family,
         link: Link,
         scale: float | None,
+        branches: bool,
     ) -> None:
         super().__init__()
         self.refiner, self.module, self.family, self.link = refiner, module, family, link
-        self.scale = scale
+        self.scale, self.branches = scale, branches
         self.first = False  # whether it created the registry of hooks
 
     @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
     def new_forward(self, module: Network, *args: Any, **kwargs: Any) -> Any:
-        """The output of ``module.forward``, or of the refiner in the same form."""
+        """The output of ``module.forward``, or of the row in the same form."""
         scheduler = self.link.here.scheduler
-        refiner_input = None if scheduler is None else scheduler.refiner_input()
-        if refiner_input is None:
+        if scheduler is None:
             return self.fn_ref.original_forward(*args, **kwargs)
+        sign = scheduler.sign * (-1 if self.family.negated else 1)
+        row = scheduler.next_row
+        if row is None or row.evaluator == "model":
+            out = self.fn_ref.original_forward(*args, **kwargs)
+            # which row is the first of a run is known at its step
+            kept = scheduler.step_index is None if row is None else row.keeps_term
+            if self.branches and kept and scheduler.output is None:  # of two calls the first
+                scheduler.output = (sign * _tensor(out), self.family.conditional == "first")
+            return out
         state = args[0] if args else kwargs[self.family.state]
         if scheduler.answer is None:  # else it was evaluated for another branch of guidance
-            self._warn_of_scale(scheduler)
-            scheduler.answer = self._predict(state, *refiner_input, kwargs)
-        sign = scheduler.sign * (-1 if self.family.negated else 1)
+            if row.evaluator == "refiner":
+                self._warn_of_scale(scheduler)
+                scheduler.answer = self._predict(state, *scheduler.refiner_input(), kwargs)
+            else:
+                scheduler.answer = self._one_branch(row, scheduler.velocities, sign, args, kwargs)
         out = self._like(state, sign * scheduler.answer, module.config)
         return (out,) if kwargs.get("return_dict") is False else NetworkOutput(sample=out)
+
+    def _one_branch(
+        self, row: Row, known: Velocities, sign: int, args: Any, kwargs: ReadOnlyJson
+    ) -> Tensor:
+        """The velocity of a conditional evaluation, with the guidance that the row estimates."""
+        state = args[0] if args else kwargs[self.family.state]
+        like = next(iter(known.values()))
+        n = len(like)
+        if len(state) == 2 * n:
+            half = slice(n) if self.family.conditional == "first" else slice(n, None)
+            cut = lambda a: a[half] if isinstance(a, Tensor | list) and _length(a) == 2 * n else a
+            args, kwargs = [cut(a) for a in args], {k: cut(a) for k, a in kwargs.items()}
+        v = sign * _tensor(self.fn_ref.original_forward(*args, **kwargs))
+        v = v[tuple(slice(size) for size in like.shape)].to(like.dtype)
+        for j, w in row.estimate:
+            if j in known:  # else nothing is guided
+                v = torch.add(v, known[j], alpha=w)
+        return v
 
     # else it would be compiled again for each length of the history
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _predict(self, state: State, t: float, history: History, arguments: ReadOnlyJson) -> Tensor:
         """The velocity, in our sign, packed like the scheduler's states."""
-        like = history[-1][1]
+        like, refiner = history[-1][1], self.refiner
+        assert refiner is not None
         if self.family.listed and not isinstance(state[0], Tensor):
             raise ValueError(
                 f"{self.family.name} with reference images: refiners do not support them; use a "
@@ -109,10 +144,10 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
         if self.module is not None and device_of(self.module) != x.device:
             self.module.to(x.device)  # offloading moves the network, but not the refiner
         if self.family.sides is None:
-            return self.refiner(x, t, None, history).to(like.dtype)
+            return refiner(x, t, None, history).to(like.dtype)
         sides = self._sides(arguments, x.shape[1])
         unpacked = [(time, unpack(v, sides)) for time, v in history]
-        return pack(self.refiner(unpack(x, sides), t, None, unpacked)).to(like.dtype)
+        return pack(refiner(unpack(x, sides), t, None, unpacked)).to(like.dtype)
 
     def _warn_of_scale(self, scheduler: Scheduler) -> None:
         """Warn if the pipeline's guidance scale is known and is another."""
@@ -148,6 +183,16 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
             out = torch.cat([out, out], dim=1)  # the second half is a variance, which is dropped
         out = out.repeat(len(state) // len(out), *[1] * (out.ndim - 1))
         return list(out.unsqueeze(2).unbind(0)) if self.family.listed else out
+
+
+def _tensor(out: Any) -> Tensor:
+    """The velocities (B, ...) in the output of a network, in whatever form it has."""
+    out = out[0] if isinstance(out, tuple) else out.sample
+    return out if isinstance(out, Tensor) else torch.stack(list(out)).squeeze(2)
+
+
+def _length(a: Tensor | list[Any]) -> int:
+    return len(a) if isinstance(a, list) or a.ndim else 0
 
 
 def install(network: nn.Module, hook: RefinerHook) -> None:

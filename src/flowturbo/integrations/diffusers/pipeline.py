@@ -12,7 +12,7 @@ from flowturbo.integrations.diffusers._shim import DiffusionPipeline, SchedulerM
 from flowturbo.integrations.diffusers.families import FAMILIES, Family
 from flowturbo.integrations.diffusers.hook import Link, RefinerHook, install, remove
 from flowturbo.integrations.diffusers.scheduler import FlowTurboScheduler
-from flowturbo.integrations.diffusers.tables import plan_of
+from flowturbo.integrations.diffusers.tables import branches_apart, needs_hook, plan_of
 from flowturbo.plan import Plan, as_plan
 from flowturbo.refiner.binding import Refiner, prepare_refiner, warn_on_mismatch
 from flowturbo.refiner.checkpoint import load_refiner
@@ -37,6 +37,7 @@ class _State:
         network: of the pipeline, if it has one.
         family: of the network, if it is known.
         refiner: that the plan uses, if any.
+        hooked: whether the network has a hook.
         blocks: whether the network's list of repeated blocks was added.
     """
 
@@ -45,6 +46,7 @@ class _State:
     network: nn.Module | None
     family: Family | None
     refiner: Refiner | None
+    hooked: bool
     blocks: bool
 
 
@@ -94,12 +96,21 @@ def enable(
     prepared = _prepare(plan, refiner, guidance)
     if plan is not None:
         warn_on_mismatch(plan, _nothing, refiner, guidance)
-    if prepared is not None and (family is None or network is None):
+    hooked = plan is not None and needs_hook(plan)
+    if hooked and (family is None or network is None):
         known = ", ".join(f"{entry.name} ({name})" for name, entry in FAMILIES.items())
         raise ValueError(
-            f"the network is a {type(network).__name__}, of no family that refiners support: "
-            f"{known}. Describe how its pipeline calls it: enable(..., family=Family(...)), see "
+            f"the network is a {type(network).__name__}, of no family that refiners and "
+            f"conditional evaluations support: {known}. Describe how its pipeline calls it: "
+            "enable(..., family=Family(...)), see "
             "flowturbo.integrations.diffusers.families"
+        )
+    apart = plan is not None and branches_apart(plan)
+    if plan is not None and apart and family is not None and family.conditional is None:
+        raise ValueError(
+            f"plan {plan.name!r} has conditional evaluations, and where {family.name} has the "
+            "conditional branch of guidance is not known; pass family=Family(..., "
+            "conditional=...), or take a plan without them"
         )
     before = pipe.scheduler
     pipe.scheduler = scheduler
@@ -107,7 +118,7 @@ def enable(
         raise ValueError(
             f"{type(pipe).__name__} accepts no other scheduler than its {type(before).__name__}"
         )
-    if prepared is not None:
+    if hooked:
         assert family is not None
         assert network is not None
         scheduler.link = Link(pipe)
@@ -116,7 +127,7 @@ def enable(
         scale = low if guidance is None and low == high else guidance
         scale = scale if hasattr(refiner, "guidance_range") else None
         try:
-            install(network, RefinerHook(prepared, module, family, scheduler.link, scale))
+            install(network, RefinerHook(prepared, module, family, scheduler.link, scale, apart))
         except ValueError:
             pipe.scheduler = before
             raise
@@ -125,7 +136,7 @@ def enable(
     if blocks:
         setattr(network, BLOCKS, list(blocks))
     used = None if prepared is None else refiner
-    setattr(pipe, STATE, _State(before, scheduler, network, family, used, bool(blocks)))
+    setattr(pipe, STATE, _State(before, scheduler, network, family, used, hooked, bool(blocks)))
 
 
 def _parts(pipe: Pipeline) -> ReadOnlyJson:
@@ -173,7 +184,7 @@ def disable(pipe: Pipeline) -> None:
     state = _state(pipe)
     if state is None:
         raise ValueError("pipe is not enabled; there is nothing to disable")
-    if state.network is not None and state.refiner is not None:
+    if state.network is not None and state.hooked:
         remove(state.network)
     if state.blocks:
         delattr(state.network, BLOCKS)

@@ -33,7 +33,10 @@ class Run:
         rows: the row of ``running`` of each timestep.
         velocities: by row; replaced, never changed, so that a copy of a run is independent of it.
         predicted: the clean state predicted at the last step.
-        answer: the refiner's velocity, between the call of the network and the step.
+        answer: the velocity of a refiner or of a conditional evaluation, between the call of the
+            network and the step.
+        output: likewise, the network's first output as velocities, and whether the conditional
+            branch is in the first half of a batch of both.
     """
 
     plan: Plan | None = None
@@ -46,6 +49,7 @@ class Run:
     velocities: dict[int, Tensor] = field(default_factory=dict)
     predicted: Tensor | None = None
     answer: Tensor | None = None
+    output: tuple[Tensor, bool] | None = None
 
     @property
     def name(self) -> str:
@@ -87,6 +91,11 @@ class Run:
         row = self.rows.get(k)
         return None if row is None or self.running is None else self.running.rows[row]
 
+    @property
+    def next_row(self) -> Row | None:
+        """Of the running plan; None if the next timestep is skipped."""
+        return self._row(self.index or 0)
+
     def refiner_input(self) -> tuple[float, History] | None:
         """If the next row is a refiner's: its time, and (time, velocity) pairs, oldest first."""
         row = self._row(self.index or 0)
@@ -100,11 +109,22 @@ class Run:
         self.predicted = predicted_data(x, v, float(self.plan.times[k]))
         row = self._row(k)
         if row is not None:
-            x = update(row, x, {row.k: v}, self.velocities)
-            kept = {**self.velocities, row.k: v}
+            found = {row.k: v}
+            if row.keeps_term and self.output is not None:
+                found[~row.k] = v - _conditional(*self.output, v)
+            x = update(row, x, found, self.velocities)
+            kept = {**self.velocities, **found}
             self.velocities = {j: u for j, u in kept.items() if j not in row.frees}
-        self.index, self.answer = k + 1, None
+        self.index, self.answer, self.output = k + 1, None, None
         return x
+
+
+def _conditional(output: Tensor, first: bool, v: Tensor) -> Tensor:
+    """The conditional branch of a network's ``output``, like the guided velocity ``v``."""
+    n = len(v)
+    if len(output) == 2 * n:
+        output = output[:n] if first else output[n:]
+    return output[tuple(slice(size) for size in v.shape)].to(v.dtype)
 
 
 def floating(timestep: object) -> bool:

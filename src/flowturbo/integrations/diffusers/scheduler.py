@@ -249,10 +249,11 @@ class FlowTurboScheduler(RunPerThread, FlowMatchEulerDiscreteScheduler):  # type
             )
         run = self._run
         k = run.begin_step(timestep, self.index_for_timestep)
-        if run.answer is None and run.refiner_input() is not None:
+        row = run.next_row
+        if run.answer is None and row is not None and row.evaluator != "model":
             raise ValueError(
-                f"timestep {k} of plan {run.name!r} is a refiner evaluation, and the network "
-                "answered: the pipeline's network was replaced since; disable(pipe), then "
+                f"timestep {k} of plan {run.name!r} is a {row.evaluator} evaluation, and the "
+                "network answered: the pipeline's network was replaced since; disable(pipe), then "
                 "enable(pipe, ...) again"
             )
         x = sample.to(torch.promote_types(sample.dtype, torch.float32))

@@ -12,7 +12,15 @@ from flowturbo.path import Times
 from flowturbo.plan import Plan
 from flowturbo.plan.solvers import SOLVERS as NAMED
 
-__all__ = ["SOLVERS", "check_length", "on_grid", "plan_of", "rows_from"]
+__all__ = [
+    "SOLVERS",
+    "branches_apart",
+    "check_length",
+    "needs_hook",
+    "on_grid",
+    "plan_of",
+    "rows_from",
+]
 
 # one evaluation for each step of the pipeline
 SOLVERS = (*(s.name for s in NAMED.values() if s.evaluations == 1 and not s.extra), "E")
@@ -34,11 +42,6 @@ def plan_of(value: object) -> Plan | None:
         raise ValueError(f"plan={value!r}: must be a Plan, its notation, its JSON, or None")
     if plan is not None and plan.times[0] > plan.times[-1]:
         raise ValueError(f"plan {plan.name!r} runs from data to noise; pipelines run the other way")
-    if plan is not None and (plan.nfe["conditional"] or plan.guidance_weights is not None):
-        raise ValueError(
-            f"plan {plan.name!r} treats the branches of guidance apart, which pipelines join "
-            "themselves; take a plan without conditional evaluations and guidance weights"
-        )
     return plan
 
 
@@ -59,18 +62,31 @@ def on_grid(solver: str, times: Times, model_times: Times | None = None) -> Plan
     return replace(plan, model_times=model_times)
 
 
-def check_length(plan: Plan, count: int, refined: bool) -> None:
-    """Refuse a plan that does not have ``count`` evaluations, or needs a refiner without one."""
+def needs_hook(plan: Plan) -> bool:
+    """Whether some evaluations of a plan are not those of the pipeline, with all its branches."""
+    return bool(plan.nfe["refiner"]) or branches_apart(plan)
+
+
+def branches_apart(plan: Plan) -> bool:
+    """Whether a plan treats the branches of guidance apart."""
+    return bool(plan.nfe["conditional"]) or plan.guidance_weights is not None
+
+
+def check_length(plan: Plan, count: int, hooked: bool) -> None:
+    """Refuse a plan that does not have ``count`` evaluations, or needs a hook without one."""
     if count != len(plan):
         parts = " and ".join(f"{n} of the {name}" for name, n in plan.nfe.items() if n)
         raise ValueError(
             f"num_inference_steps={count}, and plan {plan.name!r} has {len(plan)} evaluations "
             f"({parts}): pass num_inference_steps={len(plan)}, or take another plan"
         )
-    if plan.nfe["refiner"] and not refined:
+    if needs_hook(plan) and not hooked:
+        kind, argument = "conditional", ""
+        if plan.nfe["refiner"]:
+            kind, argument = "refiner", ", refiner=..."
         raise ValueError(
-            f"plan {plan.name!r} has {plan.nfe['refiner']} refiner evaluations, and no refiner is "
-            "enabled; call enable(pipe, plan=..., refiner=...)"
+            f"plan {plan.name!r} has {plan.nfe[kind]} {kind} evaluations, and the pipeline is not "
+            f"enabled for them; call enable(pipe, plan=...{argument})"
         )
 
 

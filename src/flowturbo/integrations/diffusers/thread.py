@@ -10,8 +10,9 @@ from torch import Tensor
 
 from flowturbo.integrations.diffusers.grid import number, shortened
 from flowturbo.integrations.diffusers.run import Run, places
-from flowturbo.plan import Plan
+from flowturbo.plan import Plan, Row
 from flowturbo.refiner.binding import History
+from flowturbo.sampling import Velocities
 from flowturbo.types import JsonObject
 
 if TYPE_CHECKING:
@@ -92,12 +93,31 @@ class RunPerThread:
 
     @property
     def answer(self) -> Tensor | None:
-        """The refiner's velocity at this timestep, once it has been evaluated."""
+        """The velocity of a refiner or a conditional evaluation here, once it is known."""
         return self._run.answer
 
     @answer.setter
     def answer(self, v: Tensor | None) -> None:
         self._run.answer = v
+
+    @property
+    def output(self) -> tuple[Tensor, bool] | None:
+        """The network's first output at this timestep; see `Run`."""
+        return self._run.output
+
+    @output.setter
+    def output(self, output: tuple[Tensor, bool]) -> None:
+        self._run.output = output
+
+    @property
+    def next_row(self) -> Row | None:
+        """The row of the plan that the next step takes."""
+        return self._run.next_row
+
+    @property
+    def velocities(self) -> Velocities:
+        """Those of the run so far that are still used."""
+        return self._run.velocities
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Start at this timestep: the table from there on is ``Plan.restrict`` of the plan.

@@ -51,7 +51,7 @@ def parse(text: str) -> tuple[str, str | int, float | None, str]:
     if match is None:
         head = body.partition(":")[0]
         if _SOLVER.fullmatch(f"{head}:1"):
-            raise _wrong(whole, len(head) + 1, "a whole number")
+            raise _wrong(whole, len(head) + 1, "a whole number, or F and C from an F on,")
         raise _wrong(whole, 0, "a known solver")
     name, count = match.groups()
     if not count.isdigit():

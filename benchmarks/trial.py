@@ -111,6 +111,8 @@ class Trial:
         if plan.nfe["refiner"]:
             refiner = prepare_refiner(plan, self.guided, refiner)
         field = _Known(self.guided, x, self.first[rows])
+        if plan.nfe["conditional"]:  # the loop needs both branches
+            field = self.guided
         plan = plan.with_info({})  # it would warn that guidance is 1: the field is guided already
         off = error(ft.sample(plan, field, x, cond, refiner=refiner), self.exact[rows])
         return [float(f"{e:.5g}") for e in off.tolist()]

@@ -74,6 +74,30 @@ def test_a_whole_run_goes_on_and_makes_a_table(tmp_path, tiny):
 
 
 @pytest.mark.slow
+def test_plans_by_passes_and_by_evaluations_are_compared(tmp_path, tiny):
+    from flowturbo.models.checkpoint import save_folder
+
+    save_folder(tmp_path / "m", tiny, {"condition": {"kind": "class", "labels": list("abcde")}})
+    out, script = tmp_path / "r.json", str(ROOT / "benchmarks" / "passes.py")
+
+    def run(*options: str) -> str:
+        done = subprocess.run([sys.executable, script, *options], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    few = ["--model", str(tmp_path / "m"), "--noise-samples", "8", "--trajectories", "32"]
+    few += ["--folder", str(tmp_path / "work"), "--reference", "AB4RK:41@0.5", "--passes", "8"]
+    few += ["--guidance", "2", "--no-search", "--out", str(out)]
+    run(*few)
+    first = json.loads(out.read_text())
+    run(*few)
+    assert json.loads(out.read_text()) == first
+    found = first["2"]["cells"]["8"]
+    assert [found[name]["passes"] for name in ("evaluations", "passes")] == [8, 8]
+    assert "geometric mean" in run("--table", str(out))
+
+
+@pytest.mark.slow
 def test_samplers_at_equal_error_on_the_clock(tmp_path, tiny):
     from flowturbo.models.checkpoint import save_folder
 

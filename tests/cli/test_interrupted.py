@@ -99,7 +99,7 @@ def test_stopped_and_repeated_it_is_undisturbed(command, home):
                 last = said.splitlines()[-1]
                 assert code == (2 if how == "twice" else 130), said
                 assert ("another run" if how == "twice" else "flowturbo: stopped") in last
-                goes_on = "the same command goes on" in last
+                goes_on = "the same command resumes" in last
                 early = last == "flowturbo: stopped"  # before the command began
                 assert how == "twice" or early or goes_on == (command in RESUMED)
     assert found["SIGKILL"].killed

@@ -88,7 +88,9 @@ def enable(
     if isinstance(refiner, str | Path):
         refiner = load_refiner(refiner)
     try:
-        options = {} if plan is None else {"plan": as_plan(plan)}
+        if isinstance(plan, Path) or (isinstance(plan, str) and plan.endswith(".json")):
+            plan = as_plan(plan)
+        options = {} if plan is None else {"plan": plan}  # notation is saved as it is
         scheduler = FlowTurboScheduler.from_config(pipe.scheduler, **options)
     except ValueError as error:
         raise ValueError(f"{type(pipe).__name__}: {error}") from None

@@ -135,7 +135,7 @@ def test_one_branch_runs_and_the_result_is_that_of_our_loop(name, monkeypatch):
     guided = kind(lambda x, t, cond: sign * field(x, t, cond), scale, null=torch.zeros(n))
     with torch.no_grad():
         expected = ft.sample(made, guided, x0.float(), torch.ones(n))
-    torch.testing.assert_close(result.float(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(result.float(), expected, rtol=1e-5, atol=1e-5)
     disable(pipe)
 
 

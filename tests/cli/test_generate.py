@@ -44,7 +44,7 @@ def test_contact_sheet_with_metadata(tmp_path, capsys):
     out = tmp_path / "sevens.png"
     assert flowturbo(*DIGITS, "7", "-n", 3, "--seed", 5, "--plan", "AB2:3@1.6", "-o", out) == 0
     line = capsys.readouterr().out
-    assert "3 images, 3 model evaluations each" in line
+    assert "3 images, 3 model evaluations (6 passes) each" in line
     assert "images/s" in line
     sheet = Image.open(out)
     assert sheet.width > 3 * 128

@@ -160,11 +160,13 @@ class Plan:
 
         A conditional evaluation costs half of the model's by default.
         """
+        model = checks.number("model", model, 0)
         conditional = model / 2 if conditional is None else conditional
-        each = {"model": model, "conditional": conditional, "refiner": refiner}
-        costs = {name: checks.number(name, cost, 0) for name, cost in each.items()}
+        each = {"conditional": conditional, "refiner": refiner, "fixed": fixed}
+        conditional, refiner, fixed = (checks.number(k, v, 0) for k, v in each.items())
         count = self.nfe
-        return sum(count[n] * c for n, c in costs.items()) + checks.number("fixed", fixed, 0)
+        all_of_model = count["model"] * model + count["conditional"] * conditional
+        return all_of_model + count["refiner"] * refiner + fixed
 
     def seen_by(self, k: int) -> range:
         """The evaluations in the history of the refiner of row ``k``, oldest first."""

@@ -90,16 +90,18 @@ class Fits:
         self.folder, self.model, self.guidance, self.options = folder, model, guidance, options
 
     def plan(self, nfe: int, refiner: Any = None, suffix: str = "") -> ft.Plan:
-        path = self.folder / f"{nfe}{suffix}.json"
+        return self.named(f"{nfe}{suffix}", nfe=nfe, refiner=refiner)
+
+    def named(self, name: str, **budget: Any) -> ft.Plan:
+        path = self.folder / f"{name}.json"
         if not path.is_file():
             print(f"fitting {path}", flush=True)
             ft.tune(
                 self.model,
-                nfe=nfe,
-                refiner=refiner,
                 guidance=self.guidance,
                 cache_dir=self.folder / "search",
                 report=partial(print, flush=True),
+                **budget,
                 **self.options,
             ).save(path)
         return ft.Plan.load(path)

@@ -16,35 +16,23 @@ from __future__ import annotations
 
 import argparse
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from method import best, check_alike, keep
+from method import Fits, best, check_alike, keep
 from schedulers import schedulers
 from trial import Trial
 
 import flowturbo as ft
 
 
-def cell(trial: Trial, folder: Path, passes: int, options: dict[str, Any]) -> dict[str, Any]:
+def cell(trial: Trial, fits: Fits, passes: int) -> dict[str, Any]:
     """Everything at so many passes."""
     guidance = trial.conditions["guidance"]
     found = {}
     for name, budget in (("evaluations", {"nfe": passes // 2}), ("passes", {"passes": passes})):
-        path = folder / f"{name}-{passes}.json"
-        if not path.is_file():
-            print(f"fitting {path}", flush=True)
-            ft.tune(
-                trial.model,
-                guidance=guidance,
-                cache_dir=folder / "search",
-                report=partial(print, flush=True),
-                **budget,
-                **options,
-            ).save(path)
-        plan = ft.Plan.load(path)
+        plan = fits.named(f"{name}-{passes}", **budget)
         found[name] = trial.entry(plan, passes=plan.passes(guidance))
         print(f"{guidance:g}, {passes}: {name}: {found[name]['rmse']}", flush=True)
     tried = schedulers(passes // 2)
@@ -65,8 +53,9 @@ def measure(options: argparse.Namespace) -> None:
         check_alike(out, here["conditions"], trial)
         here["reference"] = trial.reference_error()
         given = {"trajectories": options.trajectories, "search": not options.no_search}
+        fits = Fits(folder, model, guidance, given)
         for passes in options.passes:
-            here["cells"][str(passes)] = cell(trial, folder, passes, given)
+            here["cells"][str(passes)] = cell(trial, fits, passes)
             keep(out, record)
     print(f"-> {out}")
 

@@ -52,6 +52,7 @@ __all__ = [
     "sample",
     "step",
     "update",
+    "weighted_sum",
 ]
 
 Velocities = Mapping[int, Tensor]
@@ -89,10 +90,14 @@ Callback = Callable[[Step], Tensor | None]
 
 def update(row: Row, x: Tensor, found: Velocities, velocities: Velocities) -> Tensor:
     """Apply a row's update to ``x`` (B, ...); ``found`` is what it has evaluated itself."""
-    for j, w in row.update:
-        v = found[j] if j in found else velocities.get(j)
-        if v is not None:  # a guidance term where nothing is guided
-            x = torch.add(x, v, alpha=w)
+    return weighted_sum(x, row.update, {**velocities, **found})
+
+
+def weighted_sum(x: Tensor, terms: Sequence[tuple[int, float]], velocities: Velocities) -> Tensor:
+    """``x`` and weighted velocities; guidance terms that are not there are 0, as unguided."""
+    for j, w in terms:
+        if j in velocities:
+            x = torch.add(x, velocities[j], alpha=w)
     return x
 
 
@@ -227,9 +232,8 @@ def evaluators(
 
         def conditional(row: Row, x: Tensor, velocities: Velocities) -> Tensor:
             v = check_result(guidance.conditional(x, row.model_time, one), x, row)
-            for j, w in row.estimate if guidance.applies_at(row.model_time) else ():
-                v = torch.add(v, velocities[j], alpha=w)
-            return v
+            inside = guidance.applies_at(row.model_time)
+            return weighted_sum(v, row.estimate, velocities) if inside else v
 
         table["conditional"] = conditional
     if refiner is not None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flowturbo.plan.rows import reused_differences
+from flowturbo.plan.rows import differences_of
 
 if TYPE_CHECKING:
     from flowturbo.plan.plan import Plan
@@ -25,11 +25,7 @@ def headline(plan: Plan) -> str:
 def table(plan: Plan) -> str:
     """The headline, and a line for each row."""
     cells = [["", "time", "evaluator", "to", "weights"]]
-    guidance = plan.guidance_weights
-    if guidance is None and plan.nfe["conditional"]:
-        guidance = reused_differences(plan.weights, plan.evaluators)
-    if guidance is not None:
-        guidance = np.where([e == "model" for e in plan.evaluators], guidance, 0.0)
+    guidance = differences_of(plan)
     for k, row in enumerate(plan.weights):
         model_time, last = plan.model_times[k], plan.last_velocity[k]
         at = "" if model_time == plan.times[k] else f" (model time {model_time:.6g})"

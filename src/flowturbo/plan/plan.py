@@ -31,7 +31,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeAlias, Unpack
+from typing import Literal, TypeAlias, TypeGuard, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +50,7 @@ from flowturbo.plan.solvers.flowturbo import chain
 from flowturbo.plan.solvers.registry import checked_count
 from flowturbo.types import ReadOnlyJson, Scheduler
 
-__all__ = ["Plan", "Row", "as_plan"]
+__all__ = ["Plan", "Row", "as_plan", "is_file_name"]
 
 Points: TypeAlias = Sequence[float] | Times | None
 COLUMNS = ("times", "evaluators", "weights", "model_times", "last_velocity", "guidance_weights")
@@ -60,7 +60,7 @@ def as_plan(plan: object) -> Plan:
     """``plan`` itself, its notation parsed or its file read; else ``ValueError``."""
     if isinstance(plan, Plan):
         return plan
-    if isinstance(plan, Path) or (isinstance(plan, str) and plan.endswith(".json")):
+    if is_file_name(plan):
         try:
             return Plan.load(plan)
         except OSError as e:
@@ -71,6 +71,11 @@ def as_plan(plan: object) -> Plan:
             "path of its .json file"
         )
     return Plan.parse(plan)
+
+
+def is_file_name(plan: object) -> TypeGuard[str | Path]:
+    """Whether ``plan`` is the path of a plan's file, and not its notation."""
+    return isinstance(plan, Path) or (isinstance(plan, str) and plan.endswith(".json"))
 
 
 @checks.known_keywords

@@ -56,7 +56,6 @@ def restricted(
     start = table.evaluate(model_time=float(model_times[after - 1]) if first < after else None)
     index = dict.fromkeys(range(first, after), start)  # of the evaluations kept, in the table
     _extrapolate(table, float(times[after]))
-    guidance = guidance_weights
     differences: dict[int, dict[int, float]] = {}  # guidance weights of the rows that stay
     waiting: list[int] = []  # dropped evaluations, replaced by the next one at their time
     for k in range(after, len(evaluators)):
@@ -77,14 +76,14 @@ def restricted(
         whole = abs(weights[k].sum() - (to - times[k])) < CONSISTENT
         if whole and all(j in index for j in uses):
             table.move(to, _gathered(index, uses, weights[k]))
-            if guidance is not None:
-                used = np.flatnonzero(guidance[k]).tolist()
+            if guidance_weights is not None:
+                used = np.flatnonzero(guidance_weights[k]).tolist()
                 if all(j in index for j in used):
-                    differences[new] = _gathered(index, used, guidance[k])
+                    differences[new] = _gathered(index, used, guidance_weights[k])
         else:
             _extrapolate(table, to, len({times[j] for j in uses}))
     columns = table.columns()
-    if guidance is not None:
+    if guidance_weights is not None:
         made = reused_differences(columns["weights"], columns["evaluators"])
         for k, kept in differences.items():
             made[k] = 0.0

@@ -10,7 +10,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from flowturbo.plan.plan import Plan
 
-__all__ = ["Row", "guided_by", "reused_differences", "rows_of"]
+__all__ = ["Row", "differences_of", "guided_by", "reused_differences", "rows_of"]
 
 Terms = tuple[tuple[int, float], ...]
 TINY = 1e-12  # a weight that is 0 but for rounding
@@ -89,6 +89,19 @@ def reused_differences(
     return made
 
 
+def differences_of(plan: Plan) -> npt.NDArray[np.float64] | None:
+    """The weights of the differences of the branches, (K, K), in the columns of model evaluations.
+
+    None for a plan that does not treat the branches of guidance apart.
+    """
+    wanted = plan.guidance_weights
+    if wanted is None and "conditional" in plan.evaluators:
+        wanted = reused_differences(plan.weights, plan.evaluators)
+    if wanted is None:
+        return None
+    return np.where([e == "model" for e in plan.evaluators], wanted, 0.0)
+
+
 def _guidance(plan: Plan) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """The weights of the guidance terms in each update, and in each estimate; (K, K) both.
 
@@ -97,17 +110,11 @@ def _guidance(plan: Plan) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float
     of what ``D`` adds there, ``v_c + (w - 1) sum_j D[c, j] d_j / step``. What the update by these
     lacks is left to the guidance terms.
     """
-    size = len(plan)
-    conditional = np.array([e == "conditional" for e in plan.evaluators])
-    estimates = np.zeros((size, size))
-    if plan.guidance_weights is None and not conditional.any():
+    wanted, estimates = differences_of(plan), np.zeros((len(plan), len(plan)))
+    if wanted is None:
         return estimates, estimates
     model = np.array([e == "model" for e in plan.evaluators])
-    wanted = plan.guidance_weights
-    if wanted is None:
-        wanted = reused_differences(plan.weights, plan.evaluators)
-    wanted = np.where(model, wanted, 0.0)
-    for k in np.flatnonzero(conditional):
+    for k in np.flatnonzero([e == "conditional" for e in plan.evaluators]):
         step = plan.times[k + 1] - plan.times[k]
         if step and wanted[k].any():
             estimates[k] = wanted[k] / step

@@ -213,7 +213,7 @@ def _of_passes(passes: int, guidance: GuidanceRange) -> list[Budget]:
     """Full and conditional evaluations of so many passes; full ones alone if nothing is guided."""
     if guidance in (1.0, (1.0, 1.0)):
         return [Budget(full=passes)]
-    counts = [(passes // 2, 0), *(n for n in counts_of(passes) if n[1])]
+    counts = dict.fromkeys([(passes // 2, 0), *counts_of(passes)])
     return [Budget(full=full, conditional=conditional) for full, conditional in counts]
 
 

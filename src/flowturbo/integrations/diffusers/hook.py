@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from flowturbo.field import device_of
 from flowturbo.integrations.diffusers._shim import HookRegistry, ModelHook, NetworkOutput
 from flowturbo.integrations.diffusers.families import Family, pack, unpack
+from flowturbo.integrations.diffusers.run import cropped, half_of
 from flowturbo.plan import Row
 from flowturbo.refiner.binding import History, Refiner
-from flowturbo.sampling import Velocities
+from flowturbo.sampling import Velocities, weighted_sum
 from flowturbo.types import Pipeline, ReadOnlyJson, Scheduler
 
 __all__ = ["Link", "RefinerHook", "install", "remove"]
@@ -117,15 +118,11 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
         like = next(iter(known.values()))
         n = len(like)
         if len(state) == 2 * n:
-            half = slice(n) if self.family.conditional == "first" else slice(n, None)
+            half = half_of(n, self.family.conditional == "first")
             cut = lambda a: a[half] if isinstance(a, Tensor | list) and _length(a) == 2 * n else a
             args, kwargs = [cut(a) for a in args], {k: cut(a) for k, a in kwargs.items()}
         v = sign * _tensor(self.fn_ref.original_forward(*args, **kwargs))
-        v = v[tuple(slice(size) for size in like.shape)].to(like.dtype)
-        for j, w in row.estimate:
-            if j in known:  # else nothing is guided
-                v = torch.add(v, known[j], alpha=w)
-        return v
+        return weighted_sum(cropped(v, like), row.estimate, known)
 
     # else it would be compiled again for each length of the history
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -140,7 +137,7 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
             )
         x = state if isinstance(state, Tensor) else torch.stack(list(state)).squeeze(2)
         # more images are branches of guidance, more channels or tokens a mask or reference images
-        x = x[tuple(slice(n) for n in like.shape)].to(like.dtype)
+        x = cropped(x, like)
         if self.module is not None and device_of(self.module) != x.device:
             self.module.to(x.device)  # offloading moves the network, but not the refiner
         if self.family.sides is None:

@@ -14,6 +14,7 @@ from flowturbo.integrations.diffusers.hook import Link, RefinerHook, install, re
 from flowturbo.integrations.diffusers.scheduler import FlowTurboScheduler
 from flowturbo.integrations.diffusers.tables import branches_apart, needs_hook, plan_of
 from flowturbo.plan import Plan, as_plan
+from flowturbo.plan.plan import is_file_name
 from flowturbo.refiner.binding import Refiner, prepare_refiner, warn_on_mismatch
 from flowturbo.refiner.checkpoint import load_refiner
 from flowturbo.types import Condition, Pipeline, ReadOnlyJson, Scheduler, Time
@@ -88,7 +89,7 @@ def enable(
     if isinstance(refiner, str | Path):
         refiner = load_refiner(refiner)
     try:
-        if isinstance(plan, Path) or (isinstance(plan, str) and plan.endswith(".json")):
+        if is_file_name(plan):
             plan = as_plan(plan)
         options = {} if plan is None else {"plan": plan}  # notation is saved as it is
         scheduler = FlowTurboScheduler.from_config(pipe.scheduler, **options)
@@ -125,9 +126,8 @@ def enable(
         assert network is not None
         scheduler.link = Link(pipe)
         module = refiner if isinstance(refiner, nn.Module) else None
-        low, high = getattr(refiner, "guidance_range", (None, None))
-        scale = low if guidance is None and low == high else guidance
-        scale = scale if hasattr(refiner, "guidance_range") else None
+        low, _ = getattr(refiner, "guidance_range", (None, None))  # both alike, without guidance=
+        scale = low if low is None or guidance is None else guidance
         try:
             install(network, RefinerHook(prepared, module, family, scheduler.link, scale, apart))
         except ValueError:

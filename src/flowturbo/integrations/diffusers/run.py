@@ -98,7 +98,7 @@ class Run:
 
     def refiner_input(self) -> tuple[float, History] | None:
         """If the next row is a refiner's: its time, and (time, velocity) pairs, oldest first."""
-        row = self._row(self.index or 0)
+        row = self.next_row
         if row is None or row.evaluator != "refiner":
             return None
         return row.model_time, [(t, self.velocities[j]) for j, t in row.history]
@@ -122,9 +122,17 @@ class Run:
 def _conditional(output: Tensor, first: bool, v: Tensor) -> Tensor:
     """The conditional branch of a network's ``output``, like the guided velocity ``v``."""
     n = len(v)
-    if len(output) == 2 * n:
-        output = output[:n] if first else output[n:]
-    return output[tuple(slice(size) for size in v.shape)].to(v.dtype)
+    return cropped(output[half_of(n, first)] if len(output) == 2 * n else output, v)
+
+
+def half_of(n: int, first: bool) -> slice:
+    """One half of a batch of ``2*n`` rows."""
+    return slice(n) if first else slice(n, 2 * n)
+
+
+def cropped(x: Tensor, like: Tensor) -> Tensor:
+    """As much of ``x`` as ``like`` has along each axis, in its dtype."""
+    return x[tuple(slice(size) for size in like.shape)].to(like.dtype)
 
 
 def floating(timestep: object) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 
 from flowturbo.path import Times
 from flowturbo.plan import Plan
+from flowturbo.plan.rows import differences_of
 from flowturbo.plan.solvers import SOLVERS as NAMED
 
 __all__ = [
@@ -69,7 +70,7 @@ def needs_hook(plan: Plan) -> bool:
 
 def branches_apart(plan: Plan) -> bool:
     """Whether a plan treats the branches of guidance apart."""
-    return bool(plan.nfe["conditional"]) or plan.guidance_weights is not None
+    return differences_of(plan) is not None
 
 
 def check_length(plan: Plan, count: int, hooked: bool) -> None:

@@ -114,15 +114,17 @@ class Wrapper:
 
 @checks.known_keywords
 class CountCalls(Wrapper):
-    """Counts evaluations in ``calls``; a guided evaluation in one batch is one."""
+    """Counts evaluations in ``calls``, a guided one in one batch as one, and states in ``rows``."""
 
     def __init__(self, field: Field) -> None:
         super().__init__(field)
         self.calls = 0
+        self.rows = 0
 
     def __call__(self, x: Tensor, t: Time, cond: Condition = None) -> Tensor:
         """``field(x, t, cond)``, counted."""
         self.calls += 1
+        self.rows += len(x)
         return self.field(x, t, cond)
 
 

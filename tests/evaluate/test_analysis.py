@@ -206,6 +206,43 @@ def test_bad_arguments(given, message):
         analyze({"plane": Plane(mixture)}, **given)
 
 
+def test_a_plain_field_and_noise_of_ones_own():
+    few = dict(steps=32, nfe=(4,), sections=["solvers"])
+    found = analyze(mixture, ["AB2:4"], noise=NOISE, **few)
+    assert [*found["models"]] == ["model"]
+    assert found["conditions"]["seeds"] is None
+    assert found["conditions"]["trajectories"] == 6
+    exact = solve(mixture, NOISE, steps=32).states[-1]
+    off = (ft.sample("AB2:4", mixture, NOISE) - exact).square().mean().sqrt()
+    assert found["solvers"][-1]["rmse"] == pytest.approx(float(off), rel=1e-4)
+    same = analyze({"plane": Plane(mixture)}, ["AB2:4"], noise=NOISE, **few)
+    assert same["solvers"] == found["solvers"]
+    with pytest.raises(ValueError, match=r"models\['model'\]=.*: has no shape.* noise="):
+        analyze(mixture, **few)
+    with pytest.raises(ValueError, match=r"trajectories=6 and noise=.*; leave trajectories out"):
+        analyze(mixture, noise=NOISE, trajectories=6)
+    with pytest.raises(ValueError, match=r"noise=.*: this model takes \(N, 2\)"):
+        analyze(Plane(mixture), noise=NOISE[:, :1])
+
+
+def test_plans_with_conditional_evaluations(tmp_path):
+    class Pulled(Plane):
+        def __call__(self, x, t, cond):
+            return cond - x
+
+        def null_condition(self, cond):
+            return 0 * cond
+
+    cond = torch.ones_like(NOISE)
+    found = analyze(
+        Pulled(None), ["AB2:FCF"], noise=NOISE, cond=cond, guidance=2.0, steps=16, nfe=(3,)
+    )
+    (tmp_path / "record.json").write_text(json.dumps(found))
+    assert [r["evaluator"] for r in found["rows"][0]["rows"]] == ["model", "conditional", "model"]
+    assert read_record(tmp_path / "record.json") == found
+    assert len(figures(found, tmp_path)) == 4
+
+
 def test_models_must_be_alike():
     other = Plane(mixture)
     other.shape = (3,)

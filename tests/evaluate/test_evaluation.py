@@ -11,7 +11,7 @@ from fields import Reuse
 from PIL import Image
 
 import flowturbo as ft
-from flowturbo.evaluate import evaluation, image_sets
+from flowturbo.evaluate import evaluation, features, image_sets
 from flowturbo.evaluate.compare import compare
 from flowturbo.evaluate.evaluation import evaluate
 from flowturbo.evaluate.frechet import frechet_distance
@@ -69,11 +69,14 @@ def test_the_record_has_its_conditions(words, record):
     assert (found["guidance"], found["seeds"]) == (2.0, [0, 23])
     assert found["versions"]["torch"] == torch.__version__
     assert record["evaluations"] == {"model": 3, "conditional": 0, "refiner": 0}
+    assert record["passes"] == 6  # guided
     assert record["reference"]["evaluations"] == fine(8).nfe["model"] == 17
+    assert record["reference"]["passes"] == 34
     assert 0 < record["reference"]["error"]["rmse"] < record["trajectory"]["rmse"]
     network = evaluate(words, "E1", **FEW | {"features": None})
     assert network["flops"] < record["flops"] <= 3 * network["flops"]  # prompts are embedded once
-    assert set(network) == {"conditions", "evaluations", "flops", "reference", "trajectory"}
+    parts = {"conditions", "evaluations", "passes", "flops", "reference", "trajectory"}
+    assert set(network) == parts
     assert record == json.loads(json.dumps(record))
 
 
@@ -97,7 +100,7 @@ def test_agreement_is_high_where_prompts_decide(words):
             goal = 0 * level if self.forgets else level
             return 0.999 * (goal - x) / (1 - 0.999 * t)
 
-    model = ft.Model(Levels(), words.card)
+    model = ft.Model(Levels().eval(), words.card)
     model.network.shape = words.shape
     model.network.register_parameter("one", torch.nn.Parameter(torch.zeros(1)))
     names = ["red apple", "tiger", "octopus", "pizza"]
@@ -199,7 +202,7 @@ def test_official_scores_of_both(words, tmp_path, monkeypatch):
         return {"fid": 1.0}
 
     monkeypatch.setattr(evaluation, "official_scores", official_scores)
-    monkeypatch.setattr(evaluation, "check_installed", lambda: None)
+    monkeypatch.setattr(features, "check_installed", lambda: None)
     few = FEW | {"features": None}
     found = evaluate(words, "E2", real_images=tmp_path / "images.npz", fid=True, **few)
     assert found["official"] == {"plan": {"fid": 1.0}, "reference": {"fid": 1.0}}
@@ -223,7 +226,9 @@ def test_table(words, record):
     assert len(made.rows) == 3
     alone = evaluations([evaluate(words, "E1", **FEW | {"features": None})])
     assert len(alone.rows) == 2
-    assert [c.header for c in alone.columns] == ["plan", "evaluations", "GFLOPs", "error", "median"]
+    assert [c.header for c in alone.columns] == [
+        "plan", "evaluations", "passes", "GFLOPs", "error", "median",
+    ]  # fmt: skip
     with pytest.raises(ValueError, match=r"guidance=2\.0 and 3\.0"):
         evaluations([record, evaluate(words, "E2", **FEW, guidance=3.0)])
     with pytest.raises(ValueError, match="give at least one"):
@@ -283,10 +288,10 @@ def test_the_function_and_the_package_go_by_one_name():
         ({"cache_dir": 3}, "cache_dir=3: must be a path"),
         ({"real_images": b"x"}, "real_images=b'x': must be a path"),
         ({"fid": 1}, "fid=1: must be True or False"),
-        ({"features": 3}, "features=3: must be 'effnet', a function, or None"),
+        ({"features": 3}, "features=3: must be 'auto', 'effnet', a function, or None"),
         ({"resamples": 1}, "resamples=1: must be at least 2"),
         ({"features": lambda p: p}, r"features=<lambda>: gave \(2, 3, 8, 8\)"),
-        ({"features": "inception"}, "features='inception': must be 'effnet'"),
+        ({"features": "inception"}, "features='inception': must be 'auto', 'effnet'"),
         ({"features": None, "real_images": "x"}, "features=None, real_images='x'"),
         ({"real_images": "nowhere"}, "real_images: data 'nowhere': no such folder"),
         ({"prompts": []}, r"prompts=\[\]: give at least one"),
@@ -318,7 +323,7 @@ def test_refuses_real_images_that_do_not_fit(words, tmp_path, monkeypatch):
     (tmp_path / "broken.npz").write_bytes(b"no")
     with pytest.raises(ValueError, match="cannot be read"):
         evaluate(words, "E2", real_images=tmp_path / "broken.npz", **FEW)
-    monkeypatch.setattr(evaluation, "check_installed", lambda: None)
+    monkeypatch.setattr(features, "check_installed", lambda: None)
     with pytest.raises(ValueError, match=r"fid=True, real_images=None: .* pass real_images="):
         evaluate(words, "E2", fid=True, **FEW)
     with pytest.raises(ValueError, match="needs images"):
@@ -349,18 +354,18 @@ def test_real_images_are_read_in_the_size_of_generated_ones(words, tmp_path, mon
 
     official = lambda drawn, real, **_: shapes.extend(tuple(p.shape[1:]) for p in (drawn, real))
     monkeypatch.setattr(evaluation, "official_scores", official)
-    monkeypatch.setattr(evaluation, "check_installed", lambda: None)
+    monkeypatch.setattr(features, "check_installed", lambda: None)
     few = FEW | {"features": see, "real_images": saved(tmp_path / "square", (64, 64))}
     model = Decoded(words.network, words.card)
     evaluate(model, "E2", fid=True, **few)
     assert set(shapes) == {(3, 64, 64)}
     shapes.clear()
-    wide = ft.Model(Spread(), {"name": "wide"})
+    wide = ft.Model(Spread().eval(), {"name": "wide"})
     few["real_images"] = saved(tmp_path / "wide", (8, 16))
     evaluate(wide, "E2", **few)
     assert set(shapes) == {(3, 8, 16)}
     shapes.clear()
-    evaluate(ft.Model(Spread((1, 8, 8)), {"name": "grey"}), "E2", **few)
+    evaluate(ft.Model(Spread((1, 8, 8)).eval(), {"name": "grey"}), "E2", **few)
     assert set(shapes) == {(1, 8, 8)}
 
 
@@ -458,13 +463,84 @@ def test_plans_of_a_part_are_refused(words, plan, message):
         evaluate(words, plan, **FEW)
 
 
-def test_what_is_no_model_or_no_list_is_told(words):
-    with pytest.raises(ValueError, match="model of type function"):
-        evaluate(lambda x, t, cond: x, "E2", **FEW)
-    with pytest.raises(ValueError, match=r"give a field of your own a card: flowturbo\.Model"):
-        evaluate(words.network, "E2", **FEW)
-    with pytest.raises(ValueError, match="model 'mine': its network has no shape"):
-        evaluate(ft.Model(torch.nn.Linear(2, 2), {"name": "mine"}), "E2", **FEW)
+NOISE = torch.randn(24, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+PLAIN = dict(steps=8, batch=10, repeats=0)
+
+
+def test_any_field_is_measured_on_noise_of_ones_own(tmp_path):
+    cond = torch.linspace(0.5, 2.0, 24, dtype=torch.float64)
+    field = lambda x, t, cond: -cond[:, None, None] * x
+    found = evaluate(field, "E4", noise=NOISE, cond=cond, **PLAIN | {"steps": 64})
+    each = ((1 - cond / 4) ** 4 - torch.exp(-cond)).abs() * NOISE.square().mean((1, 2)).sqrt()
+    assert found["trajectory"]["rmse"] == pytest.approx(float(each.square().mean().sqrt()), 1e-3)
+    assert (found["passes"], found["conditions"]["images"]) == (4, 24)
+    assert found["conditions"]["seeds"] is None
+    assert "frechet" not in found
+    found = evaluate(field, "E4", noise=NOISE, cond=cond, cache_dir=tmp_path / "plain", **PLAIN)
+    other = evaluate(field, "AB2:4", noise=NOISE, cond=cond, cache_dir=tmp_path / "plain", **PLAIN)
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    assert len(evaluations([found, read_evaluation(tmp_path / "other.json")]).rows) == 3
+    with pytest.raises(ValueError, match="noise"):
+        evaluate(field, "E4", noise=-NOISE, cond=cond, cache_dir=tmp_path / "plain", **PLAIN)
+    with pytest.raises(ValueError, match="noise="):
+        evaluations([found, evaluate(field, "E4", noise=-NOISE, cond=cond, **PLAIN)])
+
+
+def test_noise_of_ones_own_replaces_that_of_the_seeds(words, record):
+    noise = ft.noise.draw(range(24), words.shape)
+    same = evaluate(words, "AB2:3", noise=noise, **{k: FEW[k] for k in FEW if k != "num_images"})
+    for part in ("trajectory", "perceptual", "frechet", "agreement"):
+        assert same[part] == record[part]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "noise=None: a field without a shape needs noise of its own"),
+        ({"noise": NOISE[:9]}, r"noise=.*: must be \(N, ...\) with at least 10 rows"),
+        ({"noise": NOISE, "num_images": 24}, r"num_images=24 and noise=.*; leave num_images out"),
+        ({"noise": NOISE, "cond": NOISE[:5]}, r"cond=.*: noise has 24 rows; must have a row"),
+        ({"noise": NOISE, "prompts": ["a"]}, r"prompts=.*: a field without a card takes .* cond="),
+        ({"noise": NOISE, "prompts": ["a"], "cond": NOISE}, r"prompts=.* and cond=.*: give one"),
+        ({"noise": NOISE, "plan": None}, "plan=None: a field without a card has no default plan"),
+        (
+            {"noise": NOISE, "features": pooled},
+            r"features=.*: a field without a card has no images",
+        ),
+        ({"noise": NOISE, "features": "effnet"}, r"a card has no images.* flowturbo\.Model"),
+        ({"noise": NOISE, "real_images": "."}, r"real_images=.*: a field without a card"),
+        ({"noise": NOISE, "fid": True}, "fid=True: a field without a card has no images"),
+        ({"noise": NOISE, "plan": "E2R1"}, "refiner"),
+    ],
+)
+def test_refuses_what_a_field_without_a_card_cannot_have(options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(lambda x, t, cond=None: -x, **{"plan": "E2"} | PLAIN | options)
+
+
+def test_refuses_networks_in_training_mode():
+    network = torch.nn.Linear(4, 4).double()
+    field = Velocity(network)
+    with pytest.raises(ValueError, match=r"its Linear is in training mode; call \.eval\(\)"):
+        evaluate(field, "E2", noise=NOISE, **PLAIN)
+    field.eval()
+    assert evaluate(field, "E2", noise=NOISE, **PLAIN)["conditions"]["fingerprint"]
+
+
+class Velocity(torch.nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x, t, cond=None):
+        return self.network(x)
+
+
+def test_refuses_models_without_a_shape_and_what_is_no_list(words):
+    with pytest.raises(ValueError, match=r"model='digits': .* flowturbo\.load\('digits'\)"):
+        evaluate("digits", "E2", **FEW)
+    with pytest.raises(ValueError, match="noise=None: a field without a shape"):
+        evaluate(ft.Model(torch.nn.Linear(2, 2).eval(), {"name": "mine"}), "E2", **FEW)
     with pytest.raises(ValueError, match=r"prompts='tiger': pass a list"):
         evaluate(words, "E2", prompts="tiger", **FEW)
     latent = ft.Model(words.network, {**words.card, "codec": {"kind": "latent"}})
@@ -491,12 +567,12 @@ class Shift(torch.nn.Module):
 
 def test_a_module_of_ones_own_gets_a_card():
     about = {"kind": "class", "labels": ["dark", "light"]}
-    model = ft.Model(Shift(), {"name": "mine", "condition": about})
+    model = ft.Model(Shift().eval(), {"name": "mine", "condition": about})
     record = evaluate(model, "E2", guidance=2.0, **FEW | {"features": None})
     assert record["trajectory"]["rmse"] < 1e-5  # the field is constant in time
     dark, light = ft.generate(model, ["dark", "light"], plan="E1", guidance=2.0)
     assert np.mean(np.asarray(dark)) < np.mean(np.asarray(light))
-    bare = ft.Model(Shift(), {"name": "mine", "condition": {"kind": "class"}})
+    bare = ft.Model(Shift().eval(), {"name": "mine", "condition": {"kind": "class"}})
     with pytest.raises(ValueError, match=r"label .dark.: .* list them under"):
         ft.generate(bare, ["dark"], plan="E1")
     with pytest.raises(ValueError, match='or list them under "labels" or "prompts"'):
@@ -512,7 +588,7 @@ def test_conditions_may_be_more_than_a_tensor():
         def null_condition(self, cond):
             return cond
 
-    model = Told(Spread(), {"name": "told"})
+    model = Told(Spread().eval(), {"name": "told"})
     found = evaluate(model, "E2", **FEW, guidance=1.0)
     assert len(found["conditions"]["prompts"]) == 16
     assert "agreement" not in found

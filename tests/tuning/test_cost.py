@@ -53,6 +53,17 @@ def test_costs_are_timed(clock):
     }
 
 
+def test_a_refiner_is_timed_and_counts(clock):
+    slow = clock(0.005, lambda x, t, cond: mixture(x, t))
+    light = type("Light", (Oracle,), {"__call__": clock(0.0001, Oracle.__call__)})()
+    dear = type("Dear", (Oracle,), {"__call__": clock(0.006, Oracle.__call__)})()
+    few = dict(nfe=4, noise=initial_noise(64), search=False)
+    assert ft.tune(slow, refiner=light, **few).nfe["refiner"] > 0
+    plan = ft.tune(slow, refiner=dear, **few)
+    assert plan.nfe["refiner"] == 0
+    assert "evaluations more, which cost as much as its" in plan.info["notes"][0]
+
+
 def test_tune_under_a_budget(clock, tmp_path):
     slow = clock(0.005, lambda x, t, cond: mixture(x, t))
     light = type("Light", (Oracle,), {"__call__": clock(0.001, Oracle.__call__)})()

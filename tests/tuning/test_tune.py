@@ -103,7 +103,7 @@ def test_a_killed_search_goes_on_and_ends_the_same(tmp_path):
 
 def test_searches_share_what_they_have_in_common(tmp_path):
     options = dict(noise=initial_noise(64), cache_dir=tmp_path)
-    ft.tune(mixture, nfe=3, refiner=Oracle(), **options)
+    ft.tune(mixture, nfe=3, refiner=Oracle(), refiner_cost=0, **options)
     field = ft.CountCalls(mixture)
     ft.tune(field, nfe=3, **options)
     alone = ft.CountCalls(mixture)
@@ -144,6 +144,8 @@ def test_a_disk_too_small_is_refused_before_anything_is_computed(tmp_path, monke
         (dict(cache_dir=3), "cache_dir=3: must be a path"),
         (dict(report=3), "report=3: must be a function"),
         (dict(refiner=3), "refiner=3"),
+        (dict(refiner_cost=-1), "refiner_cost=-1: must be a finite number from 0"),
+        (dict(refiner_cost=1, budget_ms=9), "refiner_cost=1 and budget_ms=9: with a budget the"),
         (dict(guidance=(3.0, 1.0)), r"guidance=\(3\.0, 1\.0\): must be \(lowest, highest\)"),
         (dict(guidance="2"), "guidance='2': must be a finite number"),
         (dict(guidance=(1, 2, 3)), r"guidance=\(1, 2, 3\): must be \(lowest, highest\)"),

@@ -11,6 +11,7 @@ from flowturbo.cli import options
 from flowturbo.cli.config import options_of
 from flowturbo.cli.output import say, show
 from flowturbo.evaluate.evaluation import EvaluateConfig, evaluate
+from flowturbo.evaluate.inputs import NUM_IMAGES
 from flowturbo.evaluate.records import read_evaluation
 from flowturbo.evaluate.report import check_alike, evaluations
 from flowturbo.files import write_json
@@ -95,8 +96,9 @@ def run(
 def _known(model: Model, config: EvaluateConfig, guidance: float) -> JsonObject:
     """The conditions that are known before anything is generated."""
     return {
-        "fingerprint": model.fingerprint, "dtype": str(model.dtype), "images": config.num_images,
-        "guidance": guidance, "seed": config.seed, "steps": config.steps,
+        "fingerprint": model.fingerprint, "dtype": str(model.dtype),
+        "images": config.num_images or NUM_IMAGES, "guidance": guidance, "seed": config.seed,
+        "steps": config.steps,
     }  # fmt: skip
 
 

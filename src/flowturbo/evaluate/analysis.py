@@ -20,7 +20,8 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
-from flowturbo import checks, noise
+from flowturbo import checks
+from flowturbo import noise as random_noise
 from flowturbo.config import configured
 from flowturbo.evaluate.config import AnalyzeConfig, as_plans
 from flowturbo.evaluate.curvature import PREDICTIONS, change, gap_errors, mean, predictions, rate
@@ -35,23 +36,30 @@ from flowturbo.refiner.resolve import default_guidance
 from flowturbo.sampling import sample
 from flowturbo.stats import summary
 from flowturbo.tree import slice_condition
-from flowturbo.tuning.initial_states import check_condition, check_field
+from flowturbo.tuning.initial_states import (
+    check_condition,
+    check_eval_mode,
+    check_field,
+    check_noise,
+)
 from flowturbo.tuning.reference import Reference, error, solve
 from flowturbo.types import Condition, JsonObject
 
 __all__ = ["KIND", "AnalyzeConfig", "analyze", "solvers"]
 
+TRAJECTORIES = 64  # by default
 CHECKED = 8  # trajectories that are solved again, twice as finely
 T = TypeVar("T")
 
 
 @configured(AnalyzeConfig)
 def analyze(
-    models: Mapping[str, Field],
+    models: Field | Mapping[str, Field],
     plans: Sequence[Plan | str] = (),
     refiner: Refiner | None = None,
     *,
     config: AnalyzeConfig,
+    noise: Tensor | None = None,
     cond: Condition = None,
     report: Report | None = None,
 ) -> JsonObject:
@@ -60,11 +68,12 @@ def analyze(
     The fields of `AnalyzeConfig` are keywords too: ``analyze(models, plans, trajectories=32)``.
 
     Args:
-        models: fields with a ``shape``, the same for all, by the name to show. Those with cards
-            must take the same conditions.
+        models: a field, or several by the name to show. They have a ``shape``, the same for all,
+            unless ``noise`` is given. Those with cards must take the same conditions.
         plans: from noise to data, or their notation; for the section "rows", and among the solvers.
         refiner: for plans that need one; of the first model.
         config: what to measure, and on how many trajectories.
+        noise: noise samples to start from instead of random ones, (N, ...), at least 2.
         cond: conditions of the trajectories; by default the first model's ``random_condition``.
         report: called with a `Progress` at each stage.
 
@@ -74,7 +83,10 @@ def analyze(
     Raises:
         ValueError: if an argument is invalid, or the trajectories are not finite.
     """
-    shape = _check(models)
+    if not isinstance(models, Mapping):
+        check_field("models", models)
+        models = {str(getattr(models, "name", "model")): models}
+    shape = _check(models, noise)
     first = next(iter(models.values()))
     guidance = default_guidance(first, config.guidance)
     chosen = as_plans("plans", plans)
@@ -82,15 +94,19 @@ def analyze(
         check_whole(plan)
         if needed_refiner(plan, refiner) is not None:
             check_refiner(plan, refiner, guidance)
-    seeds = range(config.seed, config.seed + config.trajectories)
-    x = noise.draw(seeds, shape, device=device_of(first))
-    cond, source = _condition(first, cond, config, x.device)
+    seeds, x = None, noise
+    if x is None:
+        seeds = range(config.seed, config.seed + (config.trajectories or TRAJECTORIES))
+        x = random_noise.draw(seeds, shape, device=device_of(first))
+    else:
+        x = _given(models, x, config)
+    cond, source = _condition(first, cond, len(x), config.seed, x)
     record: JsonObject = {
         "kind": KIND,
         "conditions": {
             **conditions(first, refiner, x), "batch": config.batch,
             "dtype": str(getattr(first, "dtype", x.dtype)), "guidance": guidance,
-            "trajectories": config.trajectories, "seeds": [seeds[0], seeds[-1]],
+            "trajectories": len(x), "seeds": [seeds[0], seeds[-1]] if seeds else None,
             "condition": source, "steps": config.steps, "shift": config.shift,
         },
         "models": {},
@@ -106,15 +122,21 @@ def analyze(
     return record
 
 
+def _given(models: Mapping[str, Field], noise: Tensor, config: AnalyzeConfig) -> Tensor:
+    """The caller's noise samples, as all ``models`` take them."""
+    for model in models.values():
+        noise = check_noise(model, noise, 2, trajectories=config.trajectories)
+    return noise
+
+
 def _condition(
-    model: Field, cond: Condition, config: AnalyzeConfig, device: torch.device
+    model: Field, cond: Condition, n: int, seed: int, x: Tensor
 ) -> tuple[Condition, str]:
-    """The conditions of the trajectories, and where they come from."""
-    n = config.trajectories
+    """The conditions of ``n`` trajectories from ``x``, and where they come from."""
     if cond is not None:
-        return check_condition(cond, n, f"trajectories={n} takes", device), "given"
+        return check_condition(cond, n, f"trajectories={n} takes", x.device), "given"
     if hasattr(model, "random_condition"):
-        cond = model.random_condition(n, torch.Generator().manual_seed(config.seed))
+        cond = model.random_condition(n, torch.Generator().manual_seed(seed))
     return cond, "none" if cond is None else "sampled evenly"
 
 
@@ -190,18 +212,21 @@ def solvers(nfe: int, shift: float = 1.0) -> dict[str, Plan]:
     return {family: Plan.parse(text, shift=shift) for family, text in texts.items()}
 
 
-def _check(models: Mapping[str, Field]) -> tuple[int, ...]:
+def _check(models: Mapping[str, Field], noise: Tensor | None) -> tuple[int, ...]:
     """The shape of the states of all models."""
-    if not isinstance(models, Mapping):
-        raise ValueError(f"models={checks.shown(models)}: must be a dictionary, models by name")
     shapes = set()
     for name, model in models.items():
         check_field(f"models[{name!r}]", model)
-        if not hasattr(model, "shape"):
+        check_eval_mode(f"models[{name!r}]", model)
+        if hasattr(model, "shape"):
+            shapes.add(tuple(model.shape))
+        elif noise is None:
             raise ValueError(
-                f"models[{name!r}]={checks.shown(model)}: must have a shape, of states"
+                f"models[{name!r}]={checks.shown(model)}: has no shape, of states; give it one, "
+                "or pass noise=..., a tensor (N, ...)"
             )
-        shapes.add(tuple(model.shape))
+    if models and not shapes and noise is not None:
+        shapes.add(tuple(noise.shape[1:]))
     if len(shapes) != 1:
         found = ", ".join(map(str, shapes)) or "none"
         raise ValueError(f"models of shapes {found}: pass one or more, of one shape")

@@ -213,7 +213,7 @@ def _rows(record: ReadOnlyJson, figure: Figure) -> None:
     figure.set_size_inches(7, 1.2 + 3 * count)
     grid = figure.subplots(count, 2, squeeze=False)
     lines = {"state": "error of the state", "propagated": "propagated exactly to t = 1"}
-    colour = {"model": "#56B4E9", "refiner": "#E69F00"}
+    colour = {"model": "#56B4E9", "conditional": "#009E73", "refiner": "#E69F00"}
     for (left, right), found in zip(grid, record["rows"], strict=True):
         rows = found["rows"]
         for i, (key, words) in enumerate(lines.items()):
@@ -227,10 +227,18 @@ def _rows(record: ReadOnlyJson, figure: Figure) -> None:
         right.set(xlabel="row of the plan", ylabel="part of the final error (RMSE)")
         right.set_title(f"adds up to {rows[-1]['propagated']:.3g}")
         right.set_xticks(range(0, len(rows), -(-len(rows) // 10)))
+    used = {row["evaluator"] for found in record["rows"] for row in found["rows"]}
+    about = {
+        "model": "the model",
+        "conditional": "its conditional branch",
+        "refiner": "the refiner",
+    }
     handles = [*grid[0, 0].get_legend_handles_labels()[0]]
-    handles += [Patch(color=c, label=f"evaluates the {k}") for k, c in colour.items()]
-    used = 4 if any(f["evaluations"]["refiner"] for f in record["rows"]) else 2
-    figure.legend(handles=handles[:used], loc="outside upper center", ncols=2, frameon=False)
+    if len(used) > 1:
+        handles += [
+            Patch(color=colour[k], label=f"evaluates {about[k]}") for k in colour if k in used
+        ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
     _finish(grid.flat, record, figure)
 
 
@@ -282,5 +290,5 @@ def _range(bounds: list[float]) -> str:
 
 
 def _count(evaluations: Mapping[str, int]) -> str:
-    refined = f" + {evaluations['refiner']} R" if evaluations["refiner"] else ""
-    return f"{evaluations['model']}{refined}"
+    more = {"C": evaluations.get("conditional", 0), "R": evaluations["refiner"]}
+    return f"{evaluations['model']}" + "".join(f" + {n} {k}" for k, n in more.items() if n)

@@ -29,9 +29,10 @@ class EvaluateConfig:
     """What `flowturbo.evaluate` measures, and on how many images.
 
     Attributes:
-        num_images: number of images to generate, at least 10; image ``i`` has seed ``seed + i``.
+        num_images: number of images to generate, at least 10, by default 5000; image ``i`` has seed
+            ``seed + i``. Only without noise of your own, which is used in full.
         guidance: scale of classifier-free guidance, 1 is off; by default the one on the model's
-            card.
+            card, and 1 for other fields.
         fid: also compute FID, sFID, inception score, precision and recall by the official protocol;
             needs real images.
         agreement: number of prompts to measure agreement on; 0 skips it.
@@ -42,7 +43,7 @@ class EvaluateConfig:
         seed: seed of the first image, and of the prompts.
     """
 
-    num_images: int = 5000
+    num_images: int | None = None
     guidance: float | None = None
     fid: bool = False
     agreement: int = 200
@@ -53,7 +54,8 @@ class EvaluateConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks.whole("num_images", self.num_images, 10, MAX_IMAGES)
+        if self.num_images is not None:
+            checks.whole("num_images", self.num_images, 10, MAX_IMAGES)
         for name in ("agreement", "resamples", "repeats", "seed"):
             checks.whole(name, getattr(self, name), 0)
         checks.whole("batch", self.batch, 1)
@@ -108,7 +110,8 @@ class AnalyzeConfig:
         shift: shift of the solvers' time grid; 1 is uniform.
         guidance: scale of classifier-free guidance, 1 is off; by default the one on the model's
             card, and 1 for other fields.
-        trajectories: number of trajectories, at least 2.
+        trajectories: number of trajectories, at least 2, by default 64. Only without noise of your
+            own, which is used in full.
         steps: intervals of the reference solution, at least 8, and of the times at which changes
             are measured.
         seed: seed of the first noise sample.
@@ -119,13 +122,15 @@ class AnalyzeConfig:
     nfe: tuple[int, ...] = (4, 6, 8, 12, 16)
     shift: float = 1.0
     guidance: float | None = None
-    trajectories: int = 64
+    trajectories: int | None = None
     steps: int = 64
     seed: int = 0
     batch: int = 64
 
     def __post_init__(self) -> None:
-        for name, least in (("trajectories", 2), ("steps", 8), ("seed", 0), ("batch", 1)):
+        if self.trajectories is not None:
+            checks.whole("trajectories", self.trajectories, 2)
+        for name, least in (("steps", 8), ("seed", 0), ("batch", 1)):
             checks.whole(name, getattr(self, name), least)
         _keep_list(self, "sections", SECTIONS)
         for n in check_list("nfe", self.nfe):

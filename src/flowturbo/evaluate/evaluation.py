@@ -11,7 +11,7 @@ solution*: the same noise samples and conditions, with the ODE solved finely. Me
 - *agreement*: how often an image is closer to its own prompt than to other prompts, where a prompt
   is represented by the mean features of 4 reference images of other noise samples. It shows whether
   a plan loses what the model knows of prompts, not whether the model is right;
-- evaluations by kind, floating point operations and milliseconds.
+- evaluations by kind, passes of the network, floating point operations and milliseconds.
 """
 
 from __future__ import annotations
@@ -23,27 +23,30 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flowturbo import checks, noise
+from flowturbo import checks
 from flowturbo.config import configured
+from flowturbo.digests import content
 from flowturbo.evaluate.compare import agreement as agreement_of
 from flowturbo.evaluate.compare import compare
 from flowturbo.evaluate.config import EvaluateConfig
 from flowturbo.evaluate.error_profile import check_whole
-from flowturbo.evaluate.features import EffNetFeatures, Features, check_features
-from flowturbo.evaluate.fidelity import check_installed, official_scores
+from flowturbo.evaluate.features import Features, check_features, features_network
+from flowturbo.evaluate.fidelity import official_scores
 from flowturbo.evaluate.image_cache import ImageCache
 from flowturbo.evaluate.image_sets import ImageSets
+from flowturbo.evaluate.inputs import Inputs, inputs
 from flowturbo.evaluate.real import Real, digest, load_real
+from flowturbo.field import Field, fingerprint_of
 from flowturbo.files import exclusive
 from flowturbo.models.model import Model
-from flowturbo.plan import Plan
+from flowturbo.plan import Plan, as_plan
 from flowturbo.progress import Progress, Report
 from flowturbo.provenance import conditions, identity, refiner_identity
-from flowturbo.refiner.binding import Refiner, check_refiner
-from flowturbo.refiner.resolve import Resolved, resolve
+from flowturbo.refiner.binding import Refiner, check_refiner, needed_refiner
+from flowturbo.refiner.resolve import Resolved, default_guidance, resolve
 from flowturbo.stats import summary
 from flowturbo.stores import Chunk
-from flowturbo.tree import slice_condition
+from flowturbo.tuning.initial_states import check_eval_mode, check_field
 from flowturbo.tuning.reference import error, fine
 from flowturbo.types import Condition, JsonObject
 
@@ -53,14 +56,16 @@ __all__ = ["EvaluateConfig", "evaluate"]
 @configured(EvaluateConfig)
 @torch.no_grad()
 def evaluate(
-    model: Model,
+    model: Field,
     plan: Plan | str | None = None,
     *,
     config: EvaluateConfig,
+    noise: Tensor | None = None,
+    cond: Condition = None,
     prompts: Sequence[str | int] | None = None,
     refiner: Refiner | None = None,
     real_images: str | Path | None = None,
-    features: Features | str | None = "effnet",
+    features: Features | str | None = "auto",
     cache_dir: str | Path | None = None,
     report: Report | None = None,
 ) -> JsonObject:
@@ -69,18 +74,22 @@ def evaluate(
     The fields of `EvaluateConfig` are keywords too: ``evaluate(model, plan, num_images=1000)``.
 
     Args:
-        model: from `flowturbo.load`, or a `flowturbo.Model` of a field of your own.
+        model: from `flowturbo.load`, a `flowturbo.Model` of a network of your own, or any field
+            ``(x, t, cond) -> v``, whose states and cost are measured.
         plan: a plan, its notation, or the name of one of ``model.plans``; by default the card's.
         config: what to measure, and on how many images.
-        prompts: labels or prompts of the images, repeated in order; by default sampled evenly from
-            the card (`Model.random_condition`).
+        noise: noise samples to use instead of those of the seeds, (N, ...), at least 10; a field
+            without a ``shape`` needs them.
+        cond: the conditions of the images, tensors or arrays with a row for each.
+        prompts: labels or prompts of the images, repeated in order, instead of ``cond``; by default
+            sampled evenly from the card (`Model.random_condition`).
         refiner: for plans with refiner evaluations; by default the one that came with the model.
         real_images: what `flowturbo.training.load_data` reads, resized to the model's images, or
             an ``.npz`` file with their "features" (M, D). By default a random half of the reference
             images takes their place, and the other halves are measured.
         features: "effnet" (EfficientNet-Lite0, ImageNet), a function from images (B, C, H, W) in
             [0, 1], on the model's device, to features (B, D), or None to measure states and cost
-            only.
+            only; "auto" is "effnet" for a `Model` and None for another field.
         cache_dir: folder for generated images, so that an interrupted evaluation can be resumed;
             evaluations of other plans on the same noise samples share it.
         report: called with a `Progress` at each stage.
@@ -88,10 +97,11 @@ def evaluate(
     Returns:
         The record, JSON-serialisable. Lists of two numbers are 95 % bootstrap intervals over
             images. "conditions": model, plan, refiner, guidance, seeds, dtype, device, versions,
-            features, real images. "evaluations" by kind, and "flops", floating point operations of
-            an image. "reference": evaluations of the reference solution, and its own "error" to
-            one of twice the steps. "trajectory": root mean square and median over images, in units
-            of the state. "perceptual": the same for distances of features, and of "random_pairs".
+            features, real images. "evaluations" by kind, "passes" of the network and "flops",
+            floating point operations, of an image. "reference": evaluations and passes of the
+            reference solution, and its own "error" to one of twice the steps. "trajectory": root
+            mean square and median over images, in units of the state. "perceptual": the same for
+            distances of features, and of "random_pairs".
             "frechet": "to_reference", between the plan's images and the reference images of the
             same noise samples; of the "plan" and of the "reference" to the real images; their
             "relative" difference. "inception_score", "precision", "recall", "agreement": of the
@@ -107,28 +117,25 @@ def evaluate(
     Warns:
         UserWarning: if a file in ``cache_dir`` is damaged; its images are generated again.
     """
-    _check_model(model)
+    check_field("model", model)
+    check_eval_mode("model", model)
     cache_dir = None if cache_dir is None else checks.path("cache_dir", cache_dir)
     real_images = None if real_images is None else checks.path("real_images", real_images)
-    _check_real(features, real_images, config.fid)
+    network = features_network(model, features, real_images, config.fid)
     used = _resolved(model, plan, refiner, config.guidance)
     plan, refiner, guidance = used.plan, used.refiner, used.guidance
-    network = EffNetFeatures(model.device) if features == "effnet" else features
-    if network is not None and not callable(network):
-        raise ValueError(
-            f"features={checks.shown(features)}: must be 'effnet', a function, or None"
-        )
-    known, real, seen = _inspected(model, network, real_images, config)
-    cond = _condition(model, prompts, config)
-    options = _options(model, cond, guidance, config) | known
-    key, name = _cache_key(model, plan, refiner, cond, options, seen, cache_dir is not None)
+    given = inputs(model, noise, cond, prompts, config)
+    known, real, seen = _inspected(model, given, network, real_images, config)
+    options = _options(model, given, guidance, config) | known
+    key, name = _cache_key(model, plan, refiner, given, options, seen, cache_dir is not None)
     cache = ImageCache(cache_dir, key, config.batch, report)
-    sets = ImageSets(model, guidance, cond, network, cache, config, report)
+    sets = ImageSets(model, guidance, given, network, cache, config, report)
     with nullcontext() if cache_dir is None else exclusive(cache_dir):
-        first = noise.draw([config.seed], model.shape, device=model.device)
+        last = None if noise is not None else config.seed + given.count - 1
         about = {
-            **options, **conditions(model, refiner, first), "plan": plan.name,
-            "digest": plan.digest, "seeds": [config.seed, config.seed + config.num_images - 1],
+            "noise": None, **options, **conditions(model, refiner, given.states(slice(0, 1))),
+            "fingerprint": fingerprint_of(model), "plan": plan.name, "digest": plan.digest,
+            "seeds": None if last is None else [config.seed, last],
             "batch": config.batch, "real_images": None if real is None else real.about,
         }  # fmt: skip
         return {"conditions": about, **_measured(sets, plan, refiner, name, real)}
@@ -141,8 +148,13 @@ def _measured(
     config, exact = sets.config, fine(sets.config.steps)
     record: JsonObject = {
         "evaluations": plan.nfe,
+        "passes": plan.passes(sets.guidance),
         **sets.cost(plan, refiner),
-        "reference": {"evaluations": exact.nfe["model"], "error": sets.reference_error()},
+        "reference": {
+            "evaluations": exact.nfe["model"],
+            "passes": exact.passes(sets.guidance),
+            "error": sets.reference_error(),
+        },
     }
     reference = sets.generate("converged", exact, None, "reference images")
     made = sets.generate(name, plan, refiner, f"images of {plan.name}")
@@ -156,7 +168,7 @@ def _measured(
             None if real is None else sets.real_features(real),
             probabilities=getattr(sets.network, "probabilities", None),
             resamples=config.resamples,
-            device=sets.model.device,
+            device=sets.inputs.device,
             report=sets.report,
         )
         prompts = sets.prompt_features(exact, config.agreement)
@@ -172,45 +184,26 @@ def _official(sets: ImageSets, made: dict[str, Chunk], real: Tensor) -> JsonObje
     for i, (name, rows) in enumerate(made.items()):
         images = sets.to_uint8(rows["states"])
         found[name] = official_scores(
-            images, real, batch=sets.config.batch, device=sets.model.device
+            images, real, batch=sets.config.batch, device=sets.inputs.device
         )
         if sets.report:
             sets.report(Progress("official scores", i + 1, len(made)))
     return found
 
 
-def _check_model(model: object) -> None:
-    if not isinstance(model, Model):
-        raise ValueError(
-            f"model of type {type(model).__name__}: must be one of flowturbo.load; give a field of "
-            "your own a card: flowturbo.Model(field, {'name': ...})"
-        )
-    if not hasattr(model, "shape"):
-        raise ValueError(
-            f"model {model.name!r}: its network has no shape; give it one, (C, H, W) of its states"
-        )
-
-
-def _check_real(features: object, real_images: Path | None, fid: bool) -> None:
-    if features is None and real_images is not None and not fid:
-        raise ValueError(
-            f"features=None, real_images={str(real_images)!r}: nothing to compare them by; leave "
-            "one out"
-        )
-    if fid:
-        check_installed()
-        if real_images is None:
-            raise ValueError(
-                "fid=True, real_images=None: FID is a distance to them; pass real_images=..., a "
-                "folder or an .npz file of them"
-            )
-
-
 def _resolved(
-    model: Model, plan: Plan | str | None, refiner: Refiner | None, guidance: float | None
+    model: Field, plan: Plan | str | None, refiner: Refiner | None, guidance: float | None
 ) -> Resolved:
     """The plan, its guidance and refiner, which must fit together."""
-    used = resolve(model, plan, guidance, refiner)
+    if isinstance(model, Model):
+        used = resolve(model, plan, guidance, refiner)
+    elif plan is None:
+        raise ValueError(
+            "plan=None: a field without a card has no default plan; pass one ('AB2:8')"
+        )
+    else:
+        table = as_plan(plan)
+        used = Resolved(table, default_guidance(model, guidance), needed_refiner(table, refiner))
     check_whole(used.plan)
     if used.refiner is not None:
         check_refiner(used.plan, used.refiner, used.guidance)
@@ -218,15 +211,18 @@ def _resolved(
 
 
 def _inspected(
-    model: Model, network: Features | None, real_images: Path | None, config: EvaluateConfig
+    model: Field,
+    given: Inputs,
+    network: Features | None,
+    real_images: Path | None,
+    config: EvaluateConfig,
 ) -> tuple[dict[str, str | None], Real | None, str | None]:
     """The codec and the features by name, the real images, and a signature of the features."""
     known: dict[str, str | None] = {"codec": None, "features": None}
-    if network is None and not config.fid:
+    if not isinstance(model, Model) or (network is None and not config.fid):
         return known, None, None
-    x = noise.draw([config.seed, config.seed + 1], model.shape, device=model.device)
     try:
-        images = model.decode(x)
+        images = model.decode(given.states(slice(0, 2)))
     except ValueError as e:
         raise ValueError(
             f"{e}; to measure states and cost alone, pass features=None and no fid"
@@ -241,10 +237,10 @@ def _inspected(
 
 
 def _cache_key(
-    model: Model,
+    model: Field,
     plan: Plan,
     refiner: Refiner | None,
-    cond: Condition,
+    given: Inputs,
     options: JsonObject,
     seen: str | None,
     kept: bool,
@@ -253,38 +249,20 @@ def _cache_key(
     key, name = {**options, "pictures": options["images"]}, f"plan-{plan.digest}"
     del key["images"]  # the key is part of the format on disk
     if kept:
-        seeds, guidance = range(options["seed"], options["seed"] + 8), options["guidance"]
-        x0 = noise.draw(seeds, model.shape, device=model.device)
-        some = slice_condition(cond, slice(0, 8))
-        key |= {"field": identity(model, x0, some, guidance=guidance), "seen": seen}
+        few, guidance = slice(0, 8), options["guidance"]
+        some = given.states(few), given.conditions(few)
+        key |= {"field": identity(model, *some, guidance=guidance), "seen": seen}
         if refiner is not None:
-            name += f"-{refiner_identity(refiner, model, x0, some, guidance=guidance)}"
+            name += f"-{refiner_identity(refiner, model, *some, guidance=guidance)}"
     return key, name
 
 
-def _condition(
-    model: Model, prompts: Sequence[str | int] | None, config: EvaluateConfig
-) -> Condition:
-    if isinstance(prompts, str):
-        raise ValueError(f"prompts={prompts!r}: pass a list of them, [{prompts!r}]")
-    if prompts is not None:
-        if not isinstance(prompts, (list, tuple)):
-            raise ValueError(f"prompts={checks.shown(prompts)}: must be a list of them, or None")
-        if not prompts:
-            raise ValueError("prompts=[]: give at least one, or None to sample them from the card")
-        return model.condition([prompts[i % len(prompts)] for i in range(config.num_images)])
-    if model.conditioning and not model.names:
-        raise ValueError(
-            f"prompts=None: the card of model {model.name!r} lists none; pass some, or list them "
-            'under "labels" or "prompts" of its "condition"'
-        )
-    return model.random_condition(config.num_images, torch.Generator().manual_seed(config.seed))
-
-
-def _options(model: Model, cond: Condition, guidance: float, config: EvaluateConfig) -> JsonObject:
+def _options(model: Field, given: Inputs, guidance: float, config: EvaluateConfig) -> JsonObject:
     """What the generated images depend on, apart from the plan."""
+    dtype = getattr(model, "dtype", given.states(slice(0, 1)).dtype)
+    noise = {} if given.noise is None else {"noise": content(given.noise)}
     return {
-        "model": model.fingerprint, "dtype": str(model.dtype), "device": model.device.type,
-        "images": config.num_images, "prompts": None if cond is None else digest(cond),
-        "guidance": guidance, "seed": config.seed, "steps": config.steps,
+        "model": fingerprint_of(model), "dtype": str(dtype), "device": given.device.type,
+        "images": given.count, "prompts": None if given.cond is None else digest(given.cond),
+        "guidance": guidance, "seed": config.seed, "steps": config.steps, **noise,
     }  # fmt: skip

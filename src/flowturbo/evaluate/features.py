@@ -7,15 +7,27 @@ downloaded. Its input is ``(p - 127) / 128`` of 8-bit images ``p`` resized to 22
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from flowturbo import checks
+from flowturbo.evaluate.fidelity import check_installed
 from flowturbo.evaluate.real import Real
+from flowturbo.field import Field, device_of
+from flowturbo.models.model import Model
 from flowturbo.provenance import signature
 
-__all__ = ["FEATURES", "EffNetFeatures", "Features", "check_features", "features_of"]
+__all__ = [
+    "FEATURES",
+    "EffNetFeatures",
+    "Features",
+    "check_features",
+    "features_network",
+    "features_of",
+]
 
 Features: TypeAlias = Callable[[Tensor], Tensor]
 """Images (B, C, H, W) in [0, 1] to features (B, D). It may have a ``name``, by which a cache tells
@@ -100,6 +112,45 @@ def _network() -> Any:
 def features_of(network: Features, images: Tensor) -> Tensor:
     """Features (B, D) float32, on the CPU, of images (B, C, H, W) in [0, 1]."""
     return network(images).float().cpu()
+
+
+def features_network(
+    model: Field, features: Features | str | None, real_images: Path | None, fid: bool
+) -> Features | None:
+    """What ``features`` of `flowturbo.evaluate` asks for.
+
+    Raises:
+        ValueError: where ``model`` has no images, or nothing would use what is given.
+        ImportError: without a package that is needed.
+    """
+    images = isinstance(model, Model)
+    if isinstance(features, str) and features == "auto":
+        features = "effnet" if images else None
+    if not (features is None or features == "effnet" or callable(features)):
+        raise ValueError(
+            f"features={checks.shown(features)}: must be 'auto', 'effnet', a function, or None"
+        )
+    asked = {"features": features, "real_images": real_images, "fid": fid or None}
+    asked = {k: v for k, v in asked.items() if v is not None}
+    if asked and not images:
+        name, value = next(iter(asked.items()))
+        raise ValueError(
+            f"{name}={checks.shown(value)}: a field without a card has no images, only states; "
+            "give it one: flowturbo.Model(network, {'name': ...})"
+        )
+    if features is None and real_images is not None and not fid:
+        raise ValueError(
+            f"features=None, real_images={str(real_images)!r}: nothing to compare them by; leave "
+            "one out"
+        )
+    if fid:
+        check_installed()
+        if real_images is None:
+            raise ValueError(
+                "fid=True, real_images=None: FID is a distance to them; pass real_images=..., a "
+                "folder or an .npz file of them"
+            )
+    return EffNetFeatures(device_of(model)) if isinstance(features, str) else features
 
 
 def check_features(network: Features, images: Tensor, real: Real | None) -> tuple[str, str]:

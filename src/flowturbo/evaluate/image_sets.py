@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowturbo import noise
 from flowturbo.evaluate.config import EvaluateConfig
 from flowturbo.evaluate.features import Features, features_of
 from flowturbo.evaluate.image_cache import ImageCache
+from flowturbo.evaluate.inputs import Inputs
 from flowturbo.evaluate.real import Real
+from flowturbo.field import Field
 from flowturbo.models.model import Model
 from flowturbo.plan import Plan
 from flowturbo.progress import Report
@@ -37,18 +38,18 @@ class ImageSets:
     """Everything that the images of one evaluation share.
 
     Attributes:
-        model: generates the images.
+        model: generates the images; a field without a card has states alone.
         guidance: scale.
-        cond: conditions of the images, one a row.
+        inputs: noise samples and conditions.
         network: computes features; None for states alone.
         cache: keeps what was computed.
         config: numbers of images, seeds, batch.
         report: called with progress.
     """
 
-    model: Model
+    model: Field
     guidance: float
-    cond: Condition
+    inputs: Inputs
     network: Features | None
     cache: ImageCache
     config: EvaluateConfig
@@ -60,53 +61,38 @@ class ImageSets:
         plan: Plan,
         refiner: Refiner | None,
         what: str,
-        *,
-        cond: Condition = None,
-        count: int | None = None,
-        after: int = 0,
     ) -> Chunk:
-        """States and features of the images, or of ``count`` others with seeds ``after`` theirs."""
-        cond = self.cond if count is None else cond
-
-        def make(rows: slice) -> Chunk:
-            x1 = self._sample(plan, refiner, cond, self.config.seed + after, rows)
-            made = {"states": x1.cpu()}
-            if self.network is None:
-                return made
-            return made | {"features": features_of(self.network, self.model.decode(x1))}
-
-        size = 4 * int(np.prod(self.model.shape)) + 8192
-        return self.cache.rows(name, count or self.config.num_images, make, size, what)
+        """States and features of the images."""
+        make = lambda rows: self._seen(self._sample(plan, refiner, rows))
+        return self.cache.rows(name, self.inputs.count, make, self._row_bytes, what)
 
     def to_uint8(self, states: Tensor) -> Tensor:
         """The images of states, as files hold them."""
-        decode = lambda x: self.model.decode(x.to(self.model.device))
+        decode = lambda x: self._decode(x.to(self.inputs.device))
         parts = states.split(self.config.batch)
         return torch.cat([(decode(x) * 255).round().byte().cpu() for x in parts])
 
     def cost(self, plan: Plan, refiner: Refiner | None) -> JsonObject:
         """Operations of an image, and milliseconds of a batch of ``TIMED``."""
-        seeds = range(self.config.seed, self.config.seed + TIMED)
-        x0 = noise.draw(seeds, self.model.shape, device=self.model.device)
+        x0, cond = self.inputs.states(slice(0, TIMED)), self.inputs.conditions(slice(0, TIMED))
         call = lambda n: sample(
-            plan, self.model, x0[:n], slice_condition(self.cond, slice(0, n)),
+            plan, self.model, x0[:n], slice_condition(cond, slice(0, n)),
             guidance=self.guidance, refiner=refiner,
         )  # fmt: skip
         found: JsonObject = {"flops": count_operations(lambda: call(1))}
         if repeats := self.config.repeats:
             calls = {"plan": lambda: call(TIMED)}
-            ms = interleaved(calls, self.model.device, repeats=repeats, report=self.report)
+            ms = interleaved(calls, self.inputs.device, repeats=repeats, report=self.report)
             found["latency"] = {"batch": TIMED, "repeats": repeats, "ms": spread(ms["plan"])}
         return found
 
     def reference_error(self) -> JsonObject:
         """The error of the reference solution to one of twice the steps, on the first images."""
-        steps, rows = self.config.steps, slice(0, min(CHECKED, self.config.num_images))
+        steps, rows = self.config.steps, slice(0, min(CHECKED, self.inputs.count))
         make = lambda _: {
-            str(n): self._sample(fine(n), None, self.cond, self.config.seed, rows).cpu()
-            for n in (steps, 2 * steps)
+            str(n): self._sample(fine(n), None, rows).cpu() for n in (steps, 2 * steps)
         }
-        size = 8 * CHECKED * int(np.prod(self.model.shape))
+        size = 8 * CHECKED * int(np.prod(self.inputs.shape))
         found = self.cache.rows("check", 1, make, size, "reference check")
         return summary(error(found[str(steps)], found[str(2 * steps)]).numpy())
 
@@ -115,40 +101,59 @@ class ImageSets:
         images, network = real.images, self.network
         if real.features is not None or images is None or network is None:
             return real.features
-        shown = lambda rows: images[rows].to(self.model.device).float() / 255
+        shown = lambda rows: images[rows].to(self.inputs.device).float() / 255
         make = lambda rows: {"features": features_of(network, shown(rows))}
         name = f"real-{real.about['digest']}"
         return self.cache.rows(name, len(images), make, 8192, "real images")["features"]
 
     def prompt_features(self, plan: Plan, most: int) -> tuple[Array, Tensor] | None:
         """For each image the index of its prompt or -1, (N,); mean features of ``most`` prompts."""
-        if not isinstance(self.cond, Tensor) or not most:
+        given = self.inputs.cond
+        if not isinstance(given, Tensor) or not most:
             return None
-        rows = self.cond.cpu().double().numpy()
+        rows = given.cpu().double().numpy()
         _, first, which = np.unique(rows, axis=0, return_index=True, return_inverse=True)
         chosen = np.argsort(first)[:most]  # the first to occur
         if len(chosen) < 2:
             return None
         place = np.full(len(first), -1)
         place[chosen] = np.arange(len(chosen))
-        cond = self.cond[torch.from_numpy(first[chosen]).repeat_interleave(PER_PROMPT)]
-        made = self.generate(
-            f"gallery-{most}", plan, None, "images of prompts",
-            cond=cond, count=len(cond), after=self.config.num_images,
-        )  # fmt: skip
+        cond = given[torch.from_numpy(first[chosen]).repeat_interleave(PER_PROMPT)]
+        after = self.inputs.count
+
+        def make(rows: slice) -> Chunk:
+            x0 = self.inputs.others(slice(after + rows.start, after + rows.stop))
+            return self._seen(self._run(plan, None, x0, cond[rows]))
+
+        name = f"gallery-{most}"
+        made = self.cache.rows(name, len(cond), make, self._row_bytes, "images of prompts")
         return place[which.reshape(-1)], made["features"].unflatten(0, (-1, PER_PROMPT)).mean(1)
 
-    def _sample(
-        self, plan: Plan, refiner: Refiner | None, cond: Condition, first: int, rows: slice
-    ) -> Tensor:
-        """Final states of the noise samples of seeds ``first`` + ``rows``."""
-        seeds = range(first + rows.start, first + rows.stop)
-        x0 = noise.draw(seeds, self.model.shape, device=self.model.device)
-        cond = slice_condition(cond, rows)
+    @property
+    def _row_bytes(self) -> int:
+        return 4 * int(np.prod(self.inputs.shape)) + 8192
+
+    def _decode(self, x: Tensor) -> Tensor:
+        assert isinstance(self.model, Model)
+        return self.model.decode(x)
+
+    def _seen(self, x1: Tensor) -> Chunk:
+        """States, and the features of their images."""
+        made = {"states": x1.cpu()}
+        if self.network is None:
+            return made
+        return made | {"features": features_of(self.network, self._decode(x1))}
+
+    def _sample(self, plan: Plan, refiner: Refiner | None, rows: slice) -> Tensor:
+        """Final states of the images ``rows``."""
+        return self._run(plan, refiner, self.inputs.states(rows), self.inputs.conditions(rows))
+
+    def _run(self, plan: Plan, refiner: Refiner | None, x0: Tensor, cond: Condition) -> Tensor:
         x1 = sample(plan, self.model, x0, cond, guidance=self.guidance, refiner=refiner)
         if not x1.isfinite().all():
+            dtype = getattr(self.model, "dtype", x1.dtype)
             raise ValueError(
-                f"the images are not finite: guidance={self.guidance} is too large for plan "
-                f"{plan.name!r} in {self.model.dtype}; lower it"
+                f"the images are not finite: plan {plan.name!r} diverges at guidance="
+                f"{self.guidance} in {dtype}; lower the guidance, or take more evaluations"
             )
         return x1

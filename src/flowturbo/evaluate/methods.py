@@ -123,6 +123,7 @@ def measurements(
         "ms": ms,
         "images_per_second": 1000 * len(made.x) / ms["median"],
         "evaluations": sampler.plan.nfe if sampler else {"model": counted.calls, "refiner": 0},
+        "passes": (sampler.plan.passes(made.guidance) if sampler else counted.rows // len(made.x)),
         "flops": operations,
         "mfu": 1000 * operations / ms["median"] / peak,
         "peak_bytes": peak_bytes(method.call, made.x.device),

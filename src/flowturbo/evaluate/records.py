@@ -98,7 +98,7 @@ class _Solver(_Part):
 
 class _Row(_Part):
     row: Count
-    evaluator: Literal["model", "refiner"]
+    evaluator: Literal["model", "conditional", "refiner"]
     time: float
     to: float
     state: float
@@ -157,6 +157,7 @@ class _Conditions(_Part):
 
 class _Reference(_Part):
     evaluations: Count
+    passes: Count = MISSING
 
 
 class _Trajectory(_Part):
@@ -193,6 +194,7 @@ class _Shares(_Part):
 class _Evaluation(_Part):
     conditions: _Conditions
     evaluations: _Evaluations
+    passes: Count = MISSING
     flops: Count
     reference: _Reference
     trajectory: _Trajectory

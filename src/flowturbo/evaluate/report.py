@@ -31,7 +31,10 @@ def counted(evaluations: Mapping[str, int]) -> str:
 
 def table(record: ReadOnlyJson) -> Table:
     """A row for each method, the fastest first."""
-    columns = ["method", "ms", "spread", "images/s", "evaluations", "error", "MFU", "compile s"]
+    columns = [
+        "method", "ms", "spread", "images/s", "evaluations", "passes", "error", "MFU",
+        "compile s",
+    ]  # fmt: skip
     made = Table(*columns, title=_title(record))
     for column in made.columns[1:]:
         column.justify = "right"
@@ -43,6 +46,7 @@ def table(record: ReadOnlyJson) -> Table:
             f"{ms['low']:.2f}-{ms['high']:.2f}",
             f"{row['images_per_second']:.1f}",
             counted(count),
+            str(row.get("passes", "")),
             f"{row['error']['rmse']:.4f}" if "error" in row else "",
             f"{100 * row['mfu']:.0f} %",
             f"{row['compile']['seconds']:.1f}" if "compile" in row else "",
@@ -51,13 +55,13 @@ def table(record: ReadOnlyJson) -> Table:
 
 
 _ALIKE = (
-    "fingerprint", "codec", "dtype", "images", "prompts", "guidance", "seed", "steps", "features",
-    "real_images",
+    "fingerprint", "codec", "dtype", "images", "prompts", "guidance", "seed", "noise", "steps",
+    "features", "real_images",
 )  # fmt: skip
 
 
 _COLUMNS = (
-    "plan", "evaluations", "GFLOPs", "ms", "error", "median", "perceptual",
+    "plan", "evaluations", "passes", "GFLOPs", "ms", "error", "median", "perceptual",
     "relative increase of FD", "FD", "inception score", "precision", "recall", "agreement",
 )  # fmt: skip
 
@@ -115,7 +119,9 @@ def _line(record: ReadOnlyJson, which: str) -> list[str]:
         *map(share, ("precision", "recall", "agreement")),
     ]
     if which == "reference":
-        return ["reference solution", f"{record['reference']['evaluations']}", *[""] * 6, *shown]
+        exact = record["reference"]
+        counts = [f"{exact['evaluations']}", str(exact.get("passes", ""))]
+        return ["reference solution", *counts, *[""] * 6, *shown]
     count, far = record["evaluations"], record["trajectory"]
     relative = ""
     if "relative" in distances:
@@ -124,6 +130,7 @@ def _line(record: ReadOnlyJson, which: str) -> list[str]:
     return [
         record["conditions"]["plan"],
         counted(count),
+        str(record.get("passes", "")),
         f"{record['flops'] / 1e9:.3g}",
         f"{record['latency']['ms']['median']:.1f}" if "latency" in record else "",
         f"{far['rmse']:.4f} [{_range(far['rmse_95'], '.4f')}]",

@@ -17,6 +17,7 @@ from flowturbo.types import Condition, GuidanceScale
 
 __all__ = ["affordable", "time_evaluations"]
 
+LEAST = 0.05  # of the time of two evaluations: differences of short times may be negative
 WORTH = 0.8  # of a full evaluation, at most, that a conditional one may cost to be tried
 
 
@@ -44,8 +45,9 @@ def time_evaluations(
     calls = {name: partial(run, plan) for name, plan in plans.items()}
     taken = interleaved(calls, x.device, repeats=repeats, warm_up=1)
     middle = {name: median(ms) for name, ms in taken.items()}
-    one = max(middle["three"] - middle["two"], 1e-6)
-    apart = max(middle["apart"] - middle["two"], 1e-6)
+    least = LEAST * middle["two"]
+    one = max(middle["three"] - middle["two"], least)
+    apart = max(middle["apart"] - middle["two"], least)
     two = max(middle.get("refined", middle["two"]) - middle["two"], 0.0)
     return {"model": one, "conditional": apart, "refiner": two / 2}
 

@@ -24,7 +24,9 @@ __all__ = [
     "check_eval_mode",
     "check_field",
     "check_negative",
+    "check_noise",
     "initial_states",
+    "shape_of",
 ]
 
 MIN_TRAJECTORIES = 32  # with fewer nothing is fitted
@@ -81,12 +83,9 @@ def initial_states(
         bounds = (0, trajectories, trajectories + rest, trajectories + 2 * rest)
         noise, how = _random_noise(model, bounds[-1], seed), f"trajectories={trajectories} takes"
     else:
-        if trajectories is not None:
-            raise ValueError(
-                f"trajectories={trajectories} and noise={checks.shown(noise)}: all rows of noise "
-                "are used; leave trajectories out"
-            )
-        noise, how = _check_noise(model, noise), "noise has"
+        more = f", and {MIN_TRAJECTORIES} to fit on"
+        noise = check_noise(model, noise, 4, more, trajectories=trajectories)
+        how = "noise has"
         n = len(noise)
         bounds = (0, -(-n // 2), -(-3 * n // 4), n)
     n = len(noise)
@@ -155,21 +154,44 @@ def _default_number(model: Field) -> int:
 
 
 def _random_noise(model: Field, n: int, seed: int) -> Tensor:
+    first = 1_000_000_000 * (seed + 1)  # far from the seeds of images
+    return random_noise.draw(range(first, first + n), shape_of(model), device=device_of(model))
+
+
+def shape_of(model: Field) -> tuple[int, ...]:
+    """The shape of the states of ``model``; ``ValueError`` if it has none."""
     if not hasattr(model, "shape"):
         raise ValueError(
             "noise=None: a field without a shape needs noise of its own; pass a tensor (N, ...)"
         )
-    first = 1_000_000_000 * (seed + 1)  # far from the seeds of images
-    return random_noise.draw(range(first, first + n), model.shape, device=device_of(model))
+    return tuple(model.shape)
 
 
-def _check_noise(model: Field, noise: object) -> Tensor:
-    """The caller's noise; half precision becomes float32, as in sampling."""
+def check_noise(
+    model: Field, noise: object, least: int, more: str = "", **counts: int | None
+) -> Tensor:
+    """The caller's noise; half precision becomes float32, as in sampling.
+
+    Args:
+        model: takes it.
+        noise: to check.
+        least: number of rows.
+        more: to say of the rows in the message.
+        counts: numbers of rows that are not to be given with it, by the names of their arguments.
+
+    Raises:
+        ValueError: unless it is (N, ...), finite, ``least`` rows or more, as ``model`` takes it.
+    """
+    for name, value in counts.items():
+        if value is not None:
+            raise ValueError(
+                f"{name}={value} and noise={checks.shown(noise)}: all rows of noise are used; "
+                f"leave {name} out"
+            )
     noise = checks.tensor("noise", noise, dtypes=checks.DTYPES, finite=True)
-    if not noise.ndim or len(noise) < 4 or not noise.numel():
+    if not noise.ndim or len(noise) < least or not noise.numel():
         raise ValueError(
-            f"noise={checks.shown(noise)}: must be (N, ...) with at least 4 rows, and "
-            f"{MIN_TRAJECTORIES} to fit on"
+            f"noise={checks.shown(noise)}: must be (N, ...) with at least {least} rows{more}"
         )
     shape = getattr(model, "shape", noise.shape[1:])
     if tuple(noise.shape[1:]) != tuple(shape):

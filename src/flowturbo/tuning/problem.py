@@ -36,6 +36,7 @@ class Problem:
         field: the velocity field.
         refiner: for plans with refiner evaluations.
         refiner_id: what identifies it in the journal.
+        refiner_cost: of a call, in evaluations of the model; 0 where a budget accounts for it.
         direction: "forward" or "backward".
         contrast: whether fits preserve it.
         fit: trajectories that weights are fitted on.
@@ -49,6 +50,7 @@ class Problem:
     field: Field
     refiner: Refiner | None
     refiner_id: str | None
+    refiner_cost: float
     direction: str
     contrast: bool
     fit: Reference

@@ -17,6 +17,7 @@ from flowturbo.tuning.reference import Reference
 __all__ = ["Budget", "Candidate", "search"]
 
 EARNED = 0.98  # of the error, at most, that conditional evaluations have to leave
+NOTED = 0.05  # of an evaluation: what costs less is free
 STARTS = 3  # of the polish: fits at other shifts end in other minima
 
 
@@ -119,13 +120,32 @@ def _with_refiners(
     winner = found[0]
     if len(found) > 1 and problem.score(found[1]) < 0.97 * problem.score(winner):
         winner = found[1]  # a last refiner call has to earn its cost
-    if problem.score(winner) < 0.95 * problem.score(best.plan):
+    calls = winner.nfe["refiner"]
+    cost = calls * problem.refiner_cost
+    rival = _error_of_more(problem, best.plan, cost, search_times)
+    if problem.score(winner) < 0.95 * rival:
         return replace(best, plan=winner)
     note = (
-        f"the refiner was left out: error {problem.score(winner):.4f} with it, "
-        f"{problem.score(best.plan):.4f} without, on the choosing trajectories"
+        f"the refiner was left out: error {problem.score(winner):.4f} with it, {rival:.4f} without"
     )
-    return replace(best, notes=[*best.notes, note])
+    if cost >= NOTED:
+        note += f" and {cost:.1f} evaluations more, which cost as much as its {calls} calls here"
+    return replace(best, notes=[*best.notes, f"{note}, on the choosing trajectories"])
+
+
+def _error_of_more(problem: Problem, plan: Plan, more: float, search_times: bool) -> float:
+    """The error of ``plan`` with ``more`` evaluations, at most twice as many as it has.
+
+    A fraction of an evaluation counts in proportion, on a logarithmic scale.
+    """
+    whole, part = divmod(min(more, len(plan)), 1.0)
+
+    def error(count: int) -> float:
+        kinds = ["model"] * count + list(plan.evaluators)
+        return problem.score(_fitted(problem, kinds, search_times) if count else plan)
+
+    found = error(int(whole))
+    return found if part < NOTED else float(found ** (1 - part) * error(int(whole) + 1) ** part)
 
 
 def _polished(problem: Problem, best: Candidate) -> Candidate:

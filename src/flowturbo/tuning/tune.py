@@ -72,11 +72,15 @@ class TuneConfig:
         budget_ms: time budget for a batch of 8 on this machine, in milliseconds, instead of
             ``nfe``; evaluations are timed first, and conditional ones and refiner calls may replace
             those of the model.
+        refiner_cost: cost of a refiner call, in evaluations of the model; by default timed on this
+            machine, on a batch of 8. A refiner is used where it leaves a smaller error than as many
+            more evaluations as its calls cost; 0 takes it as free. ``budget_ms`` always times it.
         guidance: scale, or (lowest, highest) of the range that the plan is fitted to; by default
             the one on the model's card, and 1 for other fields.
         trajectories: number of trajectories to fit on; twice as many each are solved to choose on
             and to measure errors on (as many each without a search). By default 64, and up to 1024
-            of states of fewer than 1024 numbers. Only without ``noise``, which is used in full.
+            of states of fewer than 1024 numbers. Only without noise of your own, which is used in
+            full.
         seed: seed of the noise, conditions and guidance scales, from 0.
         direction: "forward" from noise to data, or "backward" (inversion).
         search: also search the times; otherwise only weights on a grid of shift 1.6 are fitted.
@@ -90,6 +94,7 @@ class TuneConfig:
     nfe: int = 6
     passes: int | None = None
     budget_ms: float | None = None
+    refiner_cost: float | None = None
     guidance: float | tuple[float, float] | None = None
     trajectories: int | None = None
     seed: int = 0
@@ -112,6 +117,13 @@ class TuneConfig:
         checks.one_of("direction", self.direction, ("forward", "backward"))
         if self.budget_ms is not None:
             keep("budget_ms", checks.number("budget_ms", self.budget_ms, above=0))
+        if self.refiner_cost is not None:
+            keep("refiner_cost", checks.number("refiner_cost", self.refiner_cost, 0))
+            if self.budget_ms is not None:
+                raise ValueError(
+                    f"refiner_cost={self.refiner_cost:g} and budget_ms={self.budget_ms:g}: with a "
+                    "budget the refiner is timed; pass one of them"
+                )
         for name in ("search", "preserve_contrast"):
             checks.flag(name, getattr(self, name))
         if self.guidance is not None:
@@ -190,9 +202,13 @@ def tune(
         budgets = [Budget(full=config.nfe)]
         if config.passes is not None:
             budgets = _of_passes(config.passes, guidance)
-        if config.budget_ms is not None:
+        refiner_cost, timed = config.refiner_cost or 0.0, config.refiner_cost is None
+        if config.budget_ms is not None or (refiner is not None and timed):
             costs = _costs(field, refiner, initial, journal, refiner_id, report)
-            budgets = affordable(config.budget_ms, costs)
+            if config.budget_ms is not None:
+                budgets = affordable(config.budget_ms, costs)
+            else:
+                refiner_cost = costs["refiner"] / costs["model"]
         evaluations = max(budget.full + budget.conditional for budget in budgets)
         accuracy = lambda: journal.numbers(
             f"accuracy of the reference for {evaluations} evaluations",
@@ -201,7 +217,8 @@ def tune(
         substeps = lambda: int(accuracy()["substeps"])
         parts = _references(field, initial, config.direction, substeps, journal, report)
         problem = Problem(
-            field=field, refiner=refiner, refiner_id=refiner_id, direction=config.direction,
+            field=field, refiner=refiner, refiner_id=refiner_id, refiner_cost=refiner_cost,
+            direction=config.direction,
             contrast=_preserves_contrast(config), fit=parts[0], choose=parts[1], test=parts[2],
             reference_error=accuracy()["error"], journal=journal, report=report,
         )  # fmt: skip

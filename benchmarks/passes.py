@@ -4,12 +4,14 @@
         --out benchmarks/records/passes-digits.json
 
 measures on 1,000 noise samples that nothing else uses, at each scale and number of passes: the plan
-of `flowturbo.tune` by evaluations, each of two passes, the one by passes, and the best scheduler of
-diffusers, chosen on the noise samples themselves. It resumes where it was stopped.
+of `flowturbo.tune` by evaluations, each of two passes, and the one by passes, both also with the
+refiner of ``--refiner``; the best scheduler of diffusers; and the best classical solver that reuses
+the last difference of the branches after a gate. The last two are chosen on the noise samples
+themselves, in their favour. It resumes where it was stopped; what the record has is kept.
 
     python benchmarks/passes.py --table benchmarks/records/passes-*.json
 
-prints the ratios, their geometric mean and the largest.
+prints the errors, and of the ratios the geometric mean and the largest.
 """
 
 from __future__ import annotations
@@ -21,29 +23,52 @@ from typing import Any
 
 import numpy as np
 from method import Fits, best, check_alike, keep
-from schedulers import schedulers
+from schedulers import SHIFTS, schedulers
 from trial import Trial
 
 import flowturbo as ft
+from flowturbo.tuning.conditional import counts_of
+
+GATED = ("AB2", "AB3", "AB4", "UNIPC2", "UNIPC3", "DPM2")
 
 
-def cell(trial: Trial, fits: Fits, passes: int) -> dict[str, Any]:
-    """Everything at so many passes."""
+def gated(passes: int) -> dict[str, ft.Plan]:
+    """Classical solvers that reuse the last difference of the branches from some step on.
+
+    At least half of the steps have both branches, as in `flowturbo.tune`.
+    """
+    counts = [(full, c) for full, c in counts_of(passes) if c]
+    names = [f"{solver}:{'F' * full}{'C' * c}" for full, c in counts for solver in GATED]
+    return {f"{name}@{s:g}": ft.Plan.parse(name, shift=s) for name in names for s in SHIFTS}
+
+
+def cell(
+    trial: Trial, fits: Fits, passes: int, refiner: Any, found: dict[str, Any]
+) -> dict[str, Any]:
+    """Everything at so many passes that is not in ``found``."""
     guidance = trial.conditions["guidance"]
-    found = {}
+
+    def add(name: str, plan: ft.Plan, refiner: Any = None, **about: Any) -> None:
+        about |= {"passes": plan.passes(guidance), "table": json.loads(plan.to_json())}
+        found[name] = trial.entry(plan, refiner, **about)
+        print(f"{guidance:g}, {passes}: {name}: {plan.name}, {found[name]['rmse']}", flush=True)
+
     for name, budget in (("evaluations", {"nfe": passes // 2}), ("passes", {"passes": passes})):
-        plan = fits.named(f"{name}-{passes}", **budget)
-        found[name] = trial.entry(plan, passes=plan.passes(guidance))
-        print(f"{guidance:g}, {passes}: {name}: {found[name]['rmse']}", flush=True)
-    tried = schedulers(passes // 2)
-    label, _ = best(trial, tried)
-    found["scheduler"] = trial.entry(tried[label], chosen=label)
-    print(f"{guidance:g}, {passes}: {label}: {found['scheduler']['rmse']}", flush=True)
+        if name not in found:
+            add(name, fits.named(f"{name}-{passes}", **budget))
+        if refiner is not None and f"{name}, refiner" not in found:
+            fitted = fits.named(f"{name}-{passes}-refiner", refiner=refiner, **budget)
+            add(f"{name}, refiner", fitted, refiner)
+    for name, tried in (("scheduler", schedulers(passes // 2)), ("gated reuse", gated(passes))):
+        if name not in found:
+            label, _ = best(trial, tried)
+            add(name, tried[label], chosen=label)
     return found
 
 
 def measure(options: argparse.Namespace) -> None:
     model, name = ft.load(options.model, device=options.device), Path(options.model).name
+    refiner = ft.load_refiner(options.refiner, model) if options.refiner else None
     out = Path(options.out or f"benchmarks/records/passes-{name}.json")
     record = json.loads(out.read_text()) if out.is_file() else {}
     for guidance in options.guidance:
@@ -55,29 +80,44 @@ def measure(options: argparse.Namespace) -> None:
         given = {"trajectories": options.trajectories, "search": not options.no_search}
         fits = Fits(folder, model, guidance, given)
         for passes in options.passes:
-            here["cells"][str(passes)] = cell(trial, fits, passes)
+            known = {} if options.again else here["cells"].get(str(passes), {})
+            here["cells"][str(passes)] = cell(trial, fits, passes, refiner, known)
             keep(out, record)
     print(f"-> {out}")
 
 
+PAIRS = (
+    ("passes", "evaluations"),
+    ("passes, refiner", "evaluations, refiner"),
+    ("passes", "scheduler"),
+    ("passes, refiner", "scheduler"),
+    ("passes", "gated reuse"),
+)
+
+
 def table(paths: list[str]) -> None:
-    """The errors by passes over those by evaluations, and over the best scheduler's."""
-    print("model    guidance passes  by passes  by evaluations  scheduler")
-    ratios: dict[str, list[float]] = {"evaluations": [], "scheduler": []}
+    """The errors in records, and the ratios of `PAIRS`."""
+    names = list(dict.fromkeys(name for pair in PAIRS for name in pair))
+    print("model   guidance passes  " + "  ".join(f"{name:>20}" for name in names))
+    cells = []
     for path in paths:
         for guidance, part in json.loads(Path(path).read_text()).items():
-            for passes, found in part["cells"].items():
-                errors = {name: entry["rmse"] for name, entry in found.items()}
-                for name, values in ratios.items():
-                    values.append(errors["passes"] / errors[name])
+            for passes, found in sorted(part["cells"].items(), key=lambda c: int(c[0])):
+                cells.append(found)
+                each = [f"{found[n]['rmse']:.4f}" if n in found else "" for n in names]
                 print(
-                    f"{part['conditions']['model']:8} {guidance:>8} {passes:>6}  "
-                    f"{errors['passes']:9.4f}  {errors['evaluations']:14.4f}  "
-                    f"{errors['scheduler']:9.4f}"
+                    f"{part['conditions']['model']:8}{guidance:>8} {passes:>6}  "
+                    + "  ".join(f"{e:>20}" for e in each)
                 )
-    for name, values in ratios.items():
-        mean = float(np.exp(np.mean(np.log(values))))
-        print(f"by passes / {name}: geometric mean {mean:.3f}, largest {max(values):.3f}")
+    for first, second in PAIRS:
+        for what in ("rmse", "median"):
+            ratios = [c[first][what] / c[second][what] for c in cells if {first, second} <= {*c}]
+            if ratios:
+                mean = float(np.exp(np.mean(np.log(ratios))))
+                print(
+                    f"{first} / {second}, {what}: geometric mean {mean:.3f}, largest "
+                    f"{max(ratios):.3f}, of {len(ratios)} cells"
+                )
 
 
 def main() -> None:
@@ -94,6 +134,8 @@ def main() -> None:
     add("--trajectories", type=int, default=96, help="to fit on")
     add("--no-search", action="store_true", help="fit weights at given times only")
     add("--folder", help="for fits and reference solutions, runs/passes/MODEL by default")
+    add("--refiner", help="folder or bundled name of a refiner, for plans with it too")
+    add("--again", action="store_true", help="measure again what is in the record")
     add("--out", help="the record")
     add("--table", nargs="+", metavar="RECORD", help="print the ratios in records, and stop")
     options = parser.parse_args()

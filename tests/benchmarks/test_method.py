@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import flowturbo as ft
+
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -93,7 +95,10 @@ def test_plans_by_passes_and_by_evaluations_are_compared(tmp_path, tiny):
     run(*few)
     assert json.loads(out.read_text()) == first
     found = first["2"]["cells"]["8"]
-    assert [found[name]["passes"] for name in ("evaluations", "passes")] == [8, 8]
+    names = ("evaluations", "passes", "scheduler", "gated reuse")
+    assert [found[name]["passes"] for name in names] == [8] * 4
+    gated = ft.Plan.from_json(json.dumps(found["gated reuse"]["table"]))
+    assert gated.nfe["conditional"] > 0
     assert "geometric mean" in run("--table", str(out))
 
 

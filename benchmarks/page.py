@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import figures
+import passes_page
 import summary
 from paper import ABLATIONS, NARROW, TRAINED, Ablation, Row
 from ratios import (
@@ -23,6 +24,7 @@ from ratios import (
     Asked,
     Ratio,
     between,
+    calls,
     cells,
     conditions,
     each,
@@ -118,6 +120,8 @@ def build(records: Path, images: Path) -> str:
     page.parts.insert(1, first_page(page, main))
     for record in main:
         main_table(page, record)
+    if found := [json.loads(p.read_text()) for p in sorted(records.glob("passes-*.json"))]:
+        page.add("## Appendix: plans at equal passes of the network", passes_page.section(found))
     page.add("## Appendix: the paper's ablations")
     for record in page.each("ablations"):
         ablations(page, record)
@@ -310,8 +314,7 @@ def distances(found: Record) -> list[str]:
     within = f"{100 * f['relative']:+.1f} % ({100 * low:+.1f} to {100 * high:+.1f})"
     real = f.get("floor")
     floor = "" if real is None else f"{real['distance']:.3f} (of {real['images']})"
-    calls = f"{count['model']}" + (f" + {count['refiner']} R" if count["refiner"] else "")
-    name = f"{found['conditions']['plan']} ({calls})"
+    name = f"{found['conditions']['plan']} ({calls(count)})"
     verdict = "yes" if high <= MOST else "NO"
     return [name, within, verdict, f"{f['plan']:.3f}", f"{f['reference']:.3f}",
             f"{f['target_images']}", floor]  # fmt: skip

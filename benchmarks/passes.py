@@ -11,7 +11,7 @@ themselves, in their favour. It resumes where it was stopped; what the record ha
 
     python benchmarks/passes.py --table benchmarks/records/passes-*.json
 
-prints the errors, and of the ratios the geometric mean and the largest.
+prints the errors and their ratios, as the page of results has them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from method import Fits, best, check_alike, keep
+from passes_page import section
 from schedulers import SHIFTS, schedulers
 from trial import Trial
 
@@ -86,40 +86,6 @@ def measure(options: argparse.Namespace) -> None:
     print(f"-> {out}")
 
 
-PAIRS = (
-    ("passes", "evaluations"),
-    ("passes, refiner", "evaluations, refiner"),
-    ("passes", "scheduler"),
-    ("passes, refiner", "scheduler"),
-    ("passes", "gated reuse"),
-)
-
-
-def table(paths: list[str]) -> None:
-    """The errors in records, and the ratios of `PAIRS`."""
-    names = list(dict.fromkeys(name for pair in PAIRS for name in pair))
-    print("model   guidance passes  " + "  ".join(f"{name:>20}" for name in names))
-    cells = []
-    for path in paths:
-        for guidance, part in json.loads(Path(path).read_text()).items():
-            for passes, found in sorted(part["cells"].items(), key=lambda c: int(c[0])):
-                cells.append(found)
-                each = [f"{found[n]['rmse']:.4f}" if n in found else "" for n in names]
-                print(
-                    f"{part['conditions']['model']:8}{guidance:>8} {passes:>6}  "
-                    + "  ".join(f"{e:>20}" for e in each)
-                )
-    for first, second in PAIRS:
-        for what in ("rmse", "median"):
-            ratios = [c[first][what] / c[second][what] for c in cells if {first, second} <= {*c}]
-            if ratios:
-                mean = float(np.exp(np.mean(np.log(ratios))))
-                print(
-                    f"{first} / {second}, {what}: geometric mean {mean:.3f}, largest "
-                    f"{max(ratios):.3f}, of {len(ratios)} cells"
-                )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -140,7 +106,7 @@ def main() -> None:
     add("--table", nargs="+", metavar="RECORD", help="print the ratios in records, and stop")
     options = parser.parse_args()
     if options.table:
-        table(options.table)
+        print(section(json.loads(Path(path).read_text()) for path in options.table))
     elif options.model:
         measure(options)
     else:

@@ -130,6 +130,17 @@ def each(folder: Path, kind: str, command: str) -> Iterable[tuple[str, Record | 
         yield name, record, f"Not measured yet on {name}: {missing}."
 
 
+def passes(nfe: Record, guidance: float) -> int:
+    """Passes of the network: two for a guided evaluation, one for a conditional one."""
+    return int(nfe["model"]) * (1 if guidance == 1 else 2) + int(nfe.get("conditional", 0))
+
+
+def calls(nfe: Record) -> str:
+    """Evaluations of the model, conditional ones (C) and refiner calls (R)."""
+    more = {"C": nfe.get("conditional", 0), "R": nfe["refiner"]}
+    return f"{nfe['model']}" + "".join(f" + {n} {letter}" for letter, n in more.items() if n)
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ratios import each, table
+from ratios import calls, each, passes, table
 
 KINDS = {
     "speed": "python benchmarks/speed.py --model {0} --num-images 2000 --real-images DATA --out "
@@ -35,7 +35,8 @@ INTRO = """# Speed
 This page is made by `benchmarks/make_results` from the files in `benchmarks/records` alone. \
 Milliseconds are medians over rounds, with the first and ninth decile; all rows of a table were \
 timed side by side in one run, on the machine named below it. Every table of samplers has the \
-classical solver with fewer evaluations as the control."""
+classical solver with fewer evaluations as the control. Passes are those of the network: a guided \
+evaluation takes two."""
 Record = dict[str, Any]
 
 
@@ -62,10 +63,6 @@ def taken(ms: dict[str, float]) -> str:
     return f"{ms['median']:.1f} ({ms['low']:.1f} to {ms['high']:.1f})"
 
 
-def calls(count: dict[str, int]) -> str:
-    return f"{count['model']}" + (f" + {count['refiner']} R" if count["refiner"] else "")
-
-
 def machine(c: Record) -> str:
     """Under what a record of `flowturbo.evaluate.benchmark` was measured."""
     versions = ", ".join(f"{k} {v}" for k, v in c["versions"].items())
@@ -77,6 +74,10 @@ def machine(c: Record) -> str:
     )
 
 
+def _passes(method: Record, timed: Record) -> str:
+    return f"{passes(method['evaluations'], timed['conditions']['guidance'])}"
+
+
 def methods(timed: Record) -> str:
     rows = []
     for m in timed["methods"]:
@@ -84,15 +85,16 @@ def methods(timed: Record) -> str:
         error = m.get("error", {}).get("rmse")
         rows.append(
             [
-                m["name"], calls(m["evaluations"]), taken(m["ms"]), f"{m['images_per_second']:.1f}",
+                m["name"], calls(m["evaluations"]), _passes(m, timed), taken(m["ms"]),
+                f"{m['images_per_second']:.1f}",
                 "" if error is None else f"{error:.4f}", f"{100 * m['mfu']:.0f} %",
                 f"{compiled['seconds']:.0f}" if compiled else "",
                 f"{compiled['recompiles']}" if compiled else "",
                 f"{compiled['difference_from_eager']:.1e}" if compiled else "",
             ]
         )  # fmt: skip
-    head = ["sampler", "evaluations", "ms a batch", "images/s", "RMSE on these noise samples",
-            "MFU", "s to compile", "recompiles",
+    head = ["sampler", "evaluations", "passes", "ms a batch", "images/s",
+            "RMSE on these noise samples", "MFU", "s to compile", "recompiles",
             "from uncompiled"]  # fmt: skip
     keep = [i for i in range(len(head)) if any(row[i] for row in rows)]
     return table([head[i] for i in keep], [[row[i] for i in keep] for row in rows])
@@ -104,16 +106,19 @@ def speed(record: Record) -> list[str]:
         entry = record[name]
         error = f"{entry['rmse']:.4f} ({entry['rmse_95'][0]:.4f} to {entry['rmse_95'][1]:.4f})"
         fd = [f"{seen[k]:.2f}" if seen and name == "plan" else "" for k in ("to_reference", "plan")]
-        rows.append([entry["plan"], calls(entry["nfe"]), error, *fd, ""])
+        count = passes(entry["nfe"], c["guidance"])
+        rows.append([entry["plan"], calls(entry["nfe"]), f"{count}", error, *fd, ""])
     for kind, at in record["equal"].items():
         more = "" if at["reached"] else "more than "
         faster = ", ".join(f"{s} {more}{r:.2f}" for s, r in record["faster"][kind].items())
         value = [f"{at['value']:.4f}", "", ""]
         if kind.endswith("FD"):
             value = ["", f"{at['value']:.2f}", f"{at['real']:.2f}"]
-        rows.append([at["chosen"], f"{more}{at['evaluations']}", *value, faster])
-    head = ["sampler", "evaluations", "RMSE (95 %)", "FD to reference images", "FD to real images",
-            "times the milliseconds of the plan, by scope"]  # fmt: skip
+        count = passes({"model": at["evaluations"]}, c["guidance"])
+        counts = [f"{more}{at['evaluations']}", f"{more}{count}"]
+        rows.append([at["chosen"], *counts, *value, faster])
+    head = ["sampler", "evaluations", "passes", "RMSE (95 %)", "FD to reference images",
+            "FD to real images", "times the milliseconds of the plan, by scope"]  # fmt: skip
     text = (
         f"Errors to {c['reference']} on {c['noise_samples']} noise samples that nothing else uses, "
         f"guidance {c['guidance']:g}. Schedulers have the fewest evaluations that reach the error "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ratios import FITTED, KEPT, KEPT_REFINED, REFINED, named, table
+from ratios import FITTED, KEPT, KEPT_REFINED, REFINED, calls, named, passes, table
 from results import PAPER, PAPER_REFINED, UNIPC
 
 CONTROL = "AB2"  # the best of the classical solvers, also with one evaluation less
@@ -17,7 +17,8 @@ TRAINING = {FITTED: "plan", KEPT: "plan", REFINED: "refiner and plan",
             KEPT_REFINED: "refiner and plan"}  # fmt: skip
 Record = dict[str, Any]
 ABOUT = (
-    "Error: to the reference solution of the same noise samples. R: refiner calls. Relative "
+    "Error: to the reference solution of the same noise samples. R: refiner calls. Passes of the "
+    "network: two for a guided evaluation. Relative "
     "increase of FD: of the Frechet distance to real images (EfficientNet-Lite0 features), over "
     "that of the reference solution, paired by noise sample; not measured for methods without it, "
     "whose errors are on fewer noise samples. AB2, Adams-Bashforth of order 2, is the best "
@@ -54,7 +55,7 @@ def of(record: Record, scale: str, nfe: str, speed: Record | None) -> str:
         if name in measured or (name in chosen and name not in UNIPC):
             rows.append(_row(record, name, chosen.get(name), measured.get(name), scale, speed))
     batch = speed["timed"]["conditions"]["batch"] if speed else ""
-    head = ["method", "data needed", "training", "evaluations", f"ms, batch of {batch}",
+    head = ["method", "data needed", "training", "evaluations", "passes", f"ms, batch of {batch}",
             "error (RMSE, 95 %)", "noise samples", "relative increase of FD (95 %)"]  # fmt: skip
     keep = [i for i in range(len(head)) if any(row[i] for row in rows)]
     return table([head[i] for i in keep], [[row[i] for i in keep] for row in rows])
@@ -76,7 +77,6 @@ def _row(
         refiner, count = measured["conditions"].get("refiner"), f["images"]
         low, high = (100 * bound for bound in f["relative_95"])
         increase = f"{100 * f['relative']:+.1f} % ({low:+.1f} to {high:+.1f})"
-    calls = f"{nfe['model']}" + (f" + {nfe['refiner']} R" if nfe["refiner"] else "")
     low, high = error["rmse_95"]
     training, data = TRAINING.get(name, "none"), "none"
     if name == PAPER_REFINED:
@@ -84,7 +84,8 @@ def _row(
         count_of = how.get("step", how["steps"])
         training, data = f"refiner, {count_of:,} steps of {how['batch']}", "training images"
     return [
-        named(name), data, training, calls, milliseconds(speed, nfe, refiner),
+        named(name), data, training, calls(nfe), f"{passes(nfe, float(scale))}",
+        milliseconds(speed, nfe, refiner),
         f"{error['rmse']:.4f} ({low:.4f} to {high:.4f})", f"{count:,}", increase,
     ]  # fmt: skip
 

@@ -109,6 +109,10 @@ def records(tmp_path) -> Path:
     turning = analyze({"made": Turning()}, [ft.Plan.parse("AB2:4")], nfe=(4,), trajectories=4,
                       steps=8)  # fmt: skip
     (folder / "analysis-made.json").write_text(json.dumps(turning))
+    methods = {"evaluations": 0.5, "passes": 0.4, "scheduler": 1.0, "gated reuse": 0.8}
+    cell = {name: entry(far, 4) for name, far in methods.items()}
+    part = {"conditions": PART["conditions"], "reference": PART["reference"], "cells": {"8": cell}}
+    (folder / "passes-made.json").write_text(json.dumps({"2": part}))
     return folder
 
 
@@ -161,13 +165,17 @@ def test_tables_say_what_agrees(records, tmp_path):
     assert "| not given |" in row("[H1P1R1]x3")
     assert "| tuned | 2 | fitted chosen | +1.0 % (+0.0 to +2.0) | yes |" in text
     assert "| UniPC-2 | 2 | UniPC-2 chosen | +8.0 % (+7.0 to +9.0) | NO |" in text
-    short = "| none | plan | 4 | 3.6116 (2.6873 to 4.4532) | 6 | +1.0 % (+0.0 to +2.0) |"
+    short = "| none | plan | 4 | 8 | 3.6116 (2.6873 to 4.4532) | 6 | +1.0 % (+0.0 to +2.0) |"
     assert f"| tuned {short}" in text
-    assert text.index("| UniPC-2 | none | none | 4 | 3.6116") < text.index(f"| tuned {short}")
+    assert text.index("| UniPC-2 | none | none | 4 | 8 | 3.6116") < text.index(f"| tuned {short}")
     assert "| FlowTurbo (paper), with refiner | training images | refiner, 3 steps of 18 |" in text
     assert "ms, batch of" not in text  # no record of speed, so none are told
     assert "| tuned | 2 | 6 | 3.6116 (2.6873 to 4.4532) |  |  | 50.0 (40.0 to 60.0) |" in text
     assert "| reference solution | 2 | 9 |  |  |  | 45.0 (40.0 to 60.0) |" in text
+    assert (
+        "| tuned by passes / best scheduler | 1 | 0.400 | 0.400 | 0.400 (0.400 to 0.400) |" in text
+    )
+    assert "| tuned by passes / tuned, both branches | 1 | 0.800 |" in text
     assert "tuned / AB2 | 1 |" in text
     assert "| 6 | over the range |" in text
     turned = re.search(r"\| made \| velocity, time t \| ([\d.]+) ± ([\d.]+) \|", text)
@@ -194,9 +202,9 @@ def test_milliseconds_are_by_the_costs_in_the_record_of_speed(records, tmp_path)
     (records / "speed-made.json").write_text(json.dumps(speed))
     text = page.build(records, tmp_path)
     row = lambda name: next(x for x in text.splitlines() if x.startswith(f"| {name} | "))
-    assert "| 6 + 5 R | 653 |" in row("tuned + refiner")
-    assert "| 6 + 4 R | at least 603 |" in row("FlowTurbo (paper), with refiner")
-    assert "| 6 | 603 |" in row("Euler")
+    assert "| 6 + 5 R | 12 | 653 |" in row("tuned + refiner")
+    assert "| 6 + 4 R | 12 | at least 603 |" in row("FlowTurbo (paper), with refiner")
+    assert "| 6 | 12 | 603 |" in row("Euler")
     assert "3.00 + 100.00 an evaluation + 10.00 a refiner call, which is within 1.0 %" in text
     assert "(UniPC-2: 19)" in text
     assert "](images/results-made-time.png)" in text

@@ -60,11 +60,13 @@ def test_the_page_says_what_the_records_say(tmp_path, timed):
     (tmp_path / "compile-digits.json").write_text(json.dumps(compiled))
     text = speed_page.build(tmp_path)
     line = lambda start: next(x for x in text.splitlines() if x.startswith(start))
-    ours = "| fitted MMRMRM | 4 + 2 R | 0.0312 (0.0156 to 0.0624) | 1.50 | 6.50 |  |"
+    ours = "| fitted MMRMRM | 4 + 2 R | 8 | 0.0312 (0.0156 to 0.0624) | 1.50 | 6.50 |  |"
     assert line("| fitted MMRMRM ") == ours
-    assert line("| FlowMatchEuler, l").endswith(", 1 | 9 | 0.0299 |  |  | none 2.25 |")
-    assert line("| FlowMatchEuler, d").endswith(", 2 | 9 |  | 1.25 | 7.50 | none 3.50 |")
-    assert line("| UniPC").endswith("| more than 96 | 0.0400 |  |  | none more than 20.00 |")
+    assert line("| FlowMatchEuler, l").endswith(", 1 | 9 | 18 | 0.0299 |  |  | none 2.25 |")
+    assert line("| FlowMatchEuler, d").endswith(", 2 | 9 | 18 |  | 1.25 | 7.50 | none 3.50 |")
+    assert line("| UniPC").endswith(
+        "| more than 96 | more than 192 | 0.0400 |  |  | none more than 20.00 |"
+    )
     assert "of 50 images to the reference images of the same noise" in text
     assert "the real images of real.npz, whose distance to the reference images is 6.25." in text
     ms = timed["methods"][1]["ms"]

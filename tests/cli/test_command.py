@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -184,3 +185,23 @@ def test_a_protected_file_is_not_replaced(refused):
     Path("p.json").write_text("{}")
     Path("p.json").chmod(0o444)
     assert "write-protected" in refused("tune", "-m", "m", "-o", "p.json")
+
+
+def test_an_interrupt_that_a_library_turns_into_an_error_is_one(refused, monkeypatch, capsys):
+    """torch's functions may raise an error of their own in place of KeyboardInterrupt."""
+
+    def load(*arguments, **options):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise TypeError("could not determine the shape") from None
+
+    monkeypatch.setattr("flowturbo.cli.evaluate.load", load)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as end:
+        main(["evaluate", "-m", "m", "-n", "10", "--cache-dir", "kept"])
+    assert end.value.code == 130
+    said = capsys.readouterr().err
+    assert said.startswith("flowturbo: stopped; the work done so far is in kept")
+    assert len(said.splitlines()) == 1
+    assert signal.getsignal(signal.SIGINT) is before

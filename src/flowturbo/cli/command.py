@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import typer
@@ -67,10 +71,34 @@ class Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> object:
         """As typer's; raises `Stopped` where Ctrl-C was pressed."""
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt as e:
-            raise Stopped(str(e) or _how_to_resume(ctx)) from None
+        with _interrupts() as pressed:
+            try:
+                return super().invoke(ctx)
+            except KeyboardInterrupt as e:
+                raise Stopped(str(e) or _how_to_resume(ctx)) from None
+            except Exception:
+                if pressed:  # and a library made an error of its own of it
+                    raise Stopped(_how_to_resume(ctx)) from None
+                raise
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """The interrupts that have come so far; each goes on to the handler there was."""
+    before, came = signal.getsignal(signal.SIGINT), list[int]()
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _inputs(ctx: typer.Context) -> list[str]:

@@ -28,7 +28,7 @@ def test_records_side_by_side(text_model, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "E3" in shown.split("->")[-2]
     assert "AB2:2" in shown
-    assert "reference solution" in shown
+    assert "reference" in shown
     record = json.loads(two.read_text("utf-8"))
     assert record["conditions"]["plan"] == "AB2:2"
     assert record["evaluations"] == {"model": 2, "conditional": 0, "refiner": 0}

@@ -13,7 +13,7 @@ from PIL import Image
 import flowturbo as ft
 from flowturbo import noise
 from flowturbo.cli import main
-from flowturbo.evaluate import evaluation
+from flowturbo.evaluate import features
 from flowturbo.guidance import Guidance
 from flowturbo.models import sit, sit_config
 from flowturbo.models.codec_entry import latent_codec
@@ -52,7 +52,7 @@ class Pooled:
 
 @pytest.fixture(autouse=True)
 def pooled(monkeypatch):
-    monkeypatch.setattr(evaluation, "EffNetFeatures", Pooled)
+    monkeypatch.setattr(features, "EffNetFeatures", Pooled)
 
 
 @pytest.fixture

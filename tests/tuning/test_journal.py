@@ -89,8 +89,13 @@ def test_a_module_without_a_fingerprint_is_known_by_its_weights(tmp_path):
 
 
 def test_refiners_without_a_fingerprint_are_kept_apart(tmp_path):
-    plans = [fresh(refiner=Reuse(s), cache_dir=tmp_path / "one") for s in (1.0, -1.0, 1.0)]
-    alone = [fresh(refiner=Reuse(s), cache_dir=tmp_path / f"{s}") for s in (1.0, -1.0)]
+    plans = [
+        fresh(refiner=Reuse(s), refiner_cost=0, cache_dir=tmp_path / "one")
+        for s in (1.0, -1.0, 1.0)
+    ]
+    alone = [
+        fresh(refiner=Reuse(s), refiner_cost=0, cache_dir=tmp_path / f"{s}") for s in (1.0, -1.0)
+    ]
     assert plans == [*alone, alone[0]]
     keys = [json.loads(x)[0] for x in (tmp_path / "one/journal.jsonl").read_text().splitlines()]
     assert len({k for k in keys if "MR" in k}) > len({k for k in keys if "MM " in k})

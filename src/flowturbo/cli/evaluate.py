@@ -86,9 +86,11 @@ def run(
     try:
         shown = evaluations([record, *records])
     except ValueError:  # of other prompts, features or real images
-        show(evaluations([record]))
+        for part in evaluations([record]):
+            show(part)
         raise
-    show(shown)
+    for part in shown:
+        show(part)
     if out is not None:
         say(f"-> {out}")
 

@@ -61,9 +61,10 @@ _ALIKE = (
 
 
 _COLUMNS = (
-    "plan", "evaluations", "passes", "GFLOPs", "ms", "error", "median", "perceptual",
-    "relative increase of FD", "FD", "inception score", "precision", "recall", "agreement",
-)  # fmt: skip
+    ("plan", "evaluations", "passes", "GFLOPs", "ms", "error", "median"),
+    ("plan", "perceptual", "relative increase of FD", "FD"),
+    ("plan", "inception score", "precision", "recall", "agreement"),
+)
 
 
 def check_alike(conditions: Sequence[ReadOnlyJson]) -> None:
@@ -82,10 +83,11 @@ def check_alike(conditions: Sequence[ReadOnlyJson]) -> None:
                 )
 
 
-def evaluations(records: Sequence[ReadOnlyJson]) -> Table:
-    """Records of `flowturbo.evaluate` in one table, a row for each plan, the smallest error first.
+def evaluations(records: Sequence[ReadOnlyJson]) -> list[Table]:
+    """Records of `flowturbo.evaluate`, a row for each plan, the smallest error first.
 
-    The last row is the reference solution of the first record.
+    The last row is the reference solution of the first record. The first table has cost
+    and errors; others have distances and scores, where they were measured.
 
     Raises:
         ValueError: if there is no record, or they were measured on different images.
@@ -95,50 +97,56 @@ def evaluations(records: Sequence[ReadOnlyJson]) -> Table:
     check_alike([r["conditions"] for r in records])
     first = records[0]["conditions"]
     about = "" if first["real_images"] is None else f", real images {first['real_images']['name']}"
-    made = Table(
-        title=f"{first['model']}, {first['images']} images, guidance {first['guidance']:g}, "
-        f"{first['dtype'].removeprefix('torch.')}, seed {first['seed']}{about}",
+    title = (
+        f"{first['model']}, {first['images']} images, guidance {first['guidance']:g}, "
+        f"{first['dtype'].removeprefix('torch.')}, seed {first['seed']}{about}"
     )
     lines = [_line(r, "plan") for r in sorted(records, key=lambda r: r["trajectory"]["rmse"])]
     lines.append(_line(records[0], "reference"))
-    measured = [i for i in range(len(_COLUMNS)) if any(line[i] for line in lines)]
-    for i in measured:
-        made.add_column(_COLUMNS[i], justify="right" if i else "left")
-    for line in lines:
-        made.add_row(*(line[i] for i in measured))
-    return made
+    found: list[Table] = []
+    for columns in _COLUMNS:
+        measured = [name for name in columns if any(line.get(name) for line in lines)]
+        if len(measured) > 1:
+            made = Table(title=None if found else title)
+            for name in measured:
+                made.add_column(
+                    name, justify="left" if name == "plan" else "right", no_wrap=name == "plan"
+                )
+            for line in lines:
+                made.add_row(*(line.get(name, "") for name in measured))
+            found.append(made)
+    return found
 
 
-def _line(record: ReadOnlyJson, which: str) -> list[str]:
-    """The row of "plan" or of "reference"."""
+def _line(record: ReadOnlyJson, which: str) -> dict[str, str]:
+    """The cells of "plan" or of "reference", by column."""
     distances = record.get("frechet", {})
-    share = lambda part: f"{100 * record[part][which]['share']:.1f} %" if part in record else ""
-    shown = [
-        f"{distances[which]:.3f}" if distances else "",
-        f"{record['inception_score'][which]['mean']:.2f}" if "inception_score" in record else "",
-        *map(share, ("precision", "recall", "agreement")),
-    ]
+    shown = {"FD": f"{distances[which]:.3f}" if distances else ""}
+    if "inception_score" in record:
+        shown["inception score"] = f"{record['inception_score'][which]['mean']:.2f}"
+    for part in ("precision", "recall", "agreement"):
+        if part in record:
+            shown[part] = f"{100 * record[part][which]['share']:.1f} %"
     if which == "reference":
         exact = record["reference"]
-        counts = [f"{exact['evaluations']}", str(exact.get("passes", ""))]
-        return ["reference solution", *counts, *[""] * 6, *shown]
-    count, far = record["evaluations"], record["trajectory"]
-    relative = ""
+        return {
+            "plan": "reference", "evaluations": f"{exact['evaluations']}",
+            "passes": str(exact.get("passes", "")), **shown,
+        }  # fmt: skip
+    far = record["trajectory"]
     if "relative" in distances:
         bounds = _range([100 * x for x in distances["relative_95"]], "+.1f")
-        relative = f"{100 * distances['relative']:+.1f} % [{bounds}]"
-    return [
-        record["conditions"]["plan"],
-        counted(count),
-        str(record.get("passes", "")),
-        f"{record['flops'] / 1e9:.3g}",
-        f"{record['latency']['ms']['median']:.1f}" if "latency" in record else "",
-        f"{far['rmse']:.4f} [{_range(far['rmse_95'], '.4f')}]",
-        f"{far['median']:.4f}",
-        f"{record['perceptual']['median']:.3g}" if "perceptual" in record else "",
-        relative,
-        *shown,
-    ]
+        shown["relative increase of FD"] = f"{100 * distances['relative']:+.1f} % [{bounds}]"
+    if "latency" in record:
+        shown["ms"] = f"{record['latency']['ms']['median']:.1f}"
+    if "perceptual" in record:
+        shown["perceptual"] = f"{record['perceptual']['median']:.3g}"
+    return {
+        "plan": record["conditions"]["plan"], "evaluations": counted(record["evaluations"]),
+        "passes": str(record.get("passes", "")), "GFLOPs": f"{record['flops'] / 1e9:.3g}",
+        "error": f"{far['rmse']:.4f} [{_range(far['rmse_95'], '.4f')}]",
+        "median": f"{far['median']:.4f}", **shown,
+    }  # fmt: skip
 
 
 def _range(bounds: Sequence[float], how: str) -> str:

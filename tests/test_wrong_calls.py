@@ -293,7 +293,7 @@ P.rk4(-1) | steps=-1
 P.adams_bashforth(4, 2.5) | order=2.5
 P.adams_bashforth(4, [2]) | order=[2]
 P.adams_bashforth(4, 5) | order=5
-P.adams_bashforth(4, 2, "fast") | start='fast'
+P.adams_bashforth(4, 2, "fast") | starter='fast'
 P.unipc(4, "2") | order='2'
 P.dpm(2.5) | steps=2.5
 P.blocks("H1P1", shipped=1) | shipped=1

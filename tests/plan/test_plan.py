@@ -42,7 +42,7 @@ TEXTS = [
     "AB4:12", "AB2RK:5", "AB3RK:9", "AB4RK:14", "MID:4", "RK4:2", "RK38:2", "AB2:8@1.6",
     "H1P5R3@3", "RK4:2@0.5",
 ]  # fmt: skip
-FORWARD = ["UNIPC2:1", "UNIPC2:8", "UNIPC3:8@1.6", "DPM2:8", "DPM3:20@3"]  # forward only
+FORWARD = ["UNIPC2:1", "UNIPC2:8", "UNIPC3:8@1.6", "DPM2:8", "DPM3:20@3"]  # mirrored backward
 
 
 def noise(n=8):
@@ -111,8 +111,13 @@ def test_unipc_and_dpm_follow_a_fixed_image_exactly():
     def towards(x, t, cond=None):
         return (3.0 - x) / (1 - t)
 
+    def away(x, t, cond=None):
+        return (x - 3.0) / t
+
     for text in FORWARD:
         assert (sample(Plan.parse(text), towards, noise()) - 3.0).abs().max() < 1e-12
+        back = Plan.parse(text, direction="backward")
+        assert (sample(back, away, noise()) - 3.0).abs().max() < 1e-12
 
 
 def test_unipc_in_closed_form():
@@ -242,6 +247,46 @@ def test_nfe(text, model, refiner):
 def test_no_evaluation_at_the_end_of_the_grid():
     for text in ("AB2:8", "AB3:8", "AB4RK:14", "E5", "MID:3", "UNIPC3:8", "DPM2:8"):
         assert Plan.parse(text).times[-2] < 1
+
+
+def test_a_plan_between_two_times():
+    plan = Plan.parse("AB2:8@1.6", start=0.4)
+    assert plan.times[0] == 0.4
+    assert plan.times[-1] == 1
+    assert plan.name == "AB2:8@1.6 from 0.4 to 1"
+    np.testing.assert_allclose(plan.times, 0.4 + 0.6 * Plan.parse("AB2:8@1.6").times)
+    back = Plan.parse("UNIPC2:4", end=0.25, direction="backward")
+    np.testing.assert_allclose(back.times, [1, 0.8125, 0.625, 0.4375, 0.25])
+    exact = runge_kutta(mixture, noise(), 0.4, 0.8, 400)
+    assert rmse(sample(Plan.parse("RK4:8", start=0.4, end=0.8), mixture, noise()), exact) < 1e-5
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("text", ["AB2:{n}", "AB3RK:{n}", "H{n}", "MID:{n}", "DPM2:{n}"])
+def test_the_order_up_to_a_time(text, direction):
+    start, end = (0.0, 0.7) if direction == "forward" else (1.0, 0.3)
+    exact = runge_kutta(mixture, noise(), start, end, 400)
+    for sizes in ((40, 80, 160), (31, 61, 121)):  # on the grid, and off it
+        plans = [Plan.parse(text.format(n=n), direction=direction).until(end) for n in sizes]
+        assert all(abs(plan.times[-1] - end) < 1e-9 for plan in plans)
+        errors = [rmse(sample(p, mixture, noise()), exact) for p in plans]
+        assert slope(plans, errors) > 1.8
+
+
+def test_up_to_a_time_of_the_plan_rows_stay():
+    plan = Plan.parse("AB2:8")
+    part = plan.until(0.5)
+    assert len(part) == 4
+    np.testing.assert_array_equal(part.weights, plan.weights[:4, :4])
+    assert plan.until(1.0) is plan
+    heun = Plan.heun(4)
+    assert len(heun.until(0.5)) == 4  # with the correction there
+    assert len(heun.until(0.6)) == 5
+    apart = Plan.parse("AB2:FFCFC")
+    assert apart.until(0.6).evaluators == apart.evaluators[:3]
+    for t, named in ((0.0, "t=0.0"), (1.2, "t=1.2")):
+        with pytest.raises(ValueError, match=named):
+            plan.until(t)
 
 
 # -- restriction ------------------------------------------------------------------------------
@@ -647,12 +692,15 @@ def test_bad_notation(text, message):
         (lambda: Plan.adams_bashforth(8, 4, shift=1000), "use a lower order"),
         (lambda: Plan.blocks("AB2:8"), "only blocks"),
         (lambda: Plan.adams_bashforth(8, 5), "order=5"),
-        (lambda: Plan.adams_bashforth(8, 2, "high"), "start='high'"),
+        (lambda: Plan.adams_bashforth(8, 2, "high"), "starter='high'"),
         (lambda: Plan.adams_bashforth(0), "evaluations=0"),
         (lambda: Plan.unipc(0), "steps=0"),
         (lambda: Plan.unipc(8, 4), "order=4: must be a whole number from 2 to 3"),
         (lambda: Plan.dpm(2, times=[0, 0.5, 0.5]), "no two equal"),
-        (lambda: Plan.parse("UNIPC2:8", direction="backward"), "from noise to data only"),
+        (lambda: Plan.euler(2, start=0.5, end=0.5), "start=0.5, end=0.5: .* start below its end"),
+        (lambda: Plan.euler(2, start=0.5, direction="backward", end=0.7), "start above its end"),
+        (lambda: Plan.euler(2, start=1.5), "start=1.5"),
+        (lambda: Plan.euler(2, times=[0, 0.5, 1], end=0.9), "end=0.9 and times are both given"),
     ],
 )
 def test_bad_constructor_arguments(make, message):

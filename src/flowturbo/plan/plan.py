@@ -43,7 +43,7 @@ from flowturbo.path import Times
 from flowturbo.plan import checks as _checks
 from flowturbo.plan import display, notation
 from flowturbo.plan.grid import Grid, GridOptions
-from flowturbo.plan.restrict import restricted, start_time
+from flowturbo.plan.restrict import end_time, restricted, start_time, truncated
 from flowturbo.plan.rows import Row, rows_of
 from flowturbo.plan.solvers import SOLVERS
 from flowturbo.plan.solvers.flowturbo import chain
@@ -235,8 +235,9 @@ class Plan:
         Args:
             text: the notation.
             grid: ``shift`` of the grid, above 0, 1 is uniform (`flowturbo.path.shifted`);
-                ``times``, the points of the grid instead, in order of the run; ``direction``,
-                "forward" from noise to data, or "backward".
+                ``direction``, "forward" from noise to data, or "backward"; ``start`` and ``end``,
+                the times that the plan runs between, by default the whole path; ``times``, the
+                points of the grid instead, in order of the run.
 
         Raises:
             ValueError: if the text is not a plan (the message shows where) or the grid is invalid.
@@ -314,7 +315,7 @@ class Plan:
         cls,
         evaluations: int,
         order: int = 2,
-        start: Literal["low", "runge-kutta"] = "low",
+        starter: Literal["low", "runge-kutta"] = "low",
         **grid: Unpack[GridOptions],
     ) -> Plan:
         """Adams-Bashforth on any grid: one evaluation per step, none at the end of the grid.
@@ -322,7 +323,7 @@ class Plan:
         Args:
             evaluations: number of evaluations, the start included.
             order: 2, 3 or 4.
-            start: "low" begins with steps of lower order (order 2 overall); "runge-kutta" with
+            starter: "low" begins with steps of lower order (order 2 overall); "runge-kutta" with
                 ``order - 1`` Runge-Kutta steps of ``order`` evaluations each.
             grid: as in ``parse``.
 
@@ -331,8 +332,8 @@ class Plan:
                 the start and one more step.
         """
         order = checks.whole("order", order, 2, 4)
-        checks.one_of("start", start, ("low", "runge-kutta"))
-        solver = SOLVERS[f"AB{order}{'RK' if start == 'runge-kutta' else ''}"]
+        checks.one_of("starter", starter, ("low", "runge-kutta"))
+        solver = SOLVERS[f"AB{order}{'RK' if starter == 'runge-kutta' else ''}"]
         return cls(**solver.columns(evaluations, Grid(**grid)))
 
     @classmethod
@@ -340,7 +341,7 @@ class Plan:
         """UniPC (bh2) of order 2 or 3: predictor and corrector, one evaluation per step.
 
         The corrector of a step shares its evaluation with the next predictor; the last step, of
-        order 1, has none. ``grid`` as in ``parse``, from noise to data only.
+        order 1, has none. ``grid`` as in ``parse``; backward in the predicted noise.
         """
         order = checks.whole("order", order, 2, 3)
         return cls(**SOLVERS[f"UNIPC{order}"].columns(steps, Grid(**grid)))
@@ -407,6 +408,28 @@ class Plan:
         columns = restricted(time, **{name: getattr(self, name) for name in COLUMNS})
         info = {"restricted_to": time, "from": dict(self.info)}
         return Plan(**columns, name=f"{self.name} from {time:g}", info=info)
+
+    def until(self, t: float) -> Plan:
+        """The plan up to time ``t``, to invert an image as far as there.
+
+        The evaluations up to ``t`` are kept, and their updates but for the one that passes ``t``,
+        which becomes an Adams-Bashforth step to it of no higher order than it had (at most 3).
+        UniPC and the blocks P correct a state together with the step from it: what ends there
+        lacks that correction, so take ``parse(..., end=t)`` for them.
+
+        Args:
+            t: from ``times[0]``, exclusive, to ``times[-1]``, which gives the plan itself; within
+                1e-9 of a time of the plan it is that time.
+
+        Raises:
+            ValueError: if ``t`` is not in that range.
+        """
+        time = end_time(t, self.times, self.name)
+        if time == self.times[-1]:
+            return self
+        columns = truncated(time, **{name: getattr(self, name) for name in COLUMNS})
+        info = {"until": time, "from": dict(self.info)}
+        return Plan(**columns, name=f"{self.name} until {time:g}", info=info)
 
     # -- on disk ------------------------------------------------------------------------------
 

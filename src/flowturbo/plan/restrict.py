@@ -1,4 +1,4 @@
-"""A plan that starts in the middle, for image-to-image."""
+"""A plan that starts in the middle, for image-to-image, or ends there, for inversion."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flowturbo.plan.builder import Columns, Table
 from flowturbo.plan.rows import reused_differences
 from flowturbo.plan.solvers import adams
 
-__all__ = ["restricted", "start_time"]
+__all__ = ["end_time", "restricted", "start_time", "truncated"]
 
 ORDER = 3  # of a replaced row at most: higher ones amplify the noise of rough velocities
 GAP = 0.25  # of its times, at least, as a fraction of its step, for the same reason
@@ -26,16 +26,65 @@ def start_time(t: object, times: Times, name: str) -> float:
     Raises:
         ValueError: if ``t`` is outside the plan, or its end.
     """
-    value = checks.number("t", t)
-    start, end = times[0], times[-1]
-    nearest = float(times[np.abs(times - value).argmin()])
-    time = nearest if abs(nearest - value) <= 1e-9 else value
+    time, start, end = _nearest(t, times), times[0], times[-1]
     if not min(start, end) <= time <= max(start, end) or time == end:
         raise ValueError(
             f"t={t}: plan {name!r} runs from {start:g} to {end:g}; "
             f"t must lie from {start:g} up to, not at, {end:g}"
         )
     return time
+
+
+def end_time(t: object, times: Times, name: str) -> float:
+    """The end time of plan ``name``, as `start_time` is its start.
+
+    Raises:
+        ValueError: if ``t`` is outside the plan, or its start.
+    """
+    time, start, end = _nearest(t, times), times[0], times[-1]
+    if not min(start, end) <= time <= max(start, end) or time == start:
+        raise ValueError(
+            f"t={t}: plan {name!r} runs from {start:g} to {end:g}; "
+            f"t must lie between them, or be {end:g}"
+        )
+    return time
+
+
+def _nearest(t: object, times: Times) -> float:
+    value = checks.number("t", t)
+    nearest = float(times[np.abs(times - value).argmin()])
+    return nearest if abs(nearest - value) <= 1e-9 else value
+
+
+def truncated(
+    t: float,
+    *,
+    times: Times,
+    evaluators: Sequence[str],
+    weights: npt.NDArray[np.float64],
+    model_times: Times,
+    last_velocity: Sequence[int],
+    guidance_weights: npt.NDArray[np.float64] | None,
+) -> Columns:
+    """The columns of a plan up to ``t``; see ``Plan.until``."""
+    direction = np.sign(times[-1] - times[0])
+    inside = int((direction * times[1:] <= direction * t).sum())  # rows that end by then
+    count = inside if times[inside] == t else inside + 1
+    table = Table(float(times[0]))
+    for k in range(count):
+        table.evaluate(
+            evaluators[k], model_time=float(model_times[k]), last_velocity=last_velocity[k]
+        )
+        if k < inside:
+            table.move(float(times[k + 1]), {j: float(weights[k, j]) for j in range(k + 1)})
+        else:
+            _extrapolate(table, t, len({times[j] for j in np.flatnonzero(weights[k])}))
+    columns = table.columns()
+    if guidance_weights is not None:
+        made = guidance_weights[:count, :count].copy()
+        made[inside:] = reused_differences(columns["weights"], columns["evaluators"])[inside:]
+        columns["guidance_weights"] = made
+    return columns
 
 
 def restricted(

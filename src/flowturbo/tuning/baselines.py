@@ -19,7 +19,7 @@ def best_baseline(problem: Problem, nfe: int) -> Plan:
     names = [
         f"{solver.name}:{nfe if solver.counts == 'evaluations' else nfe // solver.evaluations}"
         for solver in SOLVERS.values()
-        if solver.baseline and not (solver.forward_only and direction == "backward")
+        if solver.baseline
         if nfe % solver.evaluations == 0
     ]
     names[1:1] = [f"E{nfe}", *([f"H1P{nfe - 2}"] if nfe > 2 else [])]  # ties go to the first

@@ -13,7 +13,9 @@ at the predicted state, as another point. Where the polynomial is a line, both u
 of ``r``; DPM-Solver++ of order 3 uses half the mean of ``r**2``, as its authors' code does.
 
 The order increases over the first steps and decreases over the last, as in diffusers; order 1 is
-exact at ``t = 1``, where ``l`` is infinite.
+exact at ``t = 1``, where ``l`` is infinite. Backward, from data to noise, noise and data exchange
+their roles: the polynomial is that of the predicted noise ``x - t*v``, and order 1 is exact at
+``t = 0``.
 """
 
 from __future__ import annotations
@@ -92,7 +94,7 @@ def _solver(scheme: str, order: int, title: str, source: str) -> Solver:
         order=2,  # the first and the last steps are of lower order
         counts="steps",
         fill=partial(_fill, scheme=scheme, order=order),
-        forward_only=True,
+        mirrored=True,
         baseline=True,
         source=source,
     )

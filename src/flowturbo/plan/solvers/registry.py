@@ -42,7 +42,8 @@ class Solver:
         fill: writes the evaluations and moves over ``points`` into an empty table.
         evaluations: per step, except the first steps of a Runge-Kutta start.
         extra: evaluations of a Runge-Kutta start beyond one per step.
-        forward_only: whether it runs from noise to data only.
+        mirrored: whether it is defined from noise to data; backward it is the same method with
+            noise and data exchanged, which steps in the predicted noise instead of the data.
         baseline: whether tuned plans are compared with it.
         source: the publication.
     """
@@ -54,7 +55,7 @@ class Solver:
     fill: Callable[[Table, Times], object]
     evaluations: int = 1
     extra: int = 0
-    forward_only: bool = False
+    mirrored: bool = False
     baseline: bool = False
     source: str
 
@@ -73,9 +74,13 @@ class Solver:
                 f"{self.counts}={count}: a Runge-Kutta start of order {self.order} takes "
                 f"{least - 1}; at least {least}"
             )
-        if self.forward_only and grid.direction == "backward":
-            raise ValueError(f"direction='backward': {name} runs from noise to data only; use AB2")
         points = grid.points(name, steps)
-        table = Table(points[0])
-        self.fill(table, points)
-        return {**table.columns(), **grid.named(name)}
+        if not (self.mirrored and grid.direction == "backward"):
+            table = Table(points[0])
+            self.fill(table, points)
+            return {**table.columns(), **grid.named(name)}
+        table = Table(1 - points[0])
+        self.fill(table, 1 - points)
+        made = table.columns()
+        made |= {"times": points, "model_times": points[:-1], "weights": -made["weights"]}
+        return {**made, **grid.named(name)}

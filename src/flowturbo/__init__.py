@@ -17,7 +17,9 @@ from flowturbo.models.zoo import load
 from flowturbo.plan import Plan
 from flowturbo.refiner.checkpoint import load_refiner
 from flowturbo.sampling import Step, sample
+from flowturbo.tasks.editing import edit, img2img, invert
 from flowturbo.tasks.generate import generate
+from flowturbo.tasks.inpainting import inpaint, remove
 from flowturbo.training.refiner import train_refiner
 from flowturbo.tuning.tune import tune
 
@@ -30,13 +32,18 @@ __all__ = [
     "Step",
     "__version__",
     "compile",
+    "edit",
     "evaluate",
     "export",
     "generate",
+    "img2img",
+    "inpaint",
+    "invert",
     "load",
     "load_compiled",
     "load_refiner",
     "noise",
+    "remove",
     "sample",
     "train_refiner",
     "tune",

@@ -13,7 +13,16 @@ from torch import Tensor
 
 from flowturbo.files import atomic_write, printable
 
-__all__ = ["image_grid", "is_image", "read_image", "read_metadata", "save_png", "to_pil"]
+__all__ = [
+    "crop_box",
+    "image_grid",
+    "is_image",
+    "read_image",
+    "read_metadata",
+    "save_png",
+    "to_pil",
+    "upright",
+]
 
 # formats that Pillow identifies, but leaves to other programs
 _FOREIGN = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -113,14 +122,41 @@ def read_image(path: Path, size: int | tuple[int, int]) -> Tensor:
         with _quiet(), Image.open(path, formats=_formats()) as image:
             kind = image.format
             ImageOps.exif_transpose(image, in_place=True)
-            across = min(image.width, max(1, image.height * width // height))
-            down = min(image.height, max(1, image.width * height // width))
-            left, top = (image.width - across) // 2, (image.height - down) // 2
-            cut = image.crop((left, top, left + across, top + down))
+            cut = image.crop(crop_box(image, height, width))
         made = _rgb(cut, kind).resize((width, height), Image.Resampling.LANCZOS)
         return torch.from_numpy(np.array(made)).permute(2, 0, 1)
     except Exception as e:  # damaged files end in most of them
-        raise ValueError(f"{path}: not a readable image ({str(e) or type(e).__name__})") from e
+        raise _unreadable(path, e) from e
+
+
+def upright(source: Image.Image | str | Path) -> Image.Image:
+    """An image or its file, RGB, as `read_image` reads it but in its own size.
+
+    Raises:
+        ValueError: as `read_image`.
+    """
+    try:
+        with _quiet():
+            if isinstance(source, Image.Image):
+                return _rgb(ImageOps.exif_transpose(source), source.format)
+            with Image.open(source, formats=_formats()) as image:
+                kind = image.format
+                ImageOps.exif_transpose(image, in_place=True)
+                return _rgb(image, kind)
+    except Exception as e:  # damaged files end in most of them
+        raise _unreadable(source, e) from e
+
+
+def crop_box(image: Image.Image, height: int, width: int) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of the largest part around the centre of that shape."""
+    across = min(image.width, max(1, image.height * width // height))
+    down = min(image.height, max(1, image.width * height // width))
+    left, top = (image.width - across) // 2, (image.height - down) // 2
+    return left, top, left + across, top + down
+
+
+def _unreadable(source: object, error: Exception) -> ValueError:
+    return ValueError(f"{source}: not a readable image ({str(error) or type(error).__name__})")
 
 
 def _quiet() -> warnings.catch_warnings[None]:

@@ -1,0 +1,237 @@
+"""Editing: what is kept, what is counted, what is refused; on bundled and on made-up models."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import flowturbo as ft
+from flowturbo.tasks.inpainting import _spread
+
+NAMES = ["red apple", "tiger"]
+
+
+class Pull(torch.nn.Module):
+    """From noise to one grey level a label, of grey images."""
+
+    shape = (1, 8, 8)
+
+    def __init__(self):
+        super().__init__()
+        self.levels = torch.nn.Parameter(torch.tensor([-0.5, 0.5, 0.0]))
+
+    def forward(self, x, t, cond):
+        return (self.levels[cond][:, None, None, None] - x) * 0.5
+
+    def null_condition(self, cond):
+        return torch.full_like(cond, 2)
+
+
+@pytest.fixture(scope="module")
+def words(text_model):
+    return ft.load(text_model)
+
+
+@pytest.fixture
+def pull():
+    about = {"kind": "class", "labels": ["dark", "light"]}
+    return ft.Model(Pull().eval(), {"name": "pull", "condition": about})
+
+
+@pytest.fixture(scope="module")
+def photo():
+    """RGB, wider than high, of other size than any model's images."""
+    rows = torch.linspace(0, 1, 20)[:, None].expand(20, 30)
+    columns = torch.linspace(0, 1, 30).expand(20, 30)
+    array = torch.stack([rows, columns, 1 - rows], 2).mul(255).byte().numpy()
+    return Image.fromarray(array)
+
+
+def pixels(image):
+    return np.asarray(image).astype(int)
+
+
+def grey(level=0.0, side=8):
+    return Image.new("L", (side, side), round(255 * (level + 1) / 2))
+
+
+def test_from_noise_alone_it_generates_and_without_any_it_returns_the_image(words):
+    (source,) = ft.generate(words, ["tiger"], seed=5)
+    made = ft.img2img(words, source, NAMES, strength=1.0, plan="AB2:4@1.6", seed=3)
+    whole = ft.generate(words, NAMES, plan="AB2:4@1.6", seed=3)
+    assert [i.tobytes() for i in made] == [i.tobytes() for i in whole]
+    assert (made.evaluations, made.passes) == (4, 8)
+    same = ft.img2img(words, source, "red apple", strength=0.0)
+    assert same[0].tobytes() == source.tobytes()
+    assert (same.evaluations, same.passes) == (0, 0)
+    assert same.images == list(same)
+
+
+def test_a_table_is_restricted_and_notation_runs_whole(words):
+    (source,) = ft.generate(words, ["tiger"], seed=5)
+    whole = ft.img2img(words, source, "tiger", strength=0.5, plan="E8", guidance=1.0)
+    cut = ft.img2img(words, source, "tiger", strength=0.5, plan=ft.Plan.euler(8), guidance=1.0)
+    assert (whole.evaluations, cut.evaluations) == (8, 4)
+
+
+def test_the_noise_of_an_image_is_that_of_its_seed(words):
+    (source,) = ft.generate(words, ["tiger"], seed=5)
+    pair = ft.img2img(words, source, NAMES, seed=7)
+    alone = ft.img2img(words, source, NAMES[1], seed=8)
+    assert np.abs(pixels(pair[1]) - pixels(alone[0])).max() <= 1
+
+
+def test_there_and_back_an_image_returns(digits):
+    sources = ft.generate(digits, list("0123"), plan="AB2:16@1.6", guidance=1.0)
+    same = ft.edit(
+        digits, sources, list("0123"), list("0123"), guidance=1.0, keep=0.0, plan="AB2:8@1.6"
+    )
+    off = np.array([pixels(a) - pixels(b) for a, b in zip(same, sources, strict=True)]) / 127.5
+    assert np.sqrt((off**2).mean()) < 0.1
+    assert (same.evaluations, same.passes) == (16, 16)
+
+
+def test_the_edit_is_what_is_asked_for(pull):
+    """Solved by hand: the levels of the prompts, and how fast states go there."""
+    (made,) = ft.edit(pull, grey(0.2), "light", "dark", keep=0.25, plan="RK4:8", guidance=1.0)
+    noise = -0.5 + (0.2 + 0.5) * np.exp(0.5 * 0.75)
+    expected = 0.5 + (noise - 0.5) * np.exp(-0.5 * 0.75)
+    assert abs(pixels(made) - 127.5 * (expected + 1)).max() < 2
+    (flow,) = ft.edit(pull, grey(0.2), "light", "dark", method="flowedit", keep=0.25, plan="RK4:8",
+                      guidance=1.0)  # fmt: skip
+    moved = 0.2 + (1 - np.exp(-0.5 * 0.75)) / 0.5 * 0.5  # velocities differ by (1 - (z - x)) / 2
+    assert abs(pixels(flow) - 127.5 * (moved + 1)).max() < 2
+
+
+def test_flowedit_to_the_same_prompt_changes_nothing(words):
+    (source,) = ft.generate(words, ["tiger"], seed=5)
+    made = ft.edit(words, source, "tiger", "tiger", method="flowedit", guidance=1.0, keep=0.1)
+    assert made[0].tobytes() == source.tobytes()
+    guided = ft.edit(words, source, NAMES, "tiger", method="flowedit", keep=0.1, plan="E5")
+    assert (guided.evaluations, guided.passes) == (10, 15)  # three branches
+
+
+@pytest.mark.parametrize("method", ["inversion", "flowedit", "sdedit"])
+def test_kept_whole_it_is_the_image(words, method):
+    (source,) = ft.generate(words, ["tiger"], seed=5)
+    made = ft.edit(words, source, "red apple", "tiger", method=method, keep=1.0)
+    assert made[0].tobytes() == source.tobytes()
+
+
+def test_an_inversion_ends_where_it_is_told_and_leads_back(pull):
+    x = ft.invert(pull, grey(0.3), "dark", plan="RK4:8", until=0.25)
+    expected = -0.5 + (pixels(grey(0.3))[0, 0] / 127.5 - 1 + 0.5) * np.exp(0.5 * 0.75)
+    torch.testing.assert_close(x, torch.full((1, 1, 8, 8), float(expected)), rtol=0, atol=1e-4)
+    back = ft.sample(ft.Plan.parse("RK4:8", start=0.25), pull, x, pull.condition(["dark"]))
+    assert (pull.decode(back) * 255).round().unique().tolist() == [pixels(grey(0.3))[0, 0]]
+
+
+def test_in_the_size_of_the_input_only_the_middle_changes(words, photo, tmp_path):
+    photo.save(tmp_path / "photo.png")
+    (made,) = ft.img2img(words, tmp_path / "photo.png", "tiger", size="input")
+    assert made.size == photo.size
+    assert made.mode == "RGB"
+    before, after = pixels(photo), pixels(made)
+    assert (before[:, :5] == after[:, :5]).all()
+    assert (before[:, 25:] == after[:, 25:]).all()
+    assert (before[:, 5:25] != after[:, 5:25]).any()
+    (small,) = ft.img2img(words, photo, "tiger")
+    assert small.size == (8, 8)
+
+
+MASK = np.zeros((20, 30))
+MASK[4:12, 8:18] = 1
+
+
+@pytest.mark.parametrize("quality", ["standard", "high"])
+@pytest.mark.parametrize("size", ["model", "input"])
+def test_inpainting_keeps_the_bits_of_other_pixels(words, photo, size, quality):
+    made = ft.inpaint(words, photo, MASK, NAMES, size=size, quality=quality)
+    known = MASK == 0
+    source = photo
+    if size == "model":
+        source = ft.img2img(words, photo, "tiger", strength=0.0)[0]
+        part = Image.fromarray(((1 - known) * 255).astype(np.uint8)).crop((5, 0, 25, 20))
+        known = np.asarray(part.resize((8, 8), Image.Resampling.BOX)) == 0
+    assert known.mean() > 0.3
+    for image in made:
+        assert image.size == source.size
+        assert (pixels(image)[known] == pixels(source)[known]).all()
+        assert (pixels(image)[~known] != pixels(source)[~known]).mean() > 0.3
+    assert (made.evaluations, made.passes) == (8, 16)
+
+
+def test_masks_of_all_kinds_are_the_same(words, photo, tmp_path):
+    image = Image.fromarray((MASK * 255).astype(np.uint8))
+    image.save(tmp_path / "mask.png")
+    kinds = [MASK, MASK.astype(bool), (MASK * 255).astype(np.uint8), torch.tensor(MASK), image,
+             image.convert("RGB"), image.convert("1"), tmp_path / "mask.png"]  # fmt: skip
+    found = {ft.inpaint(words, photo, m, "tiger", plan="E2")[0].tobytes() for m in kinds}
+    assert len(found) == 1
+
+
+def test_a_feathered_mask_blends_inward(words, photo):
+    wide = np.zeros((20, 30))
+    wide[2:18, 6:24] = 1
+    (hard,) = ft.inpaint(words, photo, wide, "tiger", plan="E4", size="input")
+    (soft,) = ft.inpaint(words, photo, wide, "tiger", plan="E4", size="input", feather=3)
+    outside = wide == 0
+    assert (pixels(soft)[outside] == pixels(photo)[outside]).all()
+    near = lambda image: np.abs(pixels(image) - pixels(photo))[3, 8:22].mean()
+    assert near(soft) < 0.5 * near(hard)
+
+
+def test_colours_are_spread_into_a_hole(words):
+    ramp = torch.linspace(0, 1, 48).expand(1, 3, 40, 48)
+    hole = torch.zeros(40, 48)
+    hole[10:30, 12:33] = 1
+    torch.testing.assert_close(_spread(ramp * (1 - hole), hole), ramp, rtol=0, atol=0.01)
+    (plain,) = ft.remove(words, Image.new("RGB", (30, 20), "teal"), box=(8, 4, 18, 12))
+    assert set(plain.getdata()) == {(0, 128, 128)}
+
+
+def test_removal_with_a_prompt_is_inpainting_without_guidance(words, photo):
+    made = ft.remove(words, photo, prompt="tiger", box=(8, 4, 18, 12), seed=2)
+    same = ft.inpaint(words, photo, MASK, "tiger", guidance=1.0, seed=2)
+    assert made[0].tobytes() == same[0].tobytes()
+    assert (made.evaluations, made.passes) == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, p: ft.img2img(m, p, "tiger", strength=1.5), "strength=1.5: must be"),
+        (lambda m, p: ft.img2img(m, 3, "tiger"), "image=3: must be a PIL image or a path"),
+        (lambda m, p: ft.img2img(m, "none.png", "tiger"), "none.png: not a readable image"),
+        (lambda m, p: ft.img2img(m, [p, p, p], NAMES), "3 images for 2 prompts"),
+        (lambda m, p: ft.img2img(m, p, []), r"prompt=\[\]: give at least one"),
+        (lambda m, p: ft.img2img(m, p, "tiger", size="big"), "size='big': must be"),
+        (lambda m, p: ft.img2img(m, p, "zzzz"), "zzzz"),
+        (lambda m, p: ft.img2img(m, p, "tiger", plan="AB9:8"), "plan 'AB9:8'"),
+        (lambda m, p: ft.img2img("emoji", p, "tiger"), r"pass flowturbo\.load\('emoji'\)"),
+        (lambda m, p: ft.edit(m, p, "tiger", NAMES), "source_prompt: 2 of them for 1 prompts"),
+        (lambda m, p: ft.edit(m, p, "tiger", "tiger", method="magic"), "method='magic': must be"),
+        (lambda m, p: ft.edit(m, p, "tiger", "tiger", keep=-1), "keep=-1: must be"),
+        (lambda m, p: ft.edit(m, p, "tiger", "tiger", plan=ft.Plan.euler(2)), "must be notation"),
+        (lambda m, p: ft.inpaint(m, p, MASK * 0, "tiger"), "is empty; paint it white"),
+        (lambda m, p: ft.inpaint(m, p, np.eye(20, 30)[:, ::-1] * (np.arange(30) > 26), "tiger"),
+         r"is empty within the part that is edited, \(5, 0, 25, 20\)"),
+        (lambda m, p: ft.inpaint(m, p, MASK[:5], "tiger"), "mask of 30 x 5: .* 30 x 20"),
+        (lambda m, p: ft.inpaint(m, p, MASK * 2, "tiger"), r"mask=.*: must lie in \[0, 1\]"),
+        (lambda m, p: ft.inpaint(m, p, MASK * np.nan, "tiger"), "mask=.*: must be an image, or"),
+        (lambda m, p: ft.inpaint(m, p, MASK, "tiger", feather=9), "feather=9: nothing is left"),
+        (lambda m, p: ft.inpaint(m, p, MASK, "tiger", quality="best"), "quality='best'"),
+        (lambda m, p: ft.remove(m, p), "mask=None, box=None: pass one of them"),
+        (lambda m, p: ft.remove(m, p, MASK, box=(0, 0, 1, 1)), "pass one of them"),
+        (lambda m, p: ft.remove(m, p, box=(0, 0, 31, 10)), r"box=.*within the image, 30 x 20"),
+        (lambda m, p: ft.remove(m, p, box=(5, 0, 5, 10)), r"box=.*within the image"),
+        (lambda m, p: ft.remove(m, p, box=(5, 0, 5)), r"box=.*: must be \(left, top"),
+        (lambda m, p: ft.remove(m, p, np.ones((20, 30))), "covers the whole image"),
+    ],
+)  # fmt: skip
+def test_refuses(words, photo, call, message):
+    with pytest.raises(ValueError, match=message) as end:
+        call(words, photo)
+    assert "\n" not in str(end.value)

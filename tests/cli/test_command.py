@@ -18,6 +18,10 @@ from flowturbo.models.sit import SiT, SiTConfig
 # of each command a call that would work, without its output
 CALLS = {
     "generate": ["-m", "m", "1", "--plan", "E1"],
+    "edit": ["i.png", "1", "--from", "0", "-m", "m"],
+    "img2img": ["i.png", "1", "-m", "m"],
+    "inpaint": ["i.png", "1", "--mask", "i.png", "-m", "m"],
+    "remove": ["i.png", "--box", "0", "0", "2", "2", "-m", "m"],
     "train": ["--data", "images", "--size", "8", "--steps", "1"],
     "train-refiner": ["-m", "m", "--iterations", "1"],
     "tune": ["-m", "m", "--nfe", "2"],
@@ -27,7 +31,8 @@ CALLS = {
     "export": ["-m", "m"],
     "convert": ["c.pt"],
 }
-SUFFIX = {"generate": ".png", "tune": ".json", "evaluate": ".json", "benchmark": ".json",
+SUFFIX = {**dict.fromkeys(("generate", "edit", "img2img", "inpaint", "remove"), ".png"),
+          "tune": ".json", "evaluate": ".json", "benchmark": ".json",
           "export": ".pt2"}  # fmt: skip
 
 
@@ -38,6 +43,7 @@ def refused(tmp_path, monkeypatch, capsys):
     torch.manual_seed(0)
     network = SiT(SiTConfig(size=8, channels=1, patch=4, width=16, depth=1, heads=2, classes=2))
     save_folder("m", network, {"condition": {"kind": "class", "labels": ["0", "1"]}})
+    Image.new("RGB", (8, 8), "white").save("i.png")
     Path("images").mkdir()
     Image.fromarray(np.zeros((8, 8), np.uint8)).save("images/a.png")
     Path("loop").symlink_to("loop")
@@ -99,6 +105,8 @@ REPLACED = {
     "its refiner's card": ["tune", "-m", "m", "--refiner", "r", "-o", "r/refiner.json"],
     "the weights converted": ["convert", "m/model.safetensors", "-o", "m"],
     "the plan": ["benchmark", "-m", "m", "--plan", "p.json", "-o", "p.json"],
+    "the image": ["edit", "i.png", "1", "--from", "0", "-m", "m", "-o", "i.png"],
+    "the mask": ["inpaint", "j.png", "1", "--mask", "i.png", "-m", "m", "-o", "i.png"],
     "the plan, by a link": ["benchmark", "-m", "m", "--plan", "p.json", "-o", "link.json"],
     "the pictures": ["train", "--data", "images", "-o", "images"],
 }

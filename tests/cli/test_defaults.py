@@ -22,6 +22,10 @@ from flowturbo.training.refiner import RefinerConfig
 
 CALLS: dict[str, list[Callable[..., Any]]] = {
     "generate": [ft.generate, ft.load],
+    "edit": [ft.edit, ft.load],
+    "img2img": [ft.img2img, ft.load],
+    "inpaint": [ft.inpaint, ft.load],
+    "remove": [ft.remove, ft.load],
     "train": [train, TrainConfig],
     "train-refiner": [train_refiner, RefinerConfig, train_paper_refiner, ft.load],
     "tune": [ft.tune, ft.load],

@@ -130,14 +130,14 @@ def test_an_inversion_ends_where_it_is_told_and_leads_back(pull):
 
 def test_in_the_size_of_the_input_only_the_middle_changes(words, photo, tmp_path):
     photo.save(tmp_path / "photo.png")
-    (made,) = ft.img2img(words, tmp_path / "photo.png", "tiger", size="input")
+    (made,) = ft.img2img(words, tmp_path / "photo.png", "tiger")
     assert made.size == photo.size
     assert made.mode == "RGB"
     before, after = pixels(photo), pixels(made)
     assert (before[:, :5] == after[:, :5]).all()
     assert (before[:, 25:] == after[:, 25:]).all()
     assert (before[:, 5:25] != after[:, 5:25]).any()
-    (small,) = ft.img2img(words, photo, "tiger")
+    (small,) = ft.img2img(words, photo, "tiger", size="model")
     assert small.size == (8, 8)
 
 
@@ -152,7 +152,7 @@ def test_inpainting_keeps_the_bits_of_other_pixels(words, photo, size, quality):
     known = MASK == 0
     source = photo
     if size == "model":
-        source = ft.img2img(words, photo, "tiger", strength=0.0)[0]
+        source = ft.img2img(words, photo, "tiger", strength=0.0, size="model")[0]
         part = Image.fromarray(((1 - known) * 255).astype(np.uint8)).crop((5, 0, 25, 20))
         known = np.asarray(part.resize((8, 8), Image.Resampling.BOX)) == 0
     assert known.mean() > 0.3
@@ -175,8 +175,8 @@ def test_masks_of_all_kinds_are_the_same(words, photo, tmp_path):
 def test_a_feathered_mask_blends_inward(words, photo):
     wide = np.zeros((20, 30))
     wide[2:18, 6:24] = 1
-    (hard,) = ft.inpaint(words, photo, wide, "tiger", plan="E4", size="input")
-    (soft,) = ft.inpaint(words, photo, wide, "tiger", plan="E4", size="input", feather=3)
+    (hard,) = ft.inpaint(words, photo, wide, "tiger", plan="E4")
+    (soft,) = ft.inpaint(words, photo, wide, "tiger", plan="E4", feather=3)
     outside = wide == 0
     assert (pixels(soft)[outside] == pixels(photo)[outside]).all()
     near = lambda image: np.abs(pixels(image) - pixels(photo))[3, 8:22].mean()

@@ -36,6 +36,8 @@ _READ = (
     "checkpoint",
     "record",
     "compare_with",
+    "image",
+    "mask",
 )
 _WRITTEN = ("out", "picture")
 _OF_A_MODEL = (CARD, WEIGHTS, REFINER_CARD, REFINER_WEIGHTS)

@@ -54,7 +54,7 @@ def img2img(
     style: str | None = None,
     seed: int = 0,
     refiner: Refiner | None = None,
-    size: Size = "model",
+    size: Size = "input",
     callback: Callback | None = None,
 ) -> Edited:
     """Image to image: noise an image, and sample from there (SDEdit, arXiv 2108.01073).
@@ -72,7 +72,7 @@ def img2img(
         style: one of ``model.styles``, for all prompts.
         seed: of the first image's noise; image ``i`` has ``seed + i``.
         refiner: for plans with refiner evaluations; by default the one that came with the model.
-        size: "model", the size of the model's images, or "input", in its place in the original.
+        size: "input", each in its place in the original, or "model", as the model draws them.
         callback: called after every evaluation, see `flowturbo.sample`.
 
     Returns:
@@ -153,7 +153,7 @@ def edit(
     style: str | None = None,
     source_style: str | None = None,
     seed: int = 0,
-    size: Size = "model",
+    size: Size = "input",
 ) -> Edited:
     """Change an image from what ``source_prompt`` says to what ``prompt`` says.
 
@@ -170,7 +170,7 @@ def edit(
         style: one of ``model.styles``, for the prompts.
         source_style: the same for the source prompts; by default ``style``.
         seed: of the first image's noise, for "flowedit" and "sdedit".
-        size: "model", the size of the model's images, or "input", in its place in the original.
+        size: "input", each in its place in the original, or "model", as the model draws them.
 
     Returns:
         A list of PIL images with ``evaluations`` and ``passes``.

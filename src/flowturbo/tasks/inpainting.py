@@ -62,7 +62,7 @@ def inpaint(
     feather: float = 0.0,
     style: str | None = None,
     seed: int = 0,
-    size: Size = "model",
+    size: Size = "input",
 ) -> Edited:
     """Paint the masked part of an image by a prompt; other pixels keep their bits.
 
@@ -77,7 +77,7 @@ def inpaint(
         feather: radius, in pixels of the image, over which the edge of the mask is blurred inward.
         style: one of ``model.styles``, for all prompts.
         seed: of the first image's noise; image ``i`` has ``seed + i``.
-        size: "model", the size of the model's images, or "input", in its place in the original.
+        size: "input", each in its place in the original, or "model", as the model draws them.
 
     Returns:
         A list of PIL images with ``evaluations`` and ``passes``.
@@ -121,7 +121,7 @@ def remove(
     feather: float = 0.0,
     style: str | None = None,
     seed: int = 0,
-    size: Size = "model",
+    size: Size = "input",
 ) -> Edited:
     """Remove what a mask or a box covers.
 
@@ -139,7 +139,7 @@ def remove(
         feather: radius, in pixels of the image, over which the edge of the mask is blurred inward.
         style: one of ``model.styles``, for all prompts.
         seed: of the first image's noise.
-        size: "model", the size of the model's images, or "input", in its place in the original.
+        size: "input", each in its place in the original, or "model", as the model draws them.
 
     Returns:
         A list of PIL images with ``evaluations`` and ``passes``.

@@ -80,9 +80,10 @@ class Sources:
             zip(images, self.originals, self.boxes, strict=True)
         ):
             shape = (box[2] - box[0], box[3] - box[1])
-            scaled = image.convert("RGB").resize(shape, Image.Resampling.LANCZOS)
-            made = original.copy()
-            made.paste(scaled, box[:2], None if masks is None else masks[i].crop(box))
+            grey = image.mode == "L" and _is_grey(original)
+            made = original.convert("L") if grey else original.copy()
+            resized = image.convert(made.mode).resize(shape, Image.Resampling.LANCZOS)
+            made.paste(resized, box[:2], None if masks is None else masks[i].crop(box))
             found.append(made)
         return found
 
@@ -119,6 +120,11 @@ def scaled(image: Image.Image, height: int, width: int, channels: int) -> Tensor
     made = image.convert("L" if channels == 1 else "RGB")
     array = np.array(made.resize((width, height), Image.Resampling.LANCZOS))
     return torch.from_numpy(array).reshape(height, width, channels).permute(2, 0, 1) / 255
+
+
+def _is_grey(image: Image.Image) -> bool:
+    red, green, blue = image.split()
+    return bool(red.tobytes() == green.tobytes() == blue.tobytes())
 
 
 def conditions(

@@ -143,7 +143,7 @@ def test_bad_input_is_one_line(flowturbo, photo, tmp_path, command, arguments, m
 
 def test_malformed_files_are_refused_or_read(tmp_path):
     """Bytes changed, cut or put in at random: an image or one clear error, and nothing else."""
-    rng, read = random.Random(0), 0
+    rng, read, refused = random.Random(0), 0, []
     whole = [saved("RGB", k) for k in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")]
     model = ft.load("digits")
     for _ in range(1000):
@@ -158,6 +158,6 @@ def test_malformed_files_are_refused_or_read(tmp_path):
             ft.img2img(model, tmp_path / "in", "3", strength=0.0)
             read += 1
         except ValueError as e:
-            assert "not a readable image" in str(e)
-            assert "\n" not in str(e)
+            refused.append(str(e))
+    assert all("not a readable image" in said and "\n" not in said for said in refused)
     assert 50 < read < 950

@@ -22,7 +22,7 @@ def run(
     ] = "inversion",
     keep: Annotated[
         float, typer.Option("--keep", help="How much of the image stays, from 0 to 1.")
-    ] = 0.3,
+    ] = 0.1,
     model: options.ModelName = options.DEFAULT_MODEL,
     style: editing.Style = None,
     source_style: Annotated[

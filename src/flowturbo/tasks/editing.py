@@ -147,7 +147,7 @@ def edit(
     source_prompt: Prompts,
     *,
     method: Literal["inversion", "flowedit", "sdedit"] = "inversion",
-    keep: float = 0.3,
+    keep: float = 0.1,
     plan: str = HALF,
     guidance: float | None = None,
     style: str | None = None,

@@ -120,6 +120,18 @@ def test_kept_whole_it_is_the_image(words, method):
     assert made[0].tobytes() == source.tobytes()
 
 
+def test_an_exact_inversion_is_undone_to_rounding(words):
+    """On a network that was never trained, whose velocities no solver follows in so few steps."""
+    (source,) = ft.generate(words, ["tiger"], seed=5)
+    few = dict(guidance=1.0, keep=0.0, plan="AB2:8")
+    (same,) = ft.edit(words, source, "tiger", "tiger", exact=True, **few)
+    assert np.abs(pixels(same) - pixels(source)).max() <= 1
+    (other,) = ft.edit(words, source, "red apple", "tiger", exact=True, **few)
+    assert other.tobytes() != source.tobytes()
+    made = ft.edit(words, source, "red apple", "tiger", exact=True, plan="AB2:4")
+    assert (made.evaluations, made.passes) == (7, 10)  # one velocity is known
+
+
 def test_an_inversion_ends_where_it_is_told_and_leads_back(pull):
     x = ft.invert(pull, grey(0.3), "dark", plan="RK4:8", until=0.25)
     expected = -0.5 + (pixels(grey(0.3))[0, 0] / 127.5 - 1 + 0.5) * np.exp(0.5 * 0.75)
@@ -215,6 +227,7 @@ def test_removal_with_a_prompt_is_inpainting_without_guidance(words, photo):
         (lambda m, p: ft.edit(m, p, "tiger", "tiger", method="magic"), "method='magic': must be"),
         (lambda m, p: ft.edit(m, p, "tiger", "tiger", keep=-1), "keep=-1: must be"),
         (lambda m, p: ft.edit(m, p, "tiger", "tiger", plan=ft.Plan.euler(2)), "must be notation"),
+        (lambda m, p: ft.edit(m, p, "tiger", "tiger", method="sdedit", exact=True), "exact=True, "),
         (lambda m, p: ft.inpaint(m, p, MASK * 0, "tiger"), "is empty; paint it white"),
         (lambda m, p: ft.inpaint(m, p, np.eye(20, 30)[:, ::-1] * (np.arange(30) > 26), "tiger"),
          r"is empty within the part that is edited, \(5, 0, 25, 20\)"),

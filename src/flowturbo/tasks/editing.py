@@ -152,6 +152,7 @@ def edit(
     guidance: float | None = None,
     style: str | None = None,
     source_style: str | None = None,
+    exact: bool = False,
     seed: int = 0,
     size: Size = "input",
 ) -> Edited:
@@ -169,6 +170,8 @@ def edit(
             guided by.
         style: one of ``model.styles``, for the prompts.
         source_style: the same for the source prompts; by default ``style``.
+        exact: for "inversion", run the reversible solver BELM with as many evaluations as ``plan``:
+            to the same prompt, unguided, the image returns to rounding.
         seed: of the first image's noise, for "flowedit" and "sdedit".
         size: "input", each in its place in the original, or "model", as the model draws them.
 
@@ -183,6 +186,8 @@ def edit(
     checks.one_of("method", method, METHODS)
     checks.one_of("size", size, ("model", "input"))
     start = checks.number("keep", keep, 0, 1)
+    if checks.flag("exact", exact) and method != "inversion":
+        raise ValueError(f"exact=True, method={method!r}: only an inversion can be exact")
     count, cond = conditions(model, "prompt", prompt, style)
     known, source = conditions(
         model, "source_prompt", source_prompt, style if source_style is None else source_style
@@ -198,7 +203,11 @@ def edit(
         source = source.expand(count, *source.shape[1:])
     scale, counted, x = default_guidance(model, guidance), CountCalls(model), sources.states
     seeds = range(seed, seed + count)
-    if method == "inversion":
+    if exact:
+        x1 = _there_and_back(
+            counted, x, source, cond, scale, len(forward(model, plan, start)), start
+        )
+    elif method == "inversion":
         x = sample(backward(plan, start), counted, x, source)
         x1 = sample(forward(model, plan, start), counted, x, cond, guidance=scale)
     elif method == "sdedit":
@@ -238,6 +247,37 @@ class Difference:
         z = interpolate(n, self.image, t)
         at = float(t) if isinstance(self.guided, Guidance) else t
         return self.guided(x + z - self.image, at, self.target) - self.field(z, t, self.source)
+
+
+class Known:
+    """A field whose first velocity is known."""
+
+    def __init__(self, field: Field, first: Tensor) -> None:
+        self.field, self.first = field, [first]
+
+    def __call__(self, x: Tensor, t: Time, cond: Condition = None) -> Tensor:
+        """``first`` the first time, then ``field(x, t, cond)``."""
+        at = float(t) if isinstance(self.field, Guidance) else t
+        return self.first.pop() if self.first else self.field(x, at, cond)
+
+
+def _there_and_back(
+    field: Field,
+    x: Tensor,
+    source: Condition,
+    target: Condition,
+    guidance: float,
+    evaluations: int,
+    start: float,
+) -> Tensor:
+    """From data to ``start`` and back by BELM, from the two states that the way there ends with."""
+    text, states = f"BELM:{evaluations}", [x]
+    there = Plan.parse(text, direction="backward", end=start)
+    keep = lambda step: states.append(step.x)
+    x0 = sample(there, field, x, source, callback=keep)
+    back = Plan.parse(text, start=start)
+    first = (states[-2] - x0) / float(back.times[1] - back.times[0])
+    return sample(back, Known(guided(field, guidance), first), x0, target)
 
 
 def forward(model: Model, plan: Plan | str, start: float) -> Plan:

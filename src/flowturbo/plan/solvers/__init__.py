@@ -5,13 +5,13 @@ the solver of a diffusers pipeline and use as a baseline of tuning follow from t
 test compares its row in ``docs/concepts.md``.
 """
 
-from flowturbo.plan.solvers import adams, exponential, runge_kutta
+from flowturbo.plan.solvers import adams, exponential, reversible, runge_kutta
 from flowturbo.plan.solvers.registry import Solver
 
 __all__ = ["SOLVERS", "Solver"]
 
 SOLVERS: dict[str, Solver] = {}
-for _module in (adams, exponential, runge_kutta):
+for _module in (adams, exponential, runge_kutta, reversible):
     for _solver in _module.SOLVERS:
         if _solver.name in SOLVERS or _solver.name != _solver.name.upper():
             raise ValueError(f"solver {_solver.name!r}: its name must be new, and in upper case")

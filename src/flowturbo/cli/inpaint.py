@@ -20,7 +20,7 @@ def run(
     prompt: Annotated[str, typer.Argument(help="What the whole image is to show.")],
     mask: Annotated[Path, typer.Option("--mask", help="White where to paint; grey blends.")],
     quality: Annotated[
-        str, typer.Option("--quality", help="standard, or high: smoother seams, thrice the cost.")
+        str, typer.Option("--quality", help="standard, or high: smoother seams, twice the cost.")
     ] = "standard",
     feather: editing.Feather = 0.0,
     model: options.ModelName = options.DEFAULT_MODEL,

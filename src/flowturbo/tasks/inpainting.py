@@ -4,7 +4,7 @@ After every row of the plan the known part of the state is replaced by the sourc
 of that time (Song et al. 2021, arXiv 2011.13456, on the linear path), with one noise sample for the
 whole run; in the end the known pixels are pasted back. With ``quality="high"`` the velocity is also
 moved down the gradient of the error that the predicted image makes in the known part (Chung et al.
-2023, arXiv 2209.14687), at about three times the cost: seams are smoother.
+2023, arXiv 2209.14687), at about twice the cost: seams are smoother.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def inpaint(
         prompt: what the whole image is to show, or several.
         plan: notation of a solver from noise to data.
         guidance: scale of classifier-free guidance, 1 is off; by default the card's.
-        quality: "high" makes smoother seams at about three times the cost.
+        quality: "high" makes smoother seams at about twice the cost.
         feather: radius, in pixels of the image, over which the edge of the mask is blurred inward.
         style: one of ``model.styles``, for all prompts.
         seed: of the first image's noise; image ``i`` has ``seed + i``.

@@ -76,9 +76,12 @@ def measure(options: argparse.Namespace) -> None:
         trial = Trial(model, guidance, options.noise_samples, options.reference, folder / "trial")
         here = record.setdefault(f"{guidance:g}", {"conditions": trial.conditions, "cells": {}})
         check_alike(out, here["conditions"], trial)
+        whose = getattr(refiner, "fingerprint", None)
+        fitted = {"trajectories": options.trajectories, "search": not options.no_search}
+        if here.setdefault("fitted", {**fitted, "refiner": whose}) != {**fitted, "refiner": whose}:
+            raise SystemExit(f"{out} has plans fitted as {here['fitted']}: give another --out")
         here["reference"] = trial.reference_error()
-        given = {"trajectories": options.trajectories, "search": not options.no_search}
-        fits = Fits(folder, model, guidance, given)
+        fits = Fits(folder, model, guidance, fitted)
         for passes in options.passes:
             known = {} if options.again else here["cells"].get(str(passes), {})
             here["cells"][str(passes)] = cell(trial, fits, passes, refiner, known)
@@ -92,7 +95,7 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--model", help="a bundled name or a folder")
-    add("--passes", type=int, nargs="+", default=[8, 10, 12, 16, 20], help="of the network")
+    add("--passes", type=int, nargs="+", default=[8, 10, 12, 16, 20], help="even, at least 6")
     add("--guidance", type=float, nargs="+", default=[1.5, 2.0, 4.0])
     add("--device", default="cpu", help="where to compute")
     add("--noise-samples", type=int, default=1000, help="to test on")
@@ -105,6 +108,8 @@ def main() -> None:
     add("--out", help="the record")
     add("--table", nargs="+", metavar="RECORD", help="print the ratios in records, and stop")
     options = parser.parse_args()
+    if any(n < 6 or n % 2 for n in options.passes):
+        parser.error(f"--passes {options.passes}: must be even, to compare with, and at least 6")
     if options.table:
         print(section(json.loads(Path(path).read_text()) for path in options.table))
     elif options.model:

@@ -17,6 +17,7 @@ __all__ = [
     "crop_box",
     "image_grid",
     "is_image",
+    "on_page",
     "read_image",
     "read_metadata",
     "save_png",
@@ -135,14 +136,19 @@ def upright(source: Image.Image | str | Path) -> Image.Image:
     Raises:
         ValueError: as `read_image`.
     """
+    return on_page(source, "white")
+
+
+def on_page(source: Image.Image | str | Path, page: str) -> Image.Image:
+    """As `upright`, on a ``page`` of another colour where it is transparent."""
     try:
         with _quiet():
             if isinstance(source, Image.Image):
-                return _rgb(ImageOps.exif_transpose(source), source.format)
+                return _rgb(ImageOps.exif_transpose(source), source.format, page)
             with Image.open(source, formats=_formats()) as image:
                 kind = image.format
                 ImageOps.exif_transpose(image, in_place=True)
-                return _rgb(image, kind)
+                return _rgb(image, kind, page)
     except Exception as e:  # damaged files end in most of them
         raise _unreadable(source, e) from e
 
@@ -156,7 +162,8 @@ def crop_box(image: Image.Image, height: int, width: int) -> tuple[int, int, int
 
 
 def _unreadable(source: object, error: Exception) -> ValueError:
-    return ValueError(f"{source}: not a readable image ({str(error) or type(error).__name__})")
+    name = f"an image of mode {source.mode}" if isinstance(source, Image.Image) else source
+    return ValueError(f"{name}: not a readable image ({str(error) or type(error).__name__})")
 
 
 def _quiet() -> warnings.catch_warnings[None]:
@@ -170,8 +177,8 @@ def _formats() -> list[str]:
     return [f for f in Image.OPEN if f not in _FOREIGN]
 
 
-def _rgb(image: Image.Image, kind: str | None) -> Image.Image:
-    """RGB, on white where it is transparent; 16 bits are scaled, which PIL would clip."""
+def _rgb(image: Image.Image, kind: str | None, page: str = "white") -> Image.Image:
+    """RGB, on ``page`` where it is transparent; 16 bits are scaled, which PIL would clip."""
     if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):
         levels = (np.asarray(image) // 257).clip(0, 255).astype(np.uint8)
         return Image.fromarray(levels).convert("RGB")
@@ -180,5 +187,4 @@ def _rgb(image: Image.Image, kind: str | None) -> Image.Image:
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
-    page = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(page, image).convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, page), image).convert("RGB")

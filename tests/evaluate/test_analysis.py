@@ -221,6 +221,8 @@ def test_a_plain_field_and_noise_of_ones_own():
         analyze(mixture, **few)
     with pytest.raises(ValueError, match=r"trajectories=6 and noise=.*; leave trajectories out"):
         analyze(mixture, noise=NOISE, trajectories=6)
+    with pytest.raises(ValueError, match=r"noise=\[1, 2\]: must be a tensor"):
+        analyze(mixture, noise=[1, 2])
     with pytest.raises(ValueError, match=r"noise=.*: this model takes \(N, 2\)"):
         analyze(Plane(mixture), noise=NOISE[:, :1])
 

@@ -91,12 +91,19 @@ def test_refuses_files_without_tables(text, message, tmp_path):
         ),
         ({"timedeltas": [-1.0, 2.0], "coeffs": [[0, 0], [0, 0]]}, "above 0"),
         ({"timedeltas": [0.4, 0.6], "coeffs": [[0, 0]]}, r"coeffs \(1, 2\); must be"),
+        ({"timedeltas": [0.4, 0.59], "coeffs": [[0, 0], [0, 0]]}, r"with the sum 0\.99, "),
+        ({"timedeltas": [0.4, 0.6], "coeffs": [[0, 1], [0, 0]]}, "must be 0 on the diagonal"),
         ({"timedeltas": [float("nan")], "coeffs": [[0]]}, "timedeltas=.*: must be finite"),
     ],
 )
 def test_refuses_tables_that_are_none(table, message):
     with pytest.raises(ValueError, match=message):
         neural_solver(table)
+
+
+def test_a_table_alone_has_no_number_to_choose_by():
+    with pytest.raises(ValueError, match="evaluations=2: source is one table; leave it out"):
+        neural_solver({"timedeltas": [0.4, 0.6], "coeffs": [[0, 0], [0, 0]]}, 2)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +117,10 @@ def test_refuses_tables_that_are_none(table, message):
         ([1], [0, 0.5, 0.4], "must ascend from 0"),
         ([1], [0, 1.5], "at most 1"),
         ([1], "levels", "noise_levels"),
+        ([1], [], "must ascend"),
+        ([1], [[0, 1]], "in one row"),
+        (5, [0, 1], "steps=5: must be a list of indices"),
+        ("12", [0, 1], "steps='12': must be a list of indices"),
     ],
 )
 def test_refuses_steps_that_are_none(steps, levels, message):

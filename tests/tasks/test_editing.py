@@ -165,8 +165,8 @@ def test_inpainting_keeps_the_bits_of_other_pixels(words, photo, size, quality):
     source = photo
     if size == "model":
         source = ft.img2img(words, photo, "tiger", strength=0.0, size="model")[0]
-        part = Image.fromarray(((1 - known) * 255).astype(np.uint8)).crop((5, 0, 25, 20))
-        known = np.asarray(part.resize((8, 8), Image.Resampling.BOX)) == 0
+        part = torch.tensor(MASK[None, None, :, 5:25])
+        known = torch.nn.functional.adaptive_max_pool2d(part, (8, 8))[0, 0].numpy() == 0
     assert known.mean() > 0.3
     for image in made:
         assert image.size == source.size
@@ -195,11 +195,93 @@ def test_a_feathered_mask_blends_inward(words, photo):
     assert near(soft) < 0.5 * near(hard)
 
 
+@pytest.mark.parametrize("level", [0.5, 1.0])
+def test_a_mask_blends_once(words, photo, level):
+    """In the model's own size both sizes are the same image."""
+    small, mask = photo.resize((8, 8)), np.zeros((8, 8))
+    mask[2:6, 3:7] = level
+    both = [ft.inpaint(words, small, mask, "tiger", size=s)[0] for s in ("model", "input")]
+    assert both[0].tobytes() == both[1].tobytes() != small.tobytes()
+
+
+def test_nothing_of_what_is_removed_shows_at_the_edge(words):
+    image = Image.new("RGB", (64, 64), "white")
+    image.paste("black", (21, 21, 41, 41))
+    (made,) = ft.remove(words, image, box=(21, 21, 41, 41))
+    assert pixels(made).min() == 255
+    (small,) = ft.remove(words, image, box=(21, 21, 41, 41), size="model")
+    assert pixels(small).min() > 245  # scaled down, an object rings beyond its edge
+
+
+def test_a_thin_mask_is_painted(words):
+    image = Image.new("RGB", (640, 640), "white")
+    mask = np.zeros((640, 640))
+    mask[300:302] = 1
+    (made,) = ft.inpaint(words, image, mask, "tiger")
+    assert (pixels(made)[300:302] != 255).mean() > 0.5
+    assert (np.delete(pixels(made), [300, 301], 0) == 255).all()
+
+
+def test_the_part_that_is_edited_moves_to_the_mask(words):
+    wide = Image.new("RGB", (60, 20), "white")
+    wide.paste("red", (5, 5, 15, 15))
+    (made,) = ft.remove(words, wide, box=(4, 4, 16, 16))
+    assert pixels(made).min() > 250
+
+
+def test_what_is_transparent_in_a_mask_is_not_painted(words, photo):
+    strokes = Image.new("RGBA", photo.size)
+    strokes.paste("white", (8, 4, 18, 12))
+    same = ft.inpaint(words, photo, MASK, "tiger", plan="E2")
+    assert ft.inpaint(words, photo, strokes, "tiger", plan="E2")[0].tobytes() == same[0].tobytes()
+
+
+@pytest.mark.parametrize("task", [
+    lambda m, p: ft.img2img(m, p, "tiger", strength=0.0),
+    lambda m, p: ft.edit(m, p, "tiger", "tiger", keep=1.0),
+])  # fmt: skip
+def test_unchanged_it_is_the_input_to_the_bit(words, photo, task):
+    assert task(words, photo)[0].tobytes() == photo.tobytes()
+
+
+def test_one_prompt_goes_with_many_images(words, photo):
+    made = ft.img2img(words, [photo, photo.transpose(Image.Transpose.ROTATE_90)], "tiger")
+    assert [i.size for i in made] == [(30, 20), (20, 30)]
+    assert ft.invert(words, [photo, photo]).shape == (2, 3, 8, 8)
+    assert ft.img2img(words, photo, "tiger", plan=None, guidance=1.0).evaluations > 0
+
+
+def test_a_source_may_have_a_style_of_its_own_or_none(words, photo):
+    few = dict(plan="E2", guidance=1.0)
+    both = ft.edit(words, photo, "tiger", "tiger", style="noto", **few)
+    none = ft.edit(words, photo, "tiger", "tiger", style="noto", source_style="", **few)
+    other = ft.edit(words, photo, "tiger", "tiger", style="noto", source_style="flat", **few)
+    assert len({i[0].tobytes() for i in (both, none, other)}) == 3
+
+
+def test_high_quality_in_inference_mode(words, photo):
+    with torch.inference_mode():
+        made = ft.inpaint(words, photo, MASK, "tiger", quality="high", plan="E2")
+    same = ft.inpaint(words, photo, MASK, "tiger", quality="high", plan="E2")
+    assert made[0].tobytes() == same[0].tobytes()
+
+
+def test_plans_of_the_model_paint_too(digits):
+    (source,) = ft.generate(digits, ["3"], seed=1)
+    mask = np.zeros((32, 32))
+    mask[:, 16:] = 1
+    made = ft.inpaint(digits, source, mask, "3", plan="balanced")
+    assert made.evaluations == digits.plans["balanced"].nfe["model"]
+    assert made[0].mode == "L"
+
+
 def test_colours_are_spread_into_a_hole(words):
     ramp = torch.linspace(0, 1, 48).expand(1, 3, 40, 48)
     hole = torch.zeros(40, 48)
     hole[10:30, 12:33] = 1
-    torch.testing.assert_close(_spread(ramp * (1 - hole), hole), ramp, rtol=0, atol=0.01)
+    torch.testing.assert_close(
+        _spread(ramp * (1 - hole), hole[None, None]), ramp, rtol=0, atol=0.01
+    )
     (plain,) = ft.remove(words, Image.new("RGB", (30, 20), "teal"), box=(8, 4, 18, 12))
     assert set(plain.getdata()) == {(0, 128, 128)}
 
@@ -217,31 +299,54 @@ def test_removal_with_a_prompt_is_inpainting_without_guidance(words, photo):
         (lambda m, p: ft.img2img(m, p, "tiger", strength=1.5), "strength=1.5: must be"),
         (lambda m, p: ft.img2img(m, 3, "tiger"), "image=3: must be a PIL image or a path"),
         (lambda m, p: ft.img2img(m, "none.png", "tiger"), "none.png: not a readable image"),
-        (lambda m, p: ft.img2img(m, [p, p, p], NAMES), "3 images for 2 prompts"),
+        (lambda m, p: ft.img2img(m, [p, p, p], NAMES), "prompt: 2 for 3 of image; give one, or 3"),
         (lambda m, p: ft.img2img(m, p, []), r"prompt=\[\]: give at least one"),
         (lambda m, p: ft.img2img(m, p, "tiger", size="big"), "size='big': must be"),
         (lambda m, p: ft.img2img(m, p, "zzzz"), "zzzz"),
         (lambda m, p: ft.img2img(m, p, "tiger", plan="AB9:8"), "plan 'AB9:8'"),
         (lambda m, p: ft.img2img("emoji", p, "tiger"), r"pass flowturbo\.load\('emoji'\)"),
-        (lambda m, p: ft.edit(m, p, "tiger", NAMES), "source_prompt: 2 of them for 1 prompts"),
+        (lambda m, p: ft.edit(m, p, "tiger", NAMES), "source_prompt: 2 for 1 images; give one"),
         (lambda m, p: ft.edit(m, p, "tiger", "tiger", method="magic"), "method='magic': must be"),
         (lambda m, p: ft.edit(m, p, "tiger", "tiger", keep=-1), "keep=-1: must be"),
         (lambda m, p: ft.edit(m, p, "tiger", "tiger", plan=ft.Plan.euler(2)), "must be notation"),
         (lambda m, p: ft.edit(m, p, "tiger", "tiger", method="sdedit", exact=True), "exact=True, "),
         (lambda m, p: ft.inpaint(m, p, MASK * 0, "tiger"), "is empty; paint it white"),
-        (lambda m, p: ft.inpaint(m, p, np.eye(20, 30)[:, ::-1] * (np.arange(30) > 26), "tiger"),
-         r"is empty within the part that is edited, \(5, 0, 25, 20\)"),
+        (lambda m, p: ft.inpaint(m, p, np.ones((20, 30)), "tiger"), "covers 30 x 20 pixels"),
+        (lambda m, p: ft.inpaint(m, [p, p.resize((9, 9))], MASK, "tiger"), "sizes 30 x 20, 9 x 9"),
+        (lambda m, p: ft.inpaint(m, p, [[0, 1], [1]], "tiger"),
+         "mask=.*: must be an image, a path"),
+        (lambda m, p: ft.inpaint(m, p, MASK, "tiger", plan="E2R1"), "refiner"),
+        (lambda m, p: ft.inpaint(m, p, MASK, "tiger", quality="high", plan="AB2:FFC"),
+         "high.*\\(C\\)"),
+        (lambda m, p: ft.edit(m, p, "tiger", "tiger", method="flowedit", plan="AB2:FFC"),
+         "flowedit"),
+        (lambda m, p: ft.edit(m, p, "tiger", "tiger", plan="E2R1"), "backward.*refiner"),
+        (lambda m, p: ft.edit(m, p, "tiger", "tiger", exact=True, plan="E1"),
+         "takes two evaluations"),
+        (lambda m, p: ft.edit(m, p, "tiger", 2.5), "source_prompt=2.5: must be a text"),
+        (lambda m, p: ft.img2img(m, p, ["tiger", None]), r"prompt\[1\]=None"),
+        (lambda m, p: ft.img2img(m, p, "tiger", seed=-1), "seed=-1: must be a whole number from 0"),
+        (lambda m, p: ft.img2img(m, p, "tiger", guidance="a"), "guidance='a': must be"),
+        (lambda m, p: ft.img2img(m, p, "tiger", negative=["a"]), "negative=.*: must be a text"),
+        (lambda m, p: ft.img2img(m, p, "tiger", strenght=1), "did you mean 'strength'"),
+        (lambda m, p: ft.img2img(m, p, "tiger", plan=ft.Plan.parse("E4").until(0.5)), "data, t=1"),
+        (lambda m, p: ft.img2img(m, p, "tiger", plan=3), "plan=3: must be a Plan"),
+        (lambda m, p: ft.invert(m, p, until=1), "until=1: must be below 1"),
         (lambda m, p: ft.inpaint(m, p, MASK[:5], "tiger"), "mask of 30 x 5: .* 30 x 20"),
-        (lambda m, p: ft.inpaint(m, p, MASK * 2, "tiger"), r"mask=.*: must lie in \[0, 1\]"),
-        (lambda m, p: ft.inpaint(m, p, MASK * np.nan, "tiger"), "mask=.*: must be an image, or"),
-        (lambda m, p: ft.inpaint(m, p, MASK, "tiger", feather=9), "feather=9: nothing is left"),
+        (lambda m, p: ft.inpaint(m, p, MASK * 2, "tiger"),
+         r"mask=.*: must be an image, a path, or"),
+        (lambda m, p: ft.inpaint(m, p, MASK * np.nan, "tiger"),
+         "mask=.*: must be an image, a path, or"),
+        (lambda m, p: ft.inpaint(m, p, MASK, "tiger", feather=9),
+         "feather=9: must be at most half of the mask, 4 pixels"),
         (lambda m, p: ft.inpaint(m, p, MASK, "tiger", quality="best"), "quality='best'"),
         (lambda m, p: ft.remove(m, p), "mask=None, box=None: pass one of them"),
         (lambda m, p: ft.remove(m, p, MASK, box=(0, 0, 1, 1)), "pass one of them"),
         (lambda m, p: ft.remove(m, p, box=(0, 0, 31, 10)), r"box=.*within the image, 30 x 20"),
         (lambda m, p: ft.remove(m, p, box=(5, 0, 5, 10)), r"box=.*within the image"),
-        (lambda m, p: ft.remove(m, p, box=(5, 0, 5)), r"box=.*: must be \(left, top"),
-        (lambda m, p: ft.remove(m, p, np.ones((20, 30))), "covers the whole image"),
+        (lambda m, p: ft.remove(m, p, box=(5, 0, 5)),
+         r"box=.*: must be \(left, top, right, bottom\), whole"),
+        (lambda m, p: ft.remove(m, p.resize((8, 8)), np.ones((8, 8))), "covers the whole image"),
     ],
 )  # fmt: skip
 def test_refuses(words, photo, call, message):

@@ -144,6 +144,7 @@ def test_a_disk_too_small_is_refused_before_anything_is_computed(tmp_path, monke
         (dict(cache_dir=3), "cache_dir=3: must be a path"),
         (dict(report=3), "report=3: must be a function"),
         (dict(refiner=3), "refiner=3"),
+        (dict(refiner_cost=1), "refiner_cost=1, refiner=None: there is no refiner"),
         (dict(refiner_cost=-1), "refiner_cost=-1: must be a finite number from 0"),
         (dict(refiner_cost=1, budget_ms=9), "refiner_cost=1 and budget_ms=9: with a budget the"),
         (dict(guidance=(3.0, 1.0)), r"guidance=\(3\.0, 1\.0\): must be \(lowest, highest\)"),

@@ -42,7 +42,12 @@ def run(
 
     Example: flowturbo edit apple.png "green apple" --from "red apple" -o green.png
     """
-    network = editing.load_model(context, model, vae, device, dtype, out, n)
+    if n > 1 and method == "inversion":
+        raise ValueError(
+            f"-n {n}: an inversion has no noise, so all candidates would be alike; take another "
+            "--method, or another --keep for each"
+        )
+    network = editing.load_model(context, image, model, vae, device, dtype, out, n)
     made = edit(
         network,
         image,
@@ -58,6 +63,7 @@ def run(
         size=size,  # type: ignore[arg-type]
     )
     editing.write(
-        out, image, made, network, guidance=guidance, seed=seed, prompt=prompt,
+        out, image, made, network, size=size, guidance=guidance, seed=seed, prompt=prompt,
         source_prompt=source_prompt, method=method, keep=keep, plan=plan, style=style,
+        source_style=source_style,
     )  # fmt: skip

@@ -38,8 +38,8 @@ def run(
 
     Example: flowturbo img2img apple.png "lemon" --strength 0.6 -n 4 -o lemons.png
     """
-    table = options.read_plan(plan) or PLAN
-    network = editing.load_model(context, model, vae, device, dtype, out, n)
+    table = options.read_plan(plan)
+    network = editing.load_model(context, image, model, vae, device, dtype, out, n)
     made = img2img(
         network,
         image,
@@ -53,6 +53,6 @@ def run(
         size=size,  # type: ignore[arg-type]
     )
     editing.write(
-        out, image, made, network, guidance=guidance, seed=seed, prompt=prompt,
+        out, image, made, network, size=size, guidance=guidance, seed=seed, prompt=prompt,
         strength=strength, plan=plan, style=style, negative=negative,
     )  # fmt: skip

@@ -25,7 +25,7 @@ def run(
     feather: editing.Feather = 0.0,
     model: options.ModelName = options.DEFAULT_MODEL,
     style: editing.Style = None,
-    plan: editing.Notation = PLAN,
+    plan: options.PlanName = PLAN,
     guidance: options.GuidanceScale = None,
     n: editing.Number = 1,
     seed: options.Seed = 0,
@@ -39,13 +39,14 @@ def run(
 
     Example: flowturbo inpaint apple.png "red apple" --mask mask.png -n 4 -o apples.png
     """
-    network = editing.load_model(context, model, vae, device, dtype, out, n)
+    table = options.read_plan(plan)
+    network = editing.load_model(context, image, model, vae, device, dtype, out, n)
     made = inpaint(
         network,
         image,
         mask,
         [prompt] * n,
-        plan=plan,
+        plan=table,
         guidance=guidance,
         quality=quality,  # type: ignore[arg-type]
         feather=feather,
@@ -54,6 +55,6 @@ def run(
         size=size,  # type: ignore[arg-type]
     )
     editing.write(
-        out, image, made, network, guidance=guidance, seed=seed, prompt=prompt, plan=plan,
-        quality=quality, style=style,
+        out, image, made, network, size=size, guidance=guidance, seed=seed, prompt=prompt,
+        plan=plan, quality=quality, style=style, mask=mask.name, feather=feather,
     )  # fmt: skip

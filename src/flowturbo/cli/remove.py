@@ -28,7 +28,7 @@ def run(
     feather: editing.Feather = 0.0,
     model: options.ModelName = options.DEFAULT_MODEL,
     style: editing.Style = None,
-    plan: editing.Notation = PLAN,
+    plan: options.PlanName = PLAN,
     guidance: Annotated[
         float, typer.Option("--guidance", "-g", help="Guidance scale, 1 is off.")
     ] = 1.0,
@@ -43,14 +43,15 @@ def run(
 
     Example: flowturbo remove tree.png "tree" --box 20 4 30 12 -o bare.png
     """
-    network = editing.load_model(context, model, vae, device, dtype, out, 1)
+    table = options.read_plan(plan)
+    network = editing.load_model(context, image, model, vae, device, dtype, out, 1)
     made = remove(
         network,
         image,
         mask,
         prompt,
         box=box,
-        plan=plan,
+        plan=table,
         guidance=guidance,
         feather=feather,
         style=style,
@@ -58,6 +59,7 @@ def run(
         size=size,  # type: ignore[arg-type]
     )
     editing.write(
-        out, image, made, network, guidance=guidance, seed=seed, prompt=prompt, plan=plan,
-        style=style,
+        out, image, made, network, size=size, guidance=guidance, seed=seed, feather=feather,
+        mask=None if mask is None else mask.name, box=box, prompt=prompt or None,
+        plan=plan if made.evaluations else None, style=style,
     )  # fmt: skip

@@ -86,6 +86,8 @@ def analyze(
     if not isinstance(models, Mapping):
         check_field("models", models)
         models = {str(getattr(models, "name", "model")): models}
+    if noise is not None:
+        checks.tensor("noise", noise, ("N", ...))
     shape = _check(models, noise)
     first = next(iter(models.values()))
     guidance = default_guidance(first, config.guidance)

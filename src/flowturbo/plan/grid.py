@@ -12,6 +12,7 @@ from flowturbo import checks
 from flowturbo.path import Times, check_times, shifted
 from flowturbo.plan.builder import Columns
 from flowturbo.plan.checks import numbers
+from flowturbo.types import JsonObject
 
 __all__ = ["Grid", "GridOptions"]
 
@@ -106,9 +107,10 @@ class Grid:
         """The name and info of a plan of the solver ``name`` on this grid."""
         if self.shift != 1.0:
             name += f"@{self.shift}".removesuffix(".0")
-        about = {"solver": name, "grid": "shift" if self.times is None else "given",
+        about: JsonObject = {"solver": name, "grid": "shift" if self.times is None else "given",
                  "direction": self.direction}  # fmt: skip
         if self.start is not None or self.end is not None:
             start, end = self.ends
-            name += f" from {start:g} to {end:g}"
+            about |= {"start": start, "end": end}
+            name += f" from {start} to {end}".replace(".0 ", " ").removesuffix(".0")
         return {"name": name, "info": about}

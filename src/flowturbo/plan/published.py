@@ -26,7 +26,7 @@ from flowturbo.plan.plan import Plan
 __all__ = ["neural_solver", "optimal_steps"]
 
 TABLES = "FM_DATA"  # the name of NeuralSolver's tables for flows
-ROUNDED = 0.01  # published steps have four digits, and sum to 1 about
+ROUNDED = 1e-4  # a step: published ones have four digits
 
 
 def neural_solver(
@@ -45,6 +45,8 @@ def neural_solver(
     """
     if isinstance(source, Mapping):
         table: Mapping[str, object] = source
+        if evaluations is not None:
+            raise ValueError(f"evaluations={evaluations}: source is one table; leave it out")
     else:
         path = checks.path("source", source)
         tables = _tables(path)
@@ -61,10 +63,14 @@ def neural_solver(
     steps = np.atleast_1d(numbers("timedeltas", table["timedeltas"]))
     given = np.atleast_2d(numbers("coeffs", table["coeffs"]))
     n = len(steps)
-    if given.shape != (n, n) or (steps <= 0).any() or abs(steps.sum() - 1) > ROUNDED:
+    if given.shape != (n, n) or (steps <= 0).any() or abs(steps.sum() - 1) > ROUNDED * n:
         raise ValueError(
             f"source: timedeltas {steps.shape} with the sum {steps.sum():.4g}, coeffs "
             f"{given.shape}; must be (K,) above 0 with the sum 1, and (K, K)"
+        )
+    if np.triu(given).any():
+        raise ValueError(
+            f"coeffs={checks.shown(table['coeffs'])}: must be 0 on the diagonal and above"
         )
     earlier = np.tril(given, -1)
     weights = earlier + np.diag(1 - earlier.sum(1))
@@ -90,10 +96,19 @@ def optimal_steps(steps: Sequence[int], noise_levels: Sequence[float]) -> Plan:
         ValueError: if the levels are not ascending from 0, or a step is not one of them.
     """
     levels = np.atleast_1d(numbers("noise_levels", noise_levels))
-    if levels[0] != 0 or (np.diff(levels) <= 0).any() or levels[-1] > 1:
+    if (
+        levels.ndim > 1
+        or len(levels) < 2
+        or levels[0] != 0
+        or (np.diff(levels) <= 0).any()
+        or levels[-1] > 1
+    ):
         raise ValueError(
-            f"noise_levels={checks.shown(noise_levels)}: must ascend from 0 (data) to at most 1"
+            f"noise_levels={checks.shown(noise_levels)}: must ascend from 0 (data) to at most 1, "
+            "in one row"
         )
+    if not checks.is_list(steps):
+        raise ValueError(f"steps={checks.shown(steps)}: must be a list of indices")
     chosen = sorted({checks.whole("steps", k, 1, len(levels) - 1) for k in steps}, reverse=True)
     if not chosen or len(chosen) < len(steps):
         raise ValueError(f"steps={checks.shown(steps)}: must be one or more indices, each once")

@@ -10,8 +10,8 @@ With a source image :math:`x`, its prompt ``c`` and the target prompt ``c'``:
 - *flowedit* (Kulikov et al. 2025, arXiv 2412.08629): from :math:`x`, follow the difference of the
   velocities of ``c'`` and ``c`` at states that are noised alike.
 
-``keep`` says in all of them how much of the source stays: at 0 nothing, at 1 everything. It is the
-time ``t`` at which the edit begins, on a scale of each method's own.
+``keep`` says in all of them how much of the source stays: at 0 nothing but what an inversion knows,
+at 1 everything. It is the time ``t`` at which the edit begins.
 """
 
 from __future__ import annotations
@@ -22,33 +22,36 @@ from typing import Literal
 from torch import Tensor
 
 from flowturbo import checks, noise
-from flowturbo.field import CountCalls, Field
+from flowturbo.field import CountCalls, Field, Wrapper
 from flowturbo.guidance import Guidance, guided
 from flowturbo.models.model import Model
+from flowturbo.models.prompts import as_prompt
 from flowturbo.path import interpolate
-from flowturbo.plan import Plan
-from flowturbo.refiner.binding import Refiner, needed_refiner
-from flowturbo.refiner.resolve import default_guidance, own_refiner
-from flowturbo.sampling import Callback, sample
-from flowturbo.tasks.generate import check_model
-from flowturbo.tasks.sources import Edited, Picture, Size, conditions, finished, read_sources
+from flowturbo.plan import Plan, as_plan, notation
+from flowturbo.plan.plan import is_file_name
+from flowturbo.refiner.binding import Refiner, needed_refiner, warn_on_mismatch
+from flowturbo.refiner.resolve import own_refiner, resolve_plan
+from flowturbo.sampling import Callback, Step, sample
+from flowturbo.tasks.generate import check_whole, condition_of, decoded
+from flowturbo.tasks.sources import Edited, Job, Picture, Prompts, Size, job, prompt_texts
 from flowturbo.types import Condition, Time
 
-__all__ = ["METHODS", "edit", "img2img", "invert"]
+__all__ = ["METHODS", "edit", "forward", "full_plan", "img2img", "invert", "refiner_of"]
 
 METHODS = ("inversion", "flowedit", "sdedit")
 PLAN = "AB2:8@1.6"  # of image to image
 HALF = "AB2:4@1.6"  # there and back
-Prompts = str | int | Sequence[str | int]
+NOTHING = 1e-6  # of the path: nothing is done over less
 
 
+@checks.known_keywords
 def img2img(
     model: Model,
     image: Picture | Sequence[Picture],
     prompt: Prompts,
     *,
     strength: float = 0.6,
-    plan: Plan | str = PLAN,
+    plan: Plan | str | None = PLAN,
     guidance: float | None = None,
     negative: str | None = None,
     style: str | None = None,
@@ -61,12 +64,12 @@ def img2img(
 
     Args:
         model: from `flowturbo.load`.
-        image: a PIL image or a path, of any size and mode, or one for each prompt.
-        prompt: a prompt or label, or several: one image is edited by each.
+        image: a PIL image or a path, of any size and mode, or several.
+        prompt: a prompt or label, or several; one goes with all images, and one image with all.
         strength: from 0, the image itself, to 1, an image from noise alone. The run begins at time
             ``1 - strength``.
         plan: notation runs whole between that time and data; a table, or a plan of the model by its
-            name, is restricted to it, and takes fewer evaluations.
+            name, is restricted to it, and takes fewer evaluations. None is the card's.
         guidance: scale of classifier-free guidance, 1 is off; by default the card's.
         negative: a prompt to guide away from; by default the unconditional one.
         style: one of ``model.styles``, for all prompts.
@@ -82,30 +85,29 @@ def img2img(
         ValueError: if an argument is not as described, an image is not readable, or the model does
             not know a prompt.
     """
-    check_model(model)
+    work = job(model, image, prompt, style=style, guidance=guidance, seed=seed, size=size)
     start = 1 - checks.number("strength", strength, 0, 1)
-    checks.one_of("size", size, ("model", "input"))
-    count, cond = conditions(model, "prompt", prompt, style)
-    sources = read_sources(model, image, count)
-    if start == 1:
-        return Edited(sources.placed(finished(model, sources.states), size), 0, 0)
-    table = forward(model, plan, start)
-    null = None if negative is None else conditions(model, "negative", negative)[1]
-    x0 = noise.draw(range(seed, seed + count), model.shape, device=model.device)
+    table = forward(model, plan, start, guidance)
+    null = None
+    if negative is not None:
+        null = condition_of(model, [as_prompt("negative", negative)])
+    if start > 1 - NOTHING:
+        return work.unchanged()
     counted = CountCalls(model)
     x1 = sample(
         table,
         counted,
-        interpolate(x0, sources.states, start),
-        cond,
-        guidance=default_guidance(model, guidance),
+        interpolate(work.noise(), work.states, float(table.times[0])),
+        work.cond,
+        guidance=work.guidance,
         negative=null,
-        refiner=_refiner(model, table, refiner),
+        refiner=refiner_of(model, table, refiner),
         callback=callback,
     )
-    return _edited(sources.placed(finished(model, x1), size), counted, count)
+    return _finished(work, x1, table, counted)
 
 
+@checks.known_keywords
 def invert(
     model: Model,
     image: Picture | Sequence[Picture],
@@ -122,9 +124,9 @@ def invert(
 
     Args:
         model: from `flowturbo.load`.
-        image: a PIL image or a path, or one for each prompt.
+        image: a PIL image or a path, or several.
         prompt: what the image shows, or several; by default nothing.
-        plan: notation of a solver that runs backward.
+        plan: notation of a solver that runs backward, without R.
         until: from 0, noise, up to, not at, 1.
         style: one of ``model.styles``, for all prompts.
 
@@ -134,12 +136,14 @@ def invert(
     Raises:
         ValueError: if an argument is not as described.
     """
-    check_model(model)
-    count, cond = conditions(model, "prompt", prompt, style)
-    sources = read_sources(model, image, count)
-    return sample(backward(plan, until), model, sources.states, cond)
+    work = job(model, image, prompt, style=style, guidance=1.0, seed=0, size="model")
+    end = checks.number("until", until, 0, 1)
+    if end > 1 - NOTHING:
+        raise ValueError(f"until={until}: must be below 1, where the image is")
+    return sample(_backward(plan, end), model, work.states, work.cond)
 
 
+@checks.known_keywords
 def edit(
     model: Model,
     image: Picture | Sequence[Picture],
@@ -160,19 +164,19 @@ def edit(
 
     Args:
         model: from `flowturbo.load`.
-        image: a PIL image or a path, or one for each prompt.
+        image: a PIL image or a path, or several.
         prompt: what the image is to show, or several.
-        source_prompt: what it shows, one or as many.
-        method: "inversion", the default; "flowedit", with about half the evaluations; "sdedit".
-        keep: how much of the image stays, from 0 to 1; see `flowturbo.tasks.editing`.
+        source_prompt: what it shows, or several.
+        method: "inversion", "flowedit" or "sdedit"; see `flowturbo.tasks.editing`.
+        keep: how much of the image stays, from 0 to 1.
         plan: notation of a solver, for each direction.
         guidance: scale for ``prompt``, 1 is off; by default the card's. The source prompt is never
             guided by.
         style: one of ``model.styles``, for the prompts.
-        source_style: the same for the source prompts; by default ``style``.
-        exact: for "inversion", run the reversible solver BELM with as many evaluations as ``plan``:
-            to the same prompt, unguided, the image returns to rounding.
-        seed: of the first image's noise, for "flowedit" and "sdedit".
+        source_style: the same for the source prompts; by default ``style``, and "" is none.
+        exact: for "inversion", run the reversible solver BELM with the evaluations and the shift of
+            ``plan``: to the same prompt, unguided, the image returns to rounding.
+        seed: of the first image's noise, for "flowedit" and "sdedit"; an inversion has none.
         size: "input", each in its place in the original, or "model", as the model draws them.
 
     Returns:
@@ -182,48 +186,42 @@ def edit(
         ValueError: if an argument is not as described, an image is not readable, or the model does
             not know a prompt.
     """
-    check_model(model)
+    work = job(model, image, prompt, style=style, guidance=guidance, seed=seed, size=size)
     checks.one_of("method", method, METHODS)
-    checks.one_of("size", size, ("model", "input"))
     start = checks.number("keep", keep, 0, 1)
     if checks.flag("exact", exact) and method != "inversion":
         raise ValueError(f"exact=True, method={method!r}: only an inversion can be exact")
-    count, cond = conditions(model, "prompt", prompt, style)
-    known, source = conditions(
-        model, "source_prompt", source_prompt, style if source_style is None else source_style
-    )
-    if known not in (1, count):
+    their_style = style if source_style is None else source_style
+    texts = prompt_texts(model, "source_prompt", source_prompt, their_style)
+    if len(texts) not in (1, len(work)):
         raise ValueError(
-            f"source_prompt: {known} of them for {count} prompts; pass one, or one for each"
+            f"source_prompt: {len(texts)} for {len(work)} images; give one, or {len(work)}"
         )
-    sources = read_sources(model, image, count)
-    if start == 1:
-        return Edited(sources.placed(finished(model, sources.states), size), 0, 0)
-    if known == 1 and isinstance(source, Tensor):
-        source = source.expand(count, *source.shape[1:])
-    scale, counted, x = default_guidance(model, guidance), CountCalls(model), sources.states
-    seeds = range(seed, seed + count)
+    source = condition_of(model, texts * (len(work) // len(texts)))
+    if start > 1 - NOTHING:
+        return work.unchanged()
+    table, counted, x = forward(model, plan, start), CountCalls(model), work.states
     if exact:
-        x1 = _there_and_back(
-            counted, x, source, cond, scale, len(forward(model, plan, start)), start
-        )
-    elif method == "inversion":
-        x = sample(backward(plan, start), counted, x, source)
-        x1 = sample(forward(model, plan, start), counted, x, cond, guidance=scale)
-    elif method == "sdedit":
-        x0 = noise.draw(seeds, model.shape, device=model.device)
-        x = interpolate(x0, x, start)
-        x1 = sample(forward(model, plan, start), counted, x, cond, guidance=scale)
+        x1 = _there_and_back(counted, work, source, plan, start)
+    elif method == "flowedit":
+        full_plan(table, "method='flowedit'")
+        warn_on_mismatch(table, model, None, work.guidance)
+        difference = Difference(counted, x, work.cond, source, work.guidance, work.seeds)
+        x1 = sample(table.with_info({}), difference, x)
     else:
-        difference = Difference(counted, x, cond, source, scale, seeds)
-        x1 = sample(forward(model, plan, start), difference, x)
-    return _edited(sources.placed(finished(model, x1), size), counted, count)
+        if method == "inversion":
+            x = sample(_backward(plan, start), counted, x, source)
+        else:
+            x = interpolate(work.noise(), x, start)
+        refiner = refiner_of(model, table, None)
+        x1 = sample(table, counted, x, work.cond, guidance=work.guidance, refiner=refiner)
+    return _finished(work, x1, table, counted)
 
 
-class Difference:
+class Difference(Wrapper):
     """FlowEdit's field: the velocity of the target less that of the source, noised alike.
 
-    At time ``t``, with ``z = t*image + (1-t)*n`` of fresh noise ``n`` for each evaluation, it is
+    At time ``t``, with ``z = t*image + (1-t)*n`` of noise ``n`` that is fresh at each time, it is
     ``v(x + z - image, t, target) - v(z, t, source)`` (Kulikov et al. 2025, algorithm 1).
     """
 
@@ -236,71 +234,101 @@ class Difference:
         guidance: float,
         seeds: Sequence[int],
     ) -> None:
-        self.field, self.image, self.target, self.source = field, image, target, source
-        self.guided, self.seeds, self.drawn = guided(field, guidance), seeds, 0
+        super().__init__(field)
+        self._image, self._target, self._source = image, target, source
+        self._guided, self._seeds = guided(field, guidance), seeds
 
     def __call__(self, x: Tensor, t: Time, cond: Condition = None) -> Tensor:
         """The difference at a state ``x`` (B, ...)."""
-        seeds = [noise.mixed(seed, self.drawn) for seed in self.seeds]
-        n = noise.draw(seeds, self.image.shape[1:], device=x.device)
-        self.drawn += 1
-        z = interpolate(n, self.image, t)
-        at = float(t) if isinstance(self.guided, Guidance) else t
-        return self.guided(x + z - self.image, at, self.target) - self.field(z, t, self.source)
+        seeds = [noise.mixed(seed, round(float(t) * 2**31)) for seed in self._seeds]
+        n = noise.draw(seeds, self._image.shape[1:], device=x.device)
+        z = interpolate(n, self._image, t)
+        at = float(t) if isinstance(self._guided, Guidance) else t
+        new = self._guided(x + z - self._image, at, self._target)
+        return new - self.field(z, t, self._source)
+
+    def embed_condition(self, cond: Condition) -> Condition:
+        """Nothing: it has its conditions."""
+        return cond
 
 
-class Known:
-    """A field whose first velocity is known."""
+class Known(Wrapper):
+    """A field whose velocity at one time is known."""
 
-    def __init__(self, field: Field, first: Tensor) -> None:
-        self.field, self.first = field, [first]
+    def __init__(self, field: Field, time: float, velocity: Tensor) -> None:
+        super().__init__(field)
+        self._time, self._velocity = time, velocity
 
     def __call__(self, x: Tensor, t: Time, cond: Condition = None) -> Tensor:
-        """``first`` the first time, then ``field(x, t, cond)``."""
-        at = float(t) if isinstance(self.field, Guidance) else t
-        return self.first.pop() if self.first else self.field(x, at, cond)
+        """The known velocity at its time, else ``field(x, t, cond)``."""
+        if float(t) == self._time:
+            return self._velocity
+        return self.field(x, float(t) if isinstance(self.field, Guidance) else t, cond)
 
 
-def _there_and_back(
-    field: Field,
-    x: Tensor,
-    source: Condition,
-    target: Condition,
-    guidance: float,
-    evaluations: int,
-    start: float,
-) -> Tensor:
+def _there_and_back(field: Field, work: Job, source: Condition, plan: str, start: float) -> Tensor:
     """From data to ``start`` and back by BELM, from the two states that the way there ends with."""
-    text, states = f"BELM:{evaluations}", [x]
+    _, _, shift, _ = notation.parse(plan)
+    count = len(Plan.parse(plan))
+    if count < 2:
+        raise ValueError(f"exact=True, plan={plan!r}: takes two evaluations at least")
+    text = f"BELM:{count}" + (f"@{shift}" if shift is not None else "")
+    states: list[Tensor] = []
+
+    def keep(step: Step) -> None:
+        states.append(step.x)
+
     there = Plan.parse(text, direction="backward", end=start)
-    keep = lambda step: states.append(step.x)
-    x0 = sample(there, field, x, source, callback=keep)
+    x0 = sample(there, field, work.states, source, callback=keep)
     back = Plan.parse(text, start=start)
     first = (states[-2] - x0) / float(back.times[1] - back.times[0])
-    return sample(back, Known(guided(field, guidance), first), x0, target)
+    known = Known(guided(field, work.guidance), float(x0.new_tensor(start)), first)
+    return sample(back, known, x0, work.cond)
 
 
-def forward(model: Model, plan: Plan | str, start: float) -> Plan:
-    """``plan`` from ``start`` to data: notation whole, a table restricted."""
-    if isinstance(plan, str) and plan in model.plans:
-        plan = model.plans[plan]
-    if isinstance(plan, str):
+def forward(
+    model: Model, plan: Plan | str | None, start: float, guidance: float | None = None
+) -> Plan:
+    """``plan`` from ``start`` to data: notation runs whole, a table is restricted.
+
+    Raises:
+        ValueError: if it is no plan, or does not lead to data.
+    """
+    start = min(start, 1 - NOTHING)
+    if is_file_name(plan):
+        plan = as_plan(plan)
+    table = resolve_plan(model, plan, guidance)
+    if isinstance(plan, str) and plan not in model.plans:
         return Plan.parse(plan, start=start)
-    return plan.restrict(start)
+    check_whole(table)
+    return table.restrict(max(start, float(table.times[0])))
 
 
-def backward(plan: str, end: float) -> Plan:
-    """The notation ``plan`` from data to ``end``."""
-    if not isinstance(plan, str):
-        raise ValueError(f"plan={checks.shown(plan)}: must be notation ('AB2:8'), to run backward")
-    return Plan.parse(plan, direction="backward", end=end)
+def full_plan(plan: Plan, what: str) -> None:
+    """Raise ``ValueError`` unless ``plan`` has evaluations of the whole model alone."""
+    if {*plan.evaluators} != {"model"}:
+        raise ValueError(
+            f"{what}, plan {plan.name!r}: conditional (C) and refiner (R) evaluations have no "
+            "meaning there; take a plan without them"
+        )
 
 
-def _refiner(model: Model, plan: Plan, refiner: Refiner | None) -> Refiner | None:
+def refiner_of(model: Model, plan: Plan, refiner: Refiner | None) -> Refiner | None:
+    """The refiner that ``plan`` needs: the one given, else the model's own."""
     if refiner is None and plan.nfe["refiner"]:
         refiner = own_refiner(model)
     return needed_refiner(plan, refiner)
 
 
-def _edited(images: list, counted: CountCalls, count: int) -> Edited:  # type: ignore[type-arg]
-    return Edited(images, counted.calls, counted.rows // count)
+def _backward(plan: str, end: float) -> Plan:
+    """The notation ``plan`` from data to ``end``."""
+    if not isinstance(plan, str) or plan.endswith(".json"):
+        raise ValueError(f"plan={checks.shown(plan)}: must be notation ('AB2:8'), to run backward")
+    made = Plan.parse(plan, direction="backward", end=end)
+    full_plan(made, "backward")
+    return made
+
+
+def _finished(work: Job, x1: Tensor, plan: Plan, counted: CountCalls) -> Edited:
+    images = work.placed(decoded(work.model, x1, plan, work.guidance))
+    return Edited(images, counted.calls, counted.rows // len(work))

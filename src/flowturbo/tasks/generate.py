@@ -18,7 +18,7 @@ from flowturbo.refiner.resolve import resolve
 from flowturbo.sampling import Callback, sample
 from flowturbo.tree import slice_condition
 
-__all__ = ["check_whole", "generate"]
+__all__ = ["check_model", "check_whole", "condition_of", "decoded", "generate"]
 
 END_GAP = 0.01  # of the path, that a plan may lack at either end, as those of schedulers do
 
@@ -83,9 +83,9 @@ def generate(
     wanted = as_prompts(prompts)
     if style is not None:
         wanted = [model.styled(prompt, style) for prompt in wanted]
-    cond = _condition(model, wanted)
+    cond = condition_of(model, wanted)
     seed = checks.whole("seed", seed, 0, noise.LARGEST_SEED - max(0, len(wanted) - 1))
-    null = None if negative is None else _condition(model, [negative])
+    null = None if negative is None else condition_of(model, [negative])
     images = []
     for i in range(0, len(wanted), batch):
         rows = slice_condition(cond, slice(i, i + batch))
@@ -102,13 +102,18 @@ def generate(
             refiner=used.refiner,
             callback=callback,
         )
-        if not x1.isfinite().all():
-            raise ValueError(
-                f"the images are not finite: guidance={used.guidance} is too large for plan "
-                f"{used.plan.name!r} in {x0.dtype}; lower it"
-            )
-        images += to_pil(model.decode(x1))
+        images += decoded(model, x1, used.plan, used.guidance)
     return images
+
+
+def decoded(model: Model, x1: Tensor, plan: Plan, guidance: float) -> list[Image.Image]:
+    """The images of final states; ``ValueError`` if they are not finite."""
+    if not x1.isfinite().all():
+        raise ValueError(
+            f"the images are not finite: guidance={guidance} is too large for plan {plan.name!r} "
+            f"in {x1.dtype}; lower it"
+        )
+    return to_pil(model.decode(x1))
 
 
 def check_model(model: object) -> None:
@@ -141,7 +146,7 @@ def check_whole(plan: Plan) -> None:
         )
 
 
-def _condition(model: Model, prompts: Sequence[str]) -> Tensor | None:
+def condition_of(model: Model, prompts: Sequence[str]) -> Tensor | None:
     """The condition of ``prompts``; None for a model that takes none, which takes "" alone."""
     if model.conditioning is None and not any(prompt.strip() for prompt in prompts):
         return None

@@ -3,60 +3,63 @@ r"""Inpainting and removal: part of an image is painted anew, the rest keeps its
 After every row of the plan the known part of the state is replaced by the source at the noise level
 of that time (Song et al. 2021, arXiv 2011.13456, on the linear path), with one noise sample for the
 whole run; in the end the known pixels are pasted back. With ``quality="high"`` the velocity is also
-moved down the gradient of the error that the predicted image makes in the known part (Chung et al.
-2023, arXiv 2209.14687), at about twice the cost: seams are smoother.
+moved down the gradient of the error that the predicted image has in the known part (Chung et al.
+2023, arXiv 2209.14687), which takes about twice the time.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image, ImageChops, ImageFilter
 from torch import Tensor
 from torch.nn import functional
 
-from flowturbo import checks, noise
+from flowturbo import checks
 from flowturbo.checks import shown
-from flowturbo.field import CountCalls, Field
+from flowturbo.field import CountCalls, Field, Wrapper
 from flowturbo.guidance import guided
-from flowturbo.images import to_pil, upright
+from flowturbo.images import on_page, to_pil
 from flowturbo.models.model import Model
 from flowturbo.path import interpolate, predicted_data
-from flowturbo.refiner.resolve import default_guidance
+from flowturbo.plan import Plan
+from flowturbo.refiner.binding import warn_on_mismatch
 from flowturbo.sampling import Step, sample
-from flowturbo.tasks.editing import PLAN, Prompts, forward
-from flowturbo.tasks.generate import check_model
+from flowturbo.tasks.editing import PLAN, forward, full_plan, refiner_of
+from flowturbo.tasks.generate import decoded
 from flowturbo.tasks.sources import (
+    Box,
     Edited,
+    Job,
     Picture,
+    Prompts,
     Size,
-    Sources,
-    conditions,
-    finished,
-    read_sources,
-    scaled,
+    job,
+    prompt_texts,
+    read_images,
 )
 from flowturbo.types import Condition, Time
 
 __all__ = ["Mask", "inpaint", "remove"]
 
-Mask: TypeAlias = "Picture | np.typing.NDArray[np.generic] | Tensor"
-"""White or 1 where an image is painted anew, as an image, a path, or an array (H, W)."""
-Box: TypeAlias = Sequence[int]
-STRENGTH = 1.0  # of the gradient: of the error that it would remove in one step
+Mask: TypeAlias = Picture | npt.NDArray[np.generic] | Tensor | Sequence[Sequence[float]]
+"""White or 1 where an image is painted anew: an image, a path, or an array or list (H, W)."""
 
 
+@checks.known_keywords
 def inpaint(
     model: Model,
     image: Picture | Sequence[Picture],
     mask: Mask,
     prompt: Prompts,
     *,
-    plan: str = PLAN,
+    plan: Plan | str | None = PLAN,
     guidance: float | None = None,
     quality: Literal["standard", "high"] = "standard",
     feather: float = 0.0,
@@ -68,13 +71,15 @@ def inpaint(
 
     Args:
         model: from `flowturbo.load`.
-        image: a PIL image or a path, or one for each prompt.
-        mask: white or 1 where to paint, of the size of the image; grey blends. One for all images.
+        image: a PIL image or a path, or several of one size.
+        mask: white or 1 where to paint, of the size of the image; grey blends, and what is
+            transparent is not painted. One for all images.
         prompt: what the whole image is to show, or several.
-        plan: notation of a solver from noise to data.
+        plan: a plan from noise to data, its notation, or the name of one of ``model.plans``; None
+            is the card's.
         guidance: scale of classifier-free guidance, 1 is off; by default the card's.
-        quality: "high" makes smoother seams at about twice the cost.
-        feather: radius, in pixels of the image, over which the edge of the mask is blurred inward.
+        quality: "high" also follows the gradient of the error in the known part.
+        feather: pixels of the image over which the edge of the mask is blurred inward.
         style: one of ``model.styles``, for all prompts.
         seed: of the first image's noise; image ``i`` has ``seed + i``.
         size: "input", each in its place in the original, or "model", as the model draws them.
@@ -86,37 +91,25 @@ def inpaint(
         ValueError: if an argument is not as described, the mask is empty or of another size, an
             image is not readable, or the model does not know a prompt.
     """
-    check_model(model)
-    checks.one_of("size", size, ("model", "input"))
     checks.one_of("quality", quality, ("standard", "high"))
-    feather = checks.number("feather", feather, 0)
-    count, cond = conditions(model, "prompt", prompt, style)
-    sources = read_sources(model, image, count)
-    hole = _read_mask(mask, sources, feather)
-    known = 1 - _of_states(hole, sources, model)
-    x0 = noise.draw(range(seed, seed + count), model.shape, device=model.device)
-    counted, scale = CountCalls(model), default_guidance(model, guidance)
-    field: Field = counted
-    if quality == "high":
-        field, scale = Corrected(guided(counted, scale), sources.states, known), 1.0
-
-    def replaced(step: Step) -> Tensor:
-        return torch.lerp(step.x, interpolate(x0, sources.states, step.time), known)
-
-    x1 = sample(forward(model, plan, 0.0), field, x0, cond, guidance=scale, callback=replaced)
-    images = _pasted(model, sources, finished(model, x1), hole)
-    passes = counted.rows // count
-    return Edited(sources.placed(images, size, [hole] * count), counted.calls, passes)
+    originals = read_images("image", image)
+    hole = _read_mask(mask, originals, feather)
+    work = job(
+        model, image, prompt, style=style, guidance=guidance, seed=seed, size=size,
+        originals=originals, around=hole.getbbox(),
+    )  # fmt: skip
+    return _inpainted(work, hole, forward(model, plan, 0.0, guidance), quality)
 
 
+@checks.known_keywords
 def remove(
     model: Model,
     image: Picture | Sequence[Picture],
     mask: Mask | None = None,
     prompt: Prompts = "",
     *,
-    box: Box | None = None,
-    plan: str = PLAN,
+    box: Sequence[int] | None = None,
+    plan: Plan | str | None = PLAN,
     guidance: float = 1.0,
     feather: float = 0.0,
     style: str | None = None,
@@ -126,17 +119,18 @@ def remove(
     """Remove what a mask or a box covers.
 
     With a prompt for what *remains* the hole is painted by the model, unguided: guidance, and no
-    prompt at all, paint new objects. Without one the colours around the hole are spread into it.
+    prompt at all, paint new objects. Without one the colours around the hole are spread into it,
+    and what concerns the model has no effect.
 
     Args:
         model: from `flowturbo.load`.
-        image: a PIL image or a path, or one for each prompt.
+        image: a PIL image or a path, or several of one size.
         mask: white or 1 on the object, as for `inpaint`.
         prompt: what is to remain; "" spreads colours instead, without the model.
         box: (left, top, right, bottom) in pixels of the image, instead of a mask.
-        plan: notation of a solver from noise to data.
+        plan: as for `inpaint`.
         guidance: scale of classifier-free guidance, 1 is off.
-        feather: radius, in pixels of the image, over which the edge of the mask is blurred inward.
+        feather: pixels of the image over which the edge of the mask is blurred inward.
         style: one of ``model.styles``, for all prompts.
         seed: of the first image's noise.
         size: "input", each in its place in the original, or "model", as the model draws them.
@@ -147,24 +141,43 @@ def remove(
     Raises:
         ValueError: as `inpaint`; if neither or both of ``mask`` and ``box`` are given.
     """
-    check_model(model)
     if (mask is None) == (box is None):
         raise ValueError(f"mask={shown(mask)}, box={shown(box)}: pass one of them")
-    sources = read_sources(model, image, None)
-    hidden = _of_box(box, sources.originals[0]) if mask is None else mask
-    if prompt != "":
-        return inpaint(
-            model, image, hidden, prompt, plan=plan, guidance=guidance, feather=feather,
-            style=style, seed=seed, size=size,
-        )  # fmt: skip
-    checks.one_of("size", size, ("model", "input"))
-    hole = _read_mask(hidden, sources, checks.number("feather", feather, 0))
-    spread = _spread(model.decode(sources.states), _resized(hole, sources, model.image_shape[1:]))
-    made = _pasted(model, sources, to_pil(spread), hole)
-    return Edited(sources.placed(made, size, [hole] * len(sources)), 0, 0)
+    originals = read_images("image", image)
+    hidden = _of_box(box, originals[0]) if mask is None else mask
+    hole = _read_mask(hidden, originals, feather)
+    painted = any(text.strip() for text in prompt_texts(model, "prompt", prompt))
+    work = job(
+        model, image, prompt if painted else "", style=style if painted else None,
+        guidance=guidance, seed=seed, size=size, originals=originals, around=hole.getbbox(),
+    )  # fmt: skip
+    table = forward(model, plan, 0.0)
+    if painted:
+        return _inpainted(work, hole, table, "standard")
+    spread = _spread(work.images, work.pooled(hole, *work.images.shape[2:]))
+    return Edited(work.placed(to_pil(spread), hole), 0, 0)
 
 
-class Corrected:
+def _inpainted(work: Job, hole: Image.Image, plan: Plan, quality: str) -> Edited:
+    model, x0 = work.model, work.noise()
+    known = 1 - work.pooled(hole, *model.shape[1:]).to(work.states)
+    counted, scale, refiner = CountCalls(model), work.guidance, refiner_of(model, plan, None)
+    field: Field = counted
+    if quality == "high":
+        full_plan(plan, "quality='high'")
+        warn_on_mismatch(plan, model, None, scale)
+        field, scale = Corrected(guided(counted, scale), work.states, known), 1.0
+        plan = plan.with_info({})
+
+    def replaced(step: Step) -> Tensor:
+        return torch.lerp(step.x, interpolate(x0, work.states, step.time), known)
+
+    x1 = sample(plan, field, x0, work.cond, guidance=scale, refiner=refiner, callback=replaced)
+    images = work.placed(decoded(model, x1, plan, work.guidance), hole)
+    return Edited(images, counted.calls, counted.rows // len(work))
+
+
+class Corrected(Wrapper):
     """A field moved down the gradient of its predicted image's error in the known part.
 
     With ``x1 = x + (1-t)*v``, ``e = known * (x1 - source)`` and its gradient ``g`` by ``x``, the
@@ -172,105 +185,100 @@ class Corrected:
     """
 
     def __init__(self, field: Field, source: Tensor, known: Tensor) -> None:
-        self.field, self.source, self.known = field, source, known
+        super().__init__(field)
+        self._source, self._known = source, known
 
-    def __call__(self, x: Tensor, t: Time, cond: Condition) -> Tensor:
+    def __call__(self, x: Tensor, t: Time, cond: Condition = None) -> Tensor:
         """The velocity (B, ...)."""
         time = float(t)
-        with torch.enable_grad():
-            state = x.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            state = x.detach().clone().requires_grad_()
             v = self.field(state, time, cond)
-            off = self.known * (predicted_data(state, v, time) - self.source)
+            off = self._known.clone() * (predicted_data(state, v, time) - self._source.clone())
             error = off.square().flatten(1).sum(1)
             (gradient,) = torch.autograd.grad(error.sum() / 2, state)
         size = gradient.square().flatten(1).sum(1).clamp(min=1e-12)
-        share = STRENGTH * error.detach() / size / max(1 - time, 0.125)
+        share = error.detach() / size / max(1 - time, 0.125)
         return v.detach() - share.reshape(-1, *[1] * (x.ndim - 1)) * gradient
 
 
-def _of_box(box: Box | None, image: Image.Image) -> Image.Image:
+def _of_box(box: Sequence[int] | None, image: Image.Image) -> Image.Image:
     """The mask of a box."""
+    within = f"within the image, {image.width} x {image.height}"
+    wrong = f"box={shown(box)}: must be (left, top, right, bottom), whole pixels {within}"
     if not checks.is_list(box) or len(box) != 4:
-        raise ValueError(f"box={shown(box)}: must be (left, top, right, bottom), in pixels")
-    left, top, right, bottom = (checks.whole("box", n, 0) for n in box)
+        raise ValueError(wrong)
+    try:
+        left, top, right, bottom = (checks.whole("box", n, 0) for n in box)
+    except ValueError:
+        raise ValueError(wrong) from None
     if not (left < right <= image.width and top < bottom <= image.height):
-        raise ValueError(
-            f"box={shown(box)}: must be (left, top, right, bottom) within the image, "
-            f"{image.width} x {image.height}"
-        )
+        raise ValueError(wrong)
     made = Image.new("L", image.size)
     made.paste(255, (left, top, right, bottom))
     return made
 
 
-def _read_mask(mask: Mask, sources: Sources, feather: float) -> Image.Image:
-    """The mask as L, in the size of the first original, feathered inward."""
-    first = sources.originals[0]
+def _read_mask(mask: object, images: Sequence[Image.Image], feather: object) -> Image.Image:
+    """The mask as L, in the size of the images, feathered inward."""
+    sizes = sorted({f"{i.width} x {i.height}" for i in images})
+    if len(sizes) > 1:
+        raise ValueError(f"image: of sizes {', '.join(sizes)}; one mask needs images of one size")
     if isinstance(mask, (Image.Image, str, Path)):
-        made = upright(mask).convert("L")
+        made = on_page(mask, "black").convert("L")
     else:
-        array = np.asarray(mask.detach().cpu() if isinstance(mask, Tensor) else mask)
-        if array.ndim != 2 or array.dtype.kind not in "buif" or not np.isfinite(array).all():
-            raise ValueError(f"mask={shown(mask)}: must be an image, or an array (H, W) in [0, 1]")
-        top = 255 if array.dtype == np.uint8 and array.max(initial=0) > 1 else 1
-        if array.min(initial=0) < 0 or array.max(initial=0) > top:
-            raise ValueError(f"mask={shown(mask)}: must lie in [0, 1]")
-        made = Image.fromarray((array.astype(np.float64) * (255 / top)).round().astype(np.uint8))
-    others = {i.size for i in sources.originals} - {made.size}
-    if others:
-        width, height = others.pop()
+        made = _of_array(mask)
+    if made.size != images[0].size:
         raise ValueError(
-            f"mask of {made.width} x {made.height}: must be of the size of the image, {width} x "
-            f"{height}"
+            f"mask of {made.width} x {made.height}: must be of the size of the image, {sizes[0]}"
         )
-    part = made.crop(sources.boxes[0])
-    if not part.getbbox():
-        how = "" if not made.getbbox() else f" within the part that is edited, {sources.boxes[0]}"
-        raise ValueError(f"mask={shown(mask)}: is empty{how}; paint it white where to paint")
-    if feather:
-        inner = made.filter(ImageFilter.MinFilter(2 * round(feather) + 1))
-        made = inner.filter(ImageFilter.GaussianBlur(feather / 2))
-        if not made.crop(sources.boxes[0]).getbbox():
-            raise ValueError(f"feather={feather:g}: nothing is left of the mask; lower it")
-    assert made.size == first.size
-    return made
+    box = made.getbbox()
+    if box is None:
+        raise ValueError(f"mask={shown(mask)}: is empty; paint it white where to paint")
+    return _feathered(made, box, checks.number("feather", feather, 0))
 
 
-def _resized(hole: Image.Image, sources: Sources, shape: Sequence[int]) -> Tensor:
-    """The mask in the size of the model's images, (H, W) in [0, 1]."""
-    height, width = shape
-    part = hole.crop(sources.boxes[0]).resize((width, height), Image.Resampling.BOX)
-    return torch.from_numpy(np.array(part)) / 255
+def _of_array(mask: object) -> Image.Image:
+    """A mask (H, W) of numbers in [0, 1], or of 8 bits, as L."""
+    try:
+        numbers = mask.detach().cpu().float() if isinstance(mask, Tensor) else mask
+        array = np.asarray(numbers)
+        if array.ndim != 2 or array.dtype.kind not in "buif" or not array.size:
+            raise ValueError
+        top = 255 if array.dtype == np.uint8 and array.max() > 1 else 1
+        values = array.astype(np.float64) / top
+        if not (np.isfinite(values).all() and values.min() >= -1e-6 and values.max() <= 1 + 1e-6):
+            raise ValueError
+    except (ValueError, TypeError, NotImplementedError, RuntimeError):
+        raise ValueError(
+            f"mask={shown(mask)}: must be an image, a path, or an array or list (H, W) of numbers "
+            "in [0, 1], or of uint8"
+        ) from None
+    return Image.fromarray((255 * values.clip(0, 1)).round().astype(np.uint8))
 
 
-def _of_states(hole: Image.Image, sources: Sources, model: Model) -> Tensor:
-    """The mask in the size of states, (1, 1, h, w): 1 where anything of a cell is painted."""
-    full = _resized(hole, sources, model.image_shape[1:])[None, None].to(sources.states)
-    return functional.adaptive_max_pool2d(full, model.shape[1:])
-
-
-def _pasted(
-    model: Model, sources: Sources, images: Sequence[Image.Image], hole: Image.Image
-) -> list[Image.Image]:
-    """Painted images with the known pixels of the sources, in the model's size."""
-    channels, height, width = model.image_shape
-    grey = (_resized(hole, sources, (height, width)) * 255).round().byte().numpy()
-    mask = Image.fromarray(grey)
-    found = []
-    for image, original, box in zip(images, sources.originals, sources.boxes, strict=True):
-        part = scaled(original.crop(box), height, width, channels)
-        (made,) = to_pil(part[None])
-        made.paste(image, (0, 0), mask)
-        found.append(made)
-    return found
+def _feathered(mask: Image.Image, box: Box, feather: float) -> Image.Image:
+    """``mask`` blurred inward over ``feather`` pixels."""
+    if not feather:
+        return mask
+    least = min(box[2] - box[0], box[3] - box[1])
+    if feather > least / 2:
+        raise ValueError(
+            f"feather={feather:g}: must be at most half of the mask, {least / 2:g} pixels"
+        )
+    inner = mask
+    for _ in range(math.ceil(feather / 2)):
+        inner = inner.filter(ImageFilter.MinFilter(3))
+    blurred = inner.filter(ImageFilter.GaussianBlur(feather / 4))
+    return ImageChops.darker(blurred, mask)
 
 
 def _spread(images: Tensor, hole: Tensor) -> Tensor:
-    """The colours around a hole (H, W) spread into it: the solution of Laplace's equation.
+    """The colours around a hole (1, 1, H, W) spread into it: the solution of Laplace's equation.
 
     From coarse to fine: each size starts from the one before.
     """
-    known = (hole <= 0).to(images)[None, None]
+    known = (hole <= 0).to(images)
     if not known.any():
         raise ValueError("mask: covers the whole image; leave something around what is removed")
     colours, (height, width) = images * known, images.shape[2:]

@@ -1,14 +1,15 @@
-"""The images that an editing task starts from, as states of a model, and their way back.
+"""What an editing task starts from: images and prompts, checked, and the way back to images.
 
-An image of any size, mode and orientation is cropped to the shape of the model's images around its
-centre, and scaled. An edited image is returned in the model's size, or scaled into its place in the
-original.
+An image of any size, mode and orientation is cropped to the shape of the model's images, around its
+centre or around what is to be painted, and scaled. An edited image is scaled back into its place,
+or returned in the model's size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -17,18 +18,32 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flowturbo import checks
+from flowturbo import checks, noise
 from flowturbo.checks import shown
 from flowturbo.images import crop_box, to_pil, upright
 from flowturbo.models.model import Model
-from flowturbo.models.prompts import as_prompts
+from flowturbo.models.prompts import as_prompt
+from flowturbo.tasks.generate import check_model, condition_of
 from flowturbo.types import Condition
 
-__all__ = ["Edited", "Picture", "Size", "Sources", "conditions", "read_sources"]
+__all__ = [
+    "Box",
+    "Edited",
+    "Job",
+    "Picture",
+    "Prompts",
+    "Size",
+    "job",
+    "prompt_texts",
+    "read_images",
+]
 
 Picture: TypeAlias = Image.Image | str | Path
 """An image, or the path of its file."""
-Size: TypeAlias = Literal["model", "input"]
+Prompts: TypeAlias = str | int | Sequence[str | int]
+Size: TypeAlias = Literal["input", "model"]
+Box: TypeAlias = tuple[int, int, int, int]
+"""(left, top, right, bottom) in pixels."""
 
 
 class Edited(list[Image.Image]):
@@ -36,7 +51,7 @@ class Edited(list[Image.Image]):
 
     Attributes:
         evaluations: of the model, for each image.
-        passes: of the network, for each image.
+        passes: of the network, for each image; a gradient's way back is not counted.
     """
 
     def __init__(self, images: Sequence[Image.Image], evaluations: int, passes: int) -> None:
@@ -49,105 +64,185 @@ class Edited(list[Image.Image]):
         return [*self]
 
 
-@dataclass(frozen=True)
-class Sources:
-    """N images.
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """N images to edit, by as many prompts.
 
     Attributes:
+        model: edits them.
         originals: the images, RGB, upright.
-        boxes: the parts of them that are edited: (left, top, right, bottom).
-        states: of these parts, (N, C, H, W).
+        boxes: the parts of them that are edited.
+        images: these parts in the model's size, (N, C, H, W) in [0, 1].
+        cond: of the prompts.
+        guidance: scale.
+        seeds: of the images.
+        size: that is returned.
     """
 
+    model: Model
     originals: list[Image.Image]
-    boxes: list[tuple[int, int, int, int]]
-    states: Tensor
+    boxes: list[Box]
+    images: Tensor
+    cond: Condition
+    guidance: float
+    seeds: range
+    size: Size
 
     def __len__(self) -> int:
         return len(self.originals)
 
-    def placed(
-        self, images: Sequence[Image.Image], size: Size, masks: Sequence[Image.Image] | None = None
-    ) -> list[Image.Image]:
-        """Edited ``images`` in the size asked for; outside of ``masks`` originals keep their bits.
+    @cached_property
+    def states(self) -> Tensor:
+        """Of the images, (N, C, H, W)."""
+        return self.model.encode(self.images)
 
-        ``masks`` are L, in the size of the originals or, for the size "model", of the images.
+    def noise(self) -> Tensor:
+        """A noise sample for each image."""
+        return noise.draw(self.seeds, self.model.shape, device=self.model.device)
+
+    def unchanged(self) -> Edited:
+        """The images themselves."""
+        made = self.originals if self.size == "input" else to_pil(self.images)
+        return Edited([_as_model(self.model, image) for image in made], 0, 0)
+
+    def placed(
+        self, images: Sequence[Image.Image], hole: Image.Image | None = None
+    ) -> list[Image.Image]:
+        """Images of the model in the size asked for.
+
+        Outside of ``hole``, L and of the size of the originals, pixels keep their bits.
         """
-        if size == "model":
-            return list(images)
         found = []
-        for i, (image, original, box) in enumerate(
-            zip(images, self.originals, self.boxes, strict=True)
-        ):
-            shape = (box[2] - box[0], box[3] - box[1])
-            grey = image.mode == "L" and _is_grey(original)
-            made = original.convert("L") if grey else original.copy()
-            resized = image.convert(made.mode).resize(shape, Image.Resampling.LANCZOS)
-            made.paste(resized, box[:2], None if masks is None else masks[i].crop(box))
+        for i, image in enumerate(images):
+            if self.size == "model":
+                made = to_pil(self.images[i : i + 1])[0]
+                mask = (
+                    None if hole is None else to_pil(self.pooled(hole, made.height, made.width))[0]
+                )
+                made.paste(image, (0, 0), mask)
+            else:
+                left, top, right, bottom = box = self.boxes[i]
+                made = _as_model(self.model, self.originals[i]).copy()
+                part = image.convert(made.mode).resize(
+                    (right - left, bottom - top), Image.Resampling.LANCZOS
+                )
+                made.paste(part, box, None if hole is None else hole.crop(box))
             found.append(made)
         return found
 
+    def pooled(self, hole: Image.Image, height: int, width: int) -> Tensor:
+        """The largest value of ``hole`` in each cell, (1, 1, height, width) in [0, 1]."""
+        part = torch.from_numpy(np.array(hole.crop(self.boxes[0])))[None, None].float() / 255
+        return torch.nn.functional.adaptive_max_pool2d(part, (height, width))
 
-def read_sources(model: Model, image: Picture | Sequence[Picture], count: int | None) -> Sources:
-    """Images as states of ``model``; one image stands for ``count``, if that is given.
+
+def job(
+    model: Model,
+    image: Picture | Sequence[Picture],
+    prompt: Prompts,
+    *,
+    style: str | None,
+    guidance: float | None,
+    seed: int,
+    size: Size,
+    originals: list[Image.Image] | None = None,
+    around: Box | None = None,
+) -> Job:
+    """The arguments of a task, checked. One image goes with many prompts, one prompt with many.
+
+    Args:
+        model: edits them.
+        image: one, or several.
+        prompt: one, or several.
+        style: of all prompts.
+        guidance: scale; the card's if it is None.
+        seed: of the first image.
+        size: to return.
+        originals: what `read_images` has read already.
+        around: what the part that is edited has to contain; by default its centre is the image's.
 
     Raises:
-        ValueError: if one is not readable, or their number is neither 1 nor ``count``.
+        ValueError: if one is not as described, or their numbers do not fit.
     """
-    given = [image] if isinstance(image, (Image.Image, str, Path)) else image
-    if not checks.is_list(given) or not all(isinstance(i, (Image.Image, str, Path)) for i in given):
-        raise ValueError(f"image={shown(image)}: must be a PIL image or a path, or a list of them")
-    count = len(given) if count is None else count
-    if not given or len(given) not in (1, count):
-        raise ValueError(
-            f"image={shown(image)}: {len(given)} images for {count} prompts; pass one image, or "
-            "one for each prompt"
-        )
+    check_model(model)
+    checks.one_of("size", size, ("input", "model"))
+    texts = prompt_texts(model, "prompt", prompt, style)
+    originals = read_images("image", image) if originals is None else originals
+    n = max(len(texts), len(originals))
+    for name, given in (("image", originals), ("prompt", texts)):
+        if len(given) not in (1, n):
+            other = "prompt" if name == "image" else "image"
+            raise ValueError(f"{name}: {len(given)} for {n} of {other}; give one, or {n}")
+    first = checks.whole("seed", seed, 0, noise.LARGEST_SEED - n + 1)
+    scale = model.defaults["guidance"] if guidance is None else guidance
     channels, height, width = model.image_shape
-    originals = [upright(i) for i in given]
-    boxes = [crop_box(i, height, width) for i in originals]
-    rows = [
-        scaled(original.crop(box), height, width, channels)
+    boxes = [_around(crop_box(i, height, width), around, i) for i in originals]
+    parts = [
+        _scaled(original.crop(box), height, width, channels)
         for original, box in zip(originals, boxes, strict=True)
     ]
-    states = model.encode(torch.stack(rows).to(model.device))
-    times = count if len(given) == 1 else 1
-    return Sources(originals * times, boxes * times, states.repeat(times, 1, 1, 1))
+    times = n // len(originals)
+    return Job(
+        model=model,
+        originals=originals * times,
+        boxes=boxes * times,
+        images=torch.stack(parts * times).to(model.device),
+        cond=condition_of(model, texts * (n // len(texts))),
+        guidance=checks.number("guidance", scale),
+        seeds=range(first, first + n),
+        size=size,
+    )
 
 
-def scaled(image: Image.Image, height: int, width: int, channels: int) -> Tensor:
+def read_images(name: str, image: object) -> list[Image.Image]:
+    """One image or several, RGB and upright; ``ValueError`` if one is no image."""
+    given = [image] if isinstance(image, (Image.Image, str, Path)) else image
+    if not checks.is_list(given) or not all(isinstance(i, (Image.Image, str, Path)) for i in given):
+        raise ValueError(f"{name}={shown(image)}: must be a PIL image or a path, or a list of them")
+    if not given:
+        raise ValueError(f"{name}=[]: give at least one")
+    return [upright(i) for i in given]  # type: ignore[arg-type]
+
+
+def prompt_texts(model: Model, name: str, prompts: object, style: str | None = None) -> list[str]:
+    """One prompt or label, or several, as texts in a style.
+
+    Raises:
+        ValueError: naming the argument ``name``, if it is anything else or empty.
+    """
+    if isinstance(prompts, str) or not checks.is_list(prompts):
+        texts = [as_prompt(name, prompts)]
+    else:
+        texts = [as_prompt(f"{name}[{i}]", prompt) for i, prompt in enumerate(prompts)]
+    if not texts:
+        raise ValueError(f"{name}=[]: give at least one")
+    return [model.styled(text, style) for text in texts] if style else texts
+
+
+def _around(box: Box, part: Box | None, image: Image.Image) -> Box:
+    """``box`` moved as little as it takes to contain ``part``."""
+    if part is None:
+        return box
+    if part[2] - part[0] > box[2] - box[0] or part[3] - part[1] > box[3] - box[1]:
+        raise ValueError(
+            f"mask: covers {part[2] - part[0]} x {part[3] - part[1]} pixels, and the largest part "
+            f"of this {image.width} x {image.height} image that has the shape of the model's is "
+            f"{box[2] - box[0]} x {box[3] - box[1]}; paint it in two, or crop the image"
+        )
+    move = [min(part[k] - box[k], 0) + max(part[k + 2] - box[k + 2], 0) for k in (0, 1)]
+    return box[0] + move[0], box[1] + move[1], box[2] + move[0], box[3] + move[1]
+
+
+def _scaled(image: Image.Image, height: int, width: int, channels: int) -> Tensor:
     """An image as (channels, height, width) in [0, 1]."""
     made = image.convert("L" if channels == 1 else "RGB")
     array = np.array(made.resize((width, height), Image.Resampling.LANCZOS))
     return torch.from_numpy(array).reshape(height, width, channels).permute(2, 0, 1) / 255
 
 
-def _is_grey(image: Image.Image) -> bool:
-    red, green, blue = image.split()
-    return bool(red.tobytes() == green.tobytes() == blue.tobytes())
-
-
-def conditions(
-    model: Model, name: str, prompts: str | int | Sequence[str | int], style: str | None = None
-) -> tuple[int, Condition]:
-    """The number of prompts, and their condition; one prompt may stand without a list.
-
-    Raises:
-        ValueError: as `flowturbo.generate`, for prompts or a style that the model does not know.
-    """
-    single = isinstance(prompts, (str, int))
-    texts = as_prompts([prompts] if single else prompts)
-    if not texts:
-        raise ValueError(f"{name}=[]: give at least one")
-    if style is not None:
-        texts = [model.styled(text, style) for text in texts]
-    if model.conditioning is None and not any(text.strip() for text in texts):
-        return len(texts), None
-    return len(texts), model.condition(texts)
-
-
-def finished(model: Model, x1: Tensor) -> list[Image.Image]:
-    """The images of states; ``ValueError`` if they are not finite."""
-    if not x1.isfinite().all():
-        raise ValueError("the edited images are not finite; lower the guidance")
-    return to_pil(model.decode(x1))
+def _as_model(model: Model, image: Image.Image) -> Image.Image:
+    """L if the model is grey and the image is too."""
+    if model.image_shape[0] > 1 or image.mode == "L":
+        return image
+    red, green, blue = (band.tobytes() for band in image.split())
+    return image.convert("L") if red == green == blue else image

@@ -180,6 +180,11 @@ def tune(
     for name, function in (("refiner", refiner), ("report", report)):
         if function is not None and not callable(function):
             raise ValueError(f"{name}={checks.shown(function)}: must be a function, or None")
+    if refiner is None and config.refiner_cost is not None:
+        raise ValueError(
+            f"refiner_cost={config.refiner_cost:g}, refiner=None: there is no refiner to cost so "
+            "much; pass one, or leave refiner_cost out"
+        )
     cache_dir = None if cache_dir is None else checks.path("cache_dir", cache_dir)
     guidance = default_guidance(model) if config.guidance is None else config.guidance
     initial = initial_states(

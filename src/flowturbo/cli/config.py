@@ -19,7 +19,7 @@ from flowturbo.config import attribute_docs
 __all__ = ["options_of"]
 
 T = TypeVar("T")
-SHORT = {"guidance": "-g", "num_images": "-n"}
+SHORT = {"guidance": "-g", "model": "-m", "num_images": "-n", "number": "-n", "out": "-o"}
 
 
 def options_of(

@@ -2,50 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Literal
 
 import typer
-from PIL import Image
 
 from flowturbo._version import __version__
 from flowturbo.cli import options
 from flowturbo.cli.output import say
 from flowturbo.images import image_grid, save_png
-from flowturbo.models.model import Model
 from flowturbo.models.zoo import load
 from flowturbo.refiner.resolve import default_guidance
 from flowturbo.tasks.editing import img2img
-from flowturbo.tasks.sources import Edited, Size, read_images
+from flowturbo.tasks.sources import Edited, read_images
 
-__all__ = [
-    "DEFAULT_OUT",
-    "Feather",
-    "ImageFile",
-    "Notation",
-    "Number",
-    "Out",
-    "ResultSize",
-    "Style",
-    "load_model",
-    "write",
-]
+__all__ = ["EditOptions", "Feather", "ImageFile", "execute"]
 
-DEFAULT_OUT = Path("edited.png")
 ImageFile = Annotated[Path, typer.Argument(help="The image: a file of any size.")]
-Notation = Annotated[str, typer.Option("--plan", help="Notation of a solver, such as AB2:8@1.6.")]
-Number = Annotated[
-    int, typer.Option("-n", "--number", help="Candidates; several make a grid, the source first.")
-]
-ResultSize = Annotated[
-    str,
-    typer.Option(
-        "--size", help="input: in its place in the image; model: the size of the model's images."
-    ),
-]
-Style = Annotated[str | None, typer.Option("--style", help="A style of the model.")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="A .png file.")]
 Feather = Annotated[
     float, typer.Option("--feather", help="Pixels over which the edge of the mask is blurred.")
 ]
@@ -53,17 +28,48 @@ MOST = 64  # candidates
 MOST_PIXELS = 500_000_000  # in one file, as of generate
 
 
-def load_model(
+@dataclass(frozen=True, kw_only=True)
+class EditOptions:
+    """Options of every command that edits an image.
+
+    Attributes:
+        model: a bundled name, a folder, or hf:owner/repo.
+        style: a style of the model.
+        guidance: guidance scale, 1 is off; by default that on the card.
+        number: candidates; several make a grid, the source first.
+        seed: seed of the first candidate, from 0.
+        size: in its place in the image, or the size of the model's images.
+        vae: autoencoder of a latent model: a folder, or hf:owner/repo.
+        out: a .png file.
+        device: auto, cpu, cuda, cuda:1, mps, ...
+        dtype: precision of the weights: float32, bfloat16 or float16.
+    """
+
+    model: str = options.DEFAULT_MODEL
+    style: str | None = None
+    guidance: float | None = None
+    number: int = 1
+    seed: int = 0
+    size: Literal["input", "model"] = "input"
+    vae: str | None = None
+    out: Path = Path("edited.png")
+    device: str = "auto"
+    dtype: str = "float32"
+
+
+def execute(
     context: typer.Context,
+    task: Callable[..., Edited],
     image: Path,
-    name: str,
-    vae: str | None,
-    device: str,
-    dtype: str,
-    out: Path,
-    n: int,
-) -> Model:
-    """The model of a command, after the checks that need none."""
+    prompt: str,
+    config: EditOptions,
+    **facts: object,
+) -> None:
+    """Run ``task`` on an image, and write what it made: an image, or a grid after the source.
+
+    ``facts`` go into the file, with what was given besides.
+    """
+    n, out = config.number, config.out
     if not 1 <= n <= MOST:
         raise ValueError(f"-n {n}: must be from 1 to {MOST}")
     options.reserve(context, out, "an image", ".png")
@@ -73,34 +79,20 @@ def load_model(
             f"-n {n}: {n} images of {source.width} x {source.height} are over {MOST_PIXELS} pixels "
             "in a file; lower -n"
         )
-    return load(
-        name, device=options.resolve_device(device), dtype=options.resolve_dtype(dtype), vae=vae
-    )
-
-
-def write(
-    out: Path,
-    image: Path,
-    made: Edited,
-    model: Model,
-    *,
-    size: str,
-    guidance: float | None,
-    seed: int,
-    **facts: object,
-) -> None:
-    """Write the edited image or a grid of the source and all candidates, and say what it took."""
-    images: Sequence[Image.Image] = made
-    if len(made) > 1:
-        (source,) = img2img(model, image, "", strength=0.0, size=cast(Size, size))
-        images = [image_grid([source.convert(made[0].mode), *made])]
-    about = {"version": f"flowturbo {__version__}", "source": image.name, "size": size, **facts}
+    where, dtype = options.resolve_device(config.device), options.resolve_dtype(config.dtype)
+    model = load(config.model, device=where, dtype=dtype, vae=config.vae)
+    shared = {"guidance": config.guidance, "seed": config.seed, "style": config.style}
+    made = task(model, image, prompt=[prompt] * n, size=config.size, **shared)
+    whole = made[0]
+    if n > 1:
+        (before,) = img2img(model, image, "", strength=0.0, size=config.size)
+        whole = image_grid([before.convert(whole.mode), *made])
+    about = {
+        "version": f"flowturbo {__version__}", "source": image.name, "size": config.size, **facts,
+    }  # fmt: skip
     if made.evaluations:
-        about |= {
-            "model": f"{model.name} {model.fingerprint}",
-            "guidance": default_guidance(model, guidance),
-            "seed": seed,
-        }
-    save_png(images[0], out, {k: str(v) for k, v in about.items() if v is not None})
-    count = f"{len(made)} image{'s' * (len(made) > 1)}"
+        about |= {"model": f"{model.name} {model.fingerprint}", "prompt": prompt, **shared}
+        about["guidance"] = default_guidance(model, config.guidance)
+    save_png(whole, out, {k: str(v) for k, v in about.items() if v is not None})
+    count = f"{n} image{'s' * (n > 1)}"
     say(f"{count}, {made.evaluations} evaluations ({made.passes} passes) each -> {out}")

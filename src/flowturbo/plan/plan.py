@@ -427,7 +427,7 @@ class Plan:
         time = end_time(t, self.times, self.name)
         if time == self.times[-1]:
             return self
-        columns = truncated(time, **{name: getattr(self, name) for name in COLUMNS})
+        columns = truncated(time, self)
         info = {"until": time, "from": dict(self.info)}
         return Plan(**columns, name=f"{self.name} until {time:g}", info=info)
 

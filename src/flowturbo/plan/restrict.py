@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,9 @@ from flowturbo.path import Times
 from flowturbo.plan.builder import Columns, Table
 from flowturbo.plan.rows import reused_differences
 from flowturbo.plan.solvers import adams
+
+if TYPE_CHECKING:
+    from flowturbo.plan.plan import Plan
 
 __all__ = ["end_time", "restricted", "start_time", "truncated"]
 
@@ -26,54 +30,39 @@ def start_time(t: object, times: Times, name: str) -> float:
     Raises:
         ValueError: if ``t`` is outside the plan, or its end.
     """
-    time, start, end = _nearest(t, times), times[0], times[-1]
-    if not min(start, end) <= time <= max(start, end) or time == end:
-        raise ValueError(
-            f"t={t}: plan {name!r} runs from {start:g} to {end:g}; "
-            f"t must lie from {start:g} up to, not at, {end:g}"
-        )
-    return time
+    return _inside(t, times, name, not_at=times[-1])
 
 
 def end_time(t: object, times: Times, name: str) -> float:
-    """The end time of plan ``name``, as `start_time` is its start.
+    """The same of an end time, which is not the plan's start."""
+    return _inside(t, times, name, not_at=times[0])
 
-    Raises:
-        ValueError: if ``t`` is outside the plan, or its start.
-    """
-    time, start, end = _nearest(t, times), times[0], times[-1]
-    if not min(start, end) <= time <= max(start, end) or time == start:
+
+def _inside(t: object, times: Times, name: str, not_at: float) -> float:
+    value = checks.number("t", t)
+    start, end = times[0], times[-1]
+    nearest = float(times[np.abs(times - value).argmin()])
+    time = nearest if abs(nearest - value) <= 1e-9 else value
+    if not min(start, end) <= time <= max(start, end) or time == not_at:
         raise ValueError(
             f"t={t}: plan {name!r} runs from {start:g} to {end:g}; "
-            f"t must lie between them, or be {end:g}"
+            f"t must lie from {start:g} to {end:g}, and not be {not_at:g}"
         )
     return time
 
 
-def _nearest(t: object, times: Times) -> float:
-    value = checks.number("t", t)
-    nearest = float(times[np.abs(times - value).argmin()])
-    return nearest if abs(nearest - value) <= 1e-9 else value
-
-
-def truncated(
-    t: float,
-    *,
-    times: Times,
-    evaluators: Sequence[str],
-    weights: npt.NDArray[np.float64],
-    model_times: Times,
-    last_velocity: Sequence[int],
-    guidance_weights: npt.NDArray[np.float64] | None,
-) -> Columns:
-    """The columns of a plan up to ``t``; see ``Plan.until``."""
+def truncated(t: float, plan: Plan) -> Columns:
+    """The columns of ``plan`` up to ``t``; see ``Plan.until``."""
+    times, weights, guidance_weights = plan.times, plan.weights, plan.guidance_weights
     direction = np.sign(times[-1] - times[0])
     inside = int((direction * times[1:] <= direction * t).sum())  # rows that end by then
     count = inside if times[inside] == t else inside + 1
     table = Table(float(times[0]))
     for k in range(count):
         table.evaluate(
-            evaluators[k], model_time=float(model_times[k]), last_velocity=last_velocity[k]
+            plan.evaluators[k],
+            model_time=float(plan.model_times[k]),
+            last_velocity=plan.last_velocity[k],
         )
         if k < inside:
             table.move(float(times[k + 1]), {j: float(weights[k, j]) for j in range(k + 1)})

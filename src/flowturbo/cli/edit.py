@@ -30,7 +30,9 @@ def run(
     source_style: Annotated[
         str | None, typer.Option("--from-style", help="Style of the image; by default --style.")
     ] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="A reversible inversion.")] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Invert by the reversible solver BELM.")
+    ] = False,
     plan: Annotated[
         str, typer.Option("--plan", help="Notation of a solver, for each direction.")
     ] = HALF,

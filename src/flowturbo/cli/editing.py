@@ -41,7 +41,7 @@ class EditOptions:
         size: in its place in the image, or the size of the model's images.
         vae: autoencoder of a latent model: a folder, or hf:owner/repo.
         out: a .png file.
-        device: auto, cpu, cuda, cuda:1, mps, ...
+        device: where to compute: auto, cpu, cuda, cuda:1, mps, ...
         dtype: precision of the weights: float32, bfloat16 or float16.
     """
 

@@ -205,6 +205,7 @@ def test_an_interrupt_that_a_library_turns_into_an_error_is_one(refused, monkeyp
             raise TypeError("could not determine the shape") from None
 
     monkeypatch.setattr("flowturbo.cli.evaluate.load", load)
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit) as end:
         main(["evaluate", "-m", "m", "-n", "10", "--cache-dir", "kept"])
@@ -213,3 +214,4 @@ def test_an_interrupt_that_a_library_turns_into_an_error_is_one(refused, monkeyp
     assert said.startswith("flowturbo: stopped; the work done so far is in kept")
     assert len(said.splitlines()) == 1
     assert signal.getsignal(signal.SIGINT) is before
+    signal.signal(signal.SIGINT, ignored)

@@ -21,9 +21,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from flowturbo import checks, noise
-from flowturbo.field import CountCalls, Field, Wrapper
-from flowturbo.guidance import Guidance, guided
+from flowturbo import checks
+from flowturbo.field import CountCalls, Field
+from flowturbo.guidance import guided
 from flowturbo.models.model import Model
 from flowturbo.models.prompts import as_prompt
 from flowturbo.path import interpolate
@@ -32,9 +32,10 @@ from flowturbo.plan.plan import is_file_name
 from flowturbo.refiner.binding import Refiner, needed_refiner, warn_on_mismatch
 from flowturbo.refiner.resolve import own_refiner, resolve_plan
 from flowturbo.sampling import Callback, Step, sample
+from flowturbo.tasks.fields import Difference, Known
 from flowturbo.tasks.generate import check_whole, condition_of, decoded
 from flowturbo.tasks.sources import Edited, Job, Picture, Prompts, Size, job, prompt_texts
-from flowturbo.types import Condition, Time
+from flowturbo.types import Condition
 
 __all__ = ["METHODS", "edit", "forward", "full_plan", "img2img", "invert", "refiner_of"]
 
@@ -216,54 +217,6 @@ def edit(
         refiner = refiner_of(model, table, None)
         x1 = sample(table, counted, x, work.cond, guidance=work.guidance, refiner=refiner)
     return _finished(work, x1, table, counted)
-
-
-class Difference(Wrapper):
-    """FlowEdit's field: the velocity of the target less that of the source, noised alike.
-
-    At time ``t``, with ``z = t*image + (1-t)*n`` of noise ``n`` that is fresh at each time, it is
-    ``v(x + z - image, t, target) - v(z, t, source)`` (Kulikov et al. 2025, algorithm 1).
-    """
-
-    def __init__(
-        self,
-        field: Field,
-        image: Tensor,
-        target: Condition,
-        source: Condition,
-        guidance: float,
-        seeds: Sequence[int],
-    ) -> None:
-        super().__init__(field)
-        self._image, self._target, self._source = image, target, source
-        self._guided, self._seeds = guided(field, guidance), seeds
-
-    def __call__(self, x: Tensor, t: Time, cond: Condition = None) -> Tensor:
-        """The difference at a state ``x`` (B, ...)."""
-        seeds = [noise.mixed(seed, round(float(t) * 2**31)) for seed in self._seeds]
-        n = noise.draw(seeds, self._image.shape[1:], device=x.device)
-        z = interpolate(n, self._image, t)
-        at = float(t) if isinstance(self._guided, Guidance) else t
-        new = self._guided(x + z - self._image, at, self._target)
-        return new - self.field(z, t, self._source)
-
-    def embed_condition(self, cond: Condition) -> Condition:
-        """Nothing: it has its conditions."""
-        return cond
-
-
-class Known(Wrapper):
-    """A field whose velocity at one time is known."""
-
-    def __init__(self, field: Field, time: float, velocity: Tensor) -> None:
-        super().__init__(field)
-        self._time, self._velocity = time, velocity
-
-    def __call__(self, x: Tensor, t: Time, cond: Condition = None) -> Tensor:
-        """The known velocity at its time, else ``field(x, t, cond)``."""
-        if float(t) == self._time:
-            return self._velocity
-        return self.field(x, float(t) if isinstance(self.field, Guidance) else t, cond)
 
 
 def _there_and_back(field: Field, work: Job, source: Condition, plan: str, start: float) -> Tensor:

@@ -23,15 +23,16 @@ from torch.nn import functional
 
 from flowturbo import checks
 from flowturbo.checks import shown
-from flowturbo.field import CountCalls, Field, Wrapper
+from flowturbo.field import CountCalls, Field
 from flowturbo.guidance import guided
 from flowturbo.images import on_page, to_pil
 from flowturbo.models.model import Model
-from flowturbo.path import interpolate, predicted_data
+from flowturbo.path import interpolate
 from flowturbo.plan import Plan
 from flowturbo.refiner.binding import warn_on_mismatch
 from flowturbo.sampling import Step, sample
 from flowturbo.tasks.editing import PLAN, forward, full_plan, refiner_of
+from flowturbo.tasks.fields import Corrected
 from flowturbo.tasks.generate import decoded
 from flowturbo.tasks.sources import (
     Box,
@@ -44,7 +45,6 @@ from flowturbo.tasks.sources import (
     prompt_texts,
     read_images,
 )
-from flowturbo.types import Condition, Time
 
 __all__ = ["Mask", "inpaint", "remove"]
 
@@ -175,31 +175,6 @@ def _inpainted(work: Job, hole: Image.Image, plan: Plan, quality: str) -> Edited
     x1 = sample(plan, field, x0, work.cond, guidance=scale, refiner=refiner, callback=replaced)
     images = work.placed(decoded(model, x1, plan, work.guidance), hole)
     return Edited(images, counted.calls, counted.rows // len(work))
-
-
-class Corrected(Wrapper):
-    """A field moved down the gradient of its predicted image's error in the known part.
-
-    With ``x1 = x + (1-t)*v``, ``e = known * (x1 - source)`` and its gradient ``g`` by ``x``, the
-    velocity is ``v - (|e|^2 / |g|^2) * g / max(1-t, 1/8)``: a Gauss-Newton step on the error.
-    """
-
-    def __init__(self, field: Field, source: Tensor, known: Tensor) -> None:
-        super().__init__(field)
-        self._source, self._known = source, known
-
-    def __call__(self, x: Tensor, t: Time, cond: Condition = None) -> Tensor:
-        """The velocity (B, ...)."""
-        time = float(t)
-        with torch.inference_mode(False), torch.enable_grad():
-            state = x.detach().clone().requires_grad_()
-            v = self.field(state, time, cond)
-            off = self._known.clone() * (predicted_data(state, v, time) - self._source.clone())
-            error = off.square().flatten(1).sum(1)
-            (gradient,) = torch.autograd.grad(error.sum() / 2, state)
-        size = gradient.square().flatten(1).sum(1).clamp(min=1e-12)
-        share = error.detach() / size / max(1 - time, 0.125)
-        return v.detach() - share.reshape(-1, *[1] * (x.ndim - 1)) * gradient
 
 
 def _of_box(box: Sequence[int] | None, image: Image.Image) -> Image.Image:

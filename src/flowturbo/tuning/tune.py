@@ -13,10 +13,8 @@ import math
 import platform
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +30,7 @@ from flowturbo.provenance import identity, refiner_identity
 from flowturbo.refiner.binding import Refiner
 from flowturbo.refiner.resolve import default_guidance
 from flowturbo.tuning.conditional import counts_of
+from flowturbo.tuning.config import TuneConfig
 from flowturbo.tuning.cost import affordable, time_evaluations
 from flowturbo.tuning.initial_states import (
     InitialStates,
@@ -52,82 +51,10 @@ from flowturbo.types import Condition, GuidanceRange, JsonObject
 
 __all__ = ["TuneConfig", "tune"]
 
-MAX_SEED = 2**63 // 1_000_000_000 - 2  # each seed owns a block of 10**9 noise seeds
 REFERENCE_STEPS = 48  # of the grid that is kept
 SUBSTEPS = (1, 2, 4, 8, 16)  # tried in each of them
 PROBES = 8  # trajectories that the accuracy of the reference is measured on
 EXACT = 0.02  # the error of a reference, as a share of that of a classical solver
-
-
-@checks.known_keywords
-@dataclass(frozen=True, kw_only=True)
-class TuneConfig:
-    """How a plan is fitted.
-
-    Attributes:
-        nfe: evaluations of the model, 2 to 1000.
-        passes: passes of the network an image, 4 to 2000, instead of ``nfe``: two for a guided
-            evaluation, one for a conditional one. Both are tried; where nothing is guided, each
-            evaluation is one pass.
-        budget_ms: time budget for a batch of 8 on this machine, in milliseconds, instead of
-            ``nfe``; evaluations are timed first, and conditional ones and refiner calls may replace
-            those of the model.
-        refiner_cost: cost of a refiner call, in evaluations of the model; by default timed on this
-            machine, on a batch of 8. A refiner is used where it leaves a smaller error than as many
-            more evaluations as its calls cost; 0 takes it as free. ``budget_ms`` always times it.
-        guidance: scale, or (lowest, highest) of the range that the plan is fitted to; by default
-            the one on the model's card, and 1 for other fields.
-        trajectories: number of trajectories to fit on; twice as many each are solved to choose on
-            and to measure errors on (as many each without a search). By default 64, and up to 1024
-            of states of fewer than 1024 numbers. Only without noise of your own, which is used in
-            full.
-        seed: seed of the noise, conditions and guidance scales, from 0.
-        direction: "forward" from noise to data, or "backward" (inversion).
-        search: also search the times; otherwise only weights on a grid of shift 1.6 are fitted.
-        preserve_contrast: keep the contrast of images, at the cost of some error: right for images
-            on white or black, where regression to the mean (Blau & Michaeli 2018, arXiv
-            1711.06077) is most visible, as a greyed background. Where decoding clips
-            states, a field has an attribute ``limits`` (lowest, highest), as models of pixels do.
-            Inversion ignores it.
-    """
-
-    nfe: int = 6
-    passes: int | None = None
-    budget_ms: float | None = None
-    refiner_cost: float | None = None
-    guidance: float | tuple[float, float] | None = None
-    trajectories: int | None = None
-    seed: int = 0
-    direction: Literal["forward", "backward"] = "forward"
-    search: bool = True
-    preserve_contrast: bool = False
-
-    def __post_init__(self) -> None:
-        keep = lambda name, value: object.__setattr__(self, name, value)
-        keep("nfe", checks.whole("nfe", self.nfe, 2, 1000))
-        if self.passes is not None:
-            keep("passes", checks.whole("passes", self.passes, 4, 2000))
-            if self.budget_ms is not None:
-                raise ValueError(
-                    f"passes={self.passes} and budget_ms={self.budget_ms}: pass one of them"
-                )
-        keep("seed", checks.whole("seed", self.seed, 0, MAX_SEED))
-        if self.trajectories is not None:
-            keep("trajectories", checks.whole("trajectories", self.trajectories, 1, 1_000_000))
-        checks.one_of("direction", self.direction, ("forward", "backward"))
-        if self.budget_ms is not None:
-            keep("budget_ms", checks.number("budget_ms", self.budget_ms, above=0))
-        if self.refiner_cost is not None:
-            keep("refiner_cost", checks.number("refiner_cost", self.refiner_cost, 0))
-            if self.budget_ms is not None:
-                raise ValueError(
-                    f"refiner_cost={self.refiner_cost:g} and budget_ms={self.budget_ms:g}: with a "
-                    "budget the refiner is timed; pass one of them"
-                )
-        for name in ("search", "preserve_contrast"):
-            checks.flag(name, getattr(self, name))
-        if self.guidance is not None:
-            keep("guidance", _check_guidance(self.guidance))
 
 
 @configured(TuneConfig)
@@ -316,17 +243,3 @@ def _costs(
     )
     report(Progress("time evaluations", 1, 1, model_ms=costs["model"], refiner_ms=costs["refiner"]))
     return costs
-
-
-def _check_guidance(guidance: object) -> GuidanceRange:
-    """A scale, or (lowest, highest)."""
-    if not isinstance(guidance, (tuple, list)):
-        return checks.number("guidance", guidance)
-    if len(guidance) != 2:
-        raise ValueError(
-            f"guidance={checks.shown(guidance)}: must be (lowest, highest), or a scale"
-        )
-    low, high = (checks.number("guidance", g) for g in guidance)
-    if low > high:
-        raise ValueError(f"guidance={checks.shown(guidance)}: must be (lowest, highest)")
-    return low, high

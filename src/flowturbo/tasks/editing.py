@@ -34,7 +34,7 @@ from flowturbo.refiner.resolve import own_refiner, resolve_plan
 from flowturbo.sampling import Callback, Step, sample
 from flowturbo.tasks.fields import Difference, Known
 from flowturbo.tasks.generate import check_whole, condition_of, decoded
-from flowturbo.tasks.sources import Edited, Job, Picture, Prompts, Size, job, prompt_texts
+from flowturbo.tasks.sources import Edited, ImageInput, Job, Prompts, Size, job, prompt_texts
 from flowturbo.types import Condition
 
 __all__ = ["METHODS", "edit", "forward", "full_plan", "img2img", "invert", "refiner_of"]
@@ -48,7 +48,7 @@ NOTHING = 1e-6  # of the path: nothing is done over less
 @checks.known_keywords
 def img2img(
     model: Model,
-    image: Picture | Sequence[Picture],
+    image: ImageInput | Sequence[ImageInput],
     prompt: Prompts,
     *,
     strength: float = 0.6,
@@ -111,7 +111,7 @@ def img2img(
 @checks.known_keywords
 def invert(
     model: Model,
-    image: Picture | Sequence[Picture],
+    image: ImageInput | Sequence[ImageInput],
     prompt: Prompts = "",
     *,
     plan: str = PLAN,
@@ -147,7 +147,7 @@ def invert(
 @checks.known_keywords
 def edit(
     model: Model,
-    image: Picture | Sequence[Picture],
+    image: ImageInput | Sequence[ImageInput],
     prompt: Prompts,
     source_prompt: Prompts,
     *,

@@ -37,8 +37,8 @@ from flowturbo.tasks.generate import decoded
 from flowturbo.tasks.sources import (
     Box,
     Edited,
+    ImageInput,
     Job,
-    Picture,
     Prompts,
     Size,
     job,
@@ -48,14 +48,14 @@ from flowturbo.tasks.sources import (
 
 __all__ = ["Mask", "inpaint", "remove"]
 
-Mask: TypeAlias = Picture | npt.NDArray[np.generic] | Tensor | Sequence[Sequence[float]]
+Mask: TypeAlias = ImageInput | npt.NDArray[np.generic] | Tensor | Sequence[Sequence[float]]
 """White or 1 where an image is painted anew: an image, a path, or an array or list (H, W)."""
 
 
 @checks.known_keywords
 def inpaint(
     model: Model,
-    image: Picture | Sequence[Picture],
+    image: ImageInput | Sequence[ImageInput],
     mask: Mask,
     prompt: Prompts,
     *,
@@ -104,7 +104,7 @@ def inpaint(
 @checks.known_keywords
 def remove(
     model: Model,
-    image: Picture | Sequence[Picture],
+    image: ImageInput | Sequence[ImageInput],
     mask: Mask | None = None,
     prompt: Prompts = "",
     *,

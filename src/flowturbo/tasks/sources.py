@@ -29,8 +29,8 @@ from flowturbo.types import Condition
 __all__ = [
     "Box",
     "Edited",
+    "ImageInput",
     "Job",
-    "Picture",
     "Prompts",
     "Size",
     "job",
@@ -38,7 +38,7 @@ __all__ = [
     "read_images",
 ]
 
-Picture: TypeAlias = Image.Image | str | Path
+ImageInput: TypeAlias = Image.Image | str | Path
 """An image, or the path of its file."""
 Prompts: TypeAlias = str | int | Sequence[str | int]
 Size: TypeAlias = Literal["input", "model"]
@@ -138,7 +138,7 @@ class Job:
 
 def job(
     model: Model,
-    image: Picture | Sequence[Picture],
+    image: ImageInput | Sequence[ImageInput],
     prompt: Prompts,
     *,
     style: str | None,

@@ -1,4 +1,4 @@
-"""`flowturbo img2img`: an image noised and sampled again by a prompt."""
+"""`flowturbo img2img`: noise added to an image, and the image sampled again by a prompt."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(
     ] = None,
     plan: options.PlanName = PLAN,
 ) -> None:
-    """Noise an image and sample it again by a prompt.
+    """Add noise to an image, and sample it again by a prompt.
 
     Example: flowturbo img2img apple.png "lemon" --strength 0.6 -n 4 -o lemons.png
     """

@@ -61,7 +61,7 @@ def img2img(
     size: Size = "input",
     callback: Callback | None = None,
 ) -> Edited:
-    """Image to image: noise an image, and sample from there (SDEdit, arXiv 2108.01073).
+    """Image to image: add noise to an image, and sample from there (SDEdit, arXiv 2108.01073).
 
     Args:
         model: from `flowturbo.load`.

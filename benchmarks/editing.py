@@ -29,8 +29,8 @@ from trial import versions
 import flowturbo as ft
 from flowturbo.files import write_json
 from flowturbo.images import to_pil
-from flowturbo.path import Times
 from flowturbo.stats import summary
+from flowturbo.tuning.reference import error
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -58,10 +58,6 @@ def drawn(model: ft.Model, n: int) -> tuple[torch.Tensor, Any, list[str]]:
     return model.encode((model.decode(x1) * 255).round() / 255), cond, names
 
 
-def far(a: torch.Tensor, b: torch.Tensor) -> Times:
-    return (a - b).double().square().flatten(1).mean(1).sqrt().numpy()
-
-
 def round_trips(model: ft.Model, n: int) -> dict[str, Any]:
     x, cond, _ = drawn(model, n)
     found = {}
@@ -72,7 +68,10 @@ def round_trips(model: ft.Model, n: int) -> dict[str, Any]:
                       cond[i : i + 64])
             for i in range(0, n, 64)
         ]  # fmt: skip
-        found[text] = {"evaluations": [len(there), len(back)], **summary(far(torch.cat(ends), x))}
+        found[text] = {
+            "evaluations": [len(there), len(back)],
+            **summary(error(torch.cat(ends), x).numpy()),
+        }
         print(f"{model.name}, {text}: {found[text]['rmse']:.4f}", flush=True)
     return found
 
@@ -97,7 +96,7 @@ def edits(n: int) -> dict[str, Any]:
             found[f"{method}, {keep:g}"] = {
                 "passes": made.passes,
                 "read_as_target": float(right.mean()),
-                **summary(far(states, x)),
+                **summary(error(states, x).numpy()),
             }
             entry = found[f"{method}, {keep:g}"]
             print(f"{method}, keep {keep}: {entry['rmse']:.3f}, read {right.mean():.3f}")

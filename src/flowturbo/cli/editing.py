@@ -11,6 +11,7 @@ import typer
 
 from flowturbo._version import __version__
 from flowturbo.cli import options
+from flowturbo.cli.generate import MOST_PIXELS
 from flowturbo.cli.output import say
 from flowturbo.images import image_grid, save_png
 from flowturbo.models.zoo import load
@@ -25,7 +26,6 @@ Feather = Annotated[
     float, typer.Option("--feather", help="Pixels over which the edge of the mask is blurred.")
 ]
 MOST = 64  # candidates
-MOST_PIXELS = 500_000_000  # in one file, as of generate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +82,10 @@ def execute(
     where, dtype = options.resolve_device(config.device), options.resolve_dtype(config.dtype)
     model = load(config.model, device=where, dtype=dtype, vae=config.vae)
     shared = {"guidance": config.guidance, "seed": config.seed, "style": config.style}
-    made = task(model, image, prompt=[prompt] * n, size=config.size, **shared)
+    made = task(model, source, prompt=[prompt] * n, size=config.size, **shared)
     whole = made[0]
     if n > 1:
-        (before,) = img2img(model, image, "", strength=0.0, size=config.size)
+        (before,) = img2img(model, source, "", strength=0.0, size=config.size)
         whole = image_grid([before.convert(whole.mode), *made])
     about = {
         "version": f"flowturbo {__version__}", "source": image.name, "size": config.size, **facts,

@@ -17,6 +17,7 @@ __all__ = [
     "own_refiner",
     "resolve",
     "resolve_plan",
+    "resolve_refiner",
 ]
 
 FALLBACK_PLAN = "AB2:12@1.6"
@@ -57,11 +58,18 @@ def resolve(
         ValueError: if the plan is malformed, or needs a refiner and there is none.
     """
     table = resolve_plan(model, plan, guidance)
+    return Resolved(
+        table, default_guidance(model, guidance), resolve_refiner(model, table, refiner)
+    )
+
+
+def resolve_refiner(model: Model, plan: Plan, refiner: Refiner | None) -> Refiner | None:
+    """The refiner alone; see `resolve`."""
     if refiner is not None:
         function("refiner", refiner, "x, t, cond, history")
-    elif table.nfe["refiner"]:
+    elif plan.nfe["refiner"]:
         refiner = own_refiner(model)
-    return Resolved(table, default_guidance(model, guidance), needed_refiner(table, refiner))
+    return needed_refiner(plan, refiner)
 
 
 def resolve_plan(model: Model, plan: Plan | str | None, guidance: float | None = None) -> Plan:

@@ -29,15 +29,15 @@ from flowturbo.models.prompts import as_prompt
 from flowturbo.path import interpolate
 from flowturbo.plan import Plan, as_plan, notation
 from flowturbo.plan.plan import is_file_name
-from flowturbo.refiner.binding import Refiner, needed_refiner, warn_on_mismatch
-from flowturbo.refiner.resolve import own_refiner, resolve_plan
+from flowturbo.refiner.binding import Refiner, warn_on_mismatch
+from flowturbo.refiner.resolve import resolve_plan, resolve_refiner
 from flowturbo.sampling import Callback, Step, sample
 from flowturbo.tasks.fields import Difference, Known
 from flowturbo.tasks.generate import check_whole, condition_of, decoded
 from flowturbo.tasks.sources import Edited, ImageInput, Job, Prompts, Size, job, prompt_texts
 from flowturbo.types import Condition
 
-__all__ = ["METHODS", "edit", "forward", "full_plan", "img2img", "invert", "refiner_of"]
+__all__ = ["METHODS", "edit", "forward", "full_plan", "img2img", "invert"]
 
 METHODS = ("inversion", "flowedit", "sdedit")
 PLAN = "AB2:8@1.6"  # of image to image
@@ -102,7 +102,7 @@ def img2img(
         work.cond,
         guidance=work.guidance,
         negative=null,
-        refiner=refiner_of(model, table, refiner),
+        refiner=resolve_refiner(model, table, refiner),
         callback=callback,
     )
     return _finished(work, x1, table, counted)
@@ -214,7 +214,7 @@ def edit(
             x = sample(_backward(plan, start), counted, x, source)
         else:
             x = interpolate(work.noise(), x, start)
-        refiner = refiner_of(model, table, None)
+        refiner = resolve_refiner(model, table, None)
         x1 = sample(table, counted, x, work.cond, guidance=work.guidance, refiner=refiner)
     return _finished(work, x1, table, counted)
 
@@ -264,13 +264,6 @@ def full_plan(plan: Plan, what: str) -> None:
             f"{what}, plan {plan.name!r}: conditional (C) and refiner (R) evaluations have no "
             "meaning there; take a plan without them"
         )
-
-
-def refiner_of(model: Model, plan: Plan, refiner: Refiner | None) -> Refiner | None:
-    """The refiner that ``plan`` needs: the one given, else the model's own."""
-    if refiner is None and plan.nfe["refiner"]:
-        refiner = own_refiner(model)
-    return needed_refiner(plan, refiner)
 
 
 def _backward(plan: str, end: float) -> Plan:

@@ -30,8 +30,9 @@ from flowturbo.models.model import Model
 from flowturbo.path import interpolate
 from flowturbo.plan import Plan
 from flowturbo.refiner.binding import warn_on_mismatch
+from flowturbo.refiner.resolve import resolve_refiner
 from flowturbo.sampling import Step, sample
-from flowturbo.tasks.editing import PLAN, forward, full_plan, refiner_of
+from flowturbo.tasks.editing import PLAN, forward, full_plan
 from flowturbo.tasks.fields import Corrected
 from flowturbo.tasks.generate import decoded
 from flowturbo.tasks.sources import (
@@ -95,8 +96,8 @@ def inpaint(
     originals = read_images("image", image)
     hole = _read_mask(mask, originals, feather)
     work = job(
-        model, image, prompt, style=style, guidance=guidance, seed=seed, size=size,
-        originals=originals, around=hole.getbbox(),
+        model, originals, prompt, style=style, guidance=guidance, seed=seed, size=size,
+        around=hole.getbbox(),
     )  # fmt: skip
     return _inpainted(work, hole, forward(model, plan, 0.0, guidance), quality)
 
@@ -148,8 +149,8 @@ def remove(
     hole = _read_mask(hidden, originals, feather)
     painted = any(text.strip() for text in prompt_texts(model, "prompt", prompt))
     work = job(
-        model, image, prompt if painted else "", style=style if painted else None,
-        guidance=guidance, seed=seed, size=size, originals=originals, around=hole.getbbox(),
+        model, originals, prompt if painted else "", style=style if painted else None,
+        guidance=guidance, seed=seed, size=size, around=hole.getbbox(),
     )  # fmt: skip
     table = forward(model, plan, 0.0)
     if painted:
@@ -161,7 +162,7 @@ def remove(
 def _inpainted(work: Job, hole: Image.Image, plan: Plan, quality: str) -> Edited:
     model, x0 = work.model, work.noise()
     known = 1 - work.pooled(hole, *model.shape[1:]).to(work.states)
-    counted, scale, refiner = CountCalls(model), work.guidance, refiner_of(model, plan, None)
+    counted, scale, refiner = CountCalls(model), work.guidance, resolve_refiner(model, plan, None)
     field: Field = counted
     if quality == "high":
         full_plan(plan, "quality='high'")

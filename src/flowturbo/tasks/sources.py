@@ -23,6 +23,7 @@ from flowturbo.checks import shown
 from flowturbo.images import crop_box, to_pil, upright
 from flowturbo.models.model import Model
 from flowturbo.models.prompts import as_prompt
+from flowturbo.refiner.resolve import default_guidance
 from flowturbo.tasks.generate import check_model, condition_of
 from flowturbo.types import Condition
 
@@ -113,20 +114,21 @@ class Job:
         Outside of ``hole``, L and of the size of the originals, pixels keep their bits.
         """
         found = []
-        for i, image in enumerate(images):
-            if self.size == "model":
-                made = to_pil(self.images[i : i + 1])[0]
-                mask = (
-                    None if hole is None else to_pil(self.pooled(hole, made.height, made.width))[0]
-                )
+        if self.size == "model":
+            found = to_pil(self.images)
+            mask = None
+            if hole is not None:
+                (mask,) = to_pil(self.pooled(hole, *self.images.shape[2:]))
+            for made, image in zip(found, images, strict=True):
                 made.paste(image, (0, 0), mask)
-            else:
-                left, top, right, bottom = box = self.boxes[i]
-                made = _as_model(self.model, self.originals[i]).copy()
-                part = image.convert(made.mode).resize(
-                    (right - left, bottom - top), Image.Resampling.LANCZOS
-                )
-                made.paste(part, box, None if hole is None else hole.crop(box))
+            return found
+        for image, original, box in zip(images, self.originals, self.boxes, strict=True):
+            left, top, right, bottom = box
+            made = _as_model(self.model, original).copy()
+            part = image.convert(made.mode).resize(
+                (right - left, bottom - top), Image.Resampling.LANCZOS
+            )
+            made.paste(part, box, None if hole is None else hole.crop(box))
             found.append(made)
         return found
 
@@ -145,7 +147,6 @@ def job(
     guidance: float | None,
     seed: int,
     size: Size,
-    originals: list[Image.Image] | None = None,
     around: Box | None = None,
 ) -> Job:
     """The arguments of a task, checked. One image goes with many prompts, one prompt with many.
@@ -158,7 +159,6 @@ def job(
         guidance: scale; the card's if it is None.
         seed: of the first image.
         size: to return.
-        originals: what `read_images` has read already.
         around: what the part that is edited has to contain; by default its centre is the image's.
 
     Raises:
@@ -167,14 +167,14 @@ def job(
     check_model(model)
     checks.one_of("size", size, ("input", "model"))
     texts = prompt_texts(model, "prompt", prompt, style)
-    originals = read_images("image", image) if originals is None else originals
+    originals = read_images("image", image)
     n = max(len(texts), len(originals))
     for name, given in (("image", originals), ("prompt", texts)):
         if len(given) not in (1, n):
             other = "prompt" if name == "image" else "image"
             raise ValueError(f"{name}: {len(given)} for {n} of {other}; give one, or {n}")
     first = checks.whole("seed", seed, 0, noise.LARGEST_SEED - n + 1)
-    scale = model.defaults["guidance"] if guidance is None else guidance
+    scale = None if guidance is None else checks.number("guidance", guidance)
     channels, height, width = model.image_shape
     boxes = [_around(crop_box(i, height, width), around, i) for i in originals]
     parts = [
@@ -188,7 +188,7 @@ def job(
         boxes=boxes * times,
         images=torch.stack(parts * times).to(model.device),
         cond=condition_of(model, texts * (n // len(texts))),
-        guidance=checks.number("guidance", scale),
+        guidance=default_guidance(model, scale),
         seeds=range(first, first + n),
         size=size,
     )

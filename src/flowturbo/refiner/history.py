@@ -44,6 +44,7 @@ class VelocityRefiner(nn.Module):
     """
 
     distinct_times = 2
+    per_image_times = True
     guided = True
 
     def __init__(

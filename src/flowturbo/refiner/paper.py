@@ -40,6 +40,7 @@ class PaperRefiner(nn.Module):
 
     kind = "paper"
     distinct_times = 1
+    per_image_times = True
     guided = False
 
     def __init__(self, network: SiT, card: JsonObject | None = None) -> None:

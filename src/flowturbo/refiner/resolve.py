@@ -104,7 +104,9 @@ def default_guidance(model: object, guidance: float | None = None) -> float:
 
 
 def own_refiner(model: Model) -> Refiner | None:
-    """The refiner that came with ``model``, if there is one."""
+    """The refiner that came with ``model``, if there is one; its attribute ``refiner`` if set."""
+    if (own := getattr(model, "refiner", None)) is not None:
+        return own  # type: ignore[no-any-return]
     if model.folder is None or not (model.folder / REFINER_WEIGHTS).is_file():
         return None
     return load_refiner(model.folder, model)

@@ -1,0 +1,1 @@
+"""Serving: requests of any kind in one running batch, over HTTP, with a page to try it."""

@@ -1,0 +1,219 @@
+"""The engine: tasks of many clients on one model, sharing its batches, in bounded number."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from flowturbo import checks
+from flowturbo.models.model import Model
+from flowturbo.refiner.binding import Refiner
+from flowturbo.refiner.resolve import own_refiner
+from flowturbo.serve.batching import BatchedField, Batcher, Tick
+from flowturbo.tasks.generate import check_model
+
+__all__ = ["Busy", "Cancelled", "Engine", "Expired", "Job"]
+
+T = TypeVar("T")
+MEMORY = 32  # finished requests that the pace is a mean of
+
+
+class Busy(Exception):
+    """The queue is full, or the engine is closing.
+
+    Attributes:
+        retry_after: seconds after which a place should be free.
+    """
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Cancelled(Exception):
+    """The request was cancelled."""
+
+
+class Expired(Exception):
+    """The request did not finish within its time."""
+
+
+@dataclass(eq=False)
+class Job(Generic[T]):
+    """A request that was accepted.
+
+    Attributes:
+        images: how many it draws.
+        future: resolves to what the task returns, or raises what it raises, `Cancelled` or
+            `Expired`.
+        submitted: when it was accepted, in seconds of ``time.monotonic``.
+        started: when it left the queue; None while it waits.
+    """
+
+    images: int
+    deadline: float | None
+    future: Future[T] = field(default_factory=Future)
+    submitted: float = field(default_factory=time.monotonic)
+    started: float | None = None
+    _cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def cancel(self) -> None:
+        """End it before its next evaluation; nothing happens if it is over."""
+        self._cancelled.set()
+
+    def check(self) -> None:
+        """Raise `Cancelled` or `Expired` if it is to end."""
+        if self._cancelled.is_set():
+            raise Cancelled("the request was cancelled")
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            limit = self.deadline - self.submitted
+            raise Expired(f"the request did not finish within {limit:g} seconds")
+
+    def result(self, timeout: float | None = None) -> T:
+        """What the task returned; waits for it."""
+        return self.future.result(timeout)
+
+
+@checks.known_keywords
+class Engine:
+    """Runs tasks on ``model``, all in one running batch.
+
+    A task is any function that samples the model it is given, such as
+    ``lambda model: ft.generate(model, ["red apple"])``; plans, scales, sizes and tasks may differ.
+
+    Args:
+        model: from `flowturbo.load`.
+        refiner: for plans with refiner evaluations; by default the one that came with the model.
+        largest_batch: most rows of a batch, at least 1; a guided image takes two.
+        batch_sizes: sizes that every batch is padded to, instead. With one of them an image does
+            not depend on its company, bit for bit.
+        running: most requests that run at once, at least 1.
+        queue: most images in requests that wait or run, at least 1.
+        observe: called with each `flowturbo.serve.batching.Tick`, on another thread.
+
+    Raises:
+        ValueError: if an argument is not as described.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        refiner: Refiner | None = None,
+        largest_batch: int = 16,
+        batch_sizes: list[int] | None = None,
+        running: int = 16,
+        queue: int = 256,
+        observe: Callable[[Tick], None] | None = None,
+    ) -> None:
+        check_model(model)
+        running = checks.whole("running", running, 1)
+        self.queue = checks.whole("queue", queue, 1)
+        self._batcher = Batcher(largest_batch, batch_sizes, observe)
+        self.model: BatchedField = self._batcher.field(model)
+        refiner = own_refiner(model) if refiner is None else refiner
+        self.model.refiner = None if refiner is None else self._batcher.refiner(refiner)
+        self._threads = ThreadPoolExecutor(running, "flowturbo-request")
+        self._lock = threading.Condition()
+        self._jobs: set[Job[Any]] = set()
+        self._closing = False
+        self._pace: list[tuple[float, int]] = []  # when requests finished, and their images
+
+    @property
+    def images(self) -> int:
+        """Images of requests that wait or run."""
+        with self._lock:
+            return sum(job.images for job in self._jobs)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a thread."""
+        with self._lock:
+            return sum(job.started is None for job in self._jobs)
+
+    @property
+    def running(self) -> int:
+        """Requests that run."""
+        with self._lock:
+            return sum(job.started is not None for job in self._jobs)
+
+    def submit(
+        self, task: Callable[[BatchedField], T], *, images: int = 1, timeout: float | None = None
+    ) -> Job[T]:
+        """Accept a task, to run when a thread is free.
+
+        Args:
+            task: called with the model, whose evaluations share the running batch.
+            images: how many images it draws, from 1.
+            timeout: seconds until it is given up; above 0.
+
+        Raises:
+            Busy: if as many images as the queue takes wait or run, or the engine is closing.
+        """
+        images = checks.whole("images", images, 1)
+        if timeout is not None:
+            timeout = checks.number("timeout", timeout, 0)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        job: Job[T] = Job(images, deadline)
+        with self._lock:
+            if self._closing:
+                raise Busy("the server is shutting down", 1.0)
+            there = sum(j.images for j in self._jobs)
+            if there + images > self.queue:
+                raise Busy(
+                    f"{there} images wait or run, and {images} more exceed the queue of "
+                    f"{self.queue}",
+                    self._seconds_of(images),
+                )
+            self._jobs.add(job)
+        self._threads.submit(self._run, job, task)
+        return job
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Accept nothing more, let what was accepted finish, and stop.
+
+        Args:
+            timeout: seconds after which what still waits or runs is cancelled; None is no limit.
+
+        Returns:
+            Whether everything finished.
+        """
+        with self._lock:
+            self._closing = True
+            finished = self._lock.wait_for(lambda: not self._jobs, timeout)
+            for job in self._jobs:
+                job.cancel()
+        self._threads.shutdown()
+        self._batcher.close()
+        return finished
+
+    def _run(self, job: Job[T], task: Callable[[BatchedField], T]) -> None:
+        with self._lock:
+            job.started = time.monotonic()
+        try:
+            with self._batcher.member(job.check):
+                job.check()
+                made = task(self.model)
+        except BaseException as e:
+            self._finish(job)
+            job.future.set_exception(e)
+        else:
+            self._finish(job)
+            job.future.set_result(made)
+
+    def _finish(self, job: Job[Any]) -> None:
+        with self._lock:
+            self._jobs.discard(job)
+            self._pace = [*self._pace[1 - MEMORY :], (time.monotonic(), job.images)]
+            self._lock.notify_all()
+
+    def _seconds_of(self, images: int) -> float:
+        """How long ``images`` places take to come free, at the pace of the last requests."""
+        if len(self._pace) < 2:
+            return 1.0
+        done = sum(n for _, n in self._pace[1:])
+        return images * (self._pace[-1][0] - self._pace[0][0]) / done

@@ -25,6 +25,7 @@ from flowturbo.cli import (
     inpaint,
     models,
     remove,
+    serve,
     train,
     train_refiner,
     tune,
@@ -59,6 +60,7 @@ for command in (
     export,
     models,
     convert,
+    serve,
 ):
     name = command.__name__.rpartition(".")[2].replace("_", "-")
     app.command(name=name, cls=Command)(command.run)

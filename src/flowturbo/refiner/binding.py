@@ -36,8 +36,8 @@ class Refiner(Protocol):
     Optional attributes describe how it is used:
 
     - ``distinct_times``: at how many distinct times it needs velocities (1 if missing);
-    - ``per_image_times``: True if ``t``, the times of ``history`` and the scale may be tensors (B,),
-      and the latest velocities at ``distinct_times`` times are all that it uses of ``history``;
+    - ``per_image_times``: True if ``t``, the times of ``history`` and the scale may be tensors
+      (B,), and of ``history`` it uses only the latest velocities at ``distinct_times`` times;
     - ``guided``: False if it refines single branches, so that each call is guided like the model's
       (and costs two); by default it is called once, on guided velocities;
     - ``guidance_range``: (lowest, highest) scale it was made for; such a refiner receives the

@@ -119,10 +119,6 @@ class Batcher:
         self._thread = threading.Thread(target=self._serve, name="flowturbo-batcher", daemon=True)
         self._thread.start()
 
-    def field(self, model: Field) -> BatchedField:
-        """A field whose calls are joined with others'; everything else is ``model``'s own."""
-        return BatchedField(model, self)
-
     def refiner(self, refiner: Refiner) -> BatchedRefiner:
         """A refiner whose calls are joined with others'."""
         return BatchedRefiner(refiner, self)
@@ -277,14 +273,19 @@ class Batcher:
 
 
 class BatchedField(Wrapper):
-    """A field whose calls run in the batches of a `Batcher`.
+    """A field whose calls run in the batches of a `Batcher`; everything else is its own.
 
     Calls that are differentiated through run at once, by themselves.
+
+    Attributes:
+        refiner: that tasks use by default.
     """
 
-    def __init__(self, model: Field, batcher: Batcher) -> None:
+    def __init__(
+        self, model: Field, batcher: Batcher, refiner: BatchedRefiner | None = None
+    ) -> None:
         super().__init__(model)
-        self._batcher = batcher
+        self._batcher, self.refiner = batcher, refiner
 
     def __call__(self, x: Tensor, t: Time, cond: Condition = None) -> Tensor:
         """``field(x, t, cond)``."""
@@ -323,12 +324,12 @@ class BatchedRefiner:
     ) -> Tensor:
         """``refiner(x, t, cond, history)``, and the scale where it takes that."""
         if getattr(self._refiner, "per_image_times", False):
-            seen = _latest(history, self._refiner.distinct_times)  # type: ignore[attr-defined]
-            history = [(_per_row(s, x), v) for s, v in seen]
+            latest = _latest(history, self._refiner.distinct_times)  # type: ignore[attr-defined]
+            seen: list[tuple[Time, Tensor]] = [(_per_row(s, x), v) for s, v in latest]
             t, scale = _per_row(t, x), {k: _per_row(w, x) for k, w in scale.items()}
         else:
-            t = float(t)  # calls are joined where their times are the same
-        arguments = (x, t, cond, list(history), scale)
+            seen, t = list(history), float(t)  # calls are joined where their times are the same
+        arguments = (x, t, cond, seen, scale)
         return self._batcher.call(self._together, ("refiner", id(self)), len(x), arguments)
 
     def _together(

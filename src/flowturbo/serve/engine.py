@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from flowturbo import checks
 from flowturbo.models.model import Model
@@ -85,6 +85,9 @@ class Engine:
     A task is any function that samples the model it is given, such as
     ``lambda model: ft.generate(model, ["red apple"])``; plans, scales, sizes and tasks may differ.
 
+    Attributes:
+        model: the model as tasks are given it, whose calls share the running batch.
+
     Args:
         model: from `flowturbo.load`.
         refiner: for plans with refiner evaluations; by default the one that came with the model.
@@ -114,9 +117,9 @@ class Engine:
         running = checks.whole("running", running, 1)
         self.queue = checks.whole("queue", queue, 1)
         self._batcher = Batcher(largest_batch, batch_sizes, observe)
-        self.model: BatchedField = self._batcher.field(model)
         refiner = own_refiner(model) if refiner is None else refiner
-        self.model.refiner = None if refiner is None else self._batcher.refiner(refiner)
+        shared = None if refiner is None else self._batcher.refiner(refiner)
+        self.model = cast(Model, BatchedField(model, self._batcher, shared))
         self._threads = ThreadPoolExecutor(running, "flowturbo-request")
         self._lock = threading.Condition()
         self._jobs: set[Job[Any]] = set()
@@ -128,6 +131,11 @@ class Engine:
         """Images of requests that wait or run."""
         with self._lock:
             return sum(job.images for job in self._jobs)
+
+    @property
+    def closing(self) -> bool:
+        """Whether it accepts nothing more."""
+        return self._closing
 
     @property
     def waiting(self) -> int:
@@ -142,7 +150,7 @@ class Engine:
             return sum(job.started is not None for job in self._jobs)
 
     def submit(
-        self, task: Callable[[BatchedField], T], *, images: int = 1, timeout: float | None = None
+        self, task: Callable[[Model], T], *, images: int = 1, timeout: float | None = None
     ) -> Job[T]:
         """Accept a task, to run when a thread is free.
 
@@ -191,7 +199,7 @@ class Engine:
         self._batcher.close()
         return finished
 
-    def _run(self, job: Job[T], task: Callable[[BatchedField], T]) -> None:
+    def _run(self, job: Job[T], task: Callable[[Model], T]) -> None:
         with self._lock:
             job.started = time.monotonic()
         try:

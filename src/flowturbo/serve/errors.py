@@ -1,0 +1,103 @@
+"""Errors in the form of OpenAI's API: ``{"error": {"message", "type", "param", "code"}}``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from flowturbo.checks import shown
+from flowturbo.messages import did_you_mean
+from flowturbo.serve.engine import Busy, Cancelled, Expired
+from flowturbo.serve.schema import EditRequest
+
+__all__ = ["ApiError", "of_exception", "response"]
+
+_PARAM = re.compile(r"(\w+)(?:=|\[|:)")
+
+
+class ApiError(Exception):
+    """A request that is refused.
+
+    Attributes:
+        status: of HTTP.
+        message: one line for who sent it.
+        param: the field it is about.
+        code: a word for programs.
+        headers: of the response.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """The error as JSON."""
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        kind = {401: "authentication_error", 429: "rate_limit_error"}.get(self.status, kind)
+        if self.code == "moderation_blocked":
+            kind = "image_generation_user_error"
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+
+def of_exception(error: BaseException) -> ApiError:
+    """What an exception is to who sent the request; 500 for what is not theirs."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, (RequestValidationError, ValidationError)):
+        return _invalid(error)
+    if isinstance(error, Busy):
+        seconds = max(1, min(600, round(error.retry_after + 0.5)))
+        return ApiError(
+            429, f"{error}; try again in {seconds} s", code="queue_full",
+            headers={"Retry-After": str(seconds)},
+        )  # fmt: skip
+    if isinstance(error, Expired):
+        return ApiError(504, str(error), code="timeout")
+    if isinstance(error, Cancelled):
+        return ApiError(503, str(error), code="cancelled", headers={"Retry-After": "1"})
+    if isinstance(error, HTTPException):
+        return ApiError(error.status_code, str(error.detail), headers=error.headers)
+    if isinstance(error, ValueError):
+        found = _PARAM.match(str(error))
+        return ApiError(400, str(error), param=found[1] if found else None, code="invalid_value")
+    return ApiError(500, "the server failed; its log says why", code="internal_error")
+
+
+async def response(request: Request, error: Exception) -> JSONResponse:
+    """The answer to a request that raised ``error``."""
+    made = of_exception(error)
+    return JSONResponse(made.body(), made.status, made.headers)
+
+
+def _invalid(error: RequestValidationError | ValidationError) -> ApiError:
+    """The first complaint of pydantic, with the field and its value."""
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"] if part not in ("body", "tuple[int,int]")]
+    name = ".".join(place) or "body"
+    if first["type"] == "extra_forbidden":
+        hint = did_you_mean(place[-1], list(EditRequest.model_fields))
+        return ApiError(400, f"{name}: is no field{hint}", param=name, code="unknown_parameter")
+    if first["type"] == "missing":
+        return ApiError(400, f"{name}: is missing", param=name, code="missing_required_parameter")
+    if first["type"] == "json_invalid" or name == "body":
+        return ApiError(400, "the body is not a JSON object; send it as application/json")
+    message = first["msg"].removeprefix("Value error, ")
+    message = f"{name}={shown(first['input'])}: {message}"
+    return ApiError(400, message, param=name, code="invalid_value")

@@ -1,0 +1,362 @@
+"""From a request to a task for the engine, and from images to the bytes of an answer."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import secrets
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from flowturbo._version import __version__
+from flowturbo.checks import shown
+from flowturbo.field import CountCalls
+from flowturbo.images import encoded, to_pil
+from flowturbo.models.model import Model
+from flowturbo.plan import Plan
+from flowturbo.refiner.resolve import default_guidance, resolve_plan
+from flowturbo.sampling import Step
+from flowturbo.serve.schema import (
+    LARGEST_SEED,
+    MOST_IMAGES,
+    EditRequest,
+    GenerationRequest,
+    ImageRequest,
+)
+from flowturbo.tasks.editing import edit, img2img
+from flowturbo.tasks.generate import generate
+from flowturbo.tasks.inpainting import inpaint, remove
+from flowturbo.tasks.sources import Edited
+
+__all__ = ["Answer", "Work", "data_url", "edit_work", "generation_work", "opened", "preview"]
+
+QUALITIES = {"low": ("fast",), "medium": ("light", "balanced"), "high": ("best",)}
+"""Plans of a model, by name, that a quality takes: the first that the model has."""
+EVALUATIONS = {"low": 6, "medium": 8, "high": 16}
+"""Evaluations of a second-order plan, for a model without them."""
+FIDELITY = {"low": 0.1, "high": 0.4}
+TASKS: dict[str, Callable[..., Edited]] = {
+    "edit": edit, "img2img": img2img, "inpaint": inpaint, "remove": remove,
+}  # fmt: skip
+SOFTWARE = f"flowturbo {__version__}"
+MOST_PIXELS = 2**24  # in an image that is sent
+
+Partial = Callable[[int, Tensor], None]
+"""Called with the number of a partial image, from 0, and its states (B, C, H, W)."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a request made.
+
+    Attributes:
+        images: files, as bytes.
+        sizes: (width, height) of each.
+        seed: of the first.
+        plan: its name.
+        evaluations: of the model, for each image.
+        passes: of the network, for each image.
+        usage: tokens, as OpenAI's API counts them.
+    """
+
+    images: list[bytes]
+    sizes: list[tuple[int, int]]
+    seed: int
+    plan: str
+    evaluations: int
+    passes: int
+    usage: dict[str, Any]
+
+
+@dataclass
+class Work:
+    """A request, ready for the engine.
+
+    Attributes:
+        request: what was asked.
+        images: how many it draws.
+        run: the task.
+        partial: set by who wants to see partial images, before it runs.
+    """
+
+    request: ImageRequest
+    images: int
+    run: Callable[[Model], Answer] = field(init=False)
+    partial: Partial | None = None
+
+
+def generation_work(model: Model, request: GenerationRequest) -> Work:
+    """The task of a generation.
+
+    Raises:
+        ValueError: for what the model does not know.
+    """
+    plan, seed = plan_of(model, request), seed_of(request)
+    if request.style is not None:
+        model.styled("", request.style)
+    work = Work(request, request.count)
+
+    def run(shared: Model) -> Answer:
+        counted = CountCalls(shared)
+        made = generate(
+            counted,  # type: ignore[arg-type]  # passes everything through
+            [request.prompt] * request.count,
+            plan=plan,
+            guidance=request.guidance_scale,
+            negative=request.negative_prompt,
+            style=request.style,
+            seed=seed,
+            callback=_partials(work, len(plan)),
+        )
+        counts = counted.calls, counted.rows // request.count
+        return _answer(shared, request, made, seed, plan.name, counts, sources=0)
+
+    work.run = run
+    return work
+
+
+def edit_work(
+    model: Model,
+    request: EditRequest,
+    images: Sequence[Image.Image],
+    mask: Image.Image | None = None,
+) -> Work:
+    """The task of an edit: of every image, as often as is asked.
+
+    Args:
+        model: what edits.
+        request: the fields.
+        images: the sources.
+        mask: transparent where to paint, as in OpenAI's API.
+
+    Raises:
+        ValueError: for fields that do not go together, and for what the model does not know.
+    """
+    task, total = _task(request, mask), len(images) * request.count
+    if total > MOST_IMAGES:
+        raise ValueError(
+            f"n={request.count}: {len(images)} images so often are {total}, and a request draws at "
+            f"most {MOST_IMAGES}"
+        )
+    seed = seed_of(request)
+    sources = [image for image in images for _ in range(request.count)]
+    plan = _notation(model, request) if task == "edit" else plan_of(model, request)
+    options: dict[str, Any] = {
+        "prompt": request.prompt, "plan": plan, "seed": seed, "style": request.style,
+        "guidance": request.guidance_scale,
+    }  # fmt: skip
+    if task == "edit":
+        fidelity = FIDELITY[request.input_fidelity or "low"]
+        options["source_prompt"] = request.source_prompt
+        options["keep"] = fidelity if request.keep is None else request.keep
+        options["method"] = request.method or "inversion"
+    elif task == "img2img":
+        options["strength"] = 0.6 if request.strength is None else request.strength
+        options["negative"] = request.negative_prompt
+    else:
+        options["mask"] = None if mask is None else _painted(mask)
+        options["feather"] = request.feather or 0.0
+    if task == "remove":
+        options["box"] = request.box
+        options["guidance"] = 1.0 if request.guidance_scale is None else request.guidance_scale
+    work = Work(request, total)
+
+    def run(shared: Model) -> Answer:
+        made = TASKS[task](shared, sources, **options)
+        name, counts = str(getattr(plan, "name", plan)), (made.evaluations, made.passes)
+        return _answer(shared, request, made, seed, name, counts, sources=len(images))
+
+    work.run = run
+    return work
+
+
+def plan_of(model: Model, request: ImageRequest) -> Plan:
+    """The plan of a request: named, of so many steps, or of a quality."""
+    if request.plan is not None and request.num_inference_steps is not None:
+        raise ValueError(
+            f"plan={request.plan!r}, num_inference_steps={request.num_inference_steps}: pass one"
+        )
+    if request.num_inference_steps is not None:
+        n = request.num_inference_steps
+        return Plan.parse(f"AB2:{n}@1.6" if n > 1 else "E1")
+    if request.plan is not None:
+        if request.plan.endswith(".json"):
+            raise ValueError(f"plan={request.plan!r}: name a plan of the model, or its notation")
+        return resolve_plan(model, request.plan)
+    if request.quality in QUALITIES:
+        names = [name for name in QUALITIES[request.quality] if name in model.plans]
+        made = names[0] if names else f"AB2:{EVALUATIONS[request.quality]}@1.6"
+        return resolve_plan(model, made)
+    return resolve_plan(model, None, request.guidance_scale)
+
+
+def seed_of(request: ImageRequest) -> int:
+    """The seed of a request; a random one by default."""
+    if request.seed is None:
+        return secrets.randbelow(LARGEST_SEED - MOST_IMAGES)
+    return request.seed
+
+
+def opened(name: str, content: bytes) -> Image.Image:
+    """The image in a file's content; ``ValueError`` if it is none, or over `MOST_PIXELS`."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            image = Image.open(io.BytesIO(content), formats=["PNG", "JPEG", "WEBP"])
+        if image.width * image.height <= MOST_PIXELS:
+            image.load()
+            return image
+    except Exception as e:  # damaged files end in most of them
+        raise ValueError(
+            f"{name}: is no image that can be read; send PNG, JPEG or WebP ({type(e).__name__})"
+        ) from e
+    raise ValueError(
+        f"{name}: {image.width} x {image.height} pixels are over {MOST_PIXELS}; scale it down"
+    )
+
+
+def data_url(name: str, url: str) -> bytes:
+    """The content of a data URL; ``ValueError`` if it is none: nothing is fetched."""
+    head, _, body = url.partition(",")
+    if not head.startswith("data:image/") or not head.endswith(";base64"):
+        raise ValueError(
+            f"{name}={shown(url[:40])}: must be 'data:image/png;base64,...'; the server fetches "
+            "nothing"
+        )
+    try:
+        return base64.b64decode(body, validate=True)
+    except binascii.Error as e:
+        raise ValueError(f"{name}: is not valid base64 ({e})") from e
+
+
+def preview(model: Model, x1: Tensor, request: ImageRequest) -> list[bytes]:
+    """Partial images as files: of predicted clean states (B, C, H, W)."""
+    made = to_pil(model.decode(x1.nan_to_num()))
+    return [_file(_sized(image, request), request, {"Software": SOFTWARE}) for image in made]
+
+
+def _task(request: EditRequest, mask: Image.Image | None) -> str:
+    """Which task an edit is."""
+    part = mask is not None or request.box is not None
+    task = request.task
+    if task is None:
+        if request.box is not None:
+            task = "remove"
+        elif mask is not None:
+            task = "inpaint"
+        else:
+            task = "edit" if request.source_prompt is not None else "img2img"
+    fields = {
+        "source_prompt": ("edit",), "method": ("edit",), "keep": ("edit",),
+        "strength": ("img2img",), "feather": ("inpaint", "remove"), "box": ("remove",),
+        "negative_prompt": ("img2img",), "input_fidelity": ("edit", "img2img", "inpaint"),
+    }  # fmt: skip
+    for name, tasks in fields.items():
+        value = getattr(request, name)
+        if value is not None and task not in tasks:
+            raise ValueError(
+                f"{name}={shown(value)}: is of the task {' or '.join(tasks)}, not {task}; leave it "
+                "out, or pass task"
+            )
+    if part != (task in ("inpaint", "remove")):
+        needs = "takes no mask" if part else "needs a mask"
+        raise ValueError(f"task={task!r}: {needs}")
+    if task == "edit" and request.source_prompt is None:
+        raise ValueError("source_prompt=None: task='edit' needs what the image shows")
+    if task == "edit" and request.count > 1 and (request.method or "inversion") == "inversion":
+        raise ValueError(f"n={request.count}: an inversion draws one image; pass n=1, or method")
+    return task
+
+
+def _notation(model: Model, request: ImageRequest) -> str:
+    """The notation of a plan that runs both ways."""
+    if request.plan is not None:
+        if request.plan in model.plans:
+            raise ValueError(
+                f"plan={request.plan!r}: an edit runs a plan backward too; pass notation (AB2:4)"
+            )
+        return request.plan
+    steps = request.num_inference_steps or {"low": 3, "high": 8}.get(request.quality or "", 4)
+    return f"AB2:{max(2, steps)}@1.6"
+
+
+def _painted(mask: Image.Image) -> Image.Image:
+    """White where ``mask`` is transparent."""
+    if "A" not in mask.getbands() and "transparency" not in mask.info:
+        raise ValueError("mask: has no transparency; make transparent what is to be painted")
+    return mask.convert("RGBA").getchannel("A").point(lambda a: 255 - a)
+
+
+def _partials(work: Work, evaluations: int) -> Callable[[Step], None] | None:
+    """A callback that hands on as many predicted images as are asked for, evenly spread."""
+    wanted = work.request.partial_images or 0
+    if not work.request.stream or not wanted:
+        return None
+    spread = {round((i + 1) * evaluations / (wanted + 1)) - 1 for i in range(wanted)}
+    at = sorted(k for k in spread if 0 <= k < evaluations - 1)
+
+    def see(step: Step) -> None:
+        if step.index in at and work.partial is not None:
+            work.partial(at.index(step.index), step.x1)
+
+    return see
+
+
+def _answer(
+    model: Model,
+    request: ImageRequest,
+    images: Sequence[Image.Image],
+    seed: int,
+    plan: str,
+    counts: tuple[int, int],
+    sources: int,
+) -> Answer:
+    about = {
+        "Software": SOFTWARE,
+        "model": f"{model.name} {model.fingerprint}",
+        "prompt": request.prompt,
+        "plan": plan,
+        "guidance": str(default_guidance(model, request.guidance_scale)),
+    }
+    sized = [_sized(image, request) for image in images]
+    files = [
+        _file(image, request, {**about, "seed": str(seed + i)}) for i, image in enumerate(sized)
+    ]
+    return Answer(
+        files, [i.size for i in sized], seed, plan, *counts,
+        usage=_usage(model, request.prompt, len(images), sources),
+    )  # fmt: skip
+
+
+def _sized(image: Image.Image, request: ImageRequest) -> Image.Image:
+    if request.size is None or request.size == image.size:
+        return image
+    return image.resize(request.size, Image.Resampling.LANCZOS)
+
+
+def _file(image: Image.Image, request: ImageRequest, about: dict[str, str]) -> bytes:
+    quality = 100 if request.output_compression is None else request.output_compression
+    return encoded(image, request.output_format or "png", about, quality)
+
+
+def _usage(model: Model, prompt: str, images: int, sources: int) -> dict[str, Any]:
+    """Tokens: of the prompt, and as many an image as the network has."""
+    config, (_, height, width) = getattr(model.network, "config", None), model.shape
+    each = height * width // getattr(config, "patch", 1) ** 2
+    cond = model.condition([prompt]) if model.conditioning else torch.zeros(1)
+    text = int(torch.count_nonzero(cond)) if cond.ndim > 1 else 1
+    read = {"text_tokens": text, "image_tokens": each * sources}
+    taken, made = sum(read.values()), each * images
+    return {
+        "input_tokens": taken,
+        "input_tokens_details": read,
+        "output_tokens": made,
+        "output_tokens_details": {"image_tokens": made, "text_tokens": 0},
+        "total_tokens": taken + made,
+    }

@@ -296,4 +296,3 @@ def _scaled(image: Image.Image, height: int, width: int, channels: int) -> Tenso
     made = image.convert("L" if channels == 1 else "RGB")
     array = np.array(made.resize((width, height), Image.Resampling.LANCZOS))
     return torch.from_numpy(array).reshape(height, width, channels).permute(2, 0, 1) / 255
-

@@ -8,8 +8,9 @@
 The extra ``[diffusers]`` installs what it needs.
 """
 
+from flowturbo.integrations.diffusers.editing import edit
 from flowturbo.integrations.diffusers.families import FAMILIES, Family
 from flowturbo.integrations.diffusers.pipeline import disable, enable, summary
 from flowturbo.integrations.diffusers.scheduler import FlowTurboScheduler
 
-__all__ = ["FAMILIES", "Family", "FlowTurboScheduler", "disable", "enable", "summary"]
+__all__ = ["FAMILIES", "Family", "FlowTurboScheduler", "disable", "edit", "enable", "summary"]

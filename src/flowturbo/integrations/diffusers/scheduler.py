@@ -197,6 +197,13 @@ class FlowTurboScheduler(RunPerThread, FlowMatchEulerDiscreteScheduler):  # type
             )
         self._shift = number("shift", shift, 0)
 
+    def set_plan(self, plan: Plan) -> None:
+        """Run ``plan`` from the next ``set_timesteps`` on; the configuration keeps its own.
+
+        It may run from data to noise: ``pipe(latents=...)`` of an image then leads to its noise.
+        """
+        self._fixed_plan = plan
+
     @property
     def shift(self) -> float:
         """Of the noise levels, if it is not dynamic and there is no plan."""

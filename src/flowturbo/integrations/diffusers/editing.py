@@ -212,7 +212,12 @@ class _Runs:
 def _in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
     """``hook`` for the calls of this thread alone, since others may share the network."""
     here = threading.get_ident()
-    return lambda *args: hook(*args) if threading.get_ident() == here else None
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def hook_here(*args: Any) -> Any:
+        return hook(*args) if threading.get_ident() == here else None
+
+    return hook_here
 
 
 @torch.no_grad()

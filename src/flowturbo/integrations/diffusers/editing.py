@@ -116,6 +116,7 @@ def edit(
     n = check_pairs(len(originals), rows("prompt", target))
     target = spread("prompt", {**given.negative, **target}, n)
     check_effect(pipe, family, guidance, target)
+    prompts = both(target, source) if method == "flowedit" else target
     source = spread("source_prompt", source, n)
     seeds = seeds_of(seed, n)
     shape, step = image_shape(pipe, height, width, originals[0])
@@ -133,13 +134,13 @@ def edit(
     if method == "flowedit":
         flow = FlowEdit(back, z, seeds, form, family, scheduler)
         options["callback_on_step_end"] = flow
-        x1 = runs(back, flow.first(), {**both(target, source), **options}, flow.hooks)
+        x1 = runs(back, flow.first(), {**prompts, **options}, flow.hooks)
     else:
         if method == "inversion":
             x = runs(there, form(z), {**without("negative_", source), **given.backward})
         else:
             x = form(interpolate(noise.draw(seeds, z.shape[1:], device=z.device), z, start))
-        x1 = runs(back, x, {**target, **options})
+        x1 = runs(back, x, {**prompts, **options})
     if not x1.isfinite().all():
         raise ValueError(
             f"the images are not finite: the networks of {type(pipe).__name__} in {pipe.dtype} "

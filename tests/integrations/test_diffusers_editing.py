@@ -394,6 +394,26 @@ def test_cpu_offload():
     assert not hasattr(case.pipe.transformer, "_hf_hook")
 
 
+def test_half_precision_stays():
+    case = Case("SD3")
+    for name in ("transformer", "vae"):
+        setattr(case.pipe, name, copy.deepcopy(getattr(case.pipe, name)).bfloat16())
+    case.source, case.target = (
+        {k: v.bfloat16() for k, v in prompts.items()} for prompts in (case.source, case.target)
+    )
+    ends = []
+
+    def callback(pipe, i, t, kept):
+        ends.append(kept["latents"])
+        return kept
+
+    case.edit(case.source, plan="RK4:8", keep=0.5, callback_on_step_end=callback)
+    z = Case("SD3").encoded()
+    assert ends[-1].dtype == torch.bfloat16
+    assert (ends[-1] - z).square().mean().sqrt() < 0.05 * z.std()
+    assert {len(case.edit(w=3.0, method=method)) for method in METHODS} == {BATCH}
+
+
 # -- images ---------------------------------------------------------------------------------------
 
 

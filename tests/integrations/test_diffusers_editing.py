@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -24,6 +25,7 @@ from integrations import pipelines  # noqa: E402
 from integrations.pipelines import BATCH, CELLS, EULER  # noqa: E402
 
 from flowturbo.integrations.diffusers import (  # noqa: E402
+    FAMILIES,
     FlowTurboScheduler,
     disable,
     edit,
@@ -246,12 +248,10 @@ def test_texts_are_encoded_by_the_pipeline_and_one_goes_with_all_images(monkeypa
     case, asked = Case("SD3"), []
 
     def encode_prompt(**given):
-        guided = given["do_classifier_free_guidance"]
+        guided, times = given["do_classifier_free_guidance"], len(given["prompt"]) // BATCH
         asked.append((given["prompt"], given["negative_prompt"] if guided else None))
-        vectors = [(case.target, "negative_"), (case.target, "")]
-        (n, c) = [d[p + "prompt_embeds"] for d, p in vectors]
-        pooled = [case.target[f"{p}pooled_prompt_embeds"] for p in ("", "negative_")]
-        return c, n, *pooled
+        parts = ("prompt", "negative_prompt", "pooled_prompt", "negative_pooled_prompt")
+        return [torch.cat([case.target[f"{part}_embeds"]] * times) for part in parts]
 
     monkeypatch.setattr(case.pipe, "encode_prompt", encode_prompt)
     sides = {"height": 16, "width": 16}
@@ -261,6 +261,9 @@ def test_texts_are_encoded_by_the_pipeline_and_one_goes_with_all_images(monkeypa
     asked.clear()
     edit(case.pipe, case.images[0], ["a fox", "a wolf"], "a dog", **sides)
     assert asked == [(["a dog"] * 2, None), (["a fox", "a wolf"], None)]
+    asked.clear()
+    edit(case.pipe, case.images, "a fox", "a dog", method="flowedit", **sides)
+    assert asked == [(["a fox"] * 2 + ["a dog"] * 2, None)]  # the pipeline's default is ""
     asked.clear()
     prompts = {"prompt": "a fox", "prompt_2": "red"}
     monkeypatch.setattr(
@@ -480,6 +483,7 @@ def test_the_noise_of_an_image_is_that_of_its_seed():
         ({"plan": ft.Plan.euler(2)}, "plan=.*must be notation"),
         ({"plan": "AB2:FFC"}, r"conditional \(C\)"),
         ({"guidance": "high"}, "guidance='high'"),
+        ({"guidance": 0.5}, "guidance=0.5: must be a finite number"),
         ({"guidance": 3.0}, "guidance=3.0, guidance_scale=1.0: are the same"),
         ({"seed": -1}, "seed=-1"),
         ({"height": 16, "width": None}, "height=16, width=None: give both"),
@@ -549,6 +553,15 @@ def test_guidance_that_would_change_nothing_is_refused():
         case.scale = lambda w: {}
         with pytest.raises(ValueError, match=message):
             case.edit({**case.source}, guidance=3.0)
+
+
+def test_flowedit_needs_to_know_where_the_conditional_branch_is(monkeypatch):
+    case = Case("SD3")
+    family = FAMILIES["SD3Transformer2DModel"]
+    monkeypatch.setitem(FAMILIES, "SD3Transformer2DModel", replace(family, conditional=None))
+    with pytest.raises(ValueError, match=r"where SD3 has the conditional branch.*another method"):
+        case.edit(method="flowedit")
+    assert case.edit().evaluations == 8
 
 
 def test_results_that_are_not_finite_are_refused(monkeypatch):

@@ -82,7 +82,7 @@ def edit(
         method: "inversion", "flowedit" or "sdedit"; see `flowturbo.tasks.editing`.
         keep: how much of the image stays, from 0 to 1: the time at which the edit begins.
         plan: notation of a solver, for each direction.
-        guidance: scale ``w`` of ``u + w*(c - u)`` for ``prompt``, 1 is off; by default the
+        guidance: scale ``w`` of ``u + w*(c - u)`` for ``prompt``, from 1, off; by default the
             pipeline's. Of FLUX.1 it is the guidance that its network takes. The source prompt is
             never guided by.
         seed: of the first image's noise, for "flowedit" and "sdedit"; an inversion has none.
@@ -116,8 +116,8 @@ def edit(
     n = check_pairs(len(originals), rows("prompt", target))
     target = spread("prompt", {**given.negative, **target}, n)
     check_effect(pipe, family, guidance, target)
-    prompts = both(target, source) if method == "flowedit" else target
     source = spread("source_prompt", source, n)
+    prompts = both(target, source) if method == "flowedit" else target
     seeds = seeds_of(seed, n)
     shape, step = image_shape(pipe, height, width, originals[0])
     boxes = [box_in(original, shape, step) for original in originals]

@@ -107,16 +107,21 @@ def call_arguments(
         given: the arguments.
 
     Raises:
-        ValueError: for one that the pipeline does not have or that ``edit`` sets itself, or a scale
-            that is given twice.
+        ValueError: for one that the pipeline does not have or that ``edit`` sets itself, a scale
+            below 1 or given twice, or where ``method`` cannot be done.
     """
     assert family.guided is not None
     prompts = {n for n in names if "prompt" in n and not n.startswith("negative_")}
     checks.check_keywords("edit", given, {*names, *OWN} - {*SET} - prompts)
-    scale = {} if guidance is None else family.guided(checks.number("guidance", guidance))
+    scale = {} if guidance is None else family.guided(checks.number("guidance", guidance, 1))
     for name in scale:
         if name in given:
             raise ValueError(f"guidance={guidance}, {name}={given[name]}: are the same; give one")
+    if method == "flowedit" and family.conditional is None:
+        raise ValueError(
+            f"method='flowedit': where {family.name} has the conditional branch of guidance is not "
+            "known; set conditional=... of its Family, or take another method"
+        )
     if method == "flowedit" and given.get("callback_on_step_end") is not None:
         raise ValueError(
             "callback_on_step_end with method='flowedit': its states are not those of the image; "
@@ -138,11 +143,11 @@ def check_effect(
     That is so where the network takes none (FLUX.1 schnell), and where guidance needs a negative
     prompt (Qwen-Image) and there is none.
     """
-    if guidance is None or family.conditional != "calls" or family.guided is None:
+    if guidance in (None, 1) or family.conditional != "calls" or family.guided is None:
         return
     negative = [k for k, v in prompts.items() if k.startswith("negative_") and v is not None]
     if "true_cfg_scale" in family.guided(guidance):
-        if guidance > 1 and not negative:
+        if not negative:
             raise ValueError(
                 f"guidance={guidance}: {family.name} is guided away from a negative prompt; pass "
                 "negative_prompt=' ', or leave guidance out"

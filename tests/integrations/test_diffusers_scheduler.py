@@ -251,6 +251,24 @@ def test_bad_configurations_are_refused(config):
         FlowTurboScheduler(**config)
 
 
+def test_a_plan_that_is_set_leads_from_data_to_noise_and_back():
+    scheduler, x1 = FlowTurboScheduler(plan="AB2:4"), torch.linspace(-1, 2, 5)[None]
+
+    def end(plan, x):
+        scheduler.set_plan(plan)
+        scheduler.set_timesteps(len(scheduler._fixed_plan))
+        for t in scheduler.timesteps:
+            x = scheduler.step(-gaussian(x, 1 - t / 1000), t, x).prev_sample
+        return x
+
+    x0 = end(Plan.parse("RK4:32", direction="backward", end=0.2), x1)
+    assert torch.allclose(gaussian_flow(x0, 0.2, 1.0), x1, atol=1e-4)
+    assert torch.allclose(end(Plan.parse("RK4:32", start=0.2), x0), x1, atol=1e-4)
+    assert scheduler.config.plan == "AB2:4"
+    with pytest.raises(ValueError, match="plan=3: must be a Plan"):
+        scheduler.set_plan(3)
+
+
 EVERY_OPTION = {
     "num_train_timesteps": 500,
     "shift": 2.5,

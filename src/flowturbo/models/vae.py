@@ -26,7 +26,7 @@ from flowturbo.models.hub import fetch
 from flowturbo.schema import Schema, read_json
 from flowturbo.types import ReadOnlyJson
 
-__all__ = ["Vae", "VaeFolder", "find_vae", "load_vae", "local"]
+__all__ = ["Vae", "VaeFolder", "find_vae", "load_vae", "local", "standards"]
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 CLASSES = ("AutoencoderKL", "AutoencoderTiny")
@@ -208,6 +208,20 @@ def _check_size(made: Any, folder: Path) -> None:
         raise ValueError(f"{WEIGHTS} holds {stored} numbers, {CONFIG} wants {wanted}")
 
 
+def standards(config: ReadOnlyJson, channels: int) -> tuple[Tensor, Tensor]:
+    """What standardises latents, ``(encoded - shift) * scale``, each (channels, 1, 1) float32.
+
+    Args:
+        config: of an autoencoder of any class of diffusers.
+        channels: of its latents.
+    """
+    per = lambda key: torch.tensor(config.get(key) or [0.0 if "mean" in key else 1.0])
+    column = lambda a: a.double().float()[:, None, None].expand(channels, 1, 1).clone()
+    scale = float(config.get("scaling_factor") or 1.0) / per("latents_std")
+    shift = per("latents_mean") + float(config.get("shift_factor") or 0.0)
+    return column(scale), column(shift)
+
+
 class Vae(nn.Module):
     """An ``AutoencoderKL`` or ``AutoencoderTiny`` of diffusers between images and latents.
 
@@ -229,12 +243,9 @@ class Vae(nn.Module):
         self.channels: int = config["out_channels"]
         self.latent_channels: int = config["latent_channels"]
         self.factor: int = 2 ** (len(blocks) - 1)
-        per = lambda key: torch.tensor(config.get(key) or [0.0 if "mean" in key else 1.0])
-        column = lambda a: a.double().float()[:, None, None].expand(self.latent_channels, 1, 1)
-        scale = float(config["scaling_factor"]) / per("latents_std")
-        shift = per("latents_mean") + float(config.get("shift_factor") or 0.0)
-        self.register_buffer("scale", column(scale).clone())
-        self.register_buffer("shift", column(shift).clone())
+        scale, shift = standards(config, self.latent_channels)
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] to latents (B, L, H/f, W/f), float32."""

@@ -37,7 +37,17 @@ from flowturbo.tasks.generate import check_whole, condition_of, decoded
 from flowturbo.tasks.sources import Edited, ImageInput, Job, Prompts, Size, job, prompt_texts
 from flowturbo.types import Condition
 
-__all__ = ["METHODS", "edit", "forward", "full_plan", "img2img", "invert"]
+__all__ = [
+    "HALF",
+    "METHODS",
+    "NOTHING",
+    "backward",
+    "edit",
+    "forward",
+    "full_plan",
+    "img2img",
+    "invert",
+]
 
 METHODS = ("inversion", "flowedit", "sdedit")
 PLAN = "AB2:8@1.6"  # of image to image
@@ -93,7 +103,7 @@ def img2img(
     if negative is not None:
         null = condition_of(model, [as_prompt("negative", negative)])
     if start > 1 - NOTHING:
-        return work.unchanged()
+        return work.parts.unchanged()
     counted = CountCalls(model)
     x1 = sample(
         table,
@@ -141,7 +151,7 @@ def invert(
     end = checks.number("until", until, 0, 1)
     if end > 1 - NOTHING:
         raise ValueError(f"until={until}: must be below 1, where the image is")
-    return sample(_backward(plan, end), model, work.states, work.cond)
+    return sample(backward(plan, end), model, work.states, work.cond)
 
 
 @checks.known_keywords
@@ -200,7 +210,7 @@ def edit(
         )
     source = condition_of(model, texts * (len(work) // len(texts)))
     if start > 1 - NOTHING:
-        return work.unchanged()
+        return work.parts.unchanged()
     table, counted, x = forward(model, plan, start), CountCalls(model), work.states
     if exact:
         x1 = _there_and_back(counted, work, source, plan, start)
@@ -211,7 +221,7 @@ def edit(
         x1 = sample(table.with_info({}), difference, x)
     else:
         if method == "inversion":
-            x = sample(_backward(plan, start), counted, x, source)
+            x = sample(backward(plan, start), counted, x, source)
         else:
             x = interpolate(work.noise(), x, start)
         refiner = resolve_refiner(model, table, None)
@@ -266,7 +276,7 @@ def full_plan(plan: Plan, what: str) -> None:
         )
 
 
-def _backward(plan: str, end: float) -> Plan:
+def backward(plan: str, end: float) -> Plan:
     """The notation ``plan`` from data to ``end``."""
     if not isinstance(plan, str) or plan.endswith(".json"):
         raise ValueError(f"plan={checks.shown(plan)}: must be notation ('AB2:8'), to run backward")
@@ -276,5 +286,5 @@ def _backward(plan: str, end: float) -> Plan:
 
 
 def _finished(work: Job, x1: Tensor, plan: Plan, counted: CountCalls) -> Edited:
-    images = work.placed(decoded(work.model, x1, plan, work.guidance))
+    images = work.parts.placed(decoded(work.model, x1, plan, work.guidance))
     return Edited(images, counted.calls, counted.rows // len(work))

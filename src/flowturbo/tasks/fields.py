@@ -13,7 +13,7 @@ from flowturbo.guidance import Guidance, guided
 from flowturbo.path import interpolate, predicted_data
 from flowturbo.types import Condition, Time
 
-__all__ = ["Corrected", "Difference", "Known"]
+__all__ = ["Corrected", "Difference", "Known", "noised_afresh"]
 
 
 class Difference(Wrapper):
@@ -38,9 +38,7 @@ class Difference(Wrapper):
 
     def __call__(self, x: Tensor, t: Time, cond: Condition = None) -> Tensor:
         """The difference at a state ``x`` (B, ...)."""
-        seeds = [noise.mixed(seed, round(float(t) * 2**31)) for seed in self._seeds]
-        n = noise.draw(seeds, self._image.shape[1:], device=x.device)
-        z = interpolate(n, self._image, t)
+        z = noised_afresh(self._image, float(t), self._seeds)
         at = float(t) if isinstance(self._guided, Guidance) else t
         new = self._guided(x + z - self._image, at, self._target)
         return new - self.field(z, t, self._source)
@@ -48,6 +46,12 @@ class Difference(Wrapper):
     def embed_condition(self, cond: Condition) -> Condition:
         """Nothing: it has its conditions."""
         return cond
+
+
+def noised_afresh(image: Tensor, t: float, seeds: Sequence[int]) -> Tensor:
+    """``t*image + (1-t)*n`` (N, ...), of noise ``n`` that is another for each seed and time."""
+    mixed = [noise.mixed(seed, round(t * 2**31)) for seed in seeds]
+    return interpolate(noise.draw(mixed, image.shape[1:], device=image.device), image, t)
 
 
 class Known(Wrapper):

@@ -118,6 +118,12 @@ def decoded(model: Model, x1: Tensor, plan: Plan, guidance: float) -> list[Image
 
 def check_model(model: object) -> None:
     """Raise ``ValueError`` unless ``model``, which may be wrapped, can generate images."""
+    if type(model).__module__.startswith("diffusers."):
+        raise ValueError(
+            f"model={type(model).__name__}: must be a model from flowturbo.load; a pipeline of "
+            "diffusers runs plans by flowturbo.integrations.diffusers.enable, and edits by "
+            "flowturbo.integrations.diffusers.edit"
+        )
     needed = ("condition", "decode", "defaults", "device", "plans", "shape")
     if isinstance(model, str) or not all(hasattr(model, name) for name in needed):
         load = (

@@ -155,13 +155,13 @@ def remove(
     table = forward(model, plan, 0.0)
     if painted:
         return _inpainted(work, hole, table, "standard")
-    spread = _spread(work.images, work.pooled(hole, *work.images.shape[2:]))
-    return Edited(work.placed(to_pil(spread), hole), 0, 0)
+    spread = _spread(work.parts.images, work.parts.pooled(hole, *work.parts.images.shape[2:]))
+    return Edited(work.parts.placed(to_pil(spread), hole), 0, 0)
 
 
 def _inpainted(work: Job, hole: Image.Image, plan: Plan, quality: str) -> Edited:
     model, x0 = work.model, work.noise()
-    known = 1 - work.pooled(hole, *model.shape[1:]).to(work.states)
+    known = 1 - work.parts.pooled(hole, *model.shape[1:]).to(work.states)
     counted, scale, refiner = CountCalls(model), work.guidance, resolve_refiner(model, plan, None)
     field: Field = counted
     if quality == "high":
@@ -174,7 +174,7 @@ def _inpainted(work: Job, hole: Image.Image, plan: Plan, quality: str) -> Edited
         return torch.lerp(step.x, interpolate(x0, work.states, step.time), known)
 
     x1 = sample(plan, field, x0, work.cond, guidance=scale, refiner=refiner, callback=replaced)
-    images = work.placed(decoded(model, x1, plan, work.guidance), hole)
+    images = work.parts.placed(decoded(model, x1, plan, work.guidance), hole)
     return Edited(images, counted.calls, counted.rows // len(work))
 
 

@@ -32,11 +32,16 @@ __all__ = [
     "Edited",
     "ImageInput",
     "Job",
+    "Parts",
     "Prompts",
     "Size",
+    "check_pairs",
     "job",
+    "parts_of",
     "prompt_texts",
     "read_images",
+    "seeds_of",
+    "texts_of",
 ]
 
 ImageInput: TypeAlias = Image.Image | str | Path
@@ -66,45 +71,28 @@ class Edited(list[Image.Image]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """N images to edit, by as many prompts.
+class Parts:
+    """The parts of N images that are edited.
 
     Attributes:
-        model: edits them.
         originals: the images, RGB, upright.
         boxes: the parts of them that are edited.
         images: these parts in the model's size, (N, C, H, W) in [0, 1].
-        cond: of the prompts.
-        guidance: scale.
-        seeds: of the images.
         size: that is returned.
     """
 
-    model: Model
     originals: list[Image.Image]
     boxes: list[Box]
     images: Tensor
-    cond: Condition
-    guidance: float
-    seeds: range
     size: Size
 
     def __len__(self) -> int:
         return len(self.originals)
 
-    @cached_property
-    def states(self) -> Tensor:
-        """Of the images, (N, C, H, W)."""
-        return self.model.encode(self.images)
-
-    def noise(self) -> Tensor:
-        """A noise sample for each image."""
-        return noise.draw(self.seeds, self.model.shape, device=self.model.device)
-
     def unchanged(self) -> Edited:
         """The images themselves."""
         made = self.originals if self.size == "input" else to_pil(self.images)
-        return Edited([_as_model(self.model, image) for image in made], 0, 0)
+        return Edited([self._grey_or_rgb(image) for image in made], 0, 0)
 
     def placed(
         self, images: Sequence[Image.Image], hole: Image.Image | None = None
@@ -124,7 +112,7 @@ class Job:
             return found
         for image, original, box in zip(images, self.originals, self.boxes, strict=True):
             left, top, right, bottom = box
-            made = _as_model(self.model, original).copy()
+            made = self._grey_or_rgb(original).copy()
             part = image.convert(made.mode).resize(
                 (right - left, bottom - top), Image.Resampling.LANCZOS
             )
@@ -136,6 +124,69 @@ class Job:
         """The largest value of ``hole`` in each cell, (1, 1, height, width) in [0, 1]."""
         part = torch.from_numpy(np.array(hole.crop(self.boxes[0])))[None, None].float() / 255
         return torch.nn.functional.adaptive_max_pool2d(part, (height, width))
+
+    def _grey_or_rgb(self, image: Image.Image) -> Image.Image:
+        """L if the model is grey and the image is too."""
+        if self.images.shape[1] > 1 or image.mode == "L":
+            return image
+        red, green, blue = (band.tobytes() for band in image.split())
+        return image.convert("L") if red == green == blue else image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """N images to edit, by as many prompts.
+
+    Attributes:
+        model: edits them.
+        parts: of the images.
+        cond: of the prompts.
+        guidance: scale.
+        seeds: of the images.
+    """
+
+    model: Model
+    parts: Parts
+    cond: Condition
+    guidance: float
+    seeds: range
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    @cached_property
+    def states(self) -> Tensor:
+        """Of the images, (N, C, H, W)."""
+        return self.model.encode(self.parts.images.to(self.model.device))
+
+    def noise(self) -> Tensor:
+        """A noise sample for each image."""
+        return noise.draw(self.seeds, self.model.shape, device=self.model.device)
+
+
+def parts_of(
+    originals: Sequence[Image.Image],
+    boxes: Sequence[Box],
+    shape: tuple[int, int, int],
+    count: int,
+    size: Size,
+) -> Parts:
+    """The parts ``boxes`` of images in the ``shape`` (C, H, W) of a model's, ``count`` in all.
+
+    ``count`` is a multiple of the number of images, which repeat.
+    """
+    channels, height, width = shape
+    parts = [
+        _scaled(original.crop(box), height, width, channels)
+        for original, box in zip(originals, boxes, strict=True)
+    ]
+    times = count // len(parts)
+    return Parts(
+        originals=[*originals] * times,
+        boxes=[*boxes] * times,
+        images=torch.stack(parts * times),
+        size=size,
+    )
 
 
 def job(
@@ -168,30 +219,31 @@ def job(
     checks.one_of("size", size, ("input", "model"))
     texts = prompt_texts(model, "prompt", prompt, style)
     originals = read_images("image", image)
-    n = max(len(texts), len(originals))
-    for name, given in (("image", originals), ("prompt", texts)):
-        if len(given) not in (1, n):
-            other = "prompt" if name == "image" else "image"
-            raise ValueError(f"{name}: {len(given)} for {n} of {other}; give one, or {n}")
-    first = checks.whole("seed", seed, 0, noise.LARGEST_SEED - n + 1)
+    n = check_pairs(len(originals), len(texts))
     scale = None if guidance is None else checks.number("guidance", guidance)
-    channels, height, width = model.image_shape
-    boxes = [_around(crop_box(i, height, width), around, i) for i in originals]
-    parts = [
-        _scaled(original.crop(box), height, width, channels)
-        for original, box in zip(originals, boxes, strict=True)
-    ]
-    times = n // len(originals)
+    boxes = [_around(crop_box(i, *model.image_shape[1:]), around, i) for i in originals]
     return Job(
         model=model,
-        originals=originals * times,
-        boxes=boxes * times,
-        images=torch.stack(parts * times).to(model.device),
+        parts=parts_of(originals, boxes, model.image_shape, n, size),
         cond=condition_of(model, texts * (n // len(texts))),
         guidance=default_guidance(model, scale),
-        seeds=range(first, first + n),
-        size=size,
+        seeds=seeds_of(seed, n),
     )
+
+
+def check_pairs(images: int, prompts: int) -> int:
+    """The number of pairs, where one image goes with many prompts, and one prompt with many."""
+    n = max(images, prompts)
+    for name, given, other in (("image", images, "prompt"), ("prompt", prompts, "image")):
+        if given not in (1, n):
+            raise ValueError(f"{name}: {given} for {n} of {other}; give one, or {n}")
+    return n
+
+
+def seeds_of(seed: object, count: int) -> range:
+    """The seeds of ``count`` images, of which ``seed`` is the first."""
+    first = checks.whole("seed", seed, 0, noise.LARGEST_SEED - count + 1)
+    return range(first, first + count)
 
 
 def read_images(name: str, image: object) -> list[Image.Image]:
@@ -205,7 +257,13 @@ def read_images(name: str, image: object) -> list[Image.Image]:
 
 
 def prompt_texts(model: Model, name: str, prompts: object, style: str | None = None) -> list[str]:
-    """One prompt or label, or several, as texts in a style.
+    """One prompt or label, or several, as texts in a style; see `texts_of`."""
+    texts = texts_of(name, prompts)
+    return [model.styled(text, style) for text in texts] if style else texts
+
+
+def texts_of(name: str, prompts: object) -> list[str]:
+    """One prompt or label, or several, as texts.
 
     Raises:
         ValueError: naming the argument ``name``, if it is anything else or empty.
@@ -216,7 +274,7 @@ def prompt_texts(model: Model, name: str, prompts: object, style: str | None = N
         texts = [as_prompt(f"{name}[{i}]", prompt) for i, prompt in enumerate(prompts)]
     if not texts:
         raise ValueError(f"{name}=[]: give at least one")
-    return [model.styled(text, style) for text in texts] if style else texts
+    return texts
 
 
 def _around(box: Box, part: Box | None, image: Image.Image) -> Box:
@@ -238,11 +296,3 @@ def _scaled(image: Image.Image, height: int, width: int, channels: int) -> Tenso
     made = image.convert("L" if channels == 1 else "RGB")
     array = np.array(made.resize((width, height), Image.Resampling.LANCZOS))
     return torch.from_numpy(array).reshape(height, width, channels).permute(2, 0, 1) / 255
-
-
-def _as_model(model: Model, image: Image.Image) -> Image.Image:
-    """L if the model is grey and the image is too."""
-    if model.image_shape[0] > 1 or image.mode == "L":
-        return image
-    red, green, blue = (band.tobytes() for band in image.split())
-    return image.convert("L") if red == green == blue else image

@@ -1,15 +1,17 @@
-"""Pipelines of diffusers: a scheduler that runs plans, and refiners by one call.
+"""Pipelines of diffusers: a scheduler that runs plans, refiners by one call, and editing.
 
-    from flowturbo.integrations.diffusers import FlowTurboScheduler, enable, disable, summary
+    from flowturbo.integrations.diffusers import FlowTurboScheduler, disable, edit, enable, summary
 
     pipe.scheduler = FlowTurboScheduler.from_config(pipe.scheduler.config)  # second order
     enable(pipe, plan=plan, refiner=refiner)  # or a fitted plan, with a refiner
+    edit(pipe, "dog.jpg", "a fox", "a dog")[0].save("fox.png")
 
 The extra ``[diffusers]`` installs what it needs.
 """
 
+from flowturbo.integrations.diffusers.editing import edit
 from flowturbo.integrations.diffusers.families import FAMILIES, Family
 from flowturbo.integrations.diffusers.pipeline import disable, enable, summary
 from flowturbo.integrations.diffusers.scheduler import FlowTurboScheduler
 
-__all__ = ["FAMILIES", "Family", "FlowTurboScheduler", "disable", "enable", "summary"]
+__all__ = ["FAMILIES", "Family", "FlowTurboScheduler", "disable", "edit", "enable", "summary"]

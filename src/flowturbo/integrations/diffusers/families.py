@@ -38,6 +38,9 @@ class Family:
             evaluations are refused.
         scale: from the pipeline's ``guidance_scale`` to the ``w`` of ``u + w*(c - u)``; None if the
             pipeline does not keep it.
+        guided: the arguments of the pipeline's call for the scale ``w`` of ``u + w*(c - u)``, 1 for
+            off; None if they are not known, and editing is refused.
+        video: whether the autoencoder takes videos (B, 3, 1, H, W).
         blocks: classes of the repeated blocks, for ``compile_repeated_blocks`` where diffusers does
             not list them.
     """
@@ -49,6 +52,8 @@ class Family:
     sides: Callable[[ReadOnlyJson, int], tuple[int, int]] | None = None
     conditional: Literal["first", "second", "calls"] | None = None
     scale: Callable[[float], float] | None = None
+    guided: Callable[[float], ReadOnlyJson] | None = None
+    video: bool = False
     blocks: tuple[str, ...] = ()
 
 
@@ -80,15 +85,25 @@ def _qwen(arguments: ReadOnlyJson, tokens: int) -> tuple[int, int]:
     return int(shape[-2]), int(shape[-1])
 
 
+def _guidance_scale(scale: float) -> ReadOnlyJson:
+    return {"guidance_scale": scale}
+
+
 def _at_least_1(scale: float) -> float:
     return max(scale, 1.0)
 
 
 FAMILIES = {
     "SD3Transformer2DModel": Family(
-        name="SD3", conditional="second", scale=_at_least_1, blocks=("JointTransformerBlock",)
+        name="SD3",
+        conditional="second",
+        scale=_at_least_1,
+        guided=_guidance_scale,
+        blocks=("JointTransformerBlock",),
     ),
-    "FluxTransformer2DModel": Family(name="FLUX.1", sides=_flux, conditional="calls"),
+    "FluxTransformer2DModel": Family(
+        name="FLUX.1", sides=_flux, conditional="calls", guided=_guidance_scale
+    ),
     "Lumina2Transformer2DModel": Family(
         name="Lumina2",
         negated=True,
@@ -97,9 +112,19 @@ FAMILIES = {
         blocks=("Lumina2TransformerBlock",),
     ),
     "SanaTransformer2DModel": Family(
-        name="Sana", conditional="second", scale=_at_least_1, blocks=("SanaTransformerBlock",)
+        name="Sana",
+        conditional="second",
+        scale=_at_least_1,
+        guided=_guidance_scale,
+        blocks=("SanaTransformerBlock",),
     ),
-    "QwenImageTransformer2DModel": Family(name="Qwen-Image", sides=_qwen, conditional="calls"),
+    "QwenImageTransformer2DModel": Family(
+        name="Qwen-Image",
+        sides=_qwen,
+        conditional="calls",
+        guided=lambda w: {"true_cfg_scale": w},
+        video=True,
+    ),
     "ZImageTransformer2DModel": Family(
         name="Z-Image",
         state="x",
@@ -107,6 +132,7 @@ FAMILIES = {
         listed=True,
         conditional="first",
         scale=lambda s: 1 + max(s, 0.0),
+        guided=lambda w: {"guidance_scale": w - 1},
     ),
     "AuraFlowTransformer2DModel": Family(
         name="AuraFlow",

@@ -19,7 +19,7 @@ from flowturbo.refiner.binding import Refiner, prepare_refiner, warn_on_mismatch
 from flowturbo.refiner.checkpoint import load_refiner
 from flowturbo.types import Condition, Pipeline, ReadOnlyJson, Scheduler, Time
 
-__all__ = ["disable", "enable", "summary"]
+__all__ = ["components_of", "disable", "enable", "network_of", "summary"]
 
 STATE = "_flowturbo"
 BLOCKS = "_repeated_blocks"  # of a network, to diffusers
@@ -82,7 +82,7 @@ def enable(
             family is unknown and a refiner needs it, or an argument is of another type.
     """
     _check(pipe)
-    network = _network(pipe)
+    network = network_of(pipe)
     family = FAMILIES.get(type(network).__name__) if family is None else family
     if not isinstance(family, Family | None):
         raise ValueError(f"family={family!r}: must be a Family; Family(name={family!r}, ...)")
@@ -141,7 +141,7 @@ def enable(
     setattr(pipe, STATE, _State(before, scheduler, network, family, used, hooked, bool(blocks)))
 
 
-def _parts(pipe: Pipeline) -> ReadOnlyJson:
+def components_of(pipe: Pipeline) -> ReadOnlyJson:
     """The attributes of ``pipe``; refused if it is no pipeline with a scheduler."""
     parts = vars(pipe) if hasattr(pipe, "__dict__") else {}
     if not isinstance(parts.get("scheduler"), SchedulerMixin):
@@ -153,7 +153,7 @@ def _parts(pipe: Pipeline) -> ReadOnlyJson:
 
 def _check(pipe: Pipeline) -> None:
     """Refuse a pipeline that is enabled, or does not sample with its own scheduler alone."""
-    parts = _parts(pipe)
+    parts = components_of(pipe)
     if STATE in parts:
         raise ValueError(f"{type(pipe).__name__} is enabled already; disable(pipe) first")
     if type(pipe).__name__ in UNFIT:
@@ -197,7 +197,7 @@ def disable(pipe: Pipeline) -> None:
 def summary(pipe: Pipeline) -> str:
     """Scheduler, plan, evaluations and refiner of a pipeline in a few lines."""
     state, scheduler = _state(pipe), pipe.scheduler
-    network = state.network if state else _network(pipe)
+    network = state.network if state else network_of(pipe)
     size = _millions(network) if network is not None else ""
     family = state.family if state else FAMILIES.get(type(network).__name__)
     name = family.name if family else "no family that refiners support"
@@ -223,11 +223,11 @@ def summary(pipe: Pipeline) -> str:
 
 
 def _state(pipe: Pipeline) -> _State | None:
-    state: _State | None = _parts(pipe).get(STATE)
+    state: _State | None = components_of(pipe).get(STATE)
     return state
 
 
-def _network(pipe: Pipeline) -> nn.Module | None:
+def network_of(pipe: Pipeline) -> nn.Module | None:
     """The transformer or U-Net, without the wrapper of ``torch.compile``; None without one."""
     for name in ("transformer", "unet"):
         network = getattr(pipe, name, None)

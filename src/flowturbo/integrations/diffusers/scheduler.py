@@ -38,7 +38,7 @@ from flowturbo.integrations.diffusers.timesteps import (
     step_count,
     warn_of_timesteps,
 )
-from flowturbo.plan import Plan
+from flowturbo.plan import Plan, as_plan
 from flowturbo.types import ReadOnlyJson
 
 __all__ = ["FlowTurboScheduler"]
@@ -196,6 +196,16 @@ class FlowTurboScheduler(RunPerThread, FlowMatchEulerDiscreteScheduler):  # type
                 + "; leave it out"
             )
         self._shift = number("shift", shift, 0)
+
+    def set_plan(self, plan: Plan | str) -> None:
+        """Run ``plan`` from the next ``set_timesteps`` on; the configuration keeps its own.
+
+        It may run from data to noise: ``pipe(latents=...)`` of an image then leads to its noise.
+
+        Raises:
+            ValueError: if it is no plan, its notation, or the path of its .json file.
+        """
+        self._fixed_plan = as_plan(plan)
 
     @property
     def shift(self) -> float:

@@ -128,7 +128,8 @@ def test_an_image_of_one_pixel_is_edited(flowturbo, tmp_path):
         ("inpaint", ["in.png", "tiger", "--mask", "small.png"], "mask of 3 x 3: must be of the"),
         ("inpaint", ["in.png", "tiger", "--mask", "black.png"], "is empty; paint it white"),
         ("inpaint", ["in.png", "tiger", "--mask", "bad.png"], "bad.png: not a readable image"),
-        ("remove", ["in.png"], "mask=None, box=None: pass one of them"),
+        ("remove", ["in.png"], "mask=None, box=None, click=None: pass one"),
+        ("remove", ["in.png", "--click", 30, 1], "within the image, 30 x 20"),
         ("remove", ["in.png", "--box", 0, 0, 99, 9], "within the image, 30 x 20"),
     ],
 )

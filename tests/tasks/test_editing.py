@@ -101,7 +101,8 @@ def test_the_edit_is_what_is_asked_for(pull):
     assert abs(pixels(made) - 127.5 * (expected + 1)).max() < 2
     (flow,) = ft.edit(pull, grey(0.2), "light", "dark", method="flowedit", keep=0.25, plan="RK4:8",
                       guidance=1.0)  # fmt: skip
-    moved = 0.2 + (1 - np.exp(-0.5 * 0.75)) / 0.5 * 0.5  # velocities differ by (1 - (z - x)) / 2
+    whole = 1 - 0.25**1.1  # of the path; velocities differ by (1 - (z - x)) / 2
+    moved = 0.2 + (1 - np.exp(-0.5 * whole)) / 0.5 * 0.5
     assert abs(pixels(flow) - 127.5 * (moved + 1)).max() < 2
 
 
@@ -138,6 +139,38 @@ def test_an_inversion_ends_where_it_is_told_and_leads_back(pull):
     torch.testing.assert_close(x, torch.full((1, 1, 8, 8), float(expected)), rtol=0, atol=1e-4)
     back = ft.sample(ft.Plan.parse("RK4:8", start=0.25), pull, x, pull.condition(["dark"]))
     assert (pull.decode(back) * 255).round().unique().tolist() == [pixels(grey(0.3))[0, 0]]
+
+
+@pytest.fixture
+def inverse(pull):
+    """A plan of a round trip until t=0.25 on `pull`, which two evaluations do exactly."""
+    return ft.tune(pull, nfe=2, trajectories=16, guidance=1.0, direction="round trip", until=0.25)
+
+
+def test_a_plan_of_a_round_trip_leads_there_and_its_own_solver_back(pull, inverse, tmp_path):
+    few = dict(keep=0.25, guidance=1.0)
+    (same,) = ft.edit(pull, grey(0.9), "dark", "dark", plan=inverse, **few)
+    assert same.tobytes() == grey(0.9).tobytes()
+    (off,) = ft.edit(pull, grey(0.9), "dark", "dark", plan="AB2:2@1.6", **few)
+    assert off.tobytes() != same.tobytes()
+    inverse.save(tmp_path / "inverse.json")
+    made = ft.edit(pull, grey(0.9), "light", "dark", plan=str(tmp_path / "inverse.json"), **few)
+    assert made.evaluations == 4
+    x = ft.invert(pull, grey(0.9), "dark", plan=inverse, until=0.25)
+    to_light = ft.sample(ft.Plan.parse("AB2:2@1.6", start=0.25), pull, x, pull.condition(["light"]))
+    assert abs(pixels(made[0])[0, 0] - 255 * float(pull.decode(to_light)[0, 0, 0, 0])) < 1
+
+
+def test_a_plan_that_leads_elsewhere_is_refused(pull, inverse):
+    ask = lambda **more: ft.edit(pull, grey(), "dark", "dark", **more)
+    with pytest.raises(ValueError, match=r"leads from t=1 to 0.25, must lead from .* to 0.1; fit"):
+        ask(plan=inverse)
+    with pytest.raises(ValueError, match=r"'inverse of AB2:2@1\.6'"):
+        ask(plan=inverse, keep=0.25, method="flowedit")
+    with pytest.raises(ValueError, match="no plan is known that leads back"):
+        ask(plan=inverse.with_info({}), keep=0.25)
+    with pytest.raises(ValueError, match=r"must lead from .*, t=1, to 0\.5"):
+        ft.invert(pull, grey(), plan=inverse, until=0.5)
 
 
 def test_in_the_size_of_the_input_only_the_middle_changes(words, photo, tmp_path):
@@ -308,7 +341,10 @@ def test_removal_with_a_prompt_is_inpainting_without_guidance(words, photo):
         (lambda m, p: ft.edit(m, p, "tiger", NAMES), "source_prompt: 2 for 1 images; give one"),
         (lambda m, p: ft.edit(m, p, "tiger", "tiger", method="magic"), "method='magic': must be"),
         (lambda m, p: ft.edit(m, p, "tiger", "tiger", keep=-1), "keep=-1: must be"),
-        (lambda m, p: ft.edit(m, p, "tiger", "tiger", plan=ft.Plan.euler(2)), "must be notation"),
+        (lambda m, p: ft.edit(m, p, "tiger", "tiger", plan=ft.Plan.euler(2)),
+         "leads from t=0 to 1, must lead from data, t=1, to 0.1"),
+        (lambda m, p: ft.edit(m, p, "tiger", "tiger", plan=ft.Plan.euler(2), exact=True),
+         "exact=True, plan=.*takes notation"),
         (lambda m, p: ft.edit(m, p, "tiger", "tiger", method="sdedit", exact=True), "exact=True, "),
         (lambda m, p: ft.inpaint(m, p, MASK * 0, "tiger"), "is empty; paint it white"),
         (lambda m, p: ft.inpaint(m, p, np.ones((20, 30)), "tiger"), "covers 30 x 20 pixels"),
@@ -340,8 +376,15 @@ def test_removal_with_a_prompt_is_inpainting_without_guidance(words, photo):
         (lambda m, p: ft.inpaint(m, p, MASK, "tiger", feather=9),
          "feather=9: must be at most half of the mask, 4 pixels"),
         (lambda m, p: ft.inpaint(m, p, MASK, "tiger", quality="best"), "quality='best'"),
-        (lambda m, p: ft.remove(m, p), "mask=None, box=None: pass one of them"),
+        (lambda m, p: ft.remove(m, p), "mask=None, box=None, click=None: pass one of them"),
         (lambda m, p: ft.remove(m, p, MASK, box=(0, 0, 1, 1)), "pass one of them"),
+        (lambda m, p: ft.remove(m, p, box=(0, 0, 1, 1), click=(1, 1)), "pass one of them"),
+        (lambda m, p: ft.remove(m, [p, p], click=(1, 1)), "click=.*is for one image, and there"),
+        (lambda m, p: ft.remove(m, p, click=(30, 5)), r"click=\(30, 5\): .*the image, 30 x 20"),
+        (lambda m, p: ft.remove(m, p, click=(1.5, 5)), r"click=\(1.5, 5\): must be \(x, y\)"),
+        (lambda m, p: ft.remove(m, p, click=7), r"click=7: must be \(x, y\), whole"),
+        (lambda m, p: ft.remove(m, Image.new("RGB", (9, 9)), click=(4, 4)),
+         r"click=\(4, 4\): there is no object"),
         (lambda m, p: ft.remove(m, p, box=(0, 0, 31, 10)), r"box=.*within the image, 30 x 20"),
         (lambda m, p: ft.remove(m, p, box=(5, 0, 5, 10)), r"box=.*within the image"),
         (lambda m, p: ft.remove(m, p, box=(5, 0, 5)),

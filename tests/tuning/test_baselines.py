@@ -16,7 +16,8 @@ def test_baselines_have_the_evaluations_of_the_plan_at_all_shifts(monkeypatch, n
     monkeypatch.setitem(SOLVERS, "MID", dataclasses.replace(SOLVERS["MID"], baseline=True))
     plans: list[Plan] = []
     score = lambda plan, rows=None: plans.append(plan) or float(len(plan.name))
-    problem = SimpleNamespace(direction="forward", report=lambda progress: None, score=score)
+    classical = lambda name, shift: Plan.parse(name, shift=shift)
+    problem = SimpleNamespace(classical=classical, report=lambda progress: None, score=score)
     best_baseline(problem, nfe)
     assert {plan.nfe["model"] for plan in plans} == {nfe}
     assert any(plan.name.startswith("MID") for plan in plans) == (nfe == 6)

@@ -38,6 +38,24 @@ def test_tune_on_a_field_of_the_callers_own(direction):
     assert ft.Plan.from_json(plan.to_json()) == plan
 
 
+@pytest.mark.parametrize("until", [0.0, 0.2])
+def test_a_round_trip_returns(until):
+    """On images that nothing was fitted on, to themselves; two ways of Adams-Bashforth 2 do not."""
+    plan = ft.tune(mixture, nfe=5, noise=initial_noise(256), direction="round trip", until=until)
+    assert plan.times[[0, -1]].tolist() == [1.0, until]
+    assert (plan.name, plan.info["inverts"]) == ("inverse of AB2:5@1.6", "AB2:5@1.6")
+    assert plan.info["guidance"] == [1, 1]
+    images = ft.sample("RK4:20", mixture, initial_noise(200, seed=1))
+    back = ft.Plan.parse("AB2:5@1.6", start=until)
+    usual = ft.Plan.parse("AB2:5@1.6", direction="backward", end=until)
+    fitted, classical = (
+        error(ft.sample(back, mixture, ft.sample(there, mixture, images)), images)
+        for there in (plan, usual)
+    )
+    assert 0.5 < float(fitted.median()) / plan.info["error"]["median"] < 2
+    assert fitted.square().mean() < 0.1**2 * classical.square().mean()
+
+
 def test_too_few_trajectories_give_the_best_classical_solver_by_name():
     plan = ft.tune(mixture, nfe=4, noise=initial_noise(8))
     assert "too few to fit on" in plan.info["notes"][0]
@@ -140,6 +158,11 @@ def test_a_disk_too_small_is_refused_before_anything_is_computed(tmp_path, monke
         (dict(seed=1.5), "seed=1.5: must be a whole number"),
         (dict(budget_ms=0), "budget_ms=0: must be a finite number above 0"),
         (dict(direction="up"), "direction='up': must be one of 'forward', 'backward'"),
+        (dict(until=0.1), "until=0.1, direction='forward': only a 'round trip' turns"),
+        (dict(until=1, direction="round trip"), "until=1: must be a finite number from 0 to 0.99"),
+        (dict(passes=8, direction="round trip"), "passes=8, direction='round trip': .* nfe full"),
+        (dict(search=False, direction="round trip"), "search=False, direction='round trip'"),
+        (dict(refiner=Oracle(), direction="round trip"), "refiner=.*, direction='round trip'"),
         (dict(search="no"), "search='no': must be True or False"),
         (dict(cache_dir=3), "cache_dir=3: must be a path"),
         (dict(report=3), "report=3: must be a function"),

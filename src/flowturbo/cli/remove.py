@@ -1,4 +1,4 @@
-"""`flowturbo remove`: what a mask or a box covers is removed from an image."""
+"""`flowturbo remove`: what a mask, a box or a click marks is removed from an image."""
 
 from __future__ import annotations
 
@@ -29,15 +29,21 @@ def run(
         tuple[int, int, int, int] | None,
         typer.Option("--box", help="Left, top, right and bottom of the object, in pixels."),
     ] = None,
+    click: Annotated[
+        tuple[int, int] | None,
+        typer.Option("--click", help="A pixel of the object, from the left and from the top."),
+    ] = None,
     feather: editing.Feather = 0.0,
     plan: options.PlanName = PLAN,
 ) -> None:
-    """Remove what a mask or a box covers.
+    """Remove what a mask or a box covers, or the object at a click.
 
     Example: flowturbo remove tree.png "tree" --box 20 4 30 12 -o bare.png
     """
-    task = partial(remove, mask=mask, box=box, feather=feather, plan=options.read_plan(plan))
+    task = partial(
+        remove, mask=mask, box=box, click=click, feather=feather, plan=options.read_plan(plan)
+    )
     editing.execute(
-        context, task, image, prompt, config, box=box, feather=feather,
+        context, task, image, prompt, config, box=box, click=click, feather=feather,
         mask=None if mask is None else mask.name, plan=plan if prompt else None,
     )  # fmt: skip

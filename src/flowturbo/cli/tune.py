@@ -54,10 +54,11 @@ def run(
     say(repr(plan))
     for note in plan.info["notes"]:
         say(note)
+    what = "of the round trip" if "inverts" in plan.info else "to the reference solution"
     for name, error in (
         ("this plan", plan.info["error"]),
         (plan.info["baseline"]["name"], plan.info["baseline"]),
     ):
         figures = f"error {error['rmse']:.4f}, median {error['median']:.4f}"
-        say(f"{name}: {figures}, to the reference solution")
+        say(f"{name}: {figures}, {what}")
     say(f"-> {out}")

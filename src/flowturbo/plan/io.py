@@ -43,6 +43,7 @@ class Info(Schema):
     guidance: list[float] = Field(default=[0.0, 0.0], min_length=2, max_length=2)
     error: Error | None = None
     baseline: Baseline | None = None
+    inverts: str | None = None
 
     @model_validator(mode="after")
     def _ascends(self) -> Info:

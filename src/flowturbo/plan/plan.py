@@ -101,7 +101,8 @@ class Plan:
         name: in the notation of ``parse`` where there is one.
         info: how the plan was made, its measured error and the like: any JSON object. Entries that
             the library reads are checked: "guidance" is [lowest, highest], "error" and "baseline"
-            have "rmse" and "median", "baseline" also "name".
+            have "rmse" and "median", "baseline" also "name"; "inverts" is
+            the notation of the forward plan that a plan of a round trip inverts.
 
     Raises:
         ValueError: if an argument is outside its range.

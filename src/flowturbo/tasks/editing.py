@@ -11,7 +11,8 @@ With a source image :math:`x`, its prompt ``c`` and the target prompt ``c'``:
   velocities of ``c'`` and ``c`` at states that are noised alike.
 
 ``keep`` says in all of them how much of the source stays: at 0 nothing but what an inversion knows,
-at 1 everything. It is the time ``t`` at which the edit begins.
+at 1 everything. The edit begins at time ``t = keep``, by flowedit at ``keep ** 1.1``: begun at the
+same time it stays nearer to the source, and with this power about as near as an inversion.
 """
 
 from __future__ import annotations
@@ -41,17 +42,19 @@ __all__ = [
     "HALF",
     "METHODS",
     "NOTHING",
-    "backward",
+    "begins_at",
     "edit",
     "forward",
     "full_plan",
     "img2img",
+    "inversion",
     "invert",
 ]
 
 METHODS = ("inversion", "flowedit", "sdedit")
 PLAN = "AB2:8@1.6"  # of image to image
 HALF = "AB2:4@1.6"  # there and back
+FLOWEDIT_POWER = 1.1  # measured by benchmarks/editing.py
 NOTHING = 1e-6  # of the path: nothing is done over less
 
 
@@ -124,7 +127,7 @@ def invert(
     image: ImageInput | Sequence[ImageInput],
     prompt: Prompts = "",
     *,
-    plan: str = PLAN,
+    plan: Plan | str = PLAN,
     until: float = 0.0,
     style: str | None = None,
 ) -> Tensor:
@@ -137,7 +140,8 @@ def invert(
         model: from `flowturbo.load`.
         image: a PIL image or a path, or several.
         prompt: what the image shows, or several; by default nothing.
-        plan: notation of a solver that runs backward, without R.
+        plan: notation of a solver that runs backward, without R, or a plan (or its file) that leads
+            from data to ``until``, such as `flowturbo.tune` fits by ``direction="round trip"``.
         until: from 0, noise, up to, not at, 1.
         style: one of ``model.styles``, for all prompts.
 
@@ -163,7 +167,7 @@ def edit(
     *,
     method: Literal["inversion", "flowedit", "sdedit"] = "inversion",
     keep: float = 0.1,
-    plan: str = HALF,
+    plan: Plan | str = HALF,
     guidance: float | None = None,
     style: str | None = None,
     source_style: str | None = None,
@@ -179,8 +183,10 @@ def edit(
         prompt: what the image is to show, or several.
         source_prompt: what it shows, or several.
         method: "inversion", "flowedit" or "sdedit"; see `flowturbo.tasks.editing`.
-        keep: how much of the image stays, from 0 to 1.
-        plan: notation of a solver, for each direction.
+        keep: how much of the image stays, from 0 to 1, about alike in all methods.
+        plan: notation of a solver, for each direction; for "inversion" also a plan (or its file)
+            that `flowturbo.tune` fits by ``direction="round trip"`` and ``until`` this ``keep``;
+            for the others a table of a forward one.
         guidance: scale for ``prompt``, 1 is off; by default the card's. The source prompt is never
             guided by.
         style: one of ``model.styles``, for the prompts.
@@ -199,7 +205,7 @@ def edit(
     """
     work = job(model, image, prompt, style=style, guidance=guidance, seed=seed, size=size)
     checks.one_of("method", method, METHODS)
-    start = checks.number("keep", keep, 0, 1)
+    start = begins_at(keep, method)
     if checks.flag("exact", exact) and method != "inversion":
         raise ValueError(f"exact=True, method={method!r}: only an inversion can be exact")
     their_style = style if source_style is None else source_style
@@ -211,7 +217,10 @@ def edit(
     source = condition_of(model, texts * (len(work) // len(texts)))
     if start > 1 - NOTHING:
         return work.parts.unchanged()
-    table, counted, x = forward(model, plan, start), CountCalls(model), work.states
+    counted, x, there = CountCalls(model), work.states, None
+    if method == "inversion" and not exact:
+        there, plan = inversion(plan, start)
+    table = forward(model, plan, start)
     if exact:
         x1 = _there_and_back(counted, work, source, plan, start)
     elif method == "flowedit":
@@ -220,17 +229,26 @@ def edit(
         difference = Difference(counted, x, work.cond, source, work.guidance, work.seeds)
         x1 = sample(table.with_info({}), difference, x)
     else:
-        if method == "inversion":
-            x = sample(backward(plan, start), counted, x, source)
-        else:
+        if there is None:
             x = interpolate(work.noise(), x, start)
+        else:
+            x = sample(there, counted, x, source)
         refiner = resolve_refiner(model, table, None)
         x1 = sample(table, counted, x, work.cond, guidance=work.guidance, refiner=refiner)
     return _finished(work, x1, table, counted)
 
 
-def _there_and_back(field: Field, work: Job, source: Condition, plan: str, start: float) -> Tensor:
+def begins_at(keep: float, method: str) -> float:
+    """The time at which an edit begins; ``ValueError`` unless ``keep`` is from 0 to 1."""
+    return checks.number("keep", keep, 0, 1) ** (FLOWEDIT_POWER if method == "flowedit" else 1)
+
+
+def _there_and_back(
+    field: Field, work: Job, source: Condition, plan: Plan | str, start: float
+) -> Tensor:
     """From data to ``start`` and back by BELM, from the two states that the way there ends with."""
+    if not isinstance(plan, str) or is_file_name(plan):
+        raise ValueError(f"exact=True, plan={checks.shown(plan)}: takes notation ('AB2:8')")
     _, _, shift, _ = notation.parse(plan)
     count = len(Plan.parse(plan))
     if count < 2:
@@ -276,13 +294,34 @@ def full_plan(plan: Plan, what: str) -> None:
         )
 
 
-def backward(plan: str, end: float) -> Plan:
-    """The notation ``plan`` from data to ``end``."""
-    if not isinstance(plan, str) or plan.endswith(".json"):
-        raise ValueError(f"plan={checks.shown(plan)}: must be notation ('AB2:8'), to run backward")
-    made = Plan.parse(plan, direction="backward", end=end)
+def backward(plan: Plan | str, end: float) -> Plan:
+    """The notation ``plan`` from data to ``end``, or a plan that leads there."""
+    if isinstance(plan, str) and not is_file_name(plan):
+        made = Plan.parse(plan, direction="backward", end=end)
+    else:
+        made = as_plan(plan)
+        first, last = made.times[[0, -1]]
+        if first != 1 or abs(last - end) > NOTHING:
+            raise ValueError(
+                f"plan {made.name!r}: leads from t={first:g} to {last:g}, must lead from data, t=1,"
+                f" to {end:g}; fit one by flowturbo.tune(direction='round trip', until={end:g}), or"
+                " pass notation ('AB2:8')"
+            )
     full_plan(made, "backward")
     return made
+
+
+def inversion(plan: Plan | str, end: float) -> tuple[Plan, str]:
+    """The plan from data to ``end``, and the notation that leads back from there."""
+    there = backward(plan, end)
+    if isinstance(plan, str) and not is_file_name(plan):
+        return there, plan
+    if "inverts" not in there.info:
+        raise ValueError(
+            f"plan {there.name!r}: no plan is known that leads back; fit one by flowturbo.tune"
+            "(direction='round trip'), or pass notation ('AB2:8')"
+        )
+    return there, str(there.info["inverts"])
 
 
 def _finished(work: Job, x1: Tensor, plan: Plan, counted: CountCalls) -> Edited:

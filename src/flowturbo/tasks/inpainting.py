@@ -35,6 +35,7 @@ from flowturbo.sampling import Step, sample
 from flowturbo.tasks.editing import PLAN, forward, full_plan
 from flowturbo.tasks.fields import Corrected
 from flowturbo.tasks.generate import decoded
+from flowturbo.tasks.objects import object_mask
 from flowturbo.tasks.sources import (
     Box,
     Edited,
@@ -110,6 +111,7 @@ def remove(
     prompt: Prompts = "",
     *,
     box: Sequence[int] | None = None,
+    click: Sequence[int] | None = None,
     plan: Plan | str | None = PLAN,
     guidance: float = 1.0,
     feather: float = 0.0,
@@ -117,7 +119,7 @@ def remove(
     seed: int = 0,
     size: Size = "input",
 ) -> Edited:
-    """Remove what a mask or a box covers.
+    """Remove what a mask or a box covers, or the object at a click.
 
     With a prompt for what *remains* the hole is painted by the model, unguided: guidance, and no
     prompt at all, paint new objects. Without one the colours around the hole are spread into it,
@@ -129,6 +131,8 @@ def remove(
         mask: white or 1 on the object, as for `inpaint`.
         prompt: what is to remain; "" spreads colours instead, without the model.
         box: (left, top, right, bottom) in pixels of the image, instead of a mask.
+        click: (x, y), a pixel of the object from the top left of the one image, upright, instead
+            of a mask: `flowturbo.tasks.objects` finds the object, with ``flowturbo[edit]``.
         plan: as for `inpaint`.
         guidance: scale of classifier-free guidance, 1 is off.
         feather: pixels of the image over which the edge of the mask is blurred inward.
@@ -140,13 +144,25 @@ def remove(
         A list of PIL images with ``evaluations`` and ``passes``.
 
     Raises:
-        ValueError: as `inpaint`; if neither or both of ``mask`` and ``box`` are given.
+        ValueError: as `inpaint`; unless one of ``mask``, ``box`` and ``click`` is given; if there
+            is no object at ``click``.
+        ImportError: for ``click``, without the package of the extra ``flowturbo[edit]``.
     """
-    if (mask is None) == (box is None):
-        raise ValueError(f"mask={shown(mask)}, box={shown(box)}: pass one of them")
+    if sum(given is None for given in (mask, box, click)) != 2:
+        raise ValueError(
+            f"mask={shown(mask)}, box={shown(box)}, click={shown(click)}: pass one of them"
+        )
     originals = read_images("image", image)
-    hidden = _of_box(box, originals[0]) if mask is None else mask
-    hole = _read_mask(hidden, originals, feather)
+    if box is not None:
+        mask = _of_box(box, originals[0])
+    elif click is not None:
+        if len(originals) > 1:
+            raise ValueError(
+                f"click={shown(click)}: is for one image, and there are {len(originals)}; remove "
+                "from one after the other"
+            )
+        mask = object_mask(originals[0], click)
+    hole = _read_mask(mask, originals, feather)
     painted = any(text.strip() for text in prompt_texts(model, "prompt", prompt))
     work = job(
         model, originals, prompt if painted else "", style=style if painted else None,
@@ -178,7 +194,7 @@ def _inpainted(work: Job, hole: Image.Image, plan: Plan, quality: str) -> Edited
     return Edited(images, counted.calls, counted.rows // len(work))
 
 
-def _of_box(box: Sequence[int] | None, image: Image.Image) -> Image.Image:
+def _of_box(box: Sequence[int], image: Image.Image) -> Image.Image:
     """The mask of a box."""
     within = f"within the image, {image.width} x {image.height}"
     wrong = f"box={shown(box)}: must be (left, top, right, bottom), whole pixels {within}"

@@ -15,7 +15,6 @@ FINALISTS = 6  # solvers with a shift, compared on all rows
 
 def best_baseline(problem: Problem, nfe: int) -> Plan:
     """Each solver at every shift on a few rows, the best compared on all."""
-    direction = problem.direction
     names = [
         f"{solver.name}:{nfe if solver.counts == 'evaluations' else nfe // solver.evaluations}"
         for solver in SOLVERS.values()
@@ -26,7 +25,7 @@ def best_baseline(problem: Problem, nfe: int) -> Plan:
     first = lambda plan: problem.score(plan, FIRST_ROWS)
     plans: list[Plan] = []
     for i, name in enumerate(names, 1):
-        shifted = [Plan.parse(name, shift=s, direction=direction) for s in SHIFTS]
+        shifted = [problem.classical(name, s) for s in SHIFTS]
         best = min(shifted, key=first)
         problem.report(Progress("baselines", i, len(names), plan=best.name, error=first(best)))
         plans += shifted

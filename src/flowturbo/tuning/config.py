@@ -36,13 +36,17 @@ class TuneConfig:
             of states of fewer than 1024 numbers. Only without noise of your own, which is used in
             full.
         seed: seed of the noise, conditions and guidance scales, from 0.
-        direction: "forward" from noise to data, or "backward" (inversion).
+        direction: "forward" from noise to data; "backward", to the noise that solves the ODE; or
+            "round trip": backward so that the forward plan in ``info["inverts"]``, Adams-Bashforth
+            2 of as many evaluations, returns the image, which is what edits by inversion need.
+            ``guidance`` is then that of the images, and the way there and back is unguided.
+        until: time at which a round trip turns, from 0, noise, to 0.99: ``keep`` of the edit.
         search: also search the times; otherwise only weights on a grid of shift 1.6 are fitted.
         preserve_contrast: keep the contrast of images, at the cost of some error: right for images
             on white or black, where regression to the mean (Blau & Michaeli 2018, arXiv
             1711.06077) is most visible, as a greyed background. Where decoding clips
             states, a field has an attribute ``limits`` (lowest, highest), as models of pixels do.
-            Inversion ignores it.
+            Both ways of inversion ignore it.
     """
 
     nfe: int = 6
@@ -52,7 +56,8 @@ class TuneConfig:
     guidance: float | tuple[float, float] | None = None
     trajectories: int | None = None
     seed: int = 0
-    direction: Literal["forward", "backward"] = "forward"
+    direction: Literal["forward", "backward", "round trip"] = "forward"
+    until: float = 0.0
     search: bool = True
     preserve_contrast: bool = False
 
@@ -68,7 +73,8 @@ class TuneConfig:
         keep("seed", checks.whole("seed", self.seed, 0, MAX_SEED))
         if self.trajectories is not None:
             keep("trajectories", checks.whole("trajectories", self.trajectories, 1, 1_000_000))
-        checks.one_of("direction", self.direction, ("forward", "backward"))
+        checks.one_of("direction", self.direction, ("forward", "backward", "round trip"))
+        keep("until", checks.number("until", self.until, 0, 0.99))
         if self.budget_ms is not None:
             keep("budget_ms", checks.number("budget_ms", self.budget_ms, above=0))
         if self.refiner_cost is not None:
@@ -80,8 +86,23 @@ class TuneConfig:
                 )
         for name in ("search", "preserve_contrast"):
             checks.flag(name, getattr(self, name))
+        if self.direction == "round trip":
+            self._check_round_trip()
+        elif self.until:
+            raise ValueError(
+                f"until={self.until:g}, direction={self.direction!r}: only a 'round trip' turns; "
+                "leave until out"
+            )
         if self.guidance is not None:
             keep("guidance", _check_guidance(self.guidance))
+
+    def _check_round_trip(self) -> None:
+        for name, usual in (("passes", None), ("budget_ms", None), ("search", True)):
+            if getattr(self, name) != usual:
+                raise ValueError(
+                    f"{name}={getattr(self, name)}, direction='round trip': its plan has nfe full "
+                    f"evaluations, and its weights and times move together; leave {name} out"
+                )
 
 
 def _check_guidance(guidance: object) -> GuidanceRange:

@@ -74,11 +74,19 @@ class Problem:
         errors = error(x, self.test.states[-1]).cpu().numpy()
         return np.nan_to_num(errors, nan=DIVERGED, posinf=DIVERGED)
 
+    def classical(self, name: str, shift: float) -> Plan:
+        """The solver of a notation, without shift, in the direction of the problem."""
+        end = None if self.choose.back is None else float(self.choose.back.times[0]) or None
+        return Plan.parse(name, shift=shift, direction=self.direction, end=end)
+
     def fit_weights(self, evaluators: Sequence[str], shift: float, rows: int | None = None) -> Plan:
         """Weights fitted on the grid of a shift, on the fitting part or its first rows.
 
-        ``info["fit"]`` is the error there.
+        ``info["fit"]`` is the error there. A round trip has no states on the way to fit rows to:
+        they are those of Adams-Bashforth 2, for the polish to start from.
         """
+        if self.fit.back is not None:
+            return self.classical(f"AB2:{len(evaluators)}", shift)
         part = self.fit.rows(0, min(rows or len(self.fit), len(self.fit)))
         times = shifted(len(evaluators), shift)
         if self.direction == "backward":

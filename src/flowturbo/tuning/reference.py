@@ -37,6 +37,7 @@ class Reference:
         velocities: (M + 1, N, ...), guided, there.
         cond: the condition of the N rows, or None.
         guidance: scale of guidance: a number, or one per row (N,).
+        back: a plan that leads on from what another reaches, in a round trip.
     """
 
     times: Times
@@ -44,6 +45,7 @@ class Reference:
     velocities: Tensor
     cond: Condition
     guidance: GuidanceScale
+    back: Plan | None = None
 
     def __len__(self) -> int:
         return self.states.shape[1]
@@ -76,6 +78,13 @@ class Reference:
             states=self.states.flip(0),
             velocities=self.velocities.flip(0),
         )
+
+    def round_trips(self, back: Plan) -> Reference:
+        """Round trips of the final states, unguided: a plan leads away and ``back`` returns."""
+        ends = self.states[-1:].repeat(2, *[1] * (self.states.ndim - 1))
+        times = np.array([back.times[-1], back.times[0]])
+        still = torch.zeros_like(ends)
+        return replace(self, times=times, states=ends, velocities=still, guidance=1.0, back=back)
 
     @classmethod
     def join(cls, parts: Sequence[Reference]) -> Reference:
@@ -208,6 +217,8 @@ def run(
 ) -> Tensor:
     """The final states of ``plan`` from the initial states of ``reference``, (N, ...).
 
+    In a round trip ``reference.back`` goes on from there.
+
     ``step`` runs a row, as `flowturbo.sampling.step` does.
 
     As `flowturbo.sample`, but a state that is not finite is returned, not refused: a plan that
@@ -218,7 +229,11 @@ def run(
     if refiner is not None:
         refiner = prepare_refiner(plan, field, refiner)
     evaluate = evaluators(field, refiner, reference.cond, plan.rows)
-    return run_rows(plan.rows, evaluate, reference.noise, step=step)
+    end = run_rows(plan.rows, evaluate, reference.noise, step=step)
+    back = reference.back
+    if back is None:
+        return end
+    return run_rows(back.rows, evaluators(field, None, reference.cond, back.rows), end)
 
 
 def _check_finite(v: Tensor, t: float, guidance: GuidanceScale) -> None:

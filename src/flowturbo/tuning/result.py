@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -57,7 +59,12 @@ def result(problem: Problem, found: Candidate, guidance: GuidanceRange, seed: in
         "reference_error": problem.reference_error,
         "notes": notes,
     }
-    return best.with_info(_provenance(problem, best, guidance, seed) | errors_of)
+    about, back = _provenance(problem, best, guidance, seed) | errors_of, problem.test.back
+    if back is not None:
+        about |= {"inverts": back.name, "image_guidance": about["guidance"], "guidance": [1.0, 1.0]}
+        if best.digest != baseline.digest:
+            best = replace(best, name=f"inverse of {back.name}")
+    return best.with_info(about)
 
 
 def _provenance(problem: Problem, best: Plan, guidance: GuidanceRange, seed: int) -> JsonObject:

@@ -5,6 +5,10 @@ shifts, times, refiner positions and whether to fit at all are chosen on the sec
 polished on both. The reported errors are measured on the test set, which nothing else uses, and a
 plan that does not beat the best classical solver there is not returned. Least squares lower the
 contrast of images a little; fits can be constrained to preserve it (`flowturbo.tuning.contrast`).
+
+In a round trip the trajectories end in images, and plans are polished so that they lead from an
+image to where a given forward plan leads back to it. The forward plan is fixed: were it free, two
+plans that do not move would be the best.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import math
 import platform
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -107,6 +112,11 @@ def tune(
     for name, function in (("refiner", refiner), ("report", report)):
         if function is not None and not callable(function):
             raise ValueError(f"{name}={checks.shown(function)}: must be a function, or None")
+    if refiner is not None and config.direction == "round trip":
+        raise ValueError(
+            f"refiner={checks.shown(refiner)}, direction='round trip': an inversion takes the "
+            "model alone; leave refiner out"
+        )
     if refiner is None and config.refiner_cost is not None:
         raise ValueError(
             f"refiner_cost={config.refiner_cost:g}, refiner=None: there is no refiner to cost so "
@@ -146,11 +156,18 @@ def tune(
             f"accuracy of the reference for {evaluations} evaluations",
             lambda: _accuracy(field, initial, evaluations),
         )
+        turns = config.direction == "round trip"
+        if turns:  # any images will do
+            accuracy = lambda: {"substeps": 1, "error": 0.0}
         substeps = lambda: int(accuracy()["substeps"])
         parts = _references(field, initial, config.direction, substeps, journal, report)
+        if turns:
+            notation = f"AB2:{config.nfe}@{USUAL_SHIFT:g}"
+            back = replace(Plan.parse(notation, start=config.until), name=notation)
+            parts = [part.round_trips(back) for part in parts]
         problem = Problem(
             field=field, refiner=refiner, refiner_id=refiner_id, refiner_cost=refiner_cost,
-            direction=config.direction,
+            direction="backward" if turns else config.direction,
             contrast=_preserves_contrast(config), fit=parts[0], choose=parts[1], test=parts[2],
             reference_error=accuracy()["error"], journal=journal, report=report,
         )  # fmt: skip
@@ -178,9 +195,10 @@ def _options(
     guidance: GuidanceRange,
 ) -> JsonObject:
     """Everything that determines the results cached in a folder."""
+    direction = config.direction + (f" until {config.until}" if config.until else "")
     return {
         "guidance": guidance, "seed": config.seed, "parts": initial.bounds,
-        "direction": config.direction, "contrast": _preserves_contrast(config),
+        "direction": direction, "contrast": _preserves_contrast(config),
         "device": initial.noise.device.type, "model": getattr(model, "fingerprint", None),
         "field": identity(field, initial.noise, initial.cond, guidance=initial.guidance),
         "noise": content(initial.noise), "condition": content(initial.cond),
@@ -223,7 +241,7 @@ def _references(
     solved = journal.reference(
         field, initial.rows, len(initial), steps=REFERENCE_STEPS, substeps=substeps, report=report
     )
-    solved = solved if direction == "forward" else solved.reversed()
+    solved = solved.reversed() if direction == "backward" else solved
     return [solved.rows(a, b) for a, b in pairwise(initial.bounds)]
 
 

@@ -38,7 +38,7 @@ from flowturbo.integrations.diffusers.scheduler import FlowTurboScheduler
 from flowturbo.models.vae import standards
 from flowturbo.path import interpolate
 from flowturbo.plan import Plan
-from flowturbo.tasks.editing import HALF, METHODS, NOTHING, backward
+from flowturbo.tasks.editing import HALF, METHODS, NOTHING, begins_at, inversion
 from flowturbo.tasks.sources import (
     Edited,
     ImageInput,
@@ -80,7 +80,7 @@ def edit(
             such as ``{"prompt": ..., "prompt_2": ...}`` or ``{"prompt_embeds": ...}``.
         source_prompt: what it shows, likewise.
         method: "inversion", "flowedit" or "sdedit"; see `flowturbo.tasks.editing`.
-        keep: how much of the image stays, from 0 to 1: the time at which the edit begins.
+        keep: how much of the image stays, from 0 to 1, as in `flowturbo.edit`.
         plan: notation of a solver, for each direction.
         guidance: scale ``w`` of ``u + w*(c - u)`` for ``prompt``, from 1, off; by default the
             pipeline's. Of FLUX.1 it is the guidance that its network takes. The source prompt is
@@ -105,9 +105,10 @@ def edit(
     family, names = checked(pipe)
     checks.one_of("method", method, METHODS)
     checks.one_of("size", size, ("input", "model"))
-    start = checks.number("keep", keep, 0, 1)
+    start = begins_at(keep, method)
     end = min(start, 1 - NOTHING)
-    there, back = backward(plan, end), Plan.parse(plan, start=end)
+    there, notation = inversion(plan, end)
+    back = Plan.parse(notation, start=end)
     given = call_arguments(family, names, method, guidance, arguments)
     scheduler = FlowTurboScheduler.from_config(pipe.scheduler, plan=None)
     originals = read_images("image", image)

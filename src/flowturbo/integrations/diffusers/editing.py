@@ -61,7 +61,7 @@ def edit(
     *,
     method: Literal["inversion", "flowedit", "sdedit"] = "inversion",
     keep: float = 0.1,
-    plan: str = HALF,
+    plan: Plan | str = HALF,
     guidance: float | None = None,
     seed: int = 0,
     size: Size = "input",
@@ -81,7 +81,8 @@ def edit(
         source_prompt: what it shows, likewise.
         method: "inversion", "flowedit" or "sdedit"; see `flowturbo.tasks.editing`.
         keep: how much of the image stays, from 0 to 1, as in `flowturbo.edit`.
-        plan: notation of a solver, for each direction.
+        plan: notation of a solver, for each direction; or a plan from data to ``keep`` whose
+            ``info["inverts"]`` names what leads back, as `flowturbo.tune` fits them.
         guidance: scale ``w`` of ``u + w*(c - u)`` for ``prompt``, from 1, off; by default the
             pipeline's. Of FLUX.1 it is the guidance that its network takes. The source prompt is
             never guided by.

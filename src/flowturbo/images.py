@@ -34,15 +34,15 @@ _FOREIGN = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 _OTHERS = {".emf", ".eps", ".heic", ".heif", ".hif", ".jxl", ".svg", ".svgz", ".wmf", ".xcf"}
 _OTHERS |= {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw"}
 
-# the IPTC's digital source type, https://cv.iptc.org/newscodes/digitalsourcetype
+SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+"""The IPTC's digital source type of what an algorithm made that was trained on media."""
 _XMP = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
     '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
     '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
     '<rdf:Description rdf:about="" '
     'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
-    "Iptc4xmpExt:DigitalSourceType="
-    '"http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"/>'
+    f'Iptc4xmpExt:DigitalSourceType="{SOURCE_TYPE}"/>'
     '</rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
 )
 

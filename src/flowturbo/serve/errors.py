@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from flowturbo.checks import shown
 from flowturbo.messages import did_you_mean
 from flowturbo.serve.engine import Busy, Cancelled, Expired
+from flowturbo.serve.safeguards import Blocked, CheckFailed
 from flowturbo.serve.schema import EditRequest
 
 __all__ = ["ApiError", "of_exception", "response"]
@@ -72,6 +73,16 @@ def of_exception(error: BaseException) -> ApiError:
         return ApiError(504, str(error), code="timeout")
     if isinstance(error, Cancelled):
         return ApiError(503, str(error), code="cancelled", headers={"Retry-After": "1"})
+    if isinstance(error, Blocked):
+        return ApiError(
+            400, f"the request was rejected by the safeguards of the server: {error}",
+            code="moderation_blocked",
+        )  # fmt: skip
+    if isinstance(error, CheckFailed):
+        return ApiError(
+            503, "what checks requests did not answer, so nothing is drawn; try again",
+            code="checker_failed", headers={"Retry-After": "5"},
+        )  # fmt: skip
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail), headers=error.headers)
     if isinstance(error, ValueError):

@@ -82,12 +82,14 @@ class Work:
     Attributes:
         request: what was asked.
         images: how many it draws.
+        sources: images that it edits.
         run: the task.
         partial: set by who wants to see partial images, before it runs.
     """
 
     request: ImageRequest
     images: int
+    sources: Sequence[Image.Image] = ()
     run: Callable[[Model], Answer] = field(init=False)
     partial: Partial | None = None
 
@@ -113,7 +115,7 @@ def generation_work(model: Model, request: GenerationRequest) -> Work:
             negative=request.negative_prompt,
             style=request.style,
             seed=seed,
-            callback=_partials(work, len(plan)),
+            callback=_partials(work),
         )
         counts = counted.calls, counted.rows // request.count
         return _answer(shared, request, made, seed, plan.name, counts, sources=0)
@@ -166,10 +168,10 @@ def edit_work(
     if task == "remove":
         options["box"] = request.box
         options["guidance"] = 1.0 if request.guidance_scale is None else request.guidance_scale
-    work = Work(request, total)
+    work = Work(request, total, images)
 
     def run(shared: Model) -> Answer:
-        made = TASKS[task](shared, sources, **options)
+        made = TASKS[task](shared, sources, callback=_partials(work), **options)
         name, counts = str(getattr(plan, "name", plan)), (made.evaluations, made.passes)
         return _answer(shared, request, made, seed, name, counts, sources=len(images))
 
@@ -293,15 +295,15 @@ def _painted(mask: Image.Image) -> Image.Image:
     return mask.convert("RGBA").getchannel("A").point(lambda a: 255 - a)
 
 
-def _partials(work: Work, evaluations: int) -> Callable[[Step], None] | None:
+def _partials(work: Work) -> Callable[[Step], None] | None:
     """A callback that hands on as many predicted images as are asked for, evenly spread."""
     wanted = work.request.partial_images or 0
     if not work.request.stream or not wanted:
         return None
-    spread = {round((i + 1) * evaluations / (wanted + 1)) - 1 for i in range(wanted)}
-    at = sorted(k for k in spread if 0 <= k < evaluations - 1)
 
     def see(step: Step) -> None:
+        spread = {round((i + 1) * step.total / (wanted + 1)) - 1 for i in range(wanted)}
+        at = sorted(k for k in spread if 0 <= k < step.total - 1)
         if step.index in at and work.partial is not None:
             work.partial(at.index(step.index), step.x1)
 

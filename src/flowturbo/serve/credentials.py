@@ -12,28 +12,18 @@ from pathlib import Path
 from PIL import Image
 
 from flowturbo._version import __version__
-from flowturbo.images import SOURCE_TYPE, encoded
+from flowturbo.images import EDITED, GENERATED, encoded
 
 __all__ = ["Credentials"]
 
 _CURVES = {"secp256r1": b"es256", "secp384r1": b"es384", "secp521r1": b"es512"}
-_MANIFEST = {
-    "claim_generator_info": [{"name": "flowturbo", "version": __version__}],
-    "assertions": [
-        {
-            "label": "c2pa.actions",
-            "data": {"actions": [{"action": "c2pa.created", "digitalSourceType": SOURCE_TYPE}]},
-        }
-    ],
-}
 
 
 class Credentials:
     """Signs images.
 
     Args:
-        certificate: a PEM file of the signer's certificate and those up to, not including, the
-            root, in this order.
+        certificate: a PEM file of the signer's certificate and those that lead from it to a root.
         key: a PEM file of its private key, without a password: EC, RSA or Ed25519.
 
     Raises:
@@ -60,12 +50,23 @@ class Credentials:
         except (OSError, ValueError, TypeError, c2pa.C2paError) as e:
             raise ValueError(f"{files}: do not sign images ({e})") from e
 
-    def signed(self, image: bytes, kind: str) -> bytes:
-        """The file ``image``, of ``kind`` "png", "jpeg" or "webp", with its credentials."""
+    def signed(self, image: bytes, kind: str, edited: bool = False) -> bytes:
+        """A file with its credentials.
+
+        Args:
+            image: its content.
+            kind: "png", "jpeg" or "webp".
+            edited: whether it was made of another image.
+        """
         import c2pa
 
-        made = io.BytesIO()
-        with c2pa.Builder(_MANIFEST, self._context) as builder:
+        made, source_type = io.BytesIO(), EDITED if edited else GENERATED
+        action = {"action": "c2pa.created", "digitalSourceType": source_type}
+        manifest = {
+            "claim_generator_info": [{"name": "flowturbo", "version": __version__}],
+            "assertions": [{"label": "c2pa.actions", "data": {"actions": [action]}}],
+        }
+        with c2pa.Builder(manifest, self._context) as builder:
             builder.sign(self._signer, f"image/{kind}", io.BytesIO(image), made)
         return made.getvalue()
 

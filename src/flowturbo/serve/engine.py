@@ -61,13 +61,18 @@ class Job(Generic[T]):
     started: float | None = None
     _cancelled: threading.Event = field(default_factory=threading.Event)
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._cancelled.is_set()
+
     def cancel(self) -> None:
         """End it before its next evaluation; nothing happens if it is over."""
         self._cancelled.set()
 
     def check(self) -> None:
         """Raise `Cancelled` or `Expired` if it is to end."""
-        if self._cancelled.is_set():
+        if self.cancelled:
             raise Cancelled("the request was cancelled")
         if self.deadline is not None and time.monotonic() > self.deadline:
             limit = self.deadline - self.submitted
@@ -128,9 +133,9 @@ class Engine:
 
     @property
     def images(self) -> int:
-        """Images of requests that wait or run."""
+        """Images of requests that wait or run, without those that were cancelled."""
         with self._lock:
-            return sum(job.images for job in self._jobs)
+            return sum(job.images for job in self._jobs if not job.cancelled)
 
     @property
     def closing(self) -> bool:
@@ -170,7 +175,7 @@ class Engine:
         with self._lock:
             if self._closing:
                 raise Busy("the server is shutting down", 1.0)
-            there = sum(j.images for j in self._jobs)
+            there = self.images
             if there + images > self.queue:
                 raise Busy(
                     f"{there} images wait or run, and {images} more exceed the queue of "

@@ -6,9 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
@@ -18,7 +16,7 @@ from flowturbo.serve.engine import Busy, Cancelled, Expired
 from flowturbo.serve.safeguards import Blocked, CheckFailed
 from flowturbo.serve.schema import EditRequest
 
-__all__ = ["ApiError", "of_exception", "response"]
+__all__ = ["ApiError", "of_exception"]
 
 _PARAM = re.compile(r"(\w+)(?:=|\[|:)")
 
@@ -89,12 +87,6 @@ def of_exception(error: BaseException) -> ApiError:
         found = _PARAM.match(str(error))
         return ApiError(400, str(error), param=found[1] if found else None, code="invalid_value")
     return ApiError(500, "the server failed; its log says why", code="internal_error")
-
-
-async def response(request: Request, error: Exception) -> JSONResponse:
-    """The answer to a request that raised ``error``."""
-    made = of_exception(error)
-    return JSONResponse(made.body(), made.status, made.headers)
 
 
 def _invalid(error: RequestValidationError | ValidationError) -> ApiError:

@@ -28,6 +28,7 @@ from flowturbo.checks import shown
 from flowturbo.images import upright
 from flowturbo.models.model import Model
 from flowturbo.serve.credentials import Credentials
+from flowturbo.serve.schema import ImageRequest
 from flowturbo.serve.work import Answer, Work
 
 __all__ = [
@@ -75,26 +76,25 @@ class Safeguards:
             Blocked: (when called) if a checker refuses.
             CheckFailed: (when called) if a checker fails.
         """
-        given = {name: getattr(work.request, name, None) for name in TEXTS}
-        texts = {name: text for name, text in given.items() if text is not None}
         sources = {f"image[{i}]": image for i, image in enumerate(work.sources)}
 
         def run(model: Model) -> Answer:
-            self.check(texts, sources)
+            self.check(_texts(work.request), sources)
             made = work.run(model)
-            self.check_files(texts, made.images)
+            self.check_files(work.request, made.images)
             if self.credentials is None:
                 return made
-            kind = work.request.output_format or "png"
-            return replace(made, images=[self.credentials.signed(i, kind) for i in made.images])
+            kind, edited = work.request.output_format or "png", len(work.sources) > 0
+            signed = [self.credentials.signed(image, kind, edited) for image in made.images]
+            return replace(made, images=signed)
 
         return run
 
-    def check_files(self, texts: Mapping[str, str], files: Sequence[bytes]) -> None:
-        """Check images that were drawn from ``texts``; raises as `around`."""
+    def check_files(self, request: ImageRequest, files: Sequence[bytes]) -> None:
+        """Check images that were drawn for ``request``; raises as `around`."""
         if self.checkers:
             images = {f"output[{i}]": Image.open(io.BytesIO(f)) for i, f in enumerate(files)}
-            self.check(texts, images)
+            self.check(_texts(request), images)
 
     def check(self, texts: Mapping[str, str], images: Mapping[str, Image.Image]) -> None:
         """Ask every checker; raises as `around`."""
@@ -110,6 +110,12 @@ class Safeguards:
                 )
             if reason is not None:
                 raise Blocked(reason)
+
+
+def _texts(request: ImageRequest) -> dict[str, str]:
+    """The texts of a request, by field."""
+    given = {name: getattr(request, name, None) for name in TEXTS}
+    return {name: text for name, text in given.items() if text is not None}
 
 
 # -- a list of terms ----------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import binascii
 import io
 import secrets
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from flowturbo._version import __version__
 from flowturbo.checks import shown
 from flowturbo.field import CountCalls
-from flowturbo.images import encoded, to_pil
+from flowturbo.images import EDITED, GENERATED, encoded, to_pil
 from flowturbo.models.model import Model
 from flowturbo.plan import Plan
 from flowturbo.refiner.resolve import default_guidance, resolve_plan
@@ -46,7 +46,7 @@ TASKS: dict[str, Callable[..., Edited]] = {
     "edit": edit, "img2img": img2img, "inpaint": inpaint, "remove": remove,
 }  # fmt: skip
 SOFTWARE = f"flowturbo {__version__}"
-MOST_PIXELS = 2**24  # in an image that is sent
+MOST_PIXELS = 2**25  # of all images that a request sends, and of all that it is answered with
 
 Partial = Callable[[int, Tensor], None]
 """Called with the number of a partial image, from 0, and its states (B, C, H, W)."""
@@ -103,6 +103,7 @@ def generation_work(model: Model, request: GenerationRequest) -> Work:
     plan, seed = plan_of(model, request), seed_of(request)
     if request.style is not None:
         model.styled("", request.style)
+    _check_pixels(request, request.count, *model.image_shape[1:])
     work = Work(request, request.count)
 
     def run(shared: Model) -> Answer:
@@ -147,6 +148,8 @@ def edit_work(
             f"n={request.count}: {len(images)} images so often are {total}, and a request draws at "
             f"most {MOST_IMAGES}"
         )
+    largest = max((image.size for image in images), key=lambda size: size[0] * size[1])
+    _check_pixels(request, total, *largest)
     seed = seed_of(request)
     sources = [image for image in images for _ in range(request.count)]
     plan = _notation(model, request) if task == "edit" else plan_of(model, request)
@@ -179,6 +182,16 @@ def edit_work(
     return work
 
 
+def _check_pixels(request: ImageRequest, count: int, width: int, height: int) -> None:
+    """Raise ``ValueError`` if ``count`` images of a size are too much for one answer."""
+    width, height = request.size or (width, height)
+    if count * width * height > MOST_PIXELS:
+        raise ValueError(
+            f"size: {count} images of {width} x {height} are over {MOST_PIXELS} pixels in all; ask "
+            "for fewer or smaller images"
+        )
+
+
 def plan_of(model: Model, request: ImageRequest) -> Plan:
     """The plan of a request: named, of so many steps, or of a quality."""
     if request.plan is not None and request.num_inference_steps is not None:
@@ -206,12 +219,24 @@ def seed_of(request: ImageRequest) -> int:
     return request.seed
 
 
-def opened(name: str, content: bytes) -> Image.Image:
-    """The image in a file's content; ``ValueError`` if it is none, or over `MOST_PIXELS`."""
+def opened(contents: Mapping[str, bytes]) -> dict[str, Image.Image]:
+    """The images in contents of files, by name.
+
+    Raises:
+        ValueError: if one is none, or they are over `MOST_PIXELS`.
+    """
+    made: dict[str, Image.Image] = {}
+    for name, content in contents.items():
+        left = MOST_PIXELS - sum(image.width * image.height for image in made.values())
+        made[name] = _opened(name, content, left)
+    return made
+
+
+def _opened(name: str, content: bytes, most: int) -> Image.Image:
     try:
         with warnings.catch_warnings(action="ignore"):
             image = Image.open(io.BytesIO(content), formats=["PNG", "JPEG", "WEBP"])
-        if image.width * image.height <= MOST_PIXELS:
+        if image.width * image.height <= most:
             image.load()
             return image
     except Exception as e:  # damaged files end in most of them
@@ -219,7 +244,8 @@ def opened(name: str, content: bytes) -> Image.Image:
             f"{name}: is no image that can be read; send PNG, JPEG or WebP ({type(e).__name__})"
         ) from e
     raise ValueError(
-        f"{name}: {image.width} x {image.height} pixels are over {MOST_PIXELS}; scale it down"
+        f"{name}: with its {image.width} x {image.height} pixels they are over {MOST_PIXELS} in "
+        "all; scale it down"
     )
 
 
@@ -344,7 +370,8 @@ def _sized(image: Image.Image, request: ImageRequest) -> Image.Image:
 
 def _file(image: Image.Image, request: ImageRequest, about: dict[str, str]) -> bytes:
     quality = 100 if request.output_compression is None else request.output_compression
-    return encoded(image, request.output_format or "png", about, quality)
+    source_type = EDITED if isinstance(request, EditRequest) else GENERATED
+    return encoded(image, request.output_format or "png", about, quality, source_type)
 
 
 def _usage(model: Model, prompt: str, images: int, sources: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from flowturbo.serve.api import create_app
 from flowturbo.serve.engine import Engine
+from flowturbo.serve.metrics import Metrics
 from flowturbo.serve.server import bind
 
 KEY = "a-test-key"
@@ -62,9 +63,10 @@ class Served:
 @contextmanager
 def serving(model, *, engine: dict | None = None, **options) -> Iterator[Served]:
     """A server of ``model``, with arguments of the engine and of the application."""
-    runs = Engine(model, **(engine or {}))
+    metrics = Metrics()
+    runs = Engine(model, observe=metrics.tick, **(engine or {}))
     listening = bind("127.0.0.1", 0, ())
-    app = create_app(runs, **options)
+    app = create_app(runs, metrics=metrics, **options)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()

@@ -73,9 +73,13 @@ def refused(answer: httpx.Response, status: int, code: str | None, param: str | 
 
 def test_openai_generates_what_generate_does(official, words):
     made = official.images.generate(
-        model="words", prompt="red apple", n=2, size="16x8", output_format="png",
+        model="words",
+        prompt="red apple",
+        n=2,
+        size="16x8",
+        output_format="png",
         extra_body={"seed": 3, "plan": "AB2:3"},
-    )  # fmt: skip
+    )
     wanted = ft.generate(words, ["red apple"] * 2, plan="AB2:3", seed=3)
     for entry, image in zip(made.data, wanted, strict=True):
         found = decoded(entry.b64_json)
@@ -90,10 +94,13 @@ def test_openai_generates_what_generate_does(official, words):
 def test_openai_streams(official):
     events = list(
         official.images.generate(
-            prompt="tiger", stream=True, partial_images=2, n=1,
+            prompt="tiger",
+            stream=True,
+            partial_images=2,
+            n=1,
             extra_body={"seed": 3, "plan": "AB2:6"},
         )
-    )  # fmt: skip
+    )
     kinds = [event.type for event in events]
     assert kinds == ["image_generation.partial_image"] * 2 + ["image_generation.completed"]
     assert [event.partial_image_index for event in events[:2]] == [0, 1]
@@ -152,9 +159,17 @@ TASKS = {
 
 @pytest.mark.parametrize("task", TASKS)
 def test_an_edit_as_json_streams_partial_images(server, task):
-    fields = {**TASKS[task], "prompt": "tiger", "seed": 2, "images": [{"image_url": data_url(photo())}]}  # fmt: skip
+    fields = {
+        **TASKS[task],
+        "prompt": "tiger",
+        "seed": 2,
+        "plan": "AB2:6",
+        "images": [{"image_url": data_url(photo())}],
+    }
     events = server.stream(EDITS, partial_images=2, **fields)
-    assert [name for name, _ in events] == ["image_edit.partial_image"] * 2 + ["image_edit.completed"]  # fmt: skip
+    assert [name for name, _ in events] == ["image_edit.partial_image"] * 2 + [
+        "image_edit.completed"
+    ]
     assert all(name == data["type"] for name, data in events)
     assert [data["partial_image_index"] for _, data in events[:2]] == [0, 1]
     (whole,) = images(server.edit(**fields))
@@ -173,12 +188,24 @@ def test_an_edit_as_a_form_is_that_as_json(server):
 
 
 @pytest.mark.parametrize(
-    ("mode", "kind"), [("L", "PNG"), ("LA", "PNG"), ("P", "PNG"), ("1", "PNG"), ("I;16", "PNG"),
-                       ("RGBA", "WEBP"), ("CMYK", "JPEG")]
-)  # fmt: skip
+    ("mode", "kind"),
+    [
+        ("L", "PNG"),
+        ("LA", "PNG"),
+        ("P", "PNG"),
+        ("1", "PNG"),
+        ("I;16", "PNG"),
+        ("RGBA", "WEBP"),
+        ("CMYK", "JPEG"),
+    ],
+)
 def test_an_image_may_have_any_mode(server, mode, kind):
     image = photo()
-    image = Image.fromarray(np.asarray(photo(mode="L")).astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)  # fmt: skip
+    image = (
+        Image.fromarray(np.asarray(photo(mode="L")).astype(np.uint16) * 257)
+        if mode == "I;16"
+        else image.convert(mode)
+    )
     files = [("image", ("a", png(image, kind), "image/png"))]
     assert images(server.form(files, strength=0.1))[0].size == (20, 16)
 
@@ -205,7 +232,9 @@ def test_a_key_is_needed_where_there_are_keys(words):
             # before the body is read, and whatever it is
             answer = server.client.post(GENERATIONS, headers=headers, json={"prompt": "tiger"})
             refused(answer, 401, "invalid_api_key")
-            refused(server.client.post(EDITS, headers=headers, content=b"x"), 401, "invalid_api_key")  # fmt: skip
+            refused(
+                server.client.post(EDITS, headers=headers, content=b"x"), 401, "invalid_api_key"
+            )
         assert server.client.get("/healthz").status_code == 200
         assert server.client.get("/readyz").status_code == 200
         server.client.headers["Authorization"] = f"Bearer {KEY}"
@@ -270,11 +299,17 @@ def test_another_model_is_refused(server):
 
 @pytest.mark.parametrize(
     ("content", "kind"),
-    [(b"", "application/json"), (b"{", "application/json"), (b"[]", "application/json"),
-     (b'"x"', "application/json"), (b"\xff\xfe", "application/json"),
-     (b'{"prompt": "\xff"}', "application/json"), (b'{"prompt": "tiger"}', "text/plain"),
-     (b"[" * 100_000, "application/json")],
-)  # fmt: skip
+    [
+        (b"", "application/json"),
+        (b"{", "application/json"),
+        (b"[]", "application/json"),
+        (b'"x"', "application/json"),
+        (b"\xff\xfe", "application/json"),
+        (b'{"prompt": "\xff"}', "application/json"),
+        (b'{"prompt": "tiger"}', "text/plain"),
+        (b"[" * 100_000, "application/json"),
+    ],
+)
 @pytest.mark.parametrize("path", [GENERATIONS, EDITS])
 def test_a_body_that_is_no_json_object_is_refused(server, path, content, kind):
     answer = server.client.post(path, content=content, headers={"Content-Type": kind})
@@ -284,7 +319,9 @@ def test_a_body_that_is_no_json_object_is_refused(server, path, content, kind):
 
 def test_lone_surrogates_are_refused(server):
     body = b'{"prompt": "\\ud800"}'
-    answer = server.client.post(GENERATIONS, content=body, headers={"Content-Type": "application/json"})  # fmt: skip
+    answer = server.client.post(
+        GENERATIONS, content=body, headers={"Content-Type": "application/json"}
+    )
     assert answer.status_code == 400, answer.text
 
 
@@ -293,35 +330,54 @@ def test_fields_that_are_missing_are_named(server):
     refused(answer, 400, "missing_required_parameter", "prompt")
     refused(server.edit(images=None), 400, "missing_required_parameter", "images")
     refused(server.form([]), 415, None)  # without files it is no multipart form
-    refused(server.form([("mask", ("m", png(hole()), "image/png"))]), 400, "missing_required_parameter", "image")  # fmt: skip
+    refused(
+        server.form([("mask", ("m", png(hole()), "image/png"))]),
+        400,
+        "missing_required_parameter",
+        "image",
+    )
 
 
 def part(name: str, value: bytes, head: bytes = b"") -> bytes:
     return b'--b\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n' % (
-        name.encode(), head, value,
-    )  # fmt: skip
+        name.encode(),
+        head,
+        value,
+    )
 
 
 IMAGE = part("image", png(photo()), b'; filename="a.png"')
 FORMS = {
     "no boundary": (b"", "multipart/form-data", None),
-    "no end": (IMAGE, "multipart/form-data; boundary=b", "prompt"),
+    "no end": (IMAGE, "multipart/form-data; boundary=b", "image"),
     "garbage": (b"\x00\xff" * 50, "multipart/form-data; boundary=b", None),
     "two prompts": (IMAGE + part("prompt", b"a") * 2 + b"--b--\r\n", None, "prompt"),
     "two masks": (
-        IMAGE + part("mask", png(hole()), b'; filename="m"') * 2 + part("prompt", b"a")
-        + b"--b--\r\n", None, "mask",
+        IMAGE
+        + part("mask", png(hole()), b'; filename="m"') * 2
+        + part("prompt", b"a")
+        + b"--b--\r\n",
+        None,
+        "mask",
     ),
     "not UTF-8": (IMAGE + part("prompt", b"\xff\xfe") + b"--b--\r\n", None, None),
-    "many fields": (IMAGE + b"".join(part(f"f{i}", b"a") for i in range(200)) + b"--b--\r\n", None, None),  # fmt: skip
+    "many fields": (
+        IMAGE + b"".join(part(f"f{i}", b"a") for i in range(200)) + b"--b--\r\n",
+        None,
+        None,
+    ),
     "many files": (IMAGE * 30 + part("prompt", b"a") + b"--b--\r\n", None, None),
     "11 images": (IMAGE * 11 + part("prompt", b"tiger") + b"--b--\r\n", None, None),
     "large field": (IMAGE + part("prompt", b"a" * 2**21) + b"--b--\r\n", None, None),
-    "file as prompt": (IMAGE + part("prompt", b"a", b'; filename="p"') + b"--b--\r\n", None, "prompt"),  # fmt: skip
+    "file as prompt": (
+        IMAGE + part("prompt", b"a", b'; filename="p"') + b"--b--\r\n",
+        None,
+        "prompt",
+    ),
     "text as image": (part("image", b"x") + part("prompt", b"a") + b"--b--\r\n", None, "image"),
     "no name": (IMAGE + b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--\r\n", None, None),
     "no disposition": (IMAGE + b"--b\r\nX: y\r\n\r\nx\r\n--b--\r\n", None, None),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -341,17 +397,25 @@ def bomb() -> bytes:
     """A PNG of 60,000 x 60,000 pixels in a few bytes."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")  # fmt: skip
+        return (
+            len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+        )
 
     head = (60_000).to_bytes(4, "big") * 2 + b"\x08\x02\x00\x00\x00"
     pixels = zlib.compress(bytes(10**6))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")  # fmt: skip
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
 
 
 IMAGES = {
-    "empty": b"", "text": b"hello", "cut": png(photo((64, 64)))[:-40], "bomb": bomb(),
-    "gif": png(photo(), "GIF"), "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-}  # fmt: skip
+    "empty": b"",
+    "text": b"hello",
+    "cut": png(photo((64, 64)))[:-40],
+    "bomb": bomb(),
+    "gif": png(photo(), "GIF"),
+    "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+}
 
 
 @pytest.mark.parametrize("name", IMAGES)
@@ -371,9 +435,15 @@ def test_images_that_are_large_together_are_refused(server):
 
 @pytest.mark.parametrize(
     "url",
-    ["http://127.0.0.1/a.png", "file:///etc/passwd", "data:text/plain;base64,aGk=", "",
-     "data:image/png;base64,@@@", "data:image/png,abc"],
-)  # fmt: skip
+    [
+        "http://127.0.0.1/a.png",
+        "file:///etc/passwd",
+        "data:text/plain;base64,aGk=",
+        "",
+        "data:image/png;base64,@@@",
+        "data:image/png,abc",
+    ],
+)
 def test_nothing_is_fetched(server, url):
     refused(server.edit(images=[{"image_url": url}]), 400, "invalid_value", "images")
 
@@ -408,7 +478,12 @@ def test_a_wrong_edit_is_refused(server, fields, param, part):
 
 def test_a_box_in_a_form_is_checked(server):
     for box in ("-1,0,5,5", "a,b,c,d", "1,2,3", ""):
-        assert refused(server.form(box=box), 400, "invalid_value", server.form(box=box).json()["error"]["param"])  # fmt: skip
+        assert refused(
+            server.form(box=box),
+            400,
+            "invalid_value",
+            server.form(box=box).json()["error"]["param"],
+        )
 
 
 def test_no_path_and_no_method(server):
@@ -571,7 +646,10 @@ def test_metrics_count(words):
 
 
 def test_a_named_quality_takes_a_plan(server):
-    counts = {q: server.draw(quality=q).json()["flowturbo"]["evaluations"] for q in ("low", "medium", "high")}  # fmt: skip
+    counts = {
+        q: server.draw(quality=q).json()["flowturbo"]["evaluations"]
+        for q in ("low", "medium", "high")
+    }
     assert counts == {"low": 6, "medium": 8, "high": 16}
 
 
@@ -616,9 +694,11 @@ def test_sigterm_lets_what_runs_finish(text_model):
         f"sys.exit(main(['serve', '--model', {str(text_model)!r}, '--port', '0']))\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-c", code],
+        stderr=subprocess.PIPE,
+        text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    ) as process:  # fmt: skip
+    ) as process:
         try:
             line = ""
             while "http://" not in line:

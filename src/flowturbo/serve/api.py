@@ -31,7 +31,7 @@ from flowturbo.serve.errors import ApiError, of_exception
 from flowturbo.serve.metrics import Metrics
 from flowturbo.serve.middleware import Surround
 from flowturbo.serve.safeguards import Safeguards
-from flowturbo.serve.schema import EditRequest, GenerationRequest
+from flowturbo.serve.schema import EditRequest, GenerationRequest, ImageRequest
 from flowturbo.serve.work import (
     Answer,
     Work,
@@ -123,8 +123,12 @@ def create_app(
         server.check_model(name)
         return server.model_entry()
 
-    @app.post("/v1/images/generations", dependencies=guarded)
-    async def generations(request: Request, body: GenerationRequest) -> Response:
+    @app.post("/v1/images/generations", dependencies=guarded, openapi_extra=_GENERATION_BODY)
+    async def generations(request: Request) -> Response:
+        kind = _content_type(request)
+        if kind != "application/json":
+            raise ApiError(415, f"content-type {kind!r}: send application/json")
+        body = GenerationRequest.model_validate_json(await request.body())
         server.check_model(body.model)
         return await server.answer(request, generation_work(engine.model, body), "image_generation")
 
@@ -346,9 +350,13 @@ def _event(name: str, data: dict[str, Any]) -> bytes:
     return f"event: {name}\ndata: {json.dumps({'type': name, **data})}\n\n".encode()
 
 
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 async def _edit_body(request: Request) -> tuple[EditRequest, list[bytes], bytes | None]:
     """The fields, images and mask of an edit, sent as JSON or as a form."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = _content_type(request)
     if kind == "application/json":
         body = EditRequest.model_validate_json(await request.body())
         if body.images is None:
@@ -387,28 +395,48 @@ async def _edit_body(request: Request) -> tuple[EditRequest, list[bytes], bytes 
     return EditRequest.model_validate(fields), images, mask
 
 
-_FILE = {"type": "string", "format": "binary"}
-_EDIT_FIELDS = EditRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+def _schema(model: type[ImageRequest]) -> dict[str, Any]:
+    """The JSON schema of a body, whole."""
+    schema = model.model_json_schema()
+    parts = schema.pop("$defs", {})
+    for name, value in schema["properties"].items():
+        schema["properties"][name] = _inlined(value, parts)
+    return schema
+
+
+def _inlined(value: Any, parts: dict[str, Any]) -> Any:
+    """``value`` with the parts it refers to in their places."""
+    if isinstance(value, list):
+        return [_inlined(item, parts) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "$ref" in value:
+        return parts[value["$ref"].rpartition("/")[2]]
+    return {key: _inlined(item, parts) for key, item in value.items()}
+
+
+def _form(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an edit as a form."""
+    file = {"type": "string", "format": "binary"}
+    files = {"image": {"type": "array", "items": file}, "mask": file}
+    fields = {name: value for name, value in schema["properties"].items() if name != "images"}
+    required = ["image", "prompt"]
+    return {**schema, "required": required, "properties": {**fields, **files}}
+
+
+_EDIT = _schema(EditRequest)
+_GENERATION_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": _schema(GenerationRequest)}},
+    }
+}
 _EDIT_BODY = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": {"schema": {k: v for k, v in _EDIT_FIELDS.items() if k != "$defs"}},
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["image", "prompt"],
-                    "properties": {
-                        **{
-                            name: value
-                            for name, value in _EDIT_FIELDS["properties"].items()
-                            if name != "images"
-                        },
-                        "image": {"type": "array", "items": _FILE},
-                        "mask": _FILE,
-                    },
-                }
-            },
+            "application/json": {"schema": _EDIT},
+            "multipart/form-data": {"schema": _form(_EDIT)},
         },
     }
 }

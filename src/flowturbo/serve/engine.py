@@ -75,7 +75,7 @@ class Job(Generic[T]):
         if self.cancelled:
             raise Cancelled("the request was cancelled")
         if self.deadline is not None and time.monotonic() > self.deadline:
-            limit = self.deadline - self.submitted
+            limit = round(self.deadline - self.submitted, 3)
             raise Expired(f"the request did not finish within {limit:g} seconds")
 
     def result(self, timeout: float | None = None) -> T:

@@ -18,7 +18,7 @@ from flowturbo.serve.schema import EditRequest
 
 __all__ = ["ApiError", "of_exception"]
 
-_PARAM = re.compile(r"(\w+)(?:=|\[|:)")
+_PARAM = re.compile(r"(\w+)(?:=|\[|:| '| of \d)")  # how messages begin
 
 
 class ApiError(Exception):
@@ -85,7 +85,8 @@ def of_exception(error: BaseException) -> ApiError:
         return ApiError(error.status_code, str(error.detail), headers=error.headers)
     if isinstance(error, ValueError):
         found = _PARAM.match(str(error))
-        return ApiError(400, str(error), param=found[1] if found else None, code="invalid_value")
+        param = found[1] if found and found[1] in ("image", *EditRequest.model_fields) else None
+        return ApiError(400, str(error), param=param, code="invalid_value")
     return ApiError(500, "the server failed; its log says why", code="internal_error")
 
 
@@ -97,10 +98,10 @@ def _invalid(error: RequestValidationError | ValidationError) -> ApiError:
     if first["type"] == "extra_forbidden":
         hint = did_you_mean(place[-1], list(EditRequest.model_fields))
         return ApiError(400, f"{name}: is no field{hint}", param=name, code="unknown_parameter")
-    if first["type"] == "missing":
-        return ApiError(400, f"{name}: is missing", param=name, code="missing_required_parameter")
     if first["type"] == "json_invalid" or name == "body":
         return ApiError(400, "the body is not a JSON object; send it as application/json")
+    if first["type"] == "missing":
+        return ApiError(400, f"{name}: is missing", param=name, code="missing_required_parameter")
     message = first["msg"].removeprefix("Value error, ")
     message = f"{name}={shown(first['input'])}: {message}"
     return ApiError(400, message, param=name, code="invalid_value")

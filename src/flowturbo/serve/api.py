@@ -252,7 +252,7 @@ class _Server:
         except Exception as e:
             error = of_exception(e)
             self.metrics.refused(error.code or "other")
-            if error.status >= 500:
+            if error.fault:
                 LOG.error("a stream failed", exc_info=e)
             yield _event("error", error.body())
         finally:

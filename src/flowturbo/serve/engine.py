@@ -48,6 +48,7 @@ class Job(Generic[T]):
 
     Attributes:
         images: how many it draws.
+        timeout: seconds from ``submitted`` until it is given up.
         future: resolves to what the task returns, or raises what it raises, `Cancelled` or
             `Expired`.
         submitted: when it was accepted, in seconds of ``time.monotonic``.
@@ -55,7 +56,7 @@ class Job(Generic[T]):
     """
 
     images: int
-    deadline: float | None
+    timeout: float | None
     future: Future[T] = field(default_factory=Future)
     submitted: float = field(default_factory=time.monotonic)
     started: float | None = None
@@ -74,9 +75,8 @@ class Job(Generic[T]):
         """Raise `Cancelled` or `Expired` if it is to end."""
         if self.cancelled:
             raise Cancelled("the request was cancelled")
-        if self.deadline is not None and time.monotonic() > self.deadline:
-            limit = round(self.deadline - self.submitted, 3)
-            raise Expired(f"the request did not finish within {limit:g} seconds")
+        if self.timeout is not None and time.monotonic() > self.submitted + self.timeout:
+            raise Expired(f"the request did not finish within {self.timeout:g} seconds")
 
     def result(self, timeout: float | None = None) -> T:
         """What the task returned; waits for it."""
@@ -170,8 +170,7 @@ class Engine:
         images = checks.whole("images", images, 1)
         if timeout is not None:
             timeout = checks.number("timeout", timeout, 0)
-        deadline = None if timeout is None else time.monotonic() + timeout
-        job: Job[T] = Job(images, deadline)
+        job: Job[T] = Job(images, timeout)
         with self._lock:
             if self._closing:
                 raise Busy("the server is shutting down", 1.0)

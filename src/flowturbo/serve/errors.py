@@ -45,6 +45,11 @@ class ApiError(Exception):
         self.status, self.message, self.param, self.code = status, message, param, code
         self.headers = dict(headers or {})
 
+    @property
+    def fault(self) -> bool:
+        """Whether something failed on the side of the server, for its log."""
+        return self.code in ("internal_error", "checker_failed")
+
     def body(self) -> dict[str, Any]:
         """The error as JSON."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"

@@ -69,7 +69,7 @@ class Surround:
         except Exception as e:
             found = self._too_large() if size > self.largest_body else of_exception(e)
             self.metrics.refused(found.code or "other")
-            if found.status == 500:
+            if found.fault:
                 LOG.error(f"request {name} failed", exc_info=e)
             if status:  # too late for an answer
                 raise

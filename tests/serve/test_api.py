@@ -695,14 +695,14 @@ def test_sigterm_lets_what_runs_finish(text_model):
     )
     with subprocess.Popen(
         [sys.executable, "-c", code],
-        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     ) as process:
         try:
             line = ""
             while "http://" not in line:
-                line = process.stderr.readline()
+                line = process.stdout.readline()
                 assert line, "it did not start"
             url = re.search(r"http://[\d.:]+", line)[0]
             answers = []
@@ -715,7 +715,6 @@ def test_sigterm_lets_what_runs_finish(text_model):
             process.send_signal(signal.SIGTERM)
             thread.join()
             images(answers[0])
-            process.stderr.read()
             assert process.wait(10) == 0
         finally:
             process.kill()

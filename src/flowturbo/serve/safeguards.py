@@ -176,16 +176,18 @@ class BlockList:
             lines = self.path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as e:
             raise ValueError(f"block list {path}: cannot be read ({e})") from e
-        patterns = []
+        words, wide = [], []  # terms that begin where a word does, and others
         for number, line in enumerate(lines, 1):
             term = line.strip()
             if term and not term.startswith("#"):
                 if not folded(term).split():
                     raise ValueError(f"block list {path}, line {number}: nothing can match it")
-                patterns.append(_pattern(folded(term)))
-        if not patterns:
+                found = folded(term).strip()
+                (wide if _is_wide(found[0]) else words).append(_pattern(found))
+        if not words + wide:
             raise ValueError(f"block list {path}: holds no terms, one a line")
-        self._pattern = re.compile("|".join(patterns))
+        begun = [f"(?<!{_LETTER})(?:{'|'.join(words)})"] if words else []
+        self._pattern = re.compile("|".join(begun + wide))
 
     def __repr__(self) -> str:
         return f"BlockList({str(self.path)!r})"
@@ -199,15 +201,18 @@ class BlockList:
 
 
 def _pattern(term: str) -> str:
-    """The expression of a folded term."""
+    """The expression of a folded term, to where it ends."""
     words = [
         _BETWEEN.join(f"[{re.escape(c + DIGITS.get(c, ''))}]" for c in word)
         for word in term.split()
     ]
-    wide = [unicodedata.east_asian_width(c) == "W" for c in (term.strip()[0], term.strip()[-1])]
-    before = "" if wide[0] else f"(?<!{_LETTER})"
-    after = "" if wide[1] else f"(?!{_LETTER})"
-    return before + r"(?:\W|_)+".join(words) + after
+    after = "" if _is_wide(term[-1]) else f"(?!{_LETTER})"
+    return r"(?:\W|_)+".join(words) + after
+
+
+def _is_wide(character: str) -> bool:
+    """Whether it is of a script that writes no spaces, or an emoji."""
+    return unicodedata.east_asian_width(character) == "W"
 
 
 # -- checkers from elsewhere --------------------------------------------------------------------

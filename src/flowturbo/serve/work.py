@@ -103,7 +103,8 @@ def generation_work(model: Model, request: GenerationRequest) -> Work:
     plan, seed = plan_of(model, request), seed_of(request)
     if request.style is not None:
         model.styled("", request.style)
-    _check_pixels(request, request.count, *model.image_shape[1:])
+    _, height, width = model.image_shape
+    _check_pixels(request, request.count, width, height)
     work = Work(request, request.count)
 
     def run(shared: Model) -> Answer:

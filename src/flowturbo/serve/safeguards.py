@@ -176,7 +176,8 @@ class BlockList:
             lines = self.path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as e:
             raise ValueError(f"block list {path}: cannot be read ({e})") from e
-        words, wide = [], []  # terms that begin where a word does, and others
+        words: list[str] = []  # terms that begin where a word does
+        wide: list[str] = []  # others
         for number, line in enumerate(lines, 1):
             term = line.strip()
             if term and not term.startswith("#"):

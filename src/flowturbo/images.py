@@ -16,6 +16,8 @@ from torch import Tensor
 from flowturbo.files import atomic_write, printable
 
 __all__ = [
+    "EDITED",
+    "GENERATED",
     "crop_box",
     "encoded",
     "image_grid",
@@ -34,17 +36,10 @@ _FOREIGN = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 _OTHERS = {".emf", ".eps", ".heic", ".heif", ".hif", ".jxl", ".svg", ".svgz", ".wmf", ".xcf"}
 _OTHERS |= {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw"}
 
-# the IPTC's digital source type, https://cv.iptc.org/newscodes/digitalsourcetype
-_XMP = (
-    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
-    '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
-    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-    '<rdf:Description rdf:about="" '
-    'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
-    "Iptc4xmpExt:DigitalSourceType="
-    '"http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"/>'
-    '</rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
-)
+GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+"""The IPTC's digital source type of what an algorithm made that was trained on media."""
+EDITED = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
+"""The same of an image with parts that such an algorithm made."""
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
@@ -89,31 +84,49 @@ def save_png(image: Image.Image, path: str | Path, metadata: Mapping[str, str]) 
 
 
 def encoded(
-    image: Image.Image, kind: str, metadata: Mapping[str, str], quality: int = 100
+    image: Image.Image,
+    kind: str,
+    metadata: Mapping[str, str],
+    quality: int = 100,
+    source_type: str = GENERATED,
 ) -> bytes:
     """An image as the bytes of a file that says where it is from.
 
     A PNG has ``metadata`` as text, JPEG and WebP have it in EXIF, as the description, and all have
-    an XMP packet with the IPTC's digital source type of what an algorithm trained on media made.
+    an XMP packet with the IPTC's digital source type.
 
     Args:
         image: grey or RGB.
         kind: "png", "jpeg" or "webp".
         metadata: what to say of it, made `printable`; "Software" goes into its own field of EXIF.
         quality: of JPEG and WebP, 0 to 100.
+        source_type: `GENERATED` or `EDITED`.
     """
-    made = io.BytesIO()
+    made, xmp = io.BytesIO(), _xmp(source_type)
     if kind == "png":
         info = _png_text(metadata)
-        info.add_itxt("XML:com.adobe.xmp", _XMP)
+        info.add_itxt("XML:com.adobe.xmp", xmp)
         image.save(made, format="PNG", pnginfo=info)
         return made.getvalue()
     exif = Image.Exif()
     exif[ExifTags.Base.Software] = printable(metadata.get("Software", ""))
     about = {key: printable(value) for key, value in metadata.items()}
     exif[ExifTags.Base.ImageDescription] = json.dumps(about)
-    image.save(made, format=kind.upper(), quality=quality, exif=exif, xmp=_XMP.encode())
+    image.save(made, format=kind.upper(), quality=quality, exif=exif, xmp=xmp.encode())
     return made.getvalue()
+
+
+def _xmp(source_type: str) -> str:
+    """An XMP packet with the digital source type."""
+    return (
+        '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
+        '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        '<rdf:Description rdf:about="" '
+        'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
+        f'Iptc4xmpExt:DigitalSourceType="{source_type}"/>'
+        '</rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
+    )
 
 
 def _png_text(metadata: Mapping[str, str]) -> PngImagePlugin.PngInfo:

@@ -396,3 +396,70 @@ def test_refuses(words, photo, call, message):
     with pytest.raises(ValueError, match=message) as end:
         call(words, photo)
     assert "\n" not in str(end.value)
+
+
+# -- callbacks ----------------------------------------------------------------------------------
+
+CALLS = {
+    "inversion": lambda model, image, **kw: ft.edit(
+        model, image, "tiger", "red apple", plan="AB2:3", seed=5, **kw
+    ),
+    "exact": lambda model, image, **kw: ft.edit(
+        model, image, "tiger", "red apple", plan="AB2:3", exact=True, **kw
+    ),
+    "flowedit": lambda model, image, **kw: ft.edit(
+        model, image, "tiger", "red apple", plan="AB2:3", method="flowedit", seed=5, **kw
+    ),
+    "sdedit": lambda model, image, **kw: ft.edit(
+        model, image, "tiger", "red apple", plan="AB2:3", method="sdedit", seed=5, **kw
+    ),
+    "img2img": lambda model, image, **kw: ft.img2img(model, image, "tiger", plan="AB2:3", **kw),
+    "inpaint": lambda model, image, **kw: ft.inpaint(
+        model, image, half(image), "tiger", plan="AB2:3", **kw
+    ),
+    "inpaint high": lambda model, image, **kw: ft.inpaint(
+        model, image, half(image), "tiger", plan="AB2:3", quality="high", **kw
+    ),
+    "remove": lambda model, image, **kw: ft.remove(
+        model, image, prompt="tiger", box=[0, 0, 9, 9], plan="AB2:3", **kw
+    ),
+}  # fmt: skip
+
+
+def half(image):
+    mask = Image.new("L", image.size)
+    mask.paste(255, (0, 0, image.width // 2, image.height // 2))
+    return mask
+
+
+@pytest.mark.parametrize("task", CALLS)
+def test_a_callback_sees_the_way_to_the_target_and_changes_nothing(words, photo, task):
+    seen = []
+    plain = CALLS[task](words, photo)
+    watched = CALLS[task](words, photo, callback=lambda step: seen.append(step))
+    assert [step.index for step in seen] == list(range(3))
+    assert all(step.x1.shape == (1, 3, 8, 8) for step in seen)
+    assert seen[-1].time == 1
+    assert pixels(watched[0]).tolist() == pixels(plain[0]).tolist()
+
+
+@pytest.mark.parametrize("task", CALLS)
+def test_a_state_that_a_callback_returns_takes_the_place_of_the_state(words, photo, task):
+    size = "model"
+    plain = CALLS[task](words, photo, size=size)
+    moved = CALLS[task](words, photo, size=size, callback=lambda step: step.x + 0.5)
+    assert pixels(moved[0]).tolist() != pixels(plain[0]).tolist()
+
+
+def test_what_a_callback_of_inpainting_returns_keeps_the_known_part(words, photo):
+    made = CALLS["inpaint"](words, photo, callback=lambda step: torch.zeros_like(step.x))
+    known = pixels(half(photo)) == 0
+    assert (pixels(made[0])[known] == pixels(photo)[known]).all()
+
+
+@pytest.mark.parametrize("task", CALLS)
+def test_a_callback_that_is_none_is_refused(words, photo, task):
+    with pytest.raises(ValueError, match="callback"):
+        CALLS[task](words, photo, callback=3)
+    with pytest.raises(ValueError, match="callback returned"):
+        CALLS[task](words, photo, callback=lambda step: step.x[0])

@@ -63,6 +63,24 @@ def run(
     grace: Annotated[
         float, typer.Option("--grace", help="Seconds that requests have to finish at the end.")
     ] = 30.0,
+    checker: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--checker",
+            help="What checks prompts and images: the file of a block list, a URL, or module:name "
+            "of a function. May be given several times.",
+        ),
+    ] = None,
+    checker_timeout: Annotated[
+        float, typer.Option("--checker-timeout", help="Seconds to wait for a URL of --checker.")
+    ] = 5.0,
+    c2pa_cert: Annotated[
+        Path | None,
+        typer.Option("--c2pa-cert", help="PEM file of certificates, to sign images (C2PA)."),
+    ] = None,
+    c2pa_key: Annotated[
+        Path | None, typer.Option("--c2pa-key", help="PEM file of the key of --c2pa-cert.")
+    ] = None,
     vae: Vae = None,
     device: Device = "auto",
     dtype: DtypeName = "float32",
@@ -73,8 +91,10 @@ def run(
     """
     try:
         from flowturbo.serve.api import create_app
+        from flowturbo.serve.credentials import Credentials
         from flowturbo.serve.engine import Engine
         from flowturbo.serve.metrics import Metrics
+        from flowturbo.serve.safeguards import Safeguards, load_checker
         from flowturbo.serve.server import bind, serve
     except ImportError as e:
         raise ImportError(f"flowturbo serve needs {e.name}: pip install 'flowturbo[serve]'") from e
@@ -82,6 +102,13 @@ def run(
     timeout, grace = checks.number("--timeout", timeout, 0), checks.number("--grace", grace, 0)
     sizes = None if batch_sizes is None else resolve_batch(batch_sizes)
     keys = _keys(api_key_file)
+    wait = checks.number("--checker-timeout", checker_timeout, 0.001)
+    if (c2pa_cert is None) != (c2pa_key is None):
+        raise ValueError("--c2pa-cert and --c2pa-key: give both")
+    safeguards = Safeguards(
+        [load_checker(spec, wait) for spec in checker or ()],
+        Credentials(c2pa_cert, c2pa_key) if c2pa_cert and c2pa_key else None,
+    )
     listening = bind(host, port, keys)
     with listening:
         field = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype), vae=vae)
@@ -95,7 +122,9 @@ def run(
             queue=queue,
             observe=metrics.tick,
         )
-        app = create_app(engine, metrics=metrics, keys=keys, timeout=timeout, grace=grace)
+        app = create_app(
+            engine, metrics=metrics, keys=keys, timeout=timeout, grace=grace, safeguards=safeguards
+        )
         logging.basicConfig(stream=sys.stderr, format="%(message)s")
         serve(
             app, listening, grace=grace, ready=lambda url: say(f"{field.name} at {url}/v1"),

@@ -13,6 +13,7 @@ import hmac
 import json
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -25,11 +26,12 @@ from starlette.exceptions import HTTPException
 from torch import Tensor
 
 from flowturbo._version import __version__
-from flowturbo.serve.engine import Cancelled, Engine, Job
-from flowturbo.serve.errors import ApiError, of_exception, response
+from flowturbo.serve.engine import Engine, Job
+from flowturbo.serve.errors import ApiError, of_exception
 from flowturbo.serve.metrics import Metrics
 from flowturbo.serve.middleware import Surround
-from flowturbo.serve.schema import EditRequest, GenerationRequest
+from flowturbo.serve.safeguards import Safeguards
+from flowturbo.serve.schema import EditRequest, GenerationRequest, ImageRequest
 from flowturbo.serve.work import (
     Answer,
     Work,
@@ -56,6 +58,7 @@ def create_app(
     largest_body: int = LARGEST_BODY,
     timeout: float = 120.0,
     grace: float = GRACE,
+    safeguards: Safeguards | None = None,
 ) -> FastAPI:
     """The server of an engine, an ASGI application, which closes the engine when it stops.
 
@@ -66,6 +69,7 @@ def create_app(
         largest_body: most bytes of a request.
         timeout: most seconds of a request, from 0.
         grace: seconds that requests have to finish when the server stops.
+        safeguards: checks of prompts and images, and credentials; none by default.
     """
     metrics = metrics or Metrics()
 
@@ -78,10 +82,10 @@ def create_app(
         title="flowturbo", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
     )
     app.add_middleware(Surround, largest_body=largest_body, metrics=metrics)
-    app.add_exception_handler(RequestValidationError, response)
-    app.add_exception_handler(HTTPException, response)  # all others are answered by `Surround`
+    app.add_exception_handler(RequestValidationError, _raised)
+    app.add_exception_handler(HTTPException, _raised)
     app.state.engine, app.state.metrics = engine, metrics
-    server = _Server(engine, metrics, timeout)
+    server = _Server(engine, metrics, timeout, safeguards or Safeguards())
     expected = [key.encode() for key in keys]
 
     def authorized(request: Request) -> None:
@@ -119,8 +123,12 @@ def create_app(
         server.check_model(name)
         return server.model_entry()
 
-    @app.post("/v1/images/generations", dependencies=guarded)
-    async def generations(request: Request, body: GenerationRequest) -> Response:
+    @app.post("/v1/images/generations", dependencies=guarded, openapi_extra=_GENERATION_BODY)
+    async def generations(request: Request) -> Response:
+        kind = _content_type(request)
+        if kind != "application/json":
+            raise ApiError(415, f"content-type {kind!r}: send application/json")
+        body = GenerationRequest.model_validate_json(await request.body())
         server.check_model(body.model)
         return await server.answer(request, generation_work(engine.model, body), "image_generation")
 
@@ -128,21 +136,29 @@ def create_app(
     async def edits(request: Request) -> Response:
         body, images, mask = await _edit_body(request)
         server.check_model(body.model)
-        sources = [
-            await asyncio.to_thread(opened, f"image[{i}]", data) for i, data in enumerate(images)
-        ]
-        hole = None if mask is None else await asyncio.to_thread(opened, "mask", mask)
-        work = edit_work(engine.model, body, sources, hole)
+        contents = {f"image[{i}]": data for i, data in enumerate(images)}
+        contents |= {} if mask is None else {"mask": mask}
+        found = await asyncio.to_thread(opened, contents)
+        hole = found.pop("mask", None)
+        work = await asyncio.to_thread(edit_work, engine.model, body, [*found.values()], hole)
         return await server.answer(request, work, "image_edit")
 
     return app
 
 
+async def _raised(request: Request, error: Exception) -> Response:
+    """Leave an error to `Surround`, which answers all of them."""
+    raise error
+
+
 class _Server:
     """Hands work to the engine, and its answers to clients."""
 
-    def __init__(self, engine: Engine, metrics: Metrics, timeout: float) -> None:
+    def __init__(
+        self, engine: Engine, metrics: Metrics, timeout: float, safeguards: Safeguards
+    ) -> None:
         self.engine, self.metrics, self.timeout = engine, metrics, timeout
+        self.safeguards = safeguards
         self.created = int(time.time())
 
     def model_entry(self) -> dict[str, Any]:
@@ -172,64 +188,49 @@ class _Server:
             )  # fmt: skip
 
     async def answer(self, request: Request, work: Work, kind: str) -> Response:
-        """Run ``work`` and answer with its images, or with the events of a stream."""
+        """Run ``work`` and answer with its images, or with the events of a stream.
+
+        A stream begins with its first event, so what ends a request earlier has its own status.
+        """
         log: dict[str, Any] = request.state.log
-        events: asyncio.Queue[tuple[int, Tensor]] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
         def partial(index: int, states: Tensor) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, (index, states))
+            loop.call_soon_threadsafe(lambda: running.add(index, states))
 
         work.partial = partial
         limit = min(self.timeout, work.request.timeout or self.timeout)
+        job = self.engine.submit(self.safeguards.around(work), images=work.images, timeout=limit)
+        running: _Running = _Running(request, job)
         try:
-            job = self.engine.submit(work.run, images=work.images, timeout=limit)
-        except Exception as e:
-            self._refused(e)
-            raise
-        if work.request.stream:
-            stream = self._events(job, work, kind, events, log)
-            headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-            return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
-        done = asyncio.wrap_future(job.future)
-        try:
-            while not done.done():
-                await asyncio.wait([done], timeout=POLL)
-                if not done.done() and await request.is_disconnected():
-                    job.cancel()
-                    break
-            made: Answer = await done
-        except BaseException as e:
+            begun = await running.next()
+            if begun is None:
+                await running.done  # raises what ended it
+            if work.request.stream:
+                stream = self._events(running, begun, work, kind, log)
+                headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+                return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+            made = await running.done
+        except BaseException:
             job.cancel()
-            self._refused(e)
             raise
         self.metrics.first(time.monotonic() - job.submitted)
         return JSONResponse(self._whole(job, work, made, log))
 
-    def _refused(self, error: BaseException) -> None:
-        self.metrics.refused(of_exception(error).code or "other")
-
     async def _events(
         self,
-        job: Job[Answer],
+        running: _Running,
+        begun: tuple[int, Tensor] | None,
         work: Work,
         kind: str,
-        events: asyncio.Queue[tuple[int, Tensor]],
         log: dict[str, Any],
     ) -> AsyncIterator[bytes]:
         """The server-sent events of a stream; a client that leaves cancels the job."""
-        done = asyncio.wrap_future(job.future)
-        first = True
+        job, first = running.job, True
         try:
-            while True:
-                event = asyncio.ensure_future(events.get())
-                waited: set[asyncio.Future[Any]] = {done, event}
-                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-                if not event.done():
-                    event.cancel()
-                    break
-                index, states = event.result()
-                images = await asyncio.to_thread(preview, self.engine.model, states, work.request)
+            while begun is not None:
+                index, states = begun
+                images = await asyncio.to_thread(self._previews, work, states)
                 if first:
                     self.metrics.first(time.monotonic() - job.submitted)
                     first = False
@@ -238,7 +239,8 @@ class _Server:
                         "partial_image_index": index, "image_index": i,
                         **_image(image), **self._about(work, None),
                     })  # fmt: skip
-            made = await done
+                begun = await running.next()
+            made = await running.done
             if first:
                 self.metrics.first(time.monotonic() - job.submitted)
             whole = self._whole(job, work, made, log)
@@ -248,14 +250,19 @@ class _Server:
                     "usage": made.usage, "flowturbo": whole["flowturbo"],
                 })  # fmt: skip
         except Exception as e:
-            self._refused(e)
-            if of_exception(e).status == 500:
+            error = of_exception(e)
+            self.metrics.refused(error.code or "other")
+            if error.fault:
                 LOG.error("a stream failed", exc_info=e)
-            yield _event("error", of_exception(e).body())
+            yield _event("error", error.body())
         finally:
             job.cancel()
-            with suppress(Cancelled, asyncio.CancelledError):
-                done.cancel()
+
+    def _previews(self, work: Work, states: Tensor) -> list[bytes]:
+        """Partial images, checked."""
+        made = preview(self.engine.model, states, work.request)
+        self.safeguards.check_files(work.request, made)
+        return made
 
     def _about(self, work: Work, size: tuple[int, int] | None) -> dict[str, Any]:
         _, height, width = self.engine.model.image_shape
@@ -293,6 +300,48 @@ class _Server:
         }
 
 
+class _Running:
+    """A job as its request waits for it.
+
+    Attributes:
+        job: in the engine.
+        done: its future.
+    """
+
+    def __init__(self, request: Request, job: Job[Answer]) -> None:
+        self.job, self.done = job, asyncio.wrap_future(job.future)
+        self._request, self._news = request, asyncio.Event()
+        self._partials: deque[tuple[int, Tensor]] = deque()
+        self.done.add_done_callback(self._over)
+
+    def add(self, index: int, states: Tensor) -> None:
+        """Enter a partial image."""
+        self._partials.append((index, states))
+        self._news.set()
+
+    async def next(self) -> tuple[int, Tensor] | None:
+        """The next partial image; None when the job is over, with images or without.
+
+        Raises:
+            Cancelled: if the client has left.
+            Expired: if the time of the job is over, whether it has begun or not.
+        """
+        while not self._partials and not self.done.done():
+            self._news.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), POLL)
+            if await self._request.is_disconnected():
+                self.job.cancel()
+            if not self.done.done():
+                self.job.check()
+        return self._partials.popleft() if self._partials else None
+
+    def _over(self, done: asyncio.Future[Answer]) -> None:
+        if not done.cancelled():
+            done.exception()  # seen, if nobody waits any more
+        self._news.set()
+
+
 def _image(data: bytes) -> dict[str, str]:
     return {"b64_json": base64.b64encode(data).decode()}
 
@@ -301,9 +350,13 @@ def _event(name: str, data: dict[str, Any]) -> bytes:
     return f"event: {name}\ndata: {json.dumps({'type': name, **data})}\n\n".encode()
 
 
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 async def _edit_body(request: Request) -> tuple[EditRequest, list[bytes], bytes | None]:
     """The fields, images and mask of an edit, sent as JSON or as a form."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = _content_type(request)
     if kind == "application/json":
         body = EditRequest.model_validate_json(await request.body())
         if body.images is None:
@@ -324,6 +377,8 @@ async def _edit_body(request: Request) -> tuple[EditRequest, list[bytes], bytes 
         for name, value in form.multi_items():
             if name in ("image", "image[]") and isinstance(value, UploadFile):
                 images.append(await value.read())
+            elif name in fields or (name == "mask" and mask is not None):
+                raise ApiError(400, f"{name}: is given twice", param=name, code="invalid_value")
             elif name == "mask" and isinstance(value, UploadFile):
                 mask = await value.read()
             elif isinstance(value, UploadFile) or name in ("images", "mask", "image"):
@@ -340,28 +395,48 @@ async def _edit_body(request: Request) -> tuple[EditRequest, list[bytes], bytes 
     return EditRequest.model_validate(fields), images, mask
 
 
-_FILE = {"type": "string", "format": "binary"}
-_EDIT_FIELDS = EditRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+def _schema(model: type[ImageRequest]) -> dict[str, Any]:
+    """The JSON schema of a body, whole."""
+    schema = model.model_json_schema()
+    parts = schema.pop("$defs", {})
+    for name, value in schema["properties"].items():
+        schema["properties"][name] = _inlined(value, parts)
+    return schema
+
+
+def _inlined(value: Any, parts: dict[str, Any]) -> Any:
+    """``value`` with the parts it refers to in their places."""
+    if isinstance(value, list):
+        return [_inlined(item, parts) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "$ref" in value:
+        return parts[value["$ref"].rpartition("/")[2]]
+    return {key: _inlined(item, parts) for key, item in value.items()}
+
+
+def _form(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an edit as a form."""
+    file = {"type": "string", "format": "binary"}
+    files = {"image": {"type": "array", "items": file}, "mask": file}
+    fields = {name: value for name, value in schema["properties"].items() if name != "images"}
+    required = ["image", "prompt"]
+    return {**schema, "required": required, "properties": {**fields, **files}}
+
+
+_EDIT = _schema(EditRequest)
+_GENERATION_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": _schema(GenerationRequest)}},
+    }
+}
 _EDIT_BODY = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": {"schema": {k: v for k, v in _EDIT_FIELDS.items() if k != "$defs"}},
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["image", "prompt"],
-                    "properties": {
-                        **{
-                            name: value
-                            for name, value in _EDIT_FIELDS["properties"].items()
-                            if name != "images"
-                        },
-                        "image": {"type": "array", "items": _FILE},
-                        "mask": _FILE,
-                    },
-                }
-            },
+            "application/json": {"schema": _EDIT},
+            "multipart/form-data": {"schema": _form(_EDIT)},
         },
     }
 }

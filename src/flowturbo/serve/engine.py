@@ -48,6 +48,7 @@ class Job(Generic[T]):
 
     Attributes:
         images: how many it draws.
+        timeout: seconds from ``submitted`` until it is given up.
         future: resolves to what the task returns, or raises what it raises, `Cancelled` or
             `Expired`.
         submitted: when it was accepted, in seconds of ``time.monotonic``.
@@ -55,11 +56,16 @@ class Job(Generic[T]):
     """
 
     images: int
-    deadline: float | None
+    timeout: float | None
     future: Future[T] = field(default_factory=Future)
     submitted: float = field(default_factory=time.monotonic)
     started: float | None = None
     _cancelled: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._cancelled.is_set()
 
     def cancel(self) -> None:
         """End it before its next evaluation; nothing happens if it is over."""
@@ -67,11 +73,10 @@ class Job(Generic[T]):
 
     def check(self) -> None:
         """Raise `Cancelled` or `Expired` if it is to end."""
-        if self._cancelled.is_set():
+        if self.cancelled:
             raise Cancelled("the request was cancelled")
-        if self.deadline is not None and time.monotonic() > self.deadline:
-            limit = self.deadline - self.submitted
-            raise Expired(f"the request did not finish within {limit:g} seconds")
+        if self.timeout is not None and time.monotonic() > self.submitted + self.timeout:
+            raise Expired(f"the request did not finish within {self.timeout:g} seconds")
 
     def result(self, timeout: float | None = None) -> T:
         """What the task returned; waits for it."""
@@ -128,9 +133,9 @@ class Engine:
 
     @property
     def images(self) -> int:
-        """Images of requests that wait or run."""
+        """Images of requests that wait or run, without those that were cancelled."""
         with self._lock:
-            return sum(job.images for job in self._jobs)
+            return sum(job.images for job in self._jobs if not job.cancelled)
 
     @property
     def closing(self) -> bool:
@@ -165,12 +170,11 @@ class Engine:
         images = checks.whole("images", images, 1)
         if timeout is not None:
             timeout = checks.number("timeout", timeout, 0)
-        deadline = None if timeout is None else time.monotonic() + timeout
-        job: Job[T] = Job(images, deadline)
+        job: Job[T] = Job(images, timeout)
         with self._lock:
             if self._closing:
                 raise Busy("the server is shutting down", 1.0)
-            there = sum(j.images for j in self._jobs)
+            there = self.images
             if there + images > self.queue:
                 raise Busy(
                     f"{there} images wait or run, and {images} more exceed the queue of "

@@ -6,20 +6,19 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from flowturbo.checks import shown
 from flowturbo.messages import did_you_mean
 from flowturbo.serve.engine import Busy, Cancelled, Expired
+from flowturbo.serve.safeguards import Blocked, CheckFailed
 from flowturbo.serve.schema import EditRequest
 
-__all__ = ["ApiError", "of_exception", "response"]
+__all__ = ["ApiError", "of_exception"]
 
-_PARAM = re.compile(r"(\w+)(?:=|\[|:)")
+_PARAM = re.compile(r"(\w+)(?:=|\[|:| '| of \d)")  # how messages begin
 
 
 class ApiError(Exception):
@@ -45,6 +44,11 @@ class ApiError(Exception):
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
         self.headers = dict(headers or {})
+
+    @property
+    def fault(self) -> bool:
+        """Whether something failed on the side of the server, for its log."""
+        return self.code in ("internal_error", "checker_failed")
 
     def body(self) -> dict[str, Any]:
         """The error as JSON."""
@@ -72,18 +76,23 @@ def of_exception(error: BaseException) -> ApiError:
         return ApiError(504, str(error), code="timeout")
     if isinstance(error, Cancelled):
         return ApiError(503, str(error), code="cancelled", headers={"Retry-After": "1"})
+    if isinstance(error, Blocked):
+        return ApiError(
+            400, f"the request was rejected by the safeguards of the server: {error}",
+            code="moderation_blocked",
+        )  # fmt: skip
+    if isinstance(error, CheckFailed):
+        return ApiError(
+            503, "what checks requests did not answer, so nothing is drawn; try again",
+            code="checker_failed", headers={"Retry-After": "5"},
+        )  # fmt: skip
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail), headers=error.headers)
     if isinstance(error, ValueError):
         found = _PARAM.match(str(error))
-        return ApiError(400, str(error), param=found[1] if found else None, code="invalid_value")
+        param = found[1] if found and found[1] in ("image", *EditRequest.model_fields) else None
+        return ApiError(400, str(error), param=param, code="invalid_value")
     return ApiError(500, "the server failed; its log says why", code="internal_error")
-
-
-async def response(request: Request, error: Exception) -> JSONResponse:
-    """The answer to a request that raised ``error``."""
-    made = of_exception(error)
-    return JSONResponse(made.body(), made.status, made.headers)
 
 
 def _invalid(error: RequestValidationError | ValidationError) -> ApiError:
@@ -94,10 +103,10 @@ def _invalid(error: RequestValidationError | ValidationError) -> ApiError:
     if first["type"] == "extra_forbidden":
         hint = did_you_mean(place[-1], list(EditRequest.model_fields))
         return ApiError(400, f"{name}: is no field{hint}", param=name, code="unknown_parameter")
-    if first["type"] == "missing":
-        return ApiError(400, f"{name}: is missing", param=name, code="missing_required_parameter")
     if first["type"] == "json_invalid" or name == "body":
         return ApiError(400, "the body is not a JSON object; send it as application/json")
+    if first["type"] == "missing":
+        return ApiError(400, f"{name}: is missing", param=name, code="missing_required_parameter")
     message = first["msg"].removeprefix("Value error, ")
     message = f"{name}={shown(first['input'])}: {message}"
     return ApiError(400, message, param=name, code="invalid_value")

@@ -10,6 +10,7 @@ import uuid
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -63,9 +64,12 @@ class Surround:
             if declared.isdecimal() and int(declared) > self.largest_body:
                 raise self._too_large()
             await self.app(scope, limited, named)
+        except ClientDisconnect:
+            pass
         except Exception as e:
-            found = of_exception(e)
-            if found.status == 500:
+            found = self._too_large() if size > self.largest_body else of_exception(e)
+            self.metrics.refused(found.code or "other")
+            if found.fault:
                 LOG.error(f"request {name} failed", exc_info=e)
             if status:  # too late for an answer
                 raise

@@ -7,7 +7,7 @@ import binascii
 import io
 import secrets
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from flowturbo._version import __version__
 from flowturbo.checks import shown
 from flowturbo.field import CountCalls
-from flowturbo.images import encoded, to_pil
+from flowturbo.images import EDITED, GENERATED, encoded, to_pil
 from flowturbo.models.model import Model
 from flowturbo.plan import Plan
 from flowturbo.refiner.resolve import default_guidance, resolve_plan
@@ -46,7 +46,7 @@ TASKS: dict[str, Callable[..., Edited]] = {
     "edit": edit, "img2img": img2img, "inpaint": inpaint, "remove": remove,
 }  # fmt: skip
 SOFTWARE = f"flowturbo {__version__}"
-MOST_PIXELS = 2**24  # in an image that is sent
+MOST_PIXELS = 2**25  # of all images that a request sends, and of all that it is answered with
 
 Partial = Callable[[int, Tensor], None]
 """Called with the number of a partial image, from 0, and its states (B, C, H, W)."""
@@ -82,12 +82,14 @@ class Work:
     Attributes:
         request: what was asked.
         images: how many it draws.
+        sources: images that it edits.
         run: the task.
         partial: set by who wants to see partial images, before it runs.
     """
 
     request: ImageRequest
     images: int
+    sources: Sequence[Image.Image] = ()
     run: Callable[[Model], Answer] = field(init=False)
     partial: Partial | None = None
 
@@ -101,6 +103,8 @@ def generation_work(model: Model, request: GenerationRequest) -> Work:
     plan, seed = plan_of(model, request), seed_of(request)
     if request.style is not None:
         model.styled("", request.style)
+    _, height, width = model.image_shape
+    _check_pixels(request, request.count, width, height)
     work = Work(request, request.count)
 
     def run(shared: Model) -> Answer:
@@ -113,7 +117,7 @@ def generation_work(model: Model, request: GenerationRequest) -> Work:
             negative=request.negative_prompt,
             style=request.style,
             seed=seed,
-            callback=_partials(work, len(plan)),
+            callback=_partials(work),
         )
         counts = counted.calls, counted.rows // request.count
         return _answer(shared, request, made, seed, plan.name, counts, sources=0)
@@ -145,6 +149,8 @@ def edit_work(
             f"n={request.count}: {len(images)} images so often are {total}, and a request draws at "
             f"most {MOST_IMAGES}"
         )
+    largest = max((image.size for image in images), key=lambda size: size[0] * size[1])
+    _check_pixels(request, total, *largest)
     seed = seed_of(request)
     sources = [image for image in images for _ in range(request.count)]
     plan = _notation(model, request) if task == "edit" else plan_of(model, request)
@@ -166,15 +172,25 @@ def edit_work(
     if task == "remove":
         options["box"] = request.box
         options["guidance"] = 1.0 if request.guidance_scale is None else request.guidance_scale
-    work = Work(request, total)
+    work = Work(request, total, images)
 
     def run(shared: Model) -> Answer:
-        made = TASKS[task](shared, sources, **options)
+        made = TASKS[task](shared, sources, callback=_partials(work), **options)
         name, counts = str(getattr(plan, "name", plan)), (made.evaluations, made.passes)
         return _answer(shared, request, made, seed, name, counts, sources=len(images))
 
     work.run = run
     return work
+
+
+def _check_pixels(request: ImageRequest, count: int, width: int, height: int) -> None:
+    """Raise ``ValueError`` if ``count`` images of a size are too much for one answer."""
+    width, height = request.size or (width, height)
+    if count * width * height > MOST_PIXELS:
+        raise ValueError(
+            f"size: {count} images of {width} x {height} are over {MOST_PIXELS} pixels in all; ask "
+            "for fewer or smaller images"
+        )
 
 
 def plan_of(model: Model, request: ImageRequest) -> Plan:
@@ -204,12 +220,24 @@ def seed_of(request: ImageRequest) -> int:
     return request.seed
 
 
-def opened(name: str, content: bytes) -> Image.Image:
-    """The image in a file's content; ``ValueError`` if it is none, or over `MOST_PIXELS`."""
+def opened(contents: Mapping[str, bytes]) -> dict[str, Image.Image]:
+    """The images in contents of files, by name.
+
+    Raises:
+        ValueError: if one is none, or they are over `MOST_PIXELS`.
+    """
+    made: dict[str, Image.Image] = {}
+    for name, content in contents.items():
+        left = MOST_PIXELS - sum(image.width * image.height for image in made.values())
+        made[name] = _opened(name, content, left)
+    return made
+
+
+def _opened(name: str, content: bytes, most: int) -> Image.Image:
     try:
         with warnings.catch_warnings(action="ignore"):
             image = Image.open(io.BytesIO(content), formats=["PNG", "JPEG", "WEBP"])
-        if image.width * image.height <= MOST_PIXELS:
+        if image.width * image.height <= most:
             image.load()
             return image
     except Exception as e:  # damaged files end in most of them
@@ -217,7 +245,8 @@ def opened(name: str, content: bytes) -> Image.Image:
             f"{name}: is no image that can be read; send PNG, JPEG or WebP ({type(e).__name__})"
         ) from e
     raise ValueError(
-        f"{name}: {image.width} x {image.height} pixels are over {MOST_PIXELS}; scale it down"
+        f"{name}: with its {image.width} x {image.height} pixels they are over {MOST_PIXELS} in "
+        "all; scale it down"
     )
 
 
@@ -293,15 +322,15 @@ def _painted(mask: Image.Image) -> Image.Image:
     return mask.convert("RGBA").getchannel("A").point(lambda a: 255 - a)
 
 
-def _partials(work: Work, evaluations: int) -> Callable[[Step], None] | None:
+def _partials(work: Work) -> Callable[[Step], None] | None:
     """A callback that hands on as many predicted images as are asked for, evenly spread."""
     wanted = work.request.partial_images or 0
     if not work.request.stream or not wanted:
         return None
-    spread = {round((i + 1) * evaluations / (wanted + 1)) - 1 for i in range(wanted)}
-    at = sorted(k for k in spread if 0 <= k < evaluations - 1)
 
     def see(step: Step) -> None:
+        spread = {round((i + 1) * step.total / (wanted + 1)) - 1 for i in range(wanted)}
+        at = sorted(k for k in spread if 0 <= k < step.total - 1)
         if step.index in at and work.partial is not None:
             work.partial(at.index(step.index), step.x1)
 
@@ -342,7 +371,8 @@ def _sized(image: Image.Image, request: ImageRequest) -> Image.Image:
 
 def _file(image: Image.Image, request: ImageRequest, about: dict[str, str]) -> bytes:
     quality = 100 if request.output_compression is None else request.output_compression
-    return encoded(image, request.output_format or "png", about, quality)
+    source_type = EDITED if isinstance(request, EditRequest) else GENERATED
+    return encoded(image, request.output_format or "png", about, quality, source_type)
 
 
 def _usage(model: Model, prompt: str, images: int, sources: int) -> dict[str, Any]:

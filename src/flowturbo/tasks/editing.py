@@ -174,6 +174,7 @@ def edit(
     exact: bool = False,
     seed: int = 0,
     size: Size = "input",
+    callback: Callback | None = None,
 ) -> Edited:
     """Change an image from what ``source_prompt`` says to what ``prompt`` says.
 
@@ -195,6 +196,8 @@ def edit(
             ``plan``: to the same prompt, unguided, the image returns to rounding.
         seed: of the first image's noise, for "flowedit" and "sdedit"; an inversion has none.
         size: "input", each in its place in the original, or "model", as the model draws them.
+        callback: called after every evaluation of the way to ``prompt``, see `flowturbo.sample`; in
+            "flowedit" its ``v`` and ``x1`` are of the difference that is followed.
 
     Returns:
         A list of PIL images with ``evaluations`` and ``passes``.
@@ -205,6 +208,8 @@ def edit(
     """
     work = job(model, image, prompt, style=style, guidance=guidance, seed=seed, size=size)
     checks.one_of("method", method, METHODS)
+    if callback is not None:
+        callback = checks.function("callback", callback, "step")
     start = begins_at(keep, method)
     if checks.flag("exact", exact) and method != "inversion":
         raise ValueError(f"exact=True, method={method!r}: only an inversion can be exact")
@@ -222,19 +227,22 @@ def edit(
         there, plan = inversion(plan, start)
     table = forward(model, plan, start)
     if exact:
-        x1 = _there_and_back(counted, work, source, plan, start)
+        x1 = _there_and_back(counted, work, source, plan, start, callback)
     elif method == "flowedit":
         full_plan(table, "method='flowedit'")
         warn_on_mismatch(table, model, None, work.guidance)
         difference = Difference(counted, x, work.cond, source, work.guidance, work.seeds)
-        x1 = sample(table.with_info({}), difference, x)
+        x1 = sample(table.with_info({}), difference, x, callback=callback)
     else:
         if there is None:
             x = interpolate(work.noise(), x, start)
         else:
             x = sample(there, counted, x, source)
         refiner = resolve_refiner(model, table, None)
-        x1 = sample(table, counted, x, work.cond, guidance=work.guidance, refiner=refiner)
+        x1 = sample(
+            table, counted, x, work.cond, guidance=work.guidance, refiner=refiner,
+            callback=callback,
+        )  # fmt: skip
     return _finished(work, x1, table, counted)
 
 
@@ -244,7 +252,12 @@ def begins_at(keep: float, method: str) -> float:
 
 
 def _there_and_back(
-    field: Field, work: Job, source: Condition, plan: Plan | str, start: float
+    field: Field,
+    work: Job,
+    source: Condition,
+    plan: Plan | str,
+    start: float,
+    callback: Callback | None,
 ) -> Tensor:
     """From data to ``start`` and back by BELM, from the two states that the way there ends with."""
     if not isinstance(plan, str) or is_file_name(plan):
@@ -264,7 +277,7 @@ def _there_and_back(
     back = Plan.parse(text, start=start)
     first = (states[-2] - x0) / float(back.times[1] - back.times[0])
     known = Known(guided(field, work.guidance), float(x0.new_tensor(start)), first)
-    return sample(back, known, x0, work.cond)
+    return sample(back, known, x0, work.cond, callback=callback)
 
 
 def forward(

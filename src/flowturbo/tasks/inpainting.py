@@ -31,7 +31,7 @@ from flowturbo.path import interpolate
 from flowturbo.plan import Plan
 from flowturbo.refiner.binding import warn_on_mismatch
 from flowturbo.refiner.resolve import resolve_refiner
-from flowturbo.sampling import Step, sample
+from flowturbo.sampling import Callback, Step, sample
 from flowturbo.tasks.editing import PLAN, forward, full_plan
 from flowturbo.tasks.fields import Corrected
 from flowturbo.tasks.generate import decoded
@@ -68,6 +68,7 @@ def inpaint(
     style: str | None = None,
     seed: int = 0,
     size: Size = "input",
+    callback: Callback | None = None,
 ) -> Edited:
     """Paint the masked part of an image by a prompt; other pixels keep their bits.
 
@@ -85,6 +86,8 @@ def inpaint(
         style: one of ``model.styles``, for all prompts.
         seed: of the first image's noise; image ``i`` has ``seed + i``.
         size: "input", each in its place in the original, or "model", as the model draws them.
+        callback: called after every evaluation, see `flowturbo.sample`; a state that it returns is
+            replaced in the known part like any other.
 
     Returns:
         A list of PIL images with ``evaluations`` and ``passes``.
@@ -100,7 +103,7 @@ def inpaint(
         model, originals, prompt, style=style, guidance=guidance, seed=seed, size=size,
         around=hole.getbbox(),
     )  # fmt: skip
-    return _inpainted(work, hole, forward(model, plan, 0.0, guidance), quality)
+    return _inpainted(work, hole, forward(model, plan, 0.0, guidance), quality, callback)
 
 
 @checks.known_keywords
@@ -118,6 +121,7 @@ def remove(
     style: str | None = None,
     seed: int = 0,
     size: Size = "input",
+    callback: Callback | None = None,
 ) -> Edited:
     """Remove what a mask or a box covers, or the object at a click.
 
@@ -139,6 +143,7 @@ def remove(
         style: one of ``model.styles``, for all prompts.
         seed: of the first image's noise.
         size: "input", each in its place in the original, or "model", as the model draws them.
+        callback: as for `inpaint`; without a prompt nothing is evaluated.
 
     Returns:
         A list of PIL images with ``evaluations`` and ``passes``.
@@ -170,12 +175,14 @@ def remove(
     )  # fmt: skip
     table = forward(model, plan, 0.0)
     if painted:
-        return _inpainted(work, hole, table, "standard")
+        return _inpainted(work, hole, table, "standard", callback)
     spread = _spread(work.parts.images, work.parts.pooled(hole, *work.parts.images.shape[2:]))
     return Edited(work.parts.placed(to_pil(spread), hole), 0, 0)
 
 
-def _inpainted(work: Job, hole: Image.Image, plan: Plan, quality: str) -> Edited:
+def _inpainted(
+    work: Job, hole: Image.Image, plan: Plan, quality: str, callback: Callback | None
+) -> Edited:
     model, x0 = work.model, work.noise()
     known = 1 - work.parts.pooled(hole, *model.shape[1:]).to(work.states)
     counted, scale, refiner = CountCalls(model), work.guidance, resolve_refiner(model, plan, None)
@@ -186,8 +193,15 @@ def _inpainted(work: Job, hole: Image.Image, plan: Plan, quality: str) -> Edited
         field, scale = Corrected(guided(counted, scale), work.states, known), 1.0
         plan = plan.with_info({})
 
+    if callback is not None:
+        callback = checks.function("callback", callback, "step")
+
     def replaced(step: Step) -> Tensor:
-        return torch.lerp(step.x, interpolate(x0, work.states, step.time), known)
+        edited = callback(step) if callback else None
+        x = step.x if edited is None else edited
+        if not isinstance(x, Tensor) or x.shape != step.x.shape:
+            return x  # the loop refuses it
+        return torch.lerp(x, interpolate(x0, work.states, step.time), known)
 
     x1 = sample(plan, field, x0, work.cond, guidance=scale, refiner=refiner, callback=replaced)
     images = work.parts.placed(decoded(model, x1, plan, work.guidance), hole)

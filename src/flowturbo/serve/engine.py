@@ -13,7 +13,7 @@ from flowturbo import checks
 from flowturbo.models.model import Model
 from flowturbo.refiner.binding import Refiner
 from flowturbo.refiner.resolve import own_refiner
-from flowturbo.serve.batching import BatchedField, Batcher, Tick
+from flowturbo.serve.batching import LARGEST, BatchedField, Batcher, Tick
 from flowturbo.tasks.generate import check_model
 
 __all__ = ["Busy", "Cancelled", "Engine", "Expired", "Job"]
@@ -107,9 +107,9 @@ class Engine:
         model: Model,
         *,
         refiner: Refiner | None = None,
-        largest_batch: int = 16,
+        largest_batch: int = LARGEST,
         batch_sizes: list[int] | None = None,
-        running: int = 16,
+        running: int = 32,
         queue: int = 256,
         observe: Callable[[Tick], None] | None = None,
     ) -> None:

@@ -227,14 +227,11 @@ class Batcher:
         return True
 
     def _complete(self) -> bool:
-        """Whether no row would join by waiting.
-
-        The batch is full, or every member that is between two evaluations has asked for its next.
-        """
-        if sum(call.rows - call.taken for call in self._waiting) >= self.largest:
-            return True
+        """Whether all that the next batch has a share for have asked for their evaluation."""
         asked = {call.member for call in self._waiting}
-        return all(m in asked for m in self._members if m.active)
+        members = asked | {member for member in self._members if member.active}
+        first = sorted(members, key=lambda member: member.arrival)[: max(1, self.largest // 2)]
+        return asked.issuperset(first)
 
     def _take(self) -> list[tuple[_Call, slice]]:
         """The rows of the next batch.

@@ -1,4 +1,4 @@
-"""Server processes, and a client that costs them little: raw HTTP/1.1 over asyncio, no keep-alive."""
+"""Server processes, and a client that costs little: raw HTTP/1.1, a connection a request."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ class Server:
 
     process: subprocess.Popen[str]
     port: int
-
 
 
 @contextmanager

@@ -6,8 +6,8 @@
 Three servers with the same model, HTTP and network run in processes of their own, on loopback:
 
 - ``one``: `flowturbo serve --running 1`, one request at a time;
-- ``static``: whenever it is idle, it takes all waiting requests of the plan of the oldest, up to the
-  largest batch, and samples them to the end in one call of `flowturbo.sample`;
+- ``static``: whenever it is idle, it takes all waiting requests of the plan of the oldest, up to
+  the largest batch, and samples them to the end in one call of `flowturbo.sample`;
 - ``running``: `flowturbo serve`, whose batch requests join and leave at any evaluation.
 
 Closed loop: so many clients that the largest batch is always full, each with its next request when
@@ -127,7 +127,8 @@ class StaticBatching(Engine):
         sees = [work._partials(w, len(plan)) for _, w, _ in taken]
 
         def see(step: Any) -> None:
-            for show, *parts in zip(sees, *(v.split(counts) for v in (step.x, step.v, step.x1))):
+            split = [v.split(counts) for v in (step.x, step.v, step.x1)]
+            for show, *parts in zip(sees, *split, strict=True):
                 show(ft.sampling.Step(step.index, step.total, step.time, *parts, step.evaluator))
 
         x = ft.sample(

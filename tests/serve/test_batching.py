@@ -120,7 +120,7 @@ def test_what_differs_in_more_than_its_rows_is_not_joined(threads, a, b):
 
 def test_batches_are_padded_to_the_sizes_and_no_larger(threads):
     seen, gate = [], Gate()
-    batcher = Batcher(sizes=[6, 2], observe=seen.append)
+    batcher = Batcher(batch_sizes=[6, 2], observe=seen.append)
     field = BatchedField(gate, batcher)
     finish(gate, batcher, arrive(batcher, threads, field, 1, 2, 8))
     assert {len(batch) for batch in gate.batches} == {2, 6}
@@ -249,16 +249,17 @@ def test_what_is_differentiated_through_runs_by_itself():
     x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
     BatchedField(mixture, batcher)(x, 0.5, None).sum().backward()
     batcher.close()
-    assert x.grad is not None and x.grad.isfinite().all()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(largest=0), "largest=0"),
-        (dict(sizes=[]), "sizes="),
-        (dict(sizes=[0, 2]), "sizes=0"),
-        (dict(sizes=8), "sizes=8"),
+        (dict(largest_batch=0), "largest_batch=0"),
+        (dict(batch_sizes=[]), "batch_sizes="),
+        (dict(batch_sizes=[0, 2]), "batch_sizes=0"),
+        (dict(batch_sizes=8), "batch_sizes=8"),
     ],
 )
 def test_wrong_arguments(arguments, message):

@@ -187,6 +187,7 @@ class _Server:
         except Exception as e:
             self._refused(e)
             raise
+        loop.call_later(limit, job.cancel)  # in the queue nothing else looks at the time
         if work.request.stream:
             stream = self._events(job, work, kind, events, log)
             headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}

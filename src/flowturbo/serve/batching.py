@@ -89,9 +89,9 @@ class Batcher:
     """Joins evaluations that are asked for on many threads.
 
     Args:
-        largest: most rows in a batch, at least 1; a guided image takes two.
-        sizes: batch sizes that a batch is padded to, ascending, the last at least 1; it takes the
-            place of ``largest``. None does not pad.
+        largest_batch: most rows in a batch, at least 1; a guided image takes two.
+        batch_sizes: sizes that a batch is padded to, each at least 1; the largest takes the place
+            of ``largest_batch``. None does not pad.
         observe: called with each `Tick`, on the batcher's thread.
 
     Raises:
@@ -100,18 +100,21 @@ class Batcher:
 
     def __init__(
         self,
-        largest: int = LARGEST,
-        sizes: Sequence[int] | None = None,
+        largest_batch: int = LARGEST,
+        batch_sizes: Sequence[int] | None = None,
         observe: Callable[[Tick], None] | None = None,
     ) -> None:
         self.sizes = None
-        if sizes is not None:
-            listed = checks.is_list(sizes) and len(sizes) > 0
-            self.sizes = sorted({checks.whole("sizes", n, 1) for n in sizes} if listed else [])
-            if not self.sizes:
-                raise ValueError(f"sizes={checks.shown(sizes)}: must be a list of batch sizes")
-            largest = self.sizes[-1]
-        self.largest = checks.whole("largest", largest, 1)
+        if batch_sizes is not None:
+            listed = checks.is_list(batch_sizes) and len(batch_sizes) > 0
+            sizes = {checks.whole("batch_sizes", n, 1) for n in batch_sizes} if listed else ()
+            if not sizes:
+                raise ValueError(
+                    f"batch_sizes={checks.shown(batch_sizes)}: must be a list of sizes"
+                )
+            self.sizes = sorted(sizes)
+            largest_batch = self.sizes[-1]
+        self.largest = checks.whole("largest_batch", largest_batch, 1)
         self._observe = observe
         self._condition = threading.Condition()
         self._waiting: list[_Call] = []

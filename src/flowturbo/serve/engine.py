@@ -48,6 +48,7 @@ class Job(Generic[T]):
 
     Attributes:
         images: how many it draws.
+        timeout: seconds from ``submitted`` on until it is given up; None is no limit.
         future: resolves to what the task returns, or raises what it raises, `Cancelled` or
             `Expired`.
         submitted: when it was accepted, in seconds of ``time.monotonic``.
@@ -55,23 +56,25 @@ class Job(Generic[T]):
     """
 
     images: int
-    deadline: float | None
+    timeout: float | None
     future: Future[T] = field(default_factory=Future)
     submitted: float = field(default_factory=time.monotonic)
     started: float | None = None
     _cancelled: threading.Event = field(default_factory=threading.Event)
+    _place: Future[None] | None = None  # in the queue
 
     def cancel(self) -> None:
-        """End it before its next evaluation; nothing happens if it is over."""
+        """End it, if it runs before its next evaluation; nothing happens if it is over."""
         self._cancelled.set()
+        if self._place is not None:
+            self._place.cancel()
 
     def check(self) -> None:
         """Raise `Cancelled` or `Expired` if it is to end."""
+        if self.timeout is not None and time.monotonic() > self.submitted + self.timeout:
+            raise Expired(f"the request did not finish within {self.timeout:g} seconds")
         if self._cancelled.is_set():
             raise Cancelled("the request was cancelled")
-        if self.deadline is not None and time.monotonic() > self.deadline:
-            limit = self.deadline - self.submitted
-            raise Expired(f"the request did not finish within {limit:g} seconds")
 
     def result(self, timeout: float | None = None) -> T:
         """What the task returned; waits for it."""
@@ -160,13 +163,15 @@ class Engine:
             timeout: seconds until it is given up; above 0.
 
         Raises:
+            ValueError: if an argument is not as described, or the queue never takes so many images.
             Busy: if as many images as the queue takes wait or run, or the engine is closing.
         """
         images = checks.whole("images", images, 1)
         if timeout is not None:
-            timeout = checks.number("timeout", timeout, 0)
-        deadline = None if timeout is None else time.monotonic() + timeout
-        job: Job[T] = Job(images, deadline)
+            timeout = checks.number("timeout", timeout, above=0)
+        if images > self.queue:
+            raise ValueError(f"images={images}: the queue takes {self.queue}; ask for fewer")
+        job: Job[T] = Job(images, timeout)
         with self._lock:
             if self._closing:
                 raise Busy("the server is shutting down", 1.0)
@@ -178,7 +183,9 @@ class Engine:
                     self._seconds_of(images),
                 )
             self._jobs.add(job)
-        self._threads.submit(self._run, job, task)
+            job.future.set_running_or_notify_cancel()  # only the engine ends it
+            job._place = self._threads.submit(self._run, job, task)
+        job._place.add_done_callback(lambda place: self._withdraw(job, place))
         return job
 
     def close(self, timeout: float | None = None) -> bool:
@@ -193,7 +200,7 @@ class Engine:
         with self._lock:
             self._closing = True
             finished = self._lock.wait_for(lambda: not self._jobs, timeout)
-            for job in self._jobs:
+            for job in list(self._jobs):
                 job.cancel()
         self._threads.shutdown()
         self._batcher.close()
@@ -212,6 +219,18 @@ class Engine:
         else:
             self._finish(job)
             job.future.set_result(made)
+
+    def _withdraw(self, job: Job[Any], place: Future[None]) -> None:
+        """End a job that was cancelled in the queue."""
+        if not place.cancelled():
+            return
+        with self._lock:
+            self._jobs.discard(job)
+            self._lock.notify_all()
+        try:
+            job.check()
+        except (Cancelled, Expired) as e:
+            job.future.set_exception(e)
 
     def _finish(self, job: Job[Any]) -> None:
         with self._lock:

@@ -53,6 +53,7 @@ WAYS = ("one", "static", "running")
 PLANS = ("fast", "light", "balanced", "best")
 SCALES = (1.25, 1.5, 1.75, 2.0)
 AT = 0.8  # of the capacity of static batching, where the longest runs are
+MODEL = "emoji"
 PARTIAL = 3
 
 Request = dict[str, Any]
@@ -79,7 +80,7 @@ WORKLOADS: dict[str, tuple[str, Callable[[random.Random], Request]]] = {
 
 def requests(kind: str, seed: int) -> Iterator[Request]:
     """The requests of a workload, the same for every way."""
-    source, names = random.Random(seed), ft.load("emoji").names
+    source, names = random.Random(seed), ft.load(MODEL).names
     while True:
         yield {
             **WORKLOADS[kind][1](source), "prompt": source.choice(names),
@@ -151,7 +152,7 @@ class Task:
         self.work = made
 
 
-def serve_static(model: str, dtype: str, largest_batch: int) -> None:
+def serve_static(dtype: str, largest_batch: int) -> None:
     """Serve by static batching, as the command serves."""
     from flowturbo.serve.memory import keep_freed_memory
     from flowturbo.serve.server import bind, serve
@@ -163,7 +164,7 @@ def serve_static(model: str, dtype: str, largest_batch: int) -> None:
 
     keep_freed_memory()
     api.generation_work = generation_work
-    loaded = ft.load(model, dtype=getattr(torch, dtype))
+    loaded = ft.load(MODEL, dtype=getattr(torch, dtype))
     app = api.create_app(StaticBatching(loaded, largest_batch))
     with bind("127.0.0.1", 0, ()) as listening:
         serve(app, listening, grace=1, ready=lambda url: print(url, flush=True))
@@ -226,7 +227,7 @@ def percentiles(seconds: list[float]) -> dict[str, Any]:
 
 def measure(servers: Mapping[str, Server], options: argparse.Namespace) -> dict[str, Any]:
     """All workloads; at each rate one way after the other, so that they share what drifts."""
-    brief, long, clients = options.seconds, 4 * options.seconds, options.largest_batch
+    brief, long, clients = options.seconds, 4 * options.seconds, options.clients
     found: dict[str, Any] = {}
     for kind, (about, _) in WORKLOADS.items():
         ways = {way: {"closed": asyncio.run(closed(one, kind, clients, brief)), "open": {}}
@@ -279,10 +280,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model", default="emoji")
     add("--dtype", default="bfloat16")
     add("--largest-batch", type=int, default=LARGEST)
     add("--seconds", type=float, default=15.0, help="of a short run; the longest take four times")
+    add("--clients", type=int, default=24, help="of the closed loop")
     add("--rates", type=float, nargs="+", default=[0.5, AT, 0.95, 1.2], help="of static's capacity")
     add("--quick", action="store_true", help="a dry run")
     add("--out", default="benchmarks/records/serve.json")
@@ -291,7 +292,7 @@ def main() -> None:
     add("--serve-static", action="store_true", help="be the rival, and nothing else")
     options = parser.parse_args()
     if options.serve_static:
-        serve_static(options.model, options.dtype, options.largest_batch)
+        serve_static(options.dtype, options.largest_batch)
         return
     if options.table:
         show(json.loads(Path(options.table).read_text("utf-8")))
@@ -302,16 +303,16 @@ def main() -> None:
         serving(json.loads(Path(options.figure[1]).read_text("utf-8")), Path(options.figure[0]))
         return
     if options.quick:
-        options.seconds, options.rates = 2.0, [AT]
-    shared = ["--model", options.model, "--dtype", options.dtype,
+        options.seconds, options.clients, options.rates = 1.0, 8, [AT]
+    shared = ["--model", MODEL, "--dtype", options.dtype,
               "--largest-batch", str(options.largest_batch)]  # fmt: skip
     ours = ["-m", "flowturbo", "serve", "--port", "0", *shared]
     commands = {
         "one": [*ours, "--running", "1"],
-        "static": [__file__, "--serve-static", *shared],
+        "static": [__file__, "--serve-static", *shared[2:]],
         "running": ours,
     }
-    model = ft.load(options.model, dtype=getattr(torch, options.dtype))
+    model = ft.load(MODEL, dtype=getattr(torch, options.dtype))
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         servers = {
             way: stack.enter_context(server(*commands[way], log=Path(folder) / f"{way}.log"))

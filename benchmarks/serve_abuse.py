@@ -95,7 +95,7 @@ def malformed(source: random.Random) -> bytes:
         lambda: sent(good(source), EDITS),
         lambda: sent(edit(HUGE), EDITS),
         lambda: sent(edit(source.randbytes(300)), EDITS),
-        lambda: sent(edit(png(8, 8)[:-20]), EDITS),
+        lambda: sent(edit(png(64, 64)[:60]), EDITS),
         lambda: sent(source.randbytes(500), EDITS, "multipart/form-data; boundary=x"),
         lambda: sent(b"--x\r\n\r\n", EDITS, "multipart/form-data"),
         lambda: sent(good(source), "/v1/nothing"),

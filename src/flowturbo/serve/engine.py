@@ -64,7 +64,7 @@ class Job(Generic[T]):
     _place: Future[None] | None = None  # in the queue
 
     def cancel(self) -> None:
-        """End it, if it runs before its next evaluation; nothing happens if it is over."""
+        """End it: in the queue at once, else before its next evaluation; not if it is over."""
         self._cancelled.set()
         if self._place is not None:
             self._place.cancel()

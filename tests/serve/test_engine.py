@@ -204,6 +204,20 @@ def test_a_deadline_ends_what_runs_and_what_waits(model):
     assert engine.images == 0
 
 
+def test_a_request_whose_time_is_over_leaves_the_queue_at_once(model):
+    engine, running = Engine(model, running=1), Held()
+    first = engine.submit(running)
+    assert running.started.wait(PATIENT)
+    second = engine.submit(Held(), timeout=60.0)
+    second.expire()
+    assert engine.images == 1
+    with pytest.raises(Expired, match="within 60 seconds"):
+        second.future.result(0)
+    first.cancel()
+    running.go.set()
+    assert engine.close()
+
+
 def test_one_image_among_long_requests_is_not_kept_waiting(model):
     def task(n, evaluations):
         return lambda shared: ft.generate(

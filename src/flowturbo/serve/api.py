@@ -187,7 +187,7 @@ class _Server:
         except Exception as e:
             self._refused(e)
             raise
-        timer = loop.call_later(limit, job.cancel)  # in the queue nothing else looks at the time
+        timer = loop.call_later(limit, job.expire)  # in the queue nothing else looks at the time
         job.future.add_done_callback(lambda _: loop.call_soon_threadsafe(timer.cancel))
         if work.request.stream:
             stream = self._events(job, work, kind, events, log)

@@ -60,21 +60,28 @@ class Job(Generic[T]):
     future: Future[T] = field(default_factory=Future)
     submitted: float = field(default_factory=time.monotonic)
     started: float | None = None
-    _cancelled: threading.Event = field(default_factory=threading.Event)
+    _error: Cancelled | Expired | None = None
     _place: Future[None] | None = None  # in the queue
 
     def cancel(self) -> None:
         """End it: in the queue at once, else before its next evaluation; not if it is over."""
-        self._cancelled.set()
-        if self._place is not None:
-            self._place.cancel()
+        self._end(Cancelled("the request was cancelled"))
+
+    def expire(self) -> None:
+        """End it in the same way for its time is over; one that runs looks at the time itself."""
+        self._end(Expired(f"the request did not finish within {self.timeout:g} seconds"))
 
     def check(self) -> None:
         """Raise `Cancelled` or `Expired` if it is to end."""
         if self.timeout is not None and time.monotonic() > self.submitted + self.timeout:
-            raise Expired(f"the request did not finish within {self.timeout:g} seconds")
-        if self._cancelled.is_set():
-            raise Cancelled("the request was cancelled")
+            self.expire()
+        if self._error is not None:
+            raise self._error
+
+    def _end(self, error: Cancelled | Expired) -> None:
+        self._error = self._error or error
+        if self._place is not None:
+            self._place.cancel()
 
     def result(self, timeout: float | None = None) -> T:
         """What the task returned; waits for it."""

@@ -228,6 +228,8 @@ def percentiles(seconds: list[float]) -> dict[str, Any]:
 def measure(servers: Mapping[str, Server], options: argparse.Namespace) -> dict[str, Any]:
     """All workloads; at each rate one way after the other, so that they share what drifts."""
     brief, long, clients = options.seconds, 4 * options.seconds, options.clients
+    for one in servers.values():  # kernels are chosen at the first batch of a size
+        asyncio.run(closed(one, "lengths", clients, brief / 4))
     found: dict[str, Any] = {}
     for kind, (about, _) in WORKLOADS.items():
         ways = {way: {"closed": asyncio.run(closed(one, kind, clients, brief)), "open": {}}
@@ -282,7 +284,7 @@ def main() -> None:
     add = parser.add_argument
     add("--dtype", default="bfloat16")
     add("--largest-batch", type=int, default=LARGEST)
-    add("--seconds", type=float, default=15.0, help="of a short run; the longest take four times")
+    add("--seconds", type=float, default=12.0, help="of a short run; the longest take four times")
     add("--clients", type=int, default=24, help="of the closed loop")
     add("--rates", type=float, nargs="+", default=[0.5, AT, 0.95, 1.2], help="of static's capacity")
     add("--quick", action="store_true", help="a dry run")

@@ -150,6 +150,33 @@ def fitting(parts: dict[str, Any], path: Path) -> None:
                 axis.legend(frameon=False, loc="lower left")
 
 
+def serving(record: dict[str, Any], path: Path) -> None:
+    """Images a second and latencies against the rate of arrival, a row for each workload."""
+    names = {"one": "one at a time", "static": "static batching", "running": "running batch"}
+    parts = record["workloads"]
+    with plotted(path, 9, 1 + 2.6 * len(parts)) as figure:
+        rows = figure.subplots(len(parts), 3, squeeze=False)
+        for (kind, part), axes in zip(parts.items(), rows, strict=True):
+            for i, (way, entry) in enumerate(part["ways"].items()):
+                at = list(entry["open"].values())
+                look = {"color": COLOURS[i], "marker": MARKS[i], "markersize": 6}
+                rates = [one["rate"] for one in at]
+                axes[0].plot(rates, [one["images_per_second"] for one in at], **look,
+                             label=names[way])  # fmt: skip
+                for axis, what in zip(axes[1:], ("total", "first"), strict=True):
+                    axis.plot(rates, [one["all"][what]["p95"] for one in at], **look)
+                    axis.set_yscale("log")
+            titles = (f"{kind}: images a second", "seconds to the last image, p95",
+                      "seconds to the first, partial or not, p95")  # fmt: skip
+            for axis, title in zip(axes, titles, strict=True):
+                axis.set_title(title, fontsize=9)
+                axis.grid(alpha=0.3, which="both")
+        for axis in rows[-1]:
+            axis.set_xlabel("images a second that arrive")
+        figure.legend(*rows[0, 0].get_legend_handles_labels(), loc="outside upper center",
+                      ncols=3, frameon=False)  # fmt: skip
+
+
 def image_grid(about: dict[str, Any], images: Path, path: Path) -> None:
     """The rows of a grid of images with the names of their methods."""
     image = np.asarray(Image.open(images).convert("RGB"))

@@ -17,6 +17,8 @@ from flowturbo.evaluate.analysis import analyze
 from flowturbo.evaluate.benchmark import benchmark
 from flowturbo.models.checkpoint import convert
 from flowturbo.models.sit import SiTConfig
+from flowturbo.serve.api import create_app
+from flowturbo.serve.engine import Engine
 from flowturbo.training import TrainConfig, train, train_paper_refiner, train_refiner
 from flowturbo.training.refiner import RefinerConfig
 
@@ -33,6 +35,7 @@ CALLS: dict[str, list[Callable[..., Any]]] = {
     "benchmark": [benchmark, ft.load],
     "analyze": [analyze, ft.load],
     "export": [ft.export, ft.load],
+    "serve": [Engine, create_app, ft.load],
     "models": [],
     "convert": [convert, SiTConfig],
 }
@@ -40,6 +43,7 @@ CALLS: dict[str, list[Callable[..., Any]]] = {
 REASONS = {  # option: its default, and why that of the library is another
     "benchmark dtype": ("float32", "the precision that the model is loaded in, which None keeps"),
     "export dtype": ("float32", "the precision that the model is loaded in, which None keeps"),
+    "serve dtype": ("float32", "the precision that the model is loaded in, which None keeps"),
     "evaluate features": (True, "a switch: 'effnet', or None with --no-features"),
     "train-refiner batch": (None, "left out, so that either refiner has its own default"),
     "convert classes": (1000, "the paper's models, SiTConfig.named, have 1000 classes"),

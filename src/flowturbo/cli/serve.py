@@ -25,6 +25,7 @@ from flowturbo.cli.options import (
 from flowturbo.cli.output import say
 from flowturbo.models.zoo import load
 from flowturbo.refiner.checkpoint import load_refiner
+from flowturbo.serve.batching import LARGEST
 
 __all__ = ["run"]
 
@@ -46,7 +47,7 @@ def run(
     refiner: RefinerName = None,
     largest_batch: Annotated[
         int, typer.Option("--largest-batch", help="Most rows of a batch; a guided image takes two.")
-    ] = 16,
+    ] = LARGEST,
     batch_sizes: Annotated[
         str | None,
         typer.Option(
@@ -55,7 +56,7 @@ def run(
             "its company, bit for bit.",
         ),
     ] = None,
-    running: Annotated[int, typer.Option("--running", help="Most requests that run at once.")] = 16,
+    running: Annotated[int, typer.Option("--running", help="Most requests that run at once.")] = 32,
     queue: Annotated[
         int, typer.Option("--queue", help="Most images in requests that run or wait.")
     ] = 256,
@@ -93,6 +94,7 @@ def run(
         from flowturbo.serve.api import create_app
         from flowturbo.serve.credentials import Credentials
         from flowturbo.serve.engine import Engine
+        from flowturbo.serve.memory import keep_freed_memory
         from flowturbo.serve.metrics import Metrics
         from flowturbo.serve.safeguards import Safeguards, load_checker
         from flowturbo.serve.server import bind, serve
@@ -111,7 +113,10 @@ def run(
     )
     listening = bind(host, port, keys)
     with listening:
-        field = load(model, device=resolve_device(device), dtype=resolve_dtype(dtype), vae=vae)
+        chosen = resolve_device(device)
+        if chosen.type == "cpu":
+            keep_freed_memory()
+        field = load(model, device=chosen, dtype=resolve_dtype(dtype), vae=vae)
         metrics = Metrics()
         engine = Engine(
             field,

@@ -12,6 +12,7 @@ company; otherwise it agrees to rounding, as in batches of `flowturbo.generate`.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -30,6 +31,7 @@ from flowturbo.types import Condition, GuidanceScale, Time
 
 __all__ = ["Batcher", "Member", "Tick"]
 
+LARGEST = 24  # rows of a batch
 PATIENCE = 0.2  # of the last tick, that a batch waits for those who are between two evaluations
 SHORTEST_WAIT = 0.002  # seconds
 
@@ -62,8 +64,8 @@ class Member:
     """
 
     check: Callable[[], None] = lambda: None
+    arrival: int = 0  # its place among all
     active: bool = False  # between its first evaluation and its last
-    last: int = -1  # tick in which it was served
 
 
 @dataclass(eq=False)
@@ -87,9 +89,9 @@ class Batcher:
     """Joins evaluations that are asked for on many threads.
 
     Args:
-        largest: most rows in a batch, at least 1; a guided image takes two.
-        sizes: batch sizes that a batch is padded to, ascending, the last at least 1; it takes the
-            place of ``largest``. None does not pad.
+        largest_batch: most rows in a batch, at least 1; a guided image takes two.
+        batch_sizes: sizes that a batch is padded to, each at least 1; the largest takes the place
+            of ``largest_batch``. None does not pad.
         observe: called with each `Tick`, on the batcher's thread.
 
     Raises:
@@ -98,24 +100,27 @@ class Batcher:
 
     def __init__(
         self,
-        largest: int = 16,
-        sizes: Sequence[int] | None = None,
+        largest_batch: int = LARGEST,
+        batch_sizes: Sequence[int] | None = None,
         observe: Callable[[Tick], None] | None = None,
     ) -> None:
         self.sizes = None
-        if sizes is not None:
-            listed = checks.is_list(sizes) and len(sizes) > 0
-            self.sizes = sorted({checks.whole("sizes", n, 1) for n in sizes} if listed else [])
-            if not self.sizes:
-                raise ValueError(f"sizes={checks.shown(sizes)}: must be a list of batch sizes")
-            largest = self.sizes[-1]
-        self.largest = checks.whole("largest", largest, 1)
+        if batch_sizes is not None:
+            listed = checks.is_list(batch_sizes) and len(batch_sizes) > 0
+            sizes = {checks.whole("batch_sizes", n, 1) for n in batch_sizes} if listed else ()
+            if not sizes:
+                raise ValueError(
+                    f"batch_sizes={checks.shown(batch_sizes)}: must be a list of sizes"
+                )
+            self.sizes = sorted(sizes)
+            largest_batch = self.sizes[-1]
+        self.largest = checks.whole("largest_batch", largest_batch, 1)
         self._observe = observe
         self._condition = threading.Condition()
         self._waiting: list[_Call] = []
         self._members: set[Member] = set()
         self._local = threading.local()
-        self._ticks, self._seconds, self._closed = 0, 0.0, False
+        self._arrivals, self._seconds, self._closed = itertools.count(), 0.0, False
         self._thread = threading.Thread(target=self._serve, name="flowturbo-batcher", daemon=True)
         self._thread.start()
 
@@ -126,7 +131,8 @@ class Batcher:
     @contextmanager
     def member(self, check: Callable[[], None] = lambda: None) -> Iterator[Member]:
         """Run as one member: the evaluations of this thread are asked for in its name."""
-        before, made = getattr(self._local, "member", None), Member(check)
+        before = getattr(self._local, "member", None)
+        made = Member(check, next(self._arrivals))
         self._local.member = made
         with self._condition:
             self._members.add(made)
@@ -156,7 +162,7 @@ class Batcher:
             rows: how many rows the tensors of ``arguments`` have; others are shared.
             arguments: a tuple, of tensors and nests of tensors.
         """
-        member = getattr(self._local, "member", None) or Member()
+        member = getattr(self._local, "member", None) or Member(arrival=next(self._arrivals))
         member.check()
         leaves, spec = tree_flatten(arguments)
         of_rows = [
@@ -190,42 +196,54 @@ class Batcher:
         self._thread.join()
 
     def _serve(self) -> None:
-        while True:
+        try:
+            while self._tick():
+                pass
+        finally:  # closed, or an observer raised: nobody may wait for ever
             with self._condition:
-                self._condition.wait_for(lambda: self._waiting or self._closed)
-                if self._closed:
-                    for call in self._waiting:
-                        call.error = RuntimeError("the batcher is closed")
-                        call.done.set()
-                    return
-                patience = max(SHORTEST_WAIT, PATIENCE * self._seconds)
-                self._condition.wait_for(lambda: self._all_wait() or self._closed, patience)
-                taken = self._take()
-            begun = time.perf_counter()
-            by_key: dict[Hashable, list[tuple[_Call, slice]]] = {}
-            for call, part in taken:
-                by_key.setdefault(call.key, []).append((call, part))
-            for group in by_key.values():
-                self._run(group)
-            self._seconds = time.perf_counter() - begun
-            with self._condition:
-                self._waiting = [c for c in self._waiting if c.error is None and c.taken < c.rows]
-            for call in {id(call): call for call, _ in taken}.values():
-                if call.error is not None or call.taken == call.rows:
+                self._closed = True
+                for call in self._waiting:
+                    call.error = RuntimeError("the batcher is closed")
                     call.done.set()
 
-    def _all_wait(self) -> bool:
-        """Whether every member that is between two evaluations has asked for its next."""
-        asked = {id(call.member) for call in self._waiting}
-        return all(id(m) in asked for m in self._members if m.active)
+    def _tick(self) -> bool:
+        """Run one batch; False if the batcher is closed."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._waiting or self._closed)
+            patience = max(SHORTEST_WAIT, PATIENCE * self._seconds)
+            self._condition.wait_for(lambda: self._complete() or self._closed, patience)
+            if self._closed:
+                return False
+            taken = self._take()
+        begun = time.perf_counter()
+        by_key: dict[Hashable, list[tuple[_Call, slice]]] = {}
+        for call, part in taken:
+            by_key.setdefault(call.key, []).append((call, part))
+        for group in by_key.values():
+            self._run(group)
+        self._seconds = time.perf_counter() - begun
+        with self._condition:
+            self._waiting = [c for c in self._waiting if c.error is None and c.taken < c.rows]
+        for call, _ in taken:
+            if call.error is not None or call.taken == call.rows:
+                call.done.set()
+        return True
+
+    def _complete(self) -> bool:
+        """Whether all that the next batch has a share for have asked for their evaluation."""
+        asked = {call.member for call in self._waiting}
+        members = asked | {member for member in self._members if member.active}
+        first = sorted(members, key=lambda member: member.arrival)[: max(1, self.largest // 2)]
+        return asked.issuperset(first)
 
     def _take(self) -> list[tuple[_Call, slice]]:
         """The rows of the next batch.
 
-        Every request has an equal share, longest unserved first; what is left goes to the large.
+        The requests that came first, as many as have two rows each, have equal shares of it; what
+        these leave goes to the large among them. Later ones wait for them: requests that all took
+        turns would all finish late.
         """
-        self._ticks += 1
-        order = sorted(self._waiting, key=lambda call: call.member.last)
+        order = sorted(self._waiting, key=lambda call: call.member.arrival)
         share, left = max(2, self.largest // len(order)), self.largest
         rows = {}
         for call in order:
@@ -236,7 +254,6 @@ class Batcher:
             more = min(call.rows - call.taken - rows[call], left)
             left -= more
             if rows[call] + more:
-                call.member.last = self._ticks
                 end = call.taken + rows[call] + more
                 taken.append((call, slice(call.taken, end)))
                 call.taken = end
@@ -257,7 +274,7 @@ class Batcher:
                         parts.append(parts[-1][-1:].expand(size - rows, *parts[-1].shape[1:]))
                     leaves[i] = torch.cat(parts) if len(parts) > 1 else parts[0]
                 out = first.network(*tree_unflatten(leaves, first.spec))
-            made = out[:rows].split(counts)
+            made = [v.clone() for v in out[:rows].split(counts)]
         except Exception as e:
             if len(group) > 1:
                 for one in group:
@@ -266,7 +283,7 @@ class Batcher:
                 first.error = e
             return
         for (call, _), v in zip(group, made, strict=True):
-            call.parts.append(v.clone())
+            call.parts.append(v)
         if self._observe is not None:
             members = len({id(call.member) for call, _ in group})
             self._observe(Tick(rows, size - rows, members, time.perf_counter() - begun))

@@ -13,7 +13,7 @@ from flowturbo import checks
 from flowturbo.models.model import Model
 from flowturbo.refiner.binding import Refiner
 from flowturbo.refiner.resolve import own_refiner
-from flowturbo.serve.batching import BatchedField, Batcher, Tick
+from flowturbo.serve.batching import LARGEST, BatchedField, Batcher, Tick
 from flowturbo.tasks.generate import check_model
 
 __all__ = ["Busy", "Cancelled", "Engine", "Expired", "Job"]
@@ -48,7 +48,7 @@ class Job(Generic[T]):
 
     Attributes:
         images: how many it draws.
-        timeout: seconds from ``submitted`` until it is given up.
+        timeout: seconds from ``submitted`` on until it is given up; None is no limit.
         future: resolves to what the task returns, or raises what it raises, `Cancelled` or
             `Expired`.
         submitted: when it was accepted, in seconds of ``time.monotonic``.
@@ -60,23 +60,33 @@ class Job(Generic[T]):
     future: Future[T] = field(default_factory=Future)
     submitted: float = field(default_factory=time.monotonic)
     started: float | None = None
-    _cancelled: threading.Event = field(default_factory=threading.Event)
+    _error: Cancelled | Expired | None = None
+    _place: Future[None] | None = None  # in the queue
 
     @property
-    def cancelled(self) -> bool:
-        """Whether `cancel` was called."""
-        return self._cancelled.is_set()
+    def ended(self) -> bool:
+        """Whether it was cancelled or its time is over."""
+        return self._error is not None
 
     def cancel(self) -> None:
-        """End it before its next evaluation; nothing happens if it is over."""
-        self._cancelled.set()
+        """End it: in the queue at once, else before its next evaluation; not if it is over."""
+        self._end(Cancelled("the request was cancelled"))
+
+    def expire(self) -> None:
+        """End it in the same way for its time is over; one that runs looks at the time itself."""
+        self._end(Expired(f"the request did not finish within {self.timeout:g} seconds"))
 
     def check(self) -> None:
         """Raise `Cancelled` or `Expired` if it is to end."""
-        if self.cancelled:
-            raise Cancelled("the request was cancelled")
         if self.timeout is not None and time.monotonic() > self.submitted + self.timeout:
-            raise Expired(f"the request did not finish within {self.timeout:g} seconds")
+            self.expire()
+        if self._error is not None:
+            raise self._error
+
+    def _end(self, error: Cancelled | Expired) -> None:
+        self._error = self._error or error
+        if self._place is not None:
+            self._place.cancel()
 
     def result(self, timeout: float | None = None) -> T:
         """What the task returned; waits for it."""
@@ -112,9 +122,9 @@ class Engine:
         model: Model,
         *,
         refiner: Refiner | None = None,
-        largest_batch: int = 16,
+        largest_batch: int = LARGEST,
         batch_sizes: list[int] | None = None,
-        running: int = 16,
+        running: int = 32,
         queue: int = 256,
         observe: Callable[[Tick], None] | None = None,
     ) -> None:
@@ -133,9 +143,9 @@ class Engine:
 
     @property
     def images(self) -> int:
-        """Images of requests that wait or run, without those that were cancelled."""
+        """Images of requests that wait or run, without those that were ended."""
         with self._lock:
-            return sum(job.images for job in self._jobs if not job.cancelled)
+            return sum(job.images for job in self._jobs if not job.ended)
 
     @property
     def closing(self) -> bool:
@@ -165,11 +175,14 @@ class Engine:
             timeout: seconds until it is given up; above 0.
 
         Raises:
+            ValueError: if an argument is not as described, or the queue never takes so many images.
             Busy: if as many images as the queue takes wait or run, or the engine is closing.
         """
         images = checks.whole("images", images, 1)
         if timeout is not None:
-            timeout = checks.number("timeout", timeout, 0)
+            timeout = checks.number("timeout", timeout, above=0)
+        if images > self.queue:
+            raise ValueError(f"images={images}: the queue takes {self.queue}; ask for fewer")
         job: Job[T] = Job(images, timeout)
         with self._lock:
             if self._closing:
@@ -182,7 +195,9 @@ class Engine:
                     self._seconds_of(images),
                 )
             self._jobs.add(job)
-        self._threads.submit(self._run, job, task)
+            job.future.set_running_or_notify_cancel()  # only the engine ends it
+            job._place = self._threads.submit(self._run, job, task)
+        job._place.add_done_callback(lambda place: self._withdraw(job, place))
         return job
 
     def close(self, timeout: float | None = None) -> bool:
@@ -197,7 +212,7 @@ class Engine:
         with self._lock:
             self._closing = True
             finished = self._lock.wait_for(lambda: not self._jobs, timeout)
-            for job in self._jobs:
+            for job in list(self._jobs):
                 job.cancel()
         self._threads.shutdown()
         self._batcher.close()
@@ -216,6 +231,18 @@ class Engine:
         else:
             self._finish(job)
             job.future.set_result(made)
+
+    def _withdraw(self, job: Job[Any], place: Future[None]) -> None:
+        """End a job that was cancelled in the queue."""
+        if not place.cancelled():
+            return
+        with self._lock:
+            self._jobs.discard(job)
+            self._lock.notify_all()
+        try:
+            job.check()
+        except (Cancelled, Expired) as e:
+            job.future.set_exception(e)
 
     def _finish(self, job: Job[Any]) -> None:
         with self._lock:

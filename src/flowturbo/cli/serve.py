@@ -63,6 +63,9 @@ def run(
     grace: Annotated[
         float, typer.Option("--grace", help="Seconds that requests have to finish at the end.")
     ] = 30.0,
+    ui: Annotated[
+        bool, typer.Option("--ui", help="Also serve a page to try the model, at the root.")
+    ] = False,
     vae: Vae = None,
     device: Device = "auto",
     dtype: DtypeName = "float32",
@@ -95,10 +98,13 @@ def run(
             queue=queue,
             observe=metrics.tick,
         )
-        app = create_app(engine, metrics=metrics, keys=keys, timeout=timeout, grace=grace)
+        app = create_app(
+            engine, metrics=metrics, keys=keys, timeout=timeout, grace=grace, ui=ui
+        )
         logging.basicConfig(stream=sys.stderr, format="%(message)s")
         serve(
-            app, listening, grace=grace, ready=lambda url: say(f"{field.name} at {url}/v1"),
+            app, listening, grace=grace,
+            ready=lambda url: say(f"{field.name} at {url}/v1" + f", the page at {url}/" * ui),
         )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ from flowturbo.serve.errors import ApiError, of_exception, response
 from flowturbo.serve.metrics import Metrics
 from flowturbo.serve.middleware import Surround
 from flowturbo.serve.schema import EditRequest, GenerationRequest
+from flowturbo.serve.ui import add_page
 from flowturbo.serve.work import (
     Answer,
     Work,
@@ -56,6 +57,7 @@ def create_app(
     largest_body: int = LARGEST_BODY,
     timeout: float = 120.0,
     grace: float = GRACE,
+    ui: bool = False,
 ) -> FastAPI:
     """The server of an engine, an ASGI application, which closes the engine when it stops.
 
@@ -66,6 +68,7 @@ def create_app(
         largest_body: most bytes of a request.
         timeout: most seconds of a request, from 0.
         grace: seconds that requests have to finish when the server stops.
+        ui: also serve the page, at ``/``.
     """
     metrics = metrics or Metrics()
 
@@ -135,6 +138,8 @@ def create_app(
         work = edit_work(engine.model, body, sources, hole)
         return await server.answer(request, work, "image_edit")
 
+    if ui:
+        add_page(app)
     return app
 
 

@@ -1,6 +1,6 @@
 // What the last requests took: a number with bars for each measure, and all of it as a table.
 
-const MOST = 24; // requests
+const MOST = 16; // requests
 const SVG = "http://www.w3.org/2000/svg";
 const MEASURES = [
   ["milliseconds", "ms", (ms) => Math.round(ms)],
@@ -38,9 +38,9 @@ function bars(values, name, shown) {
   svg.setAttribute("role", "img");
   svg.setAttribute("aria-label", `${name} of the last requests: ${values.map(shown).join(", ")}`);
   values.forEach((value, i) => {
-    const height = Math.max(1, (40 * value) / most);
+    const height = (40 * value) / most;
     const bar = document.createElementNS(SVG, "rect");
-    const place = { x: 4 * (MOST - values.length + i), y: 40 - height, width: 3, height };
+    const place = { x: 4 * i, y: 40 - height, width: 3, height };
     Object.entries(place).forEach(([key, number]) => bar.setAttribute(key, number));
     svg.append(bar);
   });

@@ -8,6 +8,7 @@ const PAUSE = 60; // milliseconds without a change, after which it is drawn
 const PATIENCE = 800; // milliseconds after which an error in what is being typed is shown
 const PREVIEWS = 3;
 const IDEAS = 8;
+const GAP = 8; // pixels between images
 const NEEDED = {
   source: "Choose an image first.",
   prompt: "Type what to draw.",
@@ -79,7 +80,8 @@ async function draw(typed = false) {
   clearTimeout(timer);
   clearTimeout(complaint);
   running?.abort();
-  const lacks = served ? missing() : NEEDED.prompt;
+  if (!served) return;
+  const lacks = missing();
   if (lacks) {
     busy(null);
     complain(typed ? "" : lacks);
@@ -100,6 +102,7 @@ async function draw(typed = false) {
         images += 1;
       }
     }
+    if (!last) throw new Error("the stream ended early");
     busy(null);
     complain("");
     finished(sent, last, images);
@@ -117,10 +120,12 @@ function changed() {
 }
 
 function failed(error, typed) {
-  if (!(error instanceof ApiError)) throw error;
+  const known = error instanceof ApiError;
+  if (!known) console.error(error);
   $("key-form").hidden = error.status !== 401;
   if (error.status === 401) $("key").focus();
-  complaint = setTimeout(complain, typed && error.status === 400 ? PATIENCE : 0, error.message);
+  const wait = typed && error.status === 400 ? PATIENCE : 0;
+  complaint = setTimeout(complain, wait, known ? error.message : "The answer of the server broke off.");
 }
 
 function complain(text) {
@@ -209,20 +214,20 @@ function finished(sent, facts, images) {
 
 /** Enlarge images by whole numbers, as far as there is room. */
 function fit() {
-  const most = Math.max(240, window.innerHeight * 0.6);
-  const room = (frame, columns, gap) => Math.min($(frame).clientWidth, most) / columns - gap;
+  const side = Math.min($("result-frame").clientWidth, Math.max(240, window.innerHeight * 0.6));
+  for (const frame of ["source-frame", "result-frame"]) $(frame).style.minHeight = `${side}px`;
   const count = results.length || 1;
   const columns = Math.ceil(Math.sqrt(count));
   if (results[0]) {
     $("result").style.gridTemplateColumns = `repeat(${columns}, auto)`;
     const { width, height } = results[0];
-    [...$("result").children].forEach((b) =>
-      enlarge([b.firstChild], width, height, room("result-frame", columns, columns > 1 ? 10 : 0)));
+    const images = [...$("result").children].map((button) => button.firstChild);
+    enlarge(images, width, height, (side - GAP * (columns - 1)) / columns);
     caption();
   }
   if (source) {
     const parts = [$("source-image"), $("overlay"), $("layers")];
-    const scale = enlarge(parts, source.width, source.height, room("source-frame", 1, 0));
+    const scale = enlarge(parts, source.width, source.height, side);
     const size = `${source.width} \u00d7 ${source.height} pixels`;
     $("source-caption").textContent = [size, enlarged(scale)].filter(Boolean).join(" \u00b7 ");
   }
@@ -324,11 +329,11 @@ function offer(entry) {
   $("style").append(...entry.styles.map(option));
   $("style-field").hidden = entry.styles.length === 0;
   $("names").replaceChildren(...entry.names.map(option));
-  $("prompt").placeholder = entry.names.at(0) ?? "";
   $("guidance").value = entry.defaults.guidance ?? 1;
-  const every = Math.max(1, Math.floor(entry.names.length / IDEAS));
+  const ideas = chosen(entry.names, IDEAS);
+  if (ideas.length) $("prompt").placeholder = `such as ${ideas[0]}`;
   $("ideas").replaceChildren(
-    ...entry.names.filter((_, i) => i % every === 0).slice(0, IDEAS).map((name) => {
+    ...ideas.map((name) => {
       const button = Object.assign(document.createElement("button"), { type: "button", textContent: name });
       button.addEventListener("click", () => {
         $("prompt").value = name;
@@ -341,9 +346,18 @@ function offer(entry) {
   read();
 }
 
+/** The shortest of each of so many parts of a list. */
+function chosen(names, most) {
+  const count = Math.min(most, names.length);
+  const cut = (i) => Math.floor((i * names.length) / count);
+  const shorter = (a, b) => (b.length < a.length ? b : a);
+  return Array.from({ length: count }, (_, i) => names.slice(cut(i), cut(i + 1)).reduce(shorter));
+}
+
 async function begin() {
   try {
-    offer(await model());
+    const entry = await model();
+    if (!served) offer(entry);
     $("key-form").hidden = true;
     complain("");
   } catch (error) {
@@ -403,9 +417,9 @@ tabs.forEach((tab, i) => {
     const next = { ArrowLeft: i - 1, ArrowRight: i + 1, Home: 0, End: tabs.length - 1 }[event.key];
     if (next === undefined) return;
     event.preventDefault();
-    const chosen = tabs.at(next % tabs.length);
-    choose(chosen.dataset.mode);
-    chosen.focus();
+    const other = tabs.at(next % tabs.length);
+    choose(other.dataset.mode);
+    other.focus();
   });
 });
 new ResizeObserver(fit).observe($("form"));

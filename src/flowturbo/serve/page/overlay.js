@@ -83,7 +83,7 @@ export class Overlay {
   #move(event) {
     const place = this.#place(event);
     if (this.mode === "inpaint") {
-      if (this.start) event.getCoalescedEvents().forEach((e) => this.#stroke(this.#place(e)));
+      if (this.start) this.#stroke(place);
       this.at = place;
       this.#show();
     } else if (this.start) {
@@ -99,7 +99,10 @@ export class Overlay {
 
   #stroke(to) {
     const { context } = this;
-    Object.assign(context, { strokeStyle: COLOUR, lineWidth: this.brush, lineCap: "round" });
+    Object.assign(context, { strokeStyle: COLOUR, fillStyle: COLOUR, lineWidth: this.brush });
+    context.beginPath();
+    context.arc(...to, this.brush / 2, 0, 2 * Math.PI);
+    context.fill();
     context.beginPath();
     context.moveTo(...this.at);
     context.lineTo(...to);

@@ -4,7 +4,7 @@ import { ApiError, keep, model, stream } from "./api.js";
 import { chart } from "./chart.js";
 import { Overlay } from "./overlay.js";
 
-const PAUSE = 60; // milliseconds without a change, after which it is drawn
+const PAUSE = 40; // milliseconds without a change, after which it is drawn
 const PATIENCE = 800; // milliseconds after which an error in what is being typed is shown
 const PREVIEWS = 3;
 const IDEAS = 8;

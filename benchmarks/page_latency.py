@@ -40,7 +40,8 @@ document.addEventListener("keydown", (e) => { pressed = e.timeStamp; seen = []; 
 document.addEventListener("load", ({ target }) => {
   if (!target.closest?.("#result")) return;
   const { naturalWidth: width, naturalHeight: height } = target;
-  const context = Object.assign(document.createElement("canvas"), { width, height }).getContext("2d");
+  const canvas = Object.assign(document.createElement("canvas"), { width, height });
+  const context = canvas.getContext("2d");
   context.drawImage(target, 0, 0);
   const [mine, since] = [seen, pressed];
   requestAnimationFrame(() => requestAnimationFrame(() => mine.push({
@@ -129,8 +130,9 @@ def main() -> None:
     if options.out:
         conditions = {
             "model": options.model, "plan": options.plan, "names": NAMES, "seed": 0,
-            "window": "1440 x 900", "cores": os.cpu_count(), "threads": os.environ.get("OMP_NUM_THREADS"),
-            "load_before": round(load, 1), "chromium": chromium, "versions": versions(),
+            "window": "1440 x 900", "cores": os.cpu_count(), "load_before": round(load, 1),
+            "threads": os.environ.get("OMP_NUM_THREADS"), "chromium": chromium,
+            "versions": versions(),
         }  # fmt: skip
         record = {"kind": "page-latency", "conditions": conditions, **made, "recognisable": share}
         write_json(options.out, record)

@@ -98,9 +98,7 @@ def run(
             queue=queue,
             observe=metrics.tick,
         )
-        app = create_app(
-            engine, metrics=metrics, keys=keys, timeout=timeout, grace=grace, ui=ui
-        )
+        app = create_app(engine, metrics=metrics, keys=keys, timeout=timeout, grace=grace, ui=ui)
         logging.basicConfig(stream=sys.stderr, format="%(message)s")
         serve(
             app, listening, grace=grace,

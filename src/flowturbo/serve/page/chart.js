@@ -50,7 +50,7 @@ function bars(values, name, shown) {
 function row(facts) {
   const made = document.createElement("tr");
   const { prompt, plan, images, evaluations, passes, milliseconds } = facts;
-  for (const text of [prompt, plan, images, evaluations, passes, Math.round(milliseconds)]) {
+  for (const text of [prompt, images, evaluations, passes, Math.round(milliseconds), plan]) {
     made.insertCell().textContent = text;
   }
   return made;

@@ -390,6 +390,19 @@ def test_a_file_is_taken_and_one_that_is_no_image_is_refused(opened, tmp_path):
     assert "100 \u00d7 60 pixels" in opened.inner_text("#source-caption")
 
 
+def test_an_image_is_dropped_anywhere(opened):
+    opened.evaluate("""async () => {
+        const canvas = Object.assign(document.createElement("canvas"), { width: 48, height: 48 });
+        const blob = await new Promise((resolve) => canvas.toBlob(resolve));
+        const dataTransfer = new DataTransfer();
+        dataTransfer.items.add(new File([blob], "black.png", { type: "image/png" }));
+        document.body.dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true }));
+    }""")
+    opened.wait_for_selector("#layers:not([hidden])")
+    assert opened.get_attribute("#tab-img2img", "aria-selected") == "true"
+    assert "48 \u00d7 48 pixels" in opened.inner_text("#source-caption")
+
+
 def test_an_error_of_the_api_is_one_line(opened):
     opened.fill("#prompt", "seven")
     until(opened, lambda: opened.inner_text("#error"))

@@ -31,7 +31,7 @@ const record = chart($("charts"), $("rows"));
 let mode = "generate";
 let served = null; // the model
 let source = null; // { blob, width, height }
-let results = []; // { blob, url, width, height, name, seed }, by the number of the image
+let results = []; // { blob, url, width, height, whole, and then seed, name } of each image
 let selected = 0;
 let running = null; // the AbortController of the request
 let timer = 0;
@@ -49,10 +49,14 @@ function missing() {
   return null;
 }
 
+/** Whether a part of the page belongs to the mode. */
+function offered(part) {
+  return part.closest("[data-modes]")?.dataset.modes.split(" ").includes(mode) ?? true;
+}
+
 /** The fields of the request that the controls describe. */
 async function fields() {
-  const shown = (id) => $(id).closest("[data-modes]")?.dataset.modes.includes(mode) ?? true;
-  const number = (id) => (shown(id) && $(id).value !== "" ? Number($(id).value) : undefined);
+  const number = (id) => (offered($(id)) && $(id).value !== "" ? Number($(id).value) : undefined);
   const plan = mode === "edit" || $("plan").value === "*" ? $("notation").value.trim() : $("plan").value;
   const found = {
     model: served.id,
@@ -129,6 +133,7 @@ function failed(error, typed) {
 }
 
 function complain(text) {
+  clearTimeout(complaint);
   $("error").textContent = text;
 }
 
@@ -296,7 +301,7 @@ function choose(next) {
   });
   $("panel").setAttribute("aria-labelledby", `tab-${mode}`);
   document.querySelectorAll("[data-modes]").forEach((part) => {
-    part.hidden = !part.dataset.modes.split(" ").includes(mode);
+    part.hidden = !offered(part);
   });
   $("prompt-label").textContent = PROMPTS[mode];
   if (overlay.mode !== mode) overlay.clear();
@@ -398,17 +403,19 @@ $("use").addEventListener("click", () => {
   }
   take(blob);
 });
-const dropped = $("source-frame");
-dropped.addEventListener("dragover", (event) => {
+const over = (whether) => $("panel").classList.toggle("over", whether);
+document.addEventListener("dragover", (event) => {
   event.preventDefault();
-  dropped.classList.add("over");
+  over(true);
 });
-dropped.addEventListener("dragleave", () => dropped.classList.remove("over"));
-dropped.addEventListener("drop", (event) => {
+document.addEventListener("dragleave", (event) => event.relatedTarget || over(false));
+document.addEventListener("drop", (event) => {
   event.preventDefault();
-  dropped.classList.remove("over");
+  over(false);
   const [file] = event.dataTransfer.files;
-  if (file) take(file);
+  if (!file) return;
+  if (mode === "generate") choose("img2img");
+  take(file);
 });
 const tabs = [...document.querySelectorAll("[role=tab]")];
 tabs.forEach((tab, i) => {

@@ -82,6 +82,9 @@ def run(
     c2pa_key: Annotated[
         Path | None, typer.Option("--c2pa-key", help="PEM file of the key of --c2pa-cert.")
     ] = None,
+    ui: Annotated[
+        bool, typer.Option("--ui", help="Also serve a page to try the model, at the root.")
+    ] = False,
     vae: Vae = None,
     device: Device = "auto",
     dtype: DtypeName = "float32",
@@ -128,11 +131,13 @@ def run(
             observe=metrics.tick,
         )
         app = create_app(
-            engine, metrics=metrics, keys=keys, timeout=timeout, grace=grace, safeguards=safeguards
-        )
+            engine, metrics=metrics, keys=keys, timeout=timeout, grace=grace,
+            safeguards=safeguards, ui=ui,
+        )  # fmt: skip
         logging.basicConfig(stream=sys.stderr, format="%(message)s")
         serve(
-            app, listening, grace=grace, ready=lambda url: say(f"{field.name} at {url}/v1"),
+            app, listening, grace=grace,
+            ready=lambda url: say(f"{field.name} at {url}/v1" + f", the page at {url}/" * ui),
         )  # fmt: skip
 
 

@@ -31,7 +31,8 @@ from flowturbo.serve.errors import ApiError, of_exception
 from flowturbo.serve.metrics import Metrics
 from flowturbo.serve.middleware import Surround
 from flowturbo.serve.safeguards import Safeguards
-from flowturbo.serve.schema import EditRequest, GenerationRequest, ImageRequest
+from flowturbo.serve.schema import EditRequest, GenerationRequest
+from flowturbo.serve.ui import add_page
 from flowturbo.serve.work import (
     Answer,
     Work,
@@ -59,6 +60,7 @@ def create_app(
     timeout: float = 120.0,
     grace: float = GRACE,
     safeguards: Safeguards | None = None,
+    ui: bool = False,
 ) -> FastAPI:
     """The server of an engine, an ASGI application, which closes the engine when it stops.
 
@@ -70,6 +72,7 @@ def create_app(
         timeout: most seconds of a request, from 0.
         grace: seconds that requests have to finish when the server stops.
         safeguards: checks of prompts and images, and credentials; none by default.
+        ui: also serve the page, at ``/``.
     """
     metrics = metrics or Metrics()
 
@@ -143,6 +146,8 @@ def create_app(
         work = await asyncio.to_thread(edit_work, engine.model, body, [*found.values()], hole)
         return await server.answer(request, work, "image_edit")
 
+    if ui:
+        add_page(app)
     return app
 
 

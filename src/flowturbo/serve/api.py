@@ -40,7 +40,7 @@ from flowturbo.serve.work import (
     preview,
 )
 
-__all__ = ["create_app"]
+__all__ = ["create_app", "event"]
 
 LOG = logging.getLogger("flowturbo.serve")
 POLL = 0.1  # seconds between looks whether the client is still there
@@ -96,8 +96,9 @@ def create_app(
     guarded = [Depends(authorized)]
 
     @app.get("/healthz")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
+    async def health() -> JSONResponse:
+        alive = engine.alive
+        return JSONResponse({"status": "ok" if alive else "stopped"}, 200 if alive else 503)
 
     @app.get("/readyz")
     async def ready() -> JSONResponse:
@@ -222,19 +223,19 @@ class _Server:
         first = True
         try:
             while True:
-                event = asyncio.ensure_future(events.get())
-                waited: set[asyncio.Future[Any]] = {done, event}
+                more = asyncio.ensure_future(events.get())
+                waited: set[asyncio.Future[Any]] = {done, more}
                 await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-                if not event.done():
-                    event.cancel()
+                if not more.done():
+                    more.cancel()
                     break
-                index, states = event.result()
+                index, states = more.result()
                 images = await asyncio.to_thread(preview, self.engine.model, states, work.request)
                 if first:
                     self.metrics.first(time.monotonic() - job.submitted)
                     first = False
                 for i, image in enumerate(images):
-                    yield _event(f"{kind}.partial_image", {
+                    yield event(f"{kind}.partial_image", {
                         "partial_image_index": index, "image_index": i,
                         **_image(image), **self._about(work, None),
                     })  # fmt: skip
@@ -243,7 +244,7 @@ class _Server:
                 self.metrics.first(time.monotonic() - job.submitted)
             whole = self._whole(job, work, made, log)
             for i, image in enumerate(made.images):
-                yield _event(f"{kind}.completed", {
+                yield event(f"{kind}.completed", {
                     "image_index": i, **_image(image), **self._about(work, made.sizes[i]),
                     "usage": made.usage, "flowturbo": whole["flowturbo"],
                 })  # fmt: skip
@@ -251,7 +252,7 @@ class _Server:
             self._refused(e)
             if of_exception(e).status == 500:
                 LOG.error("a stream failed", exc_info=e)
-            yield _event("error", of_exception(e).body())
+            yield event("error", of_exception(e).body())
         finally:
             job.cancel()
             with suppress(Cancelled, asyncio.CancelledError):
@@ -297,7 +298,8 @@ def _image(data: bytes) -> dict[str, str]:
     return {"b64_json": base64.b64encode(data).decode()}
 
 
-def _event(name: str, data: dict[str, Any]) -> bytes:
+def event(name: str, data: dict[str, Any]) -> bytes:
+    """A server-sent event."""
     return f"event: {name}\ndata: {json.dumps({'type': name, **data})}\n\n".encode()
 
 

@@ -46,12 +46,13 @@ _JOINERS = "\u200c\u200d"  # of emoji, and of Persian and Indic scripts
 
 
 @contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path, *, sweep: bool = True) -> Iterator[Path]:
     """A temporary path next to ``path``, renamed onto it on success and removed on failure.
 
     The file is synced to the disk before the rename, and its folder after it, so that after a power
     failure ``path`` holds the old content or the new one. A symbolic link is followed. What killed
-    runs left of writing ``path`` is removed.
+    runs left of writing ``path`` is removed, unless ``sweep`` is False: that takes time in a folder
+    of many files, and `exclusive` does it for a whole run.
 
     Raises:
         OSError: if ``path`` is not a regular file (a device, a folder), its folder cannot be made
@@ -59,7 +60,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     target = Path(os.path.realpath(path))
-    temporary, handle = _temporary(path)
+    temporary, handle = _temporary(path, sweep)
     try:
         yield temporary
         umask = os.umask(0)
@@ -79,7 +80,7 @@ def exclusive(folder: str | Path) -> Iterator[None]:
     """Hold ``folder`` for one run; the lock goes with the process, however it ends.
 
     The folder is made if it is not there, and keeps an empty file ``.lock``. Temporary files that
-    killed runs left in it are removed.
+    killed processes left in it are removed, at the beginning and at the end.
 
     Raises:
         ValueError: if another process, or another run in this one, holds it.
@@ -100,6 +101,7 @@ def exclusive(folder: str | Path) -> Iterator[None]:
         _remove_leftovers(folder, f".*{_MARK}????????*")
         yield
     finally:
+        _remove_leftovers(folder, f".*{_MARK}????????*")
         lock.release()
 
 
@@ -236,7 +238,7 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _temporary(path: Path) -> tuple[Path, int | None]:
+def _temporary(path: Path, sweep: bool = True) -> tuple[Path, int | None]:
     """A new file next to ``path``, and the handle that holds its lock, where it can be locked."""
     try:
         path = Path(os.path.realpath(path))
@@ -247,7 +249,8 @@ def _temporary(path: Path) -> tuple[Path, int | None]:
         if path.exists() and not os.access(path, os.W_OK):
             raise OSError("the file is write-protected")
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path.parent, _pattern(path))
+        if sweep:
+            _remove_leftovers(path.parent, _pattern(path))
         while True:
             handle, name = tempfile.mkstemp(
                 prefix=_prefix(path), suffix=path.suffix, dir=path.parent

@@ -73,13 +73,21 @@ def image_grid(
     return grid.resize((size[0] * scale, size[1] * scale), Image.Resampling.NEAREST)
 
 
-def save_png(image: Image.Image, path: str | Path, metadata: Mapping[str, str]) -> None:
+def save_png(
+    image: Image.Image, path: str | Path, metadata: Mapping[str, str], *, sweep: bool = True
+) -> None:
     """Write a PNG with text metadata, made `printable`; the file is whole or not there.
+
+    Args:
+        image: grey or RGB.
+        path: where to.
+        metadata: what to say of it.
+        sweep: as for `flowturbo.files.atomic_write`.
 
     Raises:
         OSError: if it cannot be written.
     """
-    with atomic_write(path) as temporary:
+    with atomic_write(path, sweep=sweep) as temporary:
         image.save(temporary, format="PNG", pnginfo=_png_text(metadata))
 
 

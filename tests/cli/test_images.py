@@ -162,10 +162,10 @@ def test_a_full_disk_keeps_what_is_written(model, tmp_path):
 import resource, sys
 from flowturbo.cli import images, main
 save, saved = images.save_png, []
-def full(*arguments):
+def full(*arguments, **options):
     if saved:
         resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50))
-    saved.append(save(*arguments))
+    saved.append(save(*arguments, **options))
 images.save_png = full
 main(sys.argv[1:])
 """

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import json
-import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import platform
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import torch
 import typer
 from PIL import Image
-from tqdm import tqdm
 
+from flowturbo import cluster
 from flowturbo._version import __version__
 from flowturbo.cli import options
-from flowturbo.cli.images import ImageFolder, cut_batches
+from flowturbo.cli.images import ImageFolder
 from flowturbo.cli.output import say
-from flowturbo.files import check_room, exclusive, printable
+from flowturbo.cli.series import Drawing, Series
+from flowturbo.files import check_room, printable
 from flowturbo.images import image_grid, save_png
 from flowturbo.models.model import Model
 from flowturbo.models.zoo import load
 from flowturbo.plan import Plan
-from flowturbo.sampling import Step
+from flowturbo.refiner.binding import Refiner
 from flowturbo.tasks.generate import check_whole, generate
 
 __all__ = ["run"]
@@ -77,11 +77,14 @@ def run(
     ] = 64,
     device: options.Device = "auto",
     dtype: options.DtypeName = "float32",
+    ray: options.Ray = False,
+    ray_address: options.RayAddress = None,
 ) -> None:
     """Generate images, as a grid or into a folder; an interrupted folder is resumed.
 
     Example: flowturbo generate "red apple" --style noto -n 8 --seed 0 -o apple.png
     """
+    options.check_ray(ray, ray_address)
     for name, value, least in (("-n", n, 1), ("--batch", batch, 1), ("--scale", scale, 0)):
         if value < least:
             raise ValueError(f"{name} {value}: must be at least {least}")
@@ -91,10 +94,11 @@ def run(
         raise ValueError(f"-o {out}: images are written as a .png grid, or into a folder")
     table = options.read_plan(plan)
     as_grid = out.suffix.lower() == ".png" and not out.is_dir()
+    if ray and as_grid:
+        raise ValueError(f"--ray: images go into a folder, and -o {out} is an image grid")
     options.reserve(context, out, "an image grid", ".png") if as_grid else options.check_folder(out)
-    network = load(
-        model, device=options.resolve_device(device), dtype=options.resolve_dtype(dtype), vae=vae
-    )
+    here = options.resolve_device("cpu" if ray else device)
+    network = load(model, device=here, dtype=options.resolve_dtype(dtype), vae=vae)
     prompts = _prompts(network, prompts or [], style or [], negative)
     if n * len(prompts) > MOST_IMAGES:
         raise ValueError(f"-n {n}: {n * len(prompts)} images; at most {MOST_IMAGES} at a time")
@@ -110,105 +114,77 @@ def run(
     (chosen,), guidance, light = options.resolve_sampling(network, [table], guidance, refiner)
     check_whole(chosen)
     facts = _facts(network, chosen, guidance, negative, guidance_channels)
-    generate_batch = partial(
-        generate,
-        network,
-        plan=chosen,
-        guidance=guidance,
-        negative=negative,
-        guidance_channels=guidance_channels,
-        refiner=light,
-        batch=batch,
-    )
-    series = _Series(generate_batch, wanted, seed, len(chosen), f"{network.name} {chosen.name}")
+    made_with: dict[str, Any] = {
+        "plan": chosen, "guidance": guidance, "negative": negative,
+        "guidance_channels": guidance_channels, "batch": batch,
+    }  # fmt: skip
+    generate_batch = partial(generate, network, refiner=light, **made_with)
+    series = Series(generate_batch, wanted, seed, len(chosen), f"{network.name} {chosen.name}")
     if as_grid:
         check_room(out.parent, pixels * channels, "images")
         images = series.whole(batch)
         page = image_grid(images, columns or _columns(n, prompts, style or []), scale=scale)
         save_png(page, out, {**facts, "condition": _list(wanted), "seed": _seeds(seed, wanted)})
     else:
+        used = _fingerprint(light, chosen)
         choices = {
             **facts, "negative": negative, "guidance channels": guidance_channels,
             "autoencoder": facts.get("autoencoder"), "prompts": prompts, "seed": seed,
-            "scale": scale, "digest": chosen.digest,
-            "refiner": getattr(light, "fingerprint", None) if chosen.nfe["refiner"] else None,
-            "batch": batch, "device": network.device.type, "dtype": str(network.dtype),
+            "scale": scale, "digest": chosen.digest, "refiner": used, "batch": batch,
+            "device": here.type, "dtype": str(network.dtype),
             **({"number": n} if len(prompts) > 1 else {}),  # of one prompt there may be more
         }  # fmt: skip
-        series.into(ImageFolder(out, wanted, seed, facts, choices), batch, scale)
+        if ray:
+            with cluster.joined(ray_address):
+                there, gpus = cluster.placed(device)
+                choices["device"] = torch.device(there).type
+                folder = ImageFolder(out.resolve(), wanted, seed, facts, choices)
+                prepare = partial(
+                    _prepared, {**facts, "refiner": used}, options.absolute(model),
+                    vae=vae and options.absolute(vae), device=there, dtype=dtype,
+                    refiner=refiner and options.absolute(refiner), **made_with,
+                )  # fmt: skip
+                series.spread(Drawing(folder, prepare, wanted, seed, scale), batch, gpus)
+        else:
+            series.into(ImageFolder(out, wanted, seed, facts, choices), batch, scale)
     counts = ", ".join(f"{m} {kind}" for kind, m in chosen.nfe.items() if m)
     passes = f" ({chosen.passes(guidance)} passes)" if guidance != 1 else ""
     say(f"{series.summary}, {counts} evaluations{passes} each{series.speed} -> {out}")
 
 
-@dataclass
-class _Series:
-    """Images generated in batches, with a progress bar and a count of images and seconds."""
-
-    generate: Callable[..., list[Image.Image]]
-    prompts: list[str]
-    seed: int
-    evaluations: int
-    name: str
-    generated: int = 0
-    seconds: float = 0.0
-
-    def whole(self, batch: int) -> list[Image.Image]:
-        """All images; none is kept after an interruption."""
-        try:
-            batches = cut_batches(len(self.prompts), batch)
-            return [image for _, images in self.batches(batches) for image in images]
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                "nothing was written; with a folder (-o FOLDER) each finished batch is kept"
-            ) from None
-
-    def into(self, folder: ImageFolder, batch: int, scale: int) -> None:
-        """Generate and write the images that ``folder`` lacks."""
-        enlarged = lambda image: image.resize((image.width * scale, image.height * scale), 0)
-        with exclusive(folder.folder):
-            try:
-                for rows, images in self.batches(folder.missing(batch)):
-                    folder.write(rows, [*map(enlarged, images)])
-            except (KeyboardInterrupt, OSError) as e:
-                left = f"{folder.existing} images are in {folder.folder}; the same command resumes"
-                raise type(e)(f"{e}; {left}" if str(e) else left) from None
-
-    def batches(self, batches: Sequence[range]) -> Iterator[tuple[range, list[Image.Image]]]:
-        """Generate ``batches`` of the images one after another."""
-        total = len(batches) * self.evaluations
-        start = time.perf_counter()
-        with (
-            tqdm(total=total, desc=printable(self.name), disable=None, delay=0.3) as bar,
-            warnings.catch_warnings(),
-        ):
-            warnings.filterwarnings(
-                "ignore", "prompt words not known"
-            )  # given for all prompts at once
-
-            def tick(step: Step) -> None:
-                bar.update()
-
-            for rows in batches:
-                prompts = self.prompts[rows.start : rows.stop]
-                images = self.generate(prompts, seed=self.seed + rows.start, callback=tick)
-                self.generated += len(images)
-                self.seconds = time.perf_counter() - start
-                yield rows, images
-
-    @property
-    def summary(self) -> str:
-        """How many images, and how many of them existed already."""
-        n = len(self.prompts)
-        kept = n - self.generated
-        return f"{n} image{'s' * (n > 1)}" + f" ({kept} existed already)" * (kept > 0)
-
-    @property
-    def speed(self) -> str:
-        """Seconds, and images per second, if any was generated."""
-        if not self.generated:
-            return ""
-        return f", {self.seconds:.2f} s, {self.generated / self.seconds:.1f} images/s"
+def _prepared(
+    facts: dict[str, str | None],
+    model: str,
+    *,
+    vae: str | None,
+    device: str,
+    dtype: str,
+    plan: Plan,
+    guidance: float,
+    negative: str | None,
+    guidance_channels: int | None,
+    refiner: str | None,
+    batch: int,
+) -> Callable[..., list[Image.Image]]:
+    """What generates the images of ``facts``; ``ValueError`` if what is found here makes others."""
+    network = load(
+        model, device=options.resolve_device(device), dtype=options.resolve_dtype(dtype), vae=vae
+    )
+    _, _, light = options.resolve_sampling(network, [plan], guidance, refiner)
+    found: dict[str, str | None] = {
+        **_facts(network, plan, guidance, negative, guidance_channels),
+        "refiner": _fingerprint(light, plan),
+    }
+    for key, value in found.items():
+        if value != facts[key]:
+            raise ValueError(
+                f"{key} is {value} on {platform.node()}, and {facts[key]} where the command runs; "
+                "all machines of the cluster need the same"
+            )
+    return partial(
+        generate, network, plan=plan, guidance=guidance, negative=negative,
+        guidance_channels=guidance_channels, refiner=light, batch=batch,
+    )  # fmt: skip
 
 
 def _prompts(
@@ -250,6 +226,11 @@ def _facts(
     if channels is not None:
         facts["guidance channels"] = str(channels)
     return facts if negative is None else {**facts, "negative": negative}
+
+
+def _fingerprint(refiner: Refiner | None, plan: Plan) -> str | None:
+    """That of the refiner, if the plan uses it."""
+    return getattr(refiner, "fingerprint", None) if plan.nfe["refiner"] else None
 
 
 def _list(prompts: list[str]) -> str:

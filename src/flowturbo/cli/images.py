@@ -80,7 +80,7 @@ class ImageFolder:
         if not (self.folder / OPTIONS).exists():  # the first batch is there
             claim(self.folder / OPTIONS, self._options)
         for i, image in zip(rows, images, strict=True):
-            save_png(image, self.paths[i], self._metadata(i))
+            save_png(image, self.paths[i], self._metadata(i), sweep=False)
 
     def _kept(self, i: int) -> bool:
         found, wanted = read_metadata(self.paths[i]), self._metadata(i)

@@ -14,6 +14,7 @@ import typer
 from flowturbo.files import check_writable, reserved
 from flowturbo.models.checkpoint import CARD
 from flowturbo.models.model import Model
+from flowturbo.models.zoo import bundled
 from flowturbo.plan import Plan
 from flowturbo.refiner.binding import Refiner
 from flowturbo.refiner.checkpoint import load_refiner
@@ -27,8 +28,12 @@ __all__ = [
     "ModelName",
     "PlanName",
     "PlanNames",
+    "Ray",
+    "RayAddress",
     "Seed",
     "Vae",
+    "absolute",
+    "check_ray",
     "read_lines",
     "read_plan",
     "reserve",
@@ -74,6 +79,16 @@ DtypeName = Annotated[
 Vae = Annotated[
     str | None,
     typer.Option("--vae", help="Autoencoder of a latent model: a folder, or hf:owner/repo."),
+]
+
+Ray = Annotated[bool, typer.Option("--ray", help="On a Ray cluster.")]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        help="host:port of the cluster, or local to start one; by default RAY_ADDRESS, a cluster "
+        "that runs on this machine, or a new one.",
+    ),
 ]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -122,6 +137,19 @@ def resolve_batch(text: str) -> list[int]:
     if not all(p.isdecimal() and int(p) for p in parts):
         raise ValueError(f"--batch {text!r}: must be batch sizes, each at least 1 (1,8)")
     return [int(p) for p in parts]
+
+
+def absolute(name: str) -> str:
+    """``name`` as processes with another current folder understand it; only folders change."""
+    if name.startswith("hf:") or name in bundled():
+        return name
+    return str(Path(name).expanduser().resolve())
+
+
+def check_ray(ray: bool, address: str | None) -> None:
+    """``ValueError`` if a cluster is named that is not to be used."""
+    if address is not None and not ray:
+        raise ValueError(f"--ray-address {address}: needs --ray")
 
 
 def read_plan(text: str | None) -> Plan | str | None:

@@ -5,19 +5,25 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flowturbo import checks
+from flowturbo import checks, cluster
 from flowturbo.cli.options import (
     DEFAULT_MODEL,
     Device,
     DtypeName,
     ModelName,
+    Ray,
+    RayAddress,
     RefinerName,
     Vae,
+    absolute,
+    check_ray,
     resolve_batch,
     resolve_device,
     resolve_dtype,
@@ -26,6 +32,11 @@ from flowturbo.cli.output import say
 from flowturbo.models.zoo import load
 from flowturbo.refiner.checkpoint import load_refiner
 from flowturbo.serve.batching import LARGEST
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from flowturbo.serve.safeguards import Safeguards
 
 __all__ = ["run"]
 
@@ -88,57 +99,122 @@ def run(
     vae: Vae = None,
     device: Device = "auto",
     dtype: DtypeName = "float32",
+    ray: Ray = False,
+    ray_address: RayAddress = None,
+    replicas: Annotated[int, typer.Option("--replicas", help="Processes, with --ray.")] = 1,
+    max_replicas: Annotated[
+        int | None,
+        typer.Option("--max-replicas", help="With --ray: as many under load; by default no more."),
+    ] = None,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's images API, with one running batch for all requests.
 
     Example: flowturbo serve --model emoji --port 8000
     """
     try:
-        from flowturbo.serve.api import create_app
-        from flowturbo.serve.credentials import Credentials
-        from flowturbo.serve.engine import Engine
-        from flowturbo.serve.memory import keep_freed_memory
-        from flowturbo.serve.metrics import Metrics
-        from flowturbo.serve.safeguards import Safeguards, load_checker
+        import_module("flowturbo.serve.api")
         from flowturbo.serve.server import bind, serve
     except ImportError as e:
         raise ImportError(f"flowturbo serve needs {e.name}: pip install 'flowturbo[serve]'") from e
-    port = checks.whole("--port", port, 0, 65535)
+    check_ray(ray, ray_address)
+    port = checks.whole("--port", port, int(ray), 65535)
     timeout, grace = checks.number("--timeout", timeout, 0), checks.number("--grace", grace, 0)
     sizes = None if batch_sizes is None else resolve_batch(batch_sizes)
     keys = _keys(api_key_file)
     wait = checks.number("--checker-timeout", checker_timeout, 0.001)
     if (c2pa_cert is None) != (c2pa_key is None):
         raise ValueError("--c2pa-cert and --c2pa-key: give both")
-    safeguards = Safeguards(
-        [load_checker(spec, wait) for spec in checker or ()],
-        Credentials(c2pa_cert, c2pa_key) if c2pa_cert and c2pa_key else None,
+    replicas = checks.whole("--replicas", replicas, 1)
+    if max_replicas is not None:
+        max_replicas = checks.whole("--max-replicas", max_replicas, replicas)
+    if not ray and (replicas, max_replicas) != (1, None):
+        raise ValueError("--replicas, --max-replicas: need --ray")
+    options = dict(largest_batch=largest_batch, batch_sizes=sizes, running=running, queue=queue)
+    protection = dict(
+        checkers=[absolute(spec) for spec in checker or ()],
+        wait=wait,
+        credentials=None
+        if c2pa_key is None
+        else [Path(absolute(str(p))) for p in (c2pa_cert, c2pa_key)],
     )
-    listening = bind(host, port, keys)
-    with listening:
-        chosen = resolve_device(device)
-        if chosen.type == "cpu":
-            keep_freed_memory()
-        field = load(model, device=chosen, dtype=resolve_dtype(dtype), vae=vae)
-        metrics = Metrics()
-        engine = Engine(
-            field,
-            refiner=None if refiner is None else load_refiner(refiner, field),
-            largest_batch=largest_batch,
-            batch_sizes=sizes,
-            running=running,
-            queue=queue,
-            observe=metrics.tick,
-        )
-        app = create_app(
-            engine, metrics=metrics, keys=keys, timeout=timeout, grace=grace,
-            safeguards=safeguards, ui=ui,
-        )  # fmt: skip
+    build = partial(
+        _app, options=options, protection=protection, dtype=dtype, keys=keys, timeout=timeout,
+        grace=grace, ui=ui,
+    )  # fmt: skip
+    if ray:
+        name = _checked(build(model, vae=vae, refiner=refiner, device="cpu"))
+        with cluster.joined(ray_address, logs=True):
+            from flowturbo.serve import ray_serve
+
+            there, gpus = cluster.placed(device)
+            replica = partial(
+                build, absolute(model), vae=vae and absolute(vae),
+                refiner=refiner and absolute(refiner), device=there,
+            )  # fmt: skip
+            ray_serve.serve(
+                replica, replicas=replicas, max_replicas=max_replicas, gpus=gpus, host=host,
+                port=port, keys=keys, running=running, queue=queue, timeout=timeout, grace=grace,
+                ready=lambda url: say(_where(name, url, ui)),
+            )  # fmt: skip
+        return
+    with bind(host, port, keys) as listening:
+        app = build(model, vae=vae, refiner=refiner, device=device)
         logging.basicConfig(stream=sys.stderr, format="%(message)s")
-        serve(
-            app, listening, grace=grace,
-            ready=lambda url: say(f"{field.name} at {url}/v1" + f", the page at {url}/" * ui),
-        )  # fmt: skip
+        name = app.state.engine.model.name
+        serve(app, listening, grace=grace, ready=lambda url: say(_where(name, url, ui)))
+
+
+def _app(
+    model: str,
+    *,
+    vae: str | None,
+    refiner: str | None,
+    device: str,
+    dtype: str,
+    options: dict[str, Any],
+    protection: dict[str, Any],
+    keys: list[str],
+    timeout: float,
+    grace: float,
+    ui: bool,
+) -> FastAPI:
+    """The server of a model, with an engine of these options."""
+    from flowturbo.serve.api import create_app
+    from flowturbo.serve.engine import Engine
+    from flowturbo.serve.memory import keep_freed_memory
+    from flowturbo.serve.metrics import Metrics
+
+    safeguards = _safeguards(**protection)
+    chosen = resolve_device(device)
+    if chosen.type == "cpu":
+        keep_freed_memory()
+    field = load(model, device=chosen, dtype=resolve_dtype(dtype), vae=vae)
+    light = None if refiner is None else load_refiner(refiner, field)
+    metrics = Metrics()
+    engine = Engine(field, refiner=light, observe=metrics.tick, **options)
+    return create_app(
+        engine, metrics=metrics, keys=keys, timeout=timeout, grace=grace, safeguards=safeguards,
+        ui=ui,
+    )  # fmt: skip
+
+
+def _safeguards(checkers: list[str], wait: float, credentials: list[Path] | None) -> Safeguards:
+    from flowturbo.serve.credentials import Credentials
+    from flowturbo.serve.safeguards import Safeguards, load_checker
+
+    loaded = [load_checker(spec, wait) for spec in checkers]
+    return Safeguards(loaded, Credentials(*credentials) if credentials else None)
+
+
+def _where(name: str, url: str, ui: bool) -> str:
+    return f"{name} at {url}/v1" + f", the page at {url}/" * ui
+
+
+def _checked(app: FastAPI) -> str:
+    """The name of the model of a server that was built to see whether it can be."""
+    name: str = app.state.engine.model.name
+    app.state.engine.close()
+    return name
 
 
 def _keys(path: Path | None) -> list[str]:

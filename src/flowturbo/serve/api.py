@@ -31,7 +31,7 @@ from flowturbo.serve.errors import ApiError, of_exception
 from flowturbo.serve.metrics import Metrics
 from flowturbo.serve.middleware import Surround
 from flowturbo.serve.safeguards import Safeguards
-from flowturbo.serve.schema import EditRequest, GenerationRequest
+from flowturbo.serve.schema import EditRequest, GenerationRequest, ImageRequest
 from flowturbo.serve.ui import add_page
 from flowturbo.serve.work import (
     Answer,
@@ -43,7 +43,7 @@ from flowturbo.serve.work import (
     preview,
 )
 
-__all__ = ["create_app"]
+__all__ = ["create_app", "event"]
 
 LOG = logging.getLogger("flowturbo.serve")
 POLL = 0.1  # seconds between looks whether the client is still there
@@ -103,8 +103,9 @@ def create_app(
     guarded = [Depends(authorized)]
 
     @app.get("/healthz")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
+    async def health() -> JSONResponse:
+        alive = engine.alive
+        return JSONResponse({"status": "ok" if alive else "stopped"}, 200 if alive else 503)
 
     @app.get("/readyz")
     async def ready() -> JSONResponse:
@@ -240,7 +241,7 @@ class _Server:
                     self.metrics.first(time.monotonic() - job.submitted)
                     first = False
                 for i, image in enumerate(images):
-                    yield _event(f"{kind}.partial_image", {
+                    yield event(f"{kind}.partial_image", {
                         "partial_image_index": index, "image_index": i,
                         **_image(image), **self._about(work, None),
                     })  # fmt: skip
@@ -250,7 +251,7 @@ class _Server:
                 self.metrics.first(time.monotonic() - job.submitted)
             whole = self._whole(job, work, made, log)
             for i, image in enumerate(made.images):
-                yield _event(f"{kind}.completed", {
+                yield event(f"{kind}.completed", {
                     "image_index": i, **_image(image), **self._about(work, made.sizes[i]),
                     "usage": made.usage, "flowturbo": whole["flowturbo"],
                 })  # fmt: skip
@@ -259,7 +260,7 @@ class _Server:
             self.metrics.refused(error.code or "other")
             if error.fault:
                 LOG.error("a stream failed", exc_info=e)
-            yield _event("error", error.body())
+            yield event("error", error.body())
         finally:
             job.cancel()
 
@@ -351,7 +352,8 @@ def _image(data: bytes) -> dict[str, str]:
     return {"b64_json": base64.b64encode(data).decode()}
 
 
-def _event(name: str, data: dict[str, Any]) -> bytes:
+def event(name: str, data: dict[str, Any]) -> bytes:
+    """A server-sent event."""
     return f"event: {name}\ndata: {json.dumps({'type': name, **data})}\n\n".encode()
 
 

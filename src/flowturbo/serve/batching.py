@@ -188,6 +188,11 @@ class Batcher:
         member.check()
         return made.parts[0] if len(made.parts) == 1 else torch.cat(made.parts)
 
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs evaluations."""
+        return self._thread.is_alive()
+
     def close(self) -> None:
         """Stop; evaluations that wait raise ``RuntimeError``."""
         with self._condition:

@@ -148,6 +148,11 @@ class Engine:
             return sum(job.images for job in self._jobs if not job.ended)
 
     @property
+    def alive(self) -> bool:
+        """Whether its batches still run; nothing it accepts is finished otherwise."""
+        return self._batcher.alive
+
+    @property
     def closing(self) -> bool:
         """Whether it accepts nothing more."""
         return self._closing

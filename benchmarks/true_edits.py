@@ -67,7 +67,10 @@ class Pairs:
         found = load_pairs(folder, model.shape[1])
         # as many of each edit and style
         per = len(found["edit"]) // (len(EDITS) * len(STYLES))
-        some = np.arange(len(found["edit"])) % per < (per if n is None else n)
+        n = per if n is None else n
+        if not 1 <= n <= per:
+            raise SystemExit(f"--pairs {n}: {folder} has 1 to {per} of each edit and style")
+        some = np.arange(len(found["edit"])) % per < n
         found = {name: values[some] for name, values in found.items()}
         self.before, self.after = (to_input(found[name]) for name in ("before", "after"))
         self.sources = to_pil(self.before / 2 + 0.5)

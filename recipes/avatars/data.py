@@ -23,7 +23,7 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,18 +53,31 @@ def load(folder: str | Path, size: int = 32) -> tuple[Any, Any, Any, dict[str, A
     """Images (N, size, size, 3) uint8, style (N,), words (N, 3), and ``avatars.json``."""
     with np.load(Path(folder) / "avatars.npz") as file:
         images, style, words = file["images"], file["style"], file["words"]
-    about = json.loads((Path(folder) / "avatars.json").read_text("utf-8"))
-    return averaged(images, size), style, words, about
+    return averaged(images, size), style, words, _about(folder)
 
 
 def load_pairs(folder: str | Path, size: int = 32) -> dict[str, Any]:
     """The arrays of ``pairs.npz``, images averaged, and ``mask`` (P, size, size) bool, the pixels
     that an edit changes.
     """
+    _about(folder)
     with np.load(Path(folder) / "pairs.npz") as file:
         found = dict(file)
     found |= {name: averaged(found[name], size) for name in ("before", "after")}
     return found | {"mask": (found["before"] != found["after"]).any(-1)}
+
+
+def _about(folder: str | Path) -> dict[str, Any]:
+    """``avatars.json``; refused unless its styles and words are those of `people`."""
+    path = Path(folder) / "avatars.json"
+    about = json.loads(path.read_text("utf-8"))
+    if (about["styles"], about["attributes"]) != (list(STYLES), _lists(WORDS)):
+        raise ValueError(f"{path}: other styles or words than those of people.py; make it again")
+    return about
+
+
+def _lists(words: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    return {attribute: list(known) for attribute, known in words.items()}
 
 
 def picked(pairs: int, trained: int, seed: int = 0) -> tuple[list[tuple[Person, Person]], Any]:
@@ -117,7 +130,7 @@ def make(modules: Path, out: Path, pairs: int, trained: int) -> dict[str, Any]:
     words = lambda persons: np.array([p.words for p in persons], np.int8)
     about = {
         "styles": styles,
-        "attributes": WORDS,
+        "attributes": _lists(WORDS),
         "edits": {edit: attribute for edit, (attribute, _, _) in EDITS.items()},
         "packages": {p: {"version": v, "licence": LICENCES[p]} for p, v in PACKAGES.items()},
         "counts": {"images": len(chosen), "pairs": len(held)},

@@ -118,6 +118,15 @@ def test_masks_hold_what_changed_and_sizes_are_averages(recipe, folder):
     assert np.abs(images.reshape(-1, 32, 2, 32, 2, 3).mean((2, 4)) - halves).max() <= 0.5
 
 
+def test_data_of_other_words_are_refused(recipe, folder, monkeypatch):
+    monkeypatch.setitem(recipe.people.WORDS, "mouth", ("a smile", "a frown", "a yawn"))
+    for read in (recipe.data.load, recipe.data.load_pairs):
+        with pytest.raises(
+            ValueError, match=r"avatars\.json: other styles or words .* make it again"
+        ):
+            read(folder)
+
+
 def shrink(recipe: Any, patch: pytest.MonkeyPatch) -> None:
     how = dict(steps=3, batch=4, save_every=1, preview_every=0, compile=False)
     patch.setattr(recipe.train, "TRAINING", replace(recipe.train.TRAINING, **how))
@@ -188,8 +197,8 @@ def test_the_reader_reads_plain_bars(recipe, folder, trained):
     assert min(found.values()) > 0.5  # by chance 0.14, 0.25 and 0.33
 
 
-class Told:
-    """A reader that reads what it is told."""
+class Fixed:
+    """A reader whose answer is given."""
 
     def __init__(self, words: torch.Tensor) -> None:
         self.words = words
@@ -203,17 +212,17 @@ def test_errors_are_of_the_mask_and_of_the_rest(recipe, folder, trained):
     pairs = true_edits.Pairs(ft.load(trained[0]), folder, 1)
     assert len(pairs) == 12
     assert pairs.prompts[0].endswith(", pixel style")
-    done = true_edits.judged(pairs, Told(pairs.words[:, 1]), pairs.after)
+    done = true_edits.judged(pairs, Fixed(pairs.words[:, 1]), pairs.after)
     assert not done["error"].any()
     assert not done["background"].any()
     assert done["success"].all()
     inside = pairs.mask[:, None].float()
     off = pairs.after + 0.5 * inside - 0.25 * (1 - inside)
-    missed = true_edits.judged(pairs, Told(pairs.words[:, 0]), off)
+    missed = true_edits.judged(pairs, Fixed(pairs.words[:, 0]), off)
     assert missed["error"] == pytest.approx(np.full(12, 0.5), abs=1e-6)
     assert missed["background"] == pytest.approx(np.full(12, 0.25), abs=1e-6)
     assert not missed["success"].any()
-    still = true_edits.judged(pairs, Told(pairs.words[:, 0]), pairs.before)
+    still = true_edits.judged(pairs, Fixed(pairs.words[:, 0]), pairs.before)
     assert (still["error"] > 0.01).all()
     assert not still["background"].any()
 

@@ -183,7 +183,14 @@ def measured(model: ft.Model, pairs: Pairs, reader: Any, **how: Any) -> dict[str
 
 
 def show(record: dict[str, Any]) -> None:
-    headings = ["method, keep", "error", "background", "success", "error / SDEdit", "background /"]
+    headings = [
+        "method, keep",
+        "error",
+        "background",
+        "success",
+        "error / SDEdit",
+        "background / SDEdit",
+    ]
     ratio = lambda at, name: (
         f"{at[name]:.2f} ({at[f'{name}_95'][0]:.2f} to {at[f'{name}_95'][1]:.2f})"
     )

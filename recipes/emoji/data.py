@@ -11,21 +11,20 @@ never to be trained on, ``packages``, ``counts``). See README.md beside this fil
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import math
 import random
 import re
-import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from concepts import Concept, join, plain, read_table
 from names import BROKEN, HELD_NAMES, LICENCES, PACKAGES, STYLES
+from rendering import averaged, install, render
 
 from flowturbo.models.prompts import styled
 
@@ -33,7 +32,6 @@ __all__ = ["aliases", "canonical", "caption", "hold_out", "load", "weights"]
 
 # The same designs in three renderings: held out together, and one look when counting looks.
 ALIKE = {"flat": "fluent", "3d": "fluent"}
-SUPERSAMPLE = 4
 LONGEST = 16  # words in a caption
 
 
@@ -133,44 +131,6 @@ def load(folder: str | Path, size: int = 64) -> tuple[Any, Any, Any, dict[str, A
     return averaged(images, size), concept, style, about
 
 
-def averaged(images: Any, size: int) -> Any:
-    """Images (N, S, S, 3) uint8 as averages (N, size, size, 3) over squares of their pixels."""
-    side = images.shape[1]
-    if side % size:
-        raise ValueError(f"size={size}: must divide {side}")
-    k = side // size
-    if k == 1:
-        return images
-    images = images.reshape(-1, size, k, size, k, 3).mean((2, 4), dtype=np.float32)
-    return (images + 0.5).astype(np.uint8)
-
-
-def install(folder: Path, packages: Mapping[str, str] = PACKAGES) -> Path:
-    """Packages, at the versions given, in ``folder``/node_modules."""
-    wanted = [f"{name}@{version}" for name, version in packages.items()]
-    subprocess.run(["npm", "install", "--prefix", str(folder), *wanted], check=True)
-    return folder / "node_modules"
-
-
-def render(icon: str | Path, size: int) -> Any:
-    """An SVG document, or the file of a picture, as (size, size, 3) uint8 on white."""
-    from PIL import Image
-
-    if isinstance(icon, Path):
-        with Image.open(icon) as image:
-            image = image.convert("RGBA")
-            page = Image.new("RGBA", image.size, "white")
-            page.alpha_composite(image)
-            return np.array(page.convert("RGB").resize((size, size), Image.Resampling.BOX))
-    import resvg_py
-
-    svg, side = icon, size * SUPERSAMPLE
-    png = resvg_py.svg_to_bytes(
-        svg_string=svg, width=side, height=side, background="#ffffff", skip_system_fonts=True
-    )
-    return np.array(Image.open(io.BytesIO(bytes(png))).convert("RGB").reduce(SUPERSAMPLE))
-
-
 def make(icons: Path, out: Path, size: int) -> dict[str, Any]:
     """Renders all of it into ``out``; returns what stands in ``emoji.json``."""
     table = read_table(Path(__file__).with_name("fxemoji.txt"))
@@ -228,7 +188,7 @@ def main() -> None:
     parser.add_argument("--icons", type=Path, help="a node_modules that has the packages already")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        about = make(args.icons or install(Path(folder)), args.out, args.size)
+        about = make(args.icons or install(Path(folder), PACKAGES), args.out, args.size)
     print(json.dumps(about["counts"], indent=1))
 
 

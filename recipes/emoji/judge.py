@@ -29,12 +29,12 @@ from typing import Any
 
 import torch
 from classifiers import Names, distort, roughen
-from data import install
 from drawn import FIRST_SEED, Model, Real, Source, draw, pairs_to_draw, to_images, to_pictures
 from measure import confusion, frechet, memory, share, top
 from names import OTHERS
 from others import other_pictures
 from real import Pictures
+from rendering import install
 from sheet import save_nearest, save_sheet
 from styles import Styles
 

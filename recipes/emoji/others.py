@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 from concepts import bare, read_codes, read_icons, squash
-from data import render
 from names import OTHERS
+from rendering import render
 
 __all__ = ["other_pictures"]
 

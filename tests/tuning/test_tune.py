@@ -162,7 +162,6 @@ def test_a_disk_too_small_is_refused_before_anything_is_computed(tmp_path, monke
         (dict(until=1, direction="round trip"), "until=1: must be a finite number from 0 to 0.99"),
         (dict(passes=8, direction="round trip"), "passes=8, direction='round trip': .* nfe full"),
         (dict(search=False, direction="round trip"), "search=False, direction='round trip'"),
-        (dict(refiner=Oracle(), direction="round trip"), "refiner=.*, direction='round trip'"),
         (dict(search="no"), "search='no': must be True or False"),
         (dict(cache_dir=3), "cache_dir=3: must be a path"),
         (dict(report=3), "report=3: must be a function"),
@@ -192,6 +191,11 @@ def test_a_disk_too_small_is_refused_before_anything_is_computed(tmp_path, monke
 def test_bad_input(options, message):
     with pytest.raises(ValueError, match=message):
         ft.tune(mixture, **{"noise": initial_noise(16), **options})
+
+
+def test_a_round_trip_takes_no_refiner():
+    with pytest.raises(ValueError, match="refiner=.*, direction='round trip'"):
+        ft.tune(mixture, refiner=Oracle(), direction="round trip", noise=initial_noise(16))
 
 
 def test_a_fitted_plan_used_elsewhere_warns_with_the_reason(reference):

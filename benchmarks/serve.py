@@ -44,9 +44,11 @@ import flowturbo as ft
 from flowturbo.files import write_json
 from flowturbo.images import to_pil
 from flowturbo.provenance import conditions
-from flowturbo.serve import api, work
+from flowturbo.serve import work
+from flowturbo.serve.api import create_app
 from flowturbo.serve.batching import LARGEST
 from flowturbo.serve.engine import Engine, Job
+from flowturbo.serve.safeguards import Safeguards
 from flowturbo.stats import interval
 
 WAYS = ("one", "static", "running")
@@ -125,7 +127,7 @@ class StaticBatching(Engine):
         images = [(r, i) for r in asked for i in range(r.count)]
         for job, _, _ in taken:
             job.started = time.monotonic()
-        sees = [work._partials(w, len(plan)) for _, w, _ in taken]
+        sees = [work._partials(w) for _, w, _ in taken]
 
         def see(step: Any) -> None:
             split = [v.split(counts) for v in (step.x, step.v, step.x1)]
@@ -152,20 +154,21 @@ class Task:
         self.work = made
 
 
+class Tasks(Safeguards):
+    """No safeguards; the task of a request is a `Task`."""
+
+    def around(self, made: work.Work) -> Any:
+        return Task(made)
+
+
 def serve_static(dtype: str, largest_batch: int) -> None:
     """Serve by static batching, as the command serves."""
     from flowturbo.serve.memory import keep_freed_memory
     from flowturbo.serve.server import bind, serve
 
-    def generation_work(model: ft.Model, request: Any) -> work.Work:
-        made = work.generation_work(model, request)
-        made.run = Task(made)
-        return made
-
     keep_freed_memory()
-    api.generation_work = generation_work
     loaded = ft.load(MODEL, dtype=getattr(torch, dtype))
-    app = api.create_app(StaticBatching(loaded, largest_batch))
+    app = create_app(StaticBatching(loaded, largest_batch), safeguards=Tasks())
     with bind("127.0.0.1", 0, ()) as listening:
         serve(app, listening, grace=1, ready=lambda url: print(url, flush=True))
 

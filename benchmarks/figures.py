@@ -166,6 +166,10 @@ def serving(record: dict[str, Any], path: Path) -> None:
                 for axis, what in zip(axes[1:], ("total", "first"), strict=True):
                     axis.plot(rates, [one["all"][what]["p95"] for one in at], **look)
                     axis.set_yscale("log")
+                    seconds = [0.2, 0.5, 1, 2, 5, 10]
+                    axis.set_yticks(seconds, [f"{s:g}" for s in seconds])
+                    axis.set_yticks([], minor=True)
+                    axis.set_ylim(0.2, 11)
             titles = (f"{kind}: images a second", "seconds to the last image, p95",
                       "seconds to the first, partial or not, p95")  # fmt: skip
             for axis, title in zip(axes, titles, strict=True):

@@ -234,7 +234,8 @@ def measure(servers: Mapping[str, Server], options: argparse.Namespace) -> dict[
     for one in servers.values():  # kernels are chosen at the first batch of a size
         asyncio.run(closed(one, "lengths", clients, brief / 4))
     found: dict[str, Any] = {}
-    for kind, (about, _) in WORKLOADS.items():
+    for kind in options.workloads:
+        about, _ = WORKLOADS[kind]
         ways = {way: {"closed": asyncio.run(closed(one, kind, clients, brief)), "open": {}}
                 for way, one in servers.items()}  # fmt: skip
         capacity = ways["static"]["closed"]["images_per_second"]
@@ -290,6 +291,13 @@ def main() -> None:
     add("--seconds", type=float, default=12.0, help="of a short run; the longest take four times")
     add("--clients", type=int, default=24, help="of the closed loop")
     add("--rates", type=float, nargs="+", default=[0.5, AT, 0.95, 1.2], help="of static's capacity")
+    add(
+        "--workloads",
+        nargs="+",
+        choices=WORKLOADS,
+        default=list(WORKLOADS),
+        help="to measure; the record keeps the others",
+    )
     add("--quick", action="store_true", help="a dry run")
     add("--out", default="benchmarks/records/serve.json")
     add("--table", metavar="RECORD", help="print a record, and stop")
@@ -324,6 +332,9 @@ def main() -> None:
             for way in WAYS
         }
         found = measure(servers, options)
+    out, kept = Path(options.out), {}
+    if out.exists() and {*options.workloads} != {*WORKLOADS}:
+        kept = json.loads(out.read_text("utf-8"))["workloads"]
     about = conditions(model, None, torch.empty(options.largest_batch, *model.shape))
     record = {
         "kind": "serve",
@@ -331,9 +342,9 @@ def main() -> None:
             **about, "dtype": options.dtype, "largest_batch": options.largest_batch,
             "seconds": options.seconds, "partial_images": PARTIAL, "ways": list(WAYS),
         },
-        "workloads": found,
+        "workloads": {**kept, **found},
     }  # fmt: skip
-    write_json(Path(options.out), record)
+    write_json(out, record)
     show(record)
 
 

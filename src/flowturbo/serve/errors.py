@@ -88,6 +88,8 @@ def of_exception(error: BaseException) -> ApiError:
         )  # fmt: skip
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail), headers=error.headers)
+    if isinstance(error, ImportError):  # an extra that this server lacks
+        return ApiError(400, str(error), code="not_installed")
     if isinstance(error, ValueError):
         found = _PARAM.match(str(error))
         param = found[1] if found and found[1] in ("image", *EditRequest.model_fields) else None

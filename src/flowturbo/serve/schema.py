@@ -31,7 +31,7 @@ def _size(value: object) -> object:
     return int(width), int(height)
 
 
-def _box(value: object) -> object:
+def _numbers(value: object) -> object:
     return value.split(",") if isinstance(value, str) else value  # of a form
 
 
@@ -108,7 +108,8 @@ class Reference(BaseModel):
 class EditRequest(ImageRequest):
     """``POST /v1/images/edits``; as a form, images are files named ``image`` or ``image[]``.
 
-    With a mask or a box the part is painted anew, or with ``task="remove"`` removed; with a
+    With a mask the part is painted anew, or with ``task="remove"`` removed; with a box, or a click
+    on an object, it is removed; with a
     ``source_prompt`` the image is changed from that to the prompt; else it is image to image.
     """
 
@@ -120,7 +121,10 @@ class EditRequest(ImageRequest):
     keep: Annotated[float, Field(ge=0, le=1)] | None = None
     strength: Annotated[float, Field(ge=0, le=1)] | None = None
     box: Annotated[
-        Annotated[list[int], Field(min_length=4, max_length=4)] | None, BeforeValidator(_box)
+        Annotated[list[int], Field(min_length=4, max_length=4)] | None, BeforeValidator(_numbers)
+    ] = None
+    click: Annotated[
+        Annotated[list[int], Field(min_length=2, max_length=2)] | None, BeforeValidator(_numbers)
     ] = None
     feather: Annotated[float, Field(ge=0, le=1000)] | None = None
     input_fidelity: Literal["low", "high"] | None = None

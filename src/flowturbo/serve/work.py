@@ -170,7 +170,7 @@ def edit_work(
         options["mask"] = None if mask is None else _painted(mask)
         options["feather"] = request.feather or 0.0
     if task == "remove":
-        options["box"] = request.box
+        options["box"], options["click"] = request.box, request.click
         options["guidance"] = 1.0 if request.guidance_scale is None else request.guidance_scale
     work = Work(request, total, images)
 
@@ -272,10 +272,11 @@ def preview(model: Model, x1: Tensor, request: ImageRequest) -> list[bytes]:
 
 def _task(request: EditRequest, mask: Image.Image | None) -> str:
     """Which task an edit is."""
-    part = mask is not None or request.box is not None
+    pointed = request.box is not None or request.click is not None
+    part = mask is not None or pointed
     task = request.task
     if task is None:
-        if request.box is not None:
+        if pointed:
             task = "remove"
         elif mask is not None:
             task = "inpaint"
@@ -284,6 +285,7 @@ def _task(request: EditRequest, mask: Image.Image | None) -> str:
     fields = {
         "source_prompt": ("edit",), "method": ("edit",), "keep": ("edit",),
         "strength": ("img2img",), "feather": ("inpaint", "remove"), "box": ("remove",),
+        "click": ("remove",),
         "negative_prompt": ("img2img",), "input_fidelity": ("edit", "img2img", "inpaint"),
     }  # fmt: skip
     for name, tasks in fields.items():

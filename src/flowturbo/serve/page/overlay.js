@@ -1,19 +1,20 @@
-// What is painted on the source image: a mask by a brush, or a box. All in pixels of the image.
+// What is painted on the source image: a mask by a brush, a box, or a point. All in pixels of the image.
 
 const COLOUR = "#4f46e5";
 const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 /** A canvas over the source image. */
 export class Overlay {
-  mode = null; // "inpaint" paints a mask, "remove" drags a box
+  mode = null; // "inpaint" paints a mask, "remove" drags a box, or clicks
   brush = 1; // diameter
   box = null; // [left, top, right, bottom]
+  point = null; // [x, y]
   painted = false;
 
   /**
    * @param canvas that is painted on.
    * @param ring shows the brush.
-   * @param changed called as the mask or the box changes, with whether that is finished.
+   * @param changed called as the mask, the box or the point changes, with whether that is finished.
    */
   constructor(canvas, ring, changed) {
     this.canvas = canvas;
@@ -38,10 +39,11 @@ export class Overlay {
     this.clear();
   }
 
-  /** Remove the mask and the box. */
+  /** Remove the mask, the box and the point. */
   clear() {
     this.context.clearRect(0, 0, this.canvas.width, this.canvas.height);
     this.box = null;
+    this.point = null;
     this.painted = false;
   }
 
@@ -77,6 +79,7 @@ export class Overlay {
     this.canvas.setPointerCapture(event.pointerId);
     this.start = this.#place(event);
     this.at = this.start;
+    this.dragged = false;
     if (this.mode === "inpaint") this.#stroke(this.start);
   }
 
@@ -87,12 +90,14 @@ export class Overlay {
       this.at = place;
       this.#show();
     } else if (this.start) {
-      this.#drag(place);
+      this.dragged ||= Math.hypot(place[0] - this.start[0], place[1] - this.start[1]) >= 1;
+      if (this.dragged) this.#drag(place);
     }
   }
 
   #up() {
     if (!this.start) return;
+    if (this.mode === "remove" && !this.dragged) this.#click(this.start);
     this.start = null;
     this.changed(true);
   }
@@ -117,6 +122,17 @@ export class Overlay {
     const low = [0, 1].map((i) => Math.max(0, Math.floor(Math.min(this.start[i], to[i]))));
     const high = [0, 1].map((i) => Math.min(sides[i], Math.ceil(Math.max(this.start[i], to[i]))));
     this.put(low[0] < high[0] && low[1] < high[1] ? [...low, ...high] : null);
+    this.changed(false);
+  }
+
+  #click(place) {
+    const sides = [this.canvas.width, this.canvas.height];
+    this.clear();
+    this.point = place.map((value, i) => Math.min(sides[i] - 1, Math.max(0, Math.floor(value))));
+    this.context.fillStyle = COLOUR;
+    this.context.beginPath();
+    this.context.arc(...this.point.map((value) => value + 0.5), Math.max(0.75, sides[0] / 64), 0, 2 * Math.PI);
+    this.context.fill();
     this.changed(false);
   }
 

@@ -13,7 +13,7 @@ const NEEDED = {
   source: "Choose an image first.",
   prompt: "Type what to draw.",
   mask: "Paint over what is to change.",
-  box: "Drag a box over what to remove.",
+  box: "Click an object, or drag a box over what to remove.",
   shows: "Type what the image shows.",
 };
 const PROMPTS = {
@@ -44,7 +44,7 @@ function missing() {
   if (mode !== "generate" && !source) return NEEDED.source;
   if (mode === "edit" && !$("source-prompt").value.trim()) return NEEDED.shows;
   if (mode === "inpaint" && !overlay.painted) return NEEDED.mask;
-  if (mode === "remove" && !overlay.box) return NEEDED.box;
+  if (mode === "remove" && !overlay.box && !overlay.point) return NEEDED.box;
   if (mode !== "remove" && !$("prompt").value.trim()) return NEEDED.prompt;
   return null;
 }
@@ -71,7 +71,8 @@ async function fields() {
   Object.assign(found, { image: source.blob, task: mode });
   if (mode === "img2img") found.strength = number("strength");
   if (mode === "inpaint") found.mask = await overlay.mask();
-  if (mode === "remove") found.box = overlay.box.join(",");
+  if (mode === "remove" && overlay.point) found.click = overlay.point.join(",");
+  else if (mode === "remove") found.box = overlay.box.join(",");
   if (mode === "edit") {
     found.source_prompt = $("source-prompt").value.trim();
     found.keep = number("keep");
@@ -306,7 +307,7 @@ function choose(next) {
   $("prompt-label").textContent = PROMPTS[mode];
   if (overlay.mode !== mode) overlay.clear();
   overlay.mode = mode;
-  const what = mode === "remove" ? "drag a box over what to remove" : "paint over what is to change";
+  const what = mode === "remove" ? "click an object, or drag a box over what to remove" : "paint over what is to change";
   $("overlay").setAttribute("aria-label", `Source image: ${what}`);
   painted(false);
   read();

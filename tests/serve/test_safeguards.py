@@ -50,7 +50,8 @@ def listed(tmp_path):
     "text",
     ["tiger", "a TIGER, please", "tiger's", "_tiger_", "(tiger)", "ｔｉｇｅｒ", "𝓽𝓲𝓰𝓮𝓻", "ⓣⓘⓖⓔⓡ",
      "tіgеr", "τιger", "t\u200big\u00ade\u2060r", "ti\u0336g\u0336er", "tïgér", "t1g3r", "7!9er",
-     "t-i-g-e-r", "t.i.g.e.r", "red apple", "RED\n apple", "red-apple", f"red{' ' * 99}apple", f"red{'.' * 16}apple", "r3d 4ppl3", "СТРАШНЫЙ дом",
+     "t-i-g-e-r", "t.i.g.e.r", "red apple", "RED\n apple", "red-apple", "r3d 4ppl3", "СТРАШНЫЙ дом",
+     f"red{' ' * 99}apple", f"red{'.' * 16}apple",
      "大きな武器です", "a\U0001f52bb", "🅣🅘🅖🅔🅡", "ti\ufe0fger", "t\x00iger"],
 )  # fmt: skip
 def test_a_term_is_found(listed, text):
@@ -59,20 +60,9 @@ def test_a_term_is_found(listed, text):
 
 @pytest.mark.parametrize(
     "text",
-    [
-        "",
-        "tigers",
-        "antigerm",
-        "red",
-        f"red {'.' * 16} apple",
-        "apple red",
-        "redapple",
-        "good",
-        "mi el",
-        "t i",
-        "武 器",
-    ],
-)
+    ["", "tigers", "antigerm", "red", f"red{'.' * 17}apple", "apple red", "redapple", "good",
+     "mi el", "t i", "武 器"],
+)  # fmt: skip
 def test_another_word_is_not_a_term(listed, text):
     assert listed({"prompt": text}, {}) is None
 

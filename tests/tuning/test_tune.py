@@ -194,7 +194,7 @@ def test_bad_input(options, message):
 
 
 def test_a_round_trip_takes_no_refiner():
-    with pytest.raises(ValueError, match="refiner=.*, direction='round trip'"):
+    with pytest.raises(ValueError, match=r"refiner=.*, direction='round trip'"):
         ft.tune(mixture, refiner=Oracle(), direction="round trip", noise=initial_noise(16))
 
 

@@ -467,6 +467,8 @@ EDITS_REFUSED = [
     ({"task": "edit"}, "source_prompt", "what the image shows"),
     ({"task": "inpaint"}, "task", "mask"),
     ({"source_prompt": "red apple", "n": 2}, "n", "inversion"),
+    ({"source_prompt": "red apple", "plan": "secret.json"}, "plan", "notation"),
+    ({"source_prompt": "red apple", "plan": "secret.json", "method": "sdedit"}, "plan", "notation"),
     ({"images": []}, "images", "1"),
     ({"feather": 9, "mask": {"image_url": data_url(hole())}}, "feather", "half"),
 ]

@@ -352,6 +352,11 @@ FORMS = {
     "no end": (IMAGE, "multipart/form-data; boundary=b", "image"),
     "garbage": (b"\x00\xff" * 50, "multipart/form-data; boundary=b", None),
     "two prompts": (IMAGE + part("prompt", b"a") * 2 + b"--b--\r\n", None, "prompt"),
+    "a box, and parts of one": (
+        IMAGE + part("box", b"0,0,1,1") + part("box[]", b"0") + b"--b--\r\n",
+        None,
+        "box[]",
+    ),
     "two masks": (
         IMAGE
         + part("mask", png(hole()), b'; filename="m"') * 2
@@ -466,6 +471,8 @@ EDITS_REFUSED = [
     ({"task": "edit"}, "source_prompt", "what the image shows"),
     ({"task": "inpaint"}, "task", "mask"),
     ({"source_prompt": "red apple", "n": 2}, "n", "inversion"),
+    ({"source_prompt": "red apple", "plan": "secret.json"}, "plan", "notation"),
+    ({"source_prompt": "red apple", "plan": "secret.json", "method": "sdedit"}, "plan", "notation"),
     ({"images": []}, "images", "1"),
     ({"feather": 9, "mask": {"image_url": data_url(hole())}}, "feather", "half"),
 ]

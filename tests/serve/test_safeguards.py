@@ -7,6 +7,7 @@ import datetime
 import io
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def listed(tmp_path):
     ["tiger", "a TIGER, please", "tiger's", "_tiger_", "(tiger)", "ｔｉｇｅｒ", "𝓽𝓲𝓰𝓮𝓻", "ⓣⓘⓖⓔⓡ",
      "tіgеr", "τιger", "t\u200big\u00ade\u2060r", "ti\u0336g\u0336er", "tïgér", "t1g3r", "7!9er",
      "t-i-g-e-r", "t.i.g.e.r", "red apple", "RED\n apple", "red-apple", "r3d 4ppl3", "СТРАШНЫЙ дом",
+     f"red{' ' * 99}apple", f"red{'.' * 16}apple",
      "大きな武器です", "a\U0001f52bb", "🅣🅘🅖🅔🅡", "ti\ufe0fger", "t\x00iger"],
 )  # fmt: skip
 def test_a_term_is_found(listed, text):
@@ -58,8 +60,9 @@ def test_a_term_is_found(listed, text):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "tigers", "antigerm", "red", "apple red", "redapple", "good", "mi el", "t i", "武 器"],
-)
+    ["", "tigers", "antigerm", "red", f"red{'.' * 17}apple", "apple red", "redapple", "good",
+     "mi el", "t i", "武 器"],
+)  # fmt: skip
 def test_another_word_is_not_a_term(listed, text):
     assert listed({"prompt": text}, {}) is None
 
@@ -76,6 +79,14 @@ def test_a_long_prompt_is_checked_to_its_end(tmp_path):
     checker = BlockList(path)
     assert checker({"prompt": "term " * 6400}, {}) is None
     assert checker({"prompt": "word " * 6000 + "term7 of several"}, {}) is not None
+
+
+def test_a_prompt_of_marks_that_stand_for_letters_is_checked_fast(tmp_path):
+    path = tmp_path / "terms.txt"
+    path.write_text("a z", "utf-8")
+    begun = time.perf_counter()
+    assert BlockList(path)({"prompt": "@" * 32_000}, {}) is None
+    assert time.perf_counter() - begun < 1
 
 
 @pytest.mark.parametrize(
@@ -270,6 +281,7 @@ def test_a_checker_is_loaded_by_what_it_is(tmp_path, monkeypatch):
     [
         (["--checker", "no/such/file.txt"], "no/such/file.txt"),
         (["--checker-timeout", "0"], "--checker-timeout"),
+        (["--timeout", "0"], "--timeout"),
         (["--c2pa-cert", "chain.pem"], "give both"),
     ],
 )

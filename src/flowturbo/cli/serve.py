@@ -118,7 +118,8 @@ def run(
         raise ImportError(f"flowturbo serve needs {e.name}: pip install 'flowturbo[serve]'") from e
     check_ray(ray, ray_address)
     port = checks.whole("--port", port, int(ray), 65535)
-    timeout, grace = checks.number("--timeout", timeout, 0), checks.number("--grace", grace, 0)
+    timeout = checks.number("--timeout", timeout, above=0)
+    grace = checks.number("--grace", grace, 0)
     sizes = None if batch_sizes is None else resolve_batch(batch_sizes)
     keys = _keys(api_key_file)
     wait = checks.number("--checker-timeout", checker_timeout, 0.001)

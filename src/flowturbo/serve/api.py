@@ -69,7 +69,7 @@ def create_app(
         metrics: what the engine reports its batches to.
         keys: API keys, one of which every request needs; none is asked for if there are none.
         largest_body: most bytes of a request.
-        timeout: most seconds of a request, from 0.
+        timeout: most seconds of a request, above 0.
         grace: seconds that requests have to finish when the server stops.
         safeguards: checks of prompts and images, and credentials; none by default.
         ui: also serve the page, at ``/``.
@@ -384,7 +384,11 @@ async def _edit_body(request: Request) -> tuple[EditRequest, list[bytes], bytes 
         for name, value in form.multi_items():
             if name in ("image", "image[]") and isinstance(value, UploadFile):
                 images.append(await value.read())
-            elif name in fields or (name == "mask" and mask is not None):
+            elif (
+                name in fields
+                or isinstance(fields.get(name.removesuffix("[]")), str)  # "box", then "box[]"
+                or (name == "mask" and mask is not None)
+            ):
                 raise ApiError(400, f"{name}: is given twice", param=name, code="invalid_value")
             elif name == "mask" and isinstance(value, UploadFile):
                 mask = await value.read()

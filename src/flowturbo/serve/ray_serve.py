@@ -98,7 +98,7 @@ def serve(
         keys: API keys.
         running: most requests that are handed to a replica at once.
         queue: most requests that wait at a proxy.
-        timeout: most seconds of a request.
+        timeout: most seconds of a request, above 0.
         grace: seconds that a replica has to finish when it stops.
         ready: called with the URL when it can be asked.
 
@@ -117,7 +117,7 @@ def serve(
         )
     callback = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}.proxy_middleware"}
     ray_serve.start(
-        http_options={"host": host, "port": port, "request_timeout_s": timeout or None},
+        http_options={"host": host, "port": port, "request_timeout_s": timeout},
         controller_options={"runtime_env": {"env_vars": callback}},
     )
     number = (

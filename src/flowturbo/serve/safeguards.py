@@ -142,6 +142,7 @@ DIGITS = {
 """What is written for letters."""
 _LETTER = r"[^\W_]"
 _BETWEEN = r"(?:[^\w\s]|_)?"  # one mark between letters
+_GAP = r"(?:\W|_){1,16}"  # between words; without a limit, texts of marks alone would take seconds
 
 
 def folded(text: str) -> str:
@@ -160,8 +161,8 @@ class BlockList:
     """Refuses texts that contain a term.
 
     Both are `folded`, digits and signs may stand for letters (`DIGITS`), and one mark may stand
-    between letters. A term begins and ends where a word does, except at a character of scripts that
-    write no spaces.
+    between letters, and 16 between words. A term begins and ends where a word does, except at a
+    character of scripts that write no spaces.
 
     Args:
         path: one term a line, of one word or several; lines that begin with ``#`` are comments.
@@ -196,7 +197,7 @@ class BlockList:
     def __call__(self, texts: Mapping[str, str], images: Mapping[str, Image.Image]) -> str | None:
         """Which text contains a term; images are not looked at."""
         for name, text in texts.items():
-            if self._pattern.search(folded(text)):
+            if self._pattern.search(" ".join(folded(text).split())):
                 return f"{name} contains what is on the server's block list"
         return None
 
@@ -208,7 +209,7 @@ def _pattern(term: str) -> str:
         for word in term.split()
     ]
     after = "" if _is_wide(term[-1]) else f"(?!{_LETTER})"
-    return r"(?:\W|_)+".join(words) + after
+    return _GAP.join(words) + after
 
 
 def _is_wide(character: str) -> bool:

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
+from flowturbo.plan.plan import is_file_name
+
 __all__ = ["MOST_IMAGES", "EditRequest", "GenerationRequest", "ImageRequest", "Reference"]
 
 MOST_IMAGES = 10
@@ -47,6 +49,12 @@ def _background(value: object) -> object:
     return value
 
 
+def _plan(value: object) -> object:
+    if is_file_name(value):
+        raise ValueError("name a plan of the model, or its notation: no file of the server is read")
+    return value
+
+
 class ImageRequest(BaseModel):
     """Fields that generations and edits share.
 
@@ -72,7 +80,9 @@ class ImageRequest(BaseModel):
     stream: bool | None = None
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = None
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] | None = None
-    plan: Annotated[str, StringConstraints(max_length=200)] | None = None
+    plan: Annotated[
+        Annotated[str, StringConstraints(max_length=200)] | None, BeforeValidator(_plan)
+    ] = None
     num_inference_steps: Annotated[int, Field(ge=1, le=200)] | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
     negative_prompt: Text | None = None

@@ -203,8 +203,6 @@ def plan_of(model: Model, request: ImageRequest) -> Plan:
         n = request.num_inference_steps
         return Plan.parse(f"AB2:{n}@1.6" if n > 1 else "E1")
     if request.plan is not None:
-        if request.plan.endswith(".json"):
-            raise ValueError(f"plan={request.plan!r}: name a plan of the model, or its notation")
         return resolve_plan(model, request.plan)
     if request.quality in QUALITIES:
         names = [name for name in QUALITIES[request.quality] if name in model.plans]

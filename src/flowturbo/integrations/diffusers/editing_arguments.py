@@ -51,7 +51,7 @@ SIDE = 128  # of latents, where a pipeline does not say
 
 
 class CallArguments(NamedTuple):
-    """What the calls of a pipeline are given beside prompts.
+    """Arguments of a pipeline's calls other than the prompts.
 
     Attributes:
         forward: with the target prompt.

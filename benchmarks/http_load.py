@@ -75,7 +75,7 @@ class Reply:
 def head(body: bytes, path: str = PATH, kind: str = "application/json") -> bytes:
     """The head of a request."""
     return (
-        f"POST {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\nContent-Type: {kind}\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: {kind}\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     ).encode()
 
@@ -108,5 +108,5 @@ async def exchange(port: int, sent: bytes, pause: float = 0.0) -> Reply:
 
 async def get(port: int, path: str) -> str:
     """The text at ``path``."""
-    sent = f"GET {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n".encode()
+    sent = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
     return (await exchange(port, sent)).body.decode()

@@ -453,6 +453,21 @@ def test_nothing_is_fetched(server, url):
     refused(server.edit(images=[{"image_url": url}]), 400, "invalid_value", "images")
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"host": "evil.example"},
+        {"host": "["},
+    ],
+)
+def test_other_sites_are_refused_where_there_is_no_key(server, headers):
+    answer = httpx.get(f"{server.url}/v1/models", headers=headers)
+    assert answer.status_code in (400, 403), answer.text
+    assert httpx.get(f"{server.url}/v1/models", headers={"origin": server.url}).status_code == 200
+
+
 EDITS_REFUSED = [
     ({"mask": {"image_url": data_url(hole((8, 8)))}}, "mask", "size of the image"),
     ({"mask": {"image_url": data_url(photo())}}, "mask", "transparency"),

@@ -265,3 +265,30 @@ def test_what_is_differentiated_through_runs_by_itself():
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         Batcher(**arguments)
+
+
+def test_a_call_whose_request_has_ended_takes_no_more_batches(threads):
+    class Ended(Exception):
+        pass
+
+    ended = threading.Event()
+
+    def check() -> None:
+        if ended.is_set():
+            raise Ended
+
+    gate, batcher = Gate(), Batcher(largest_batch=2)
+    field = BatchedField(gate, batcher)
+
+    def ask() -> None:
+        with batcher.member(check):
+            field(rows(1, 20), 0.5, None)
+
+    asked = threads.submit(ask)
+    assert gate.entered.wait(PATIENT)
+    ended.set()
+    gate.open.set()
+    with pytest.raises(Ended):
+        asked.result(PATIENT)
+    batcher.close()
+    assert len(gate.batches) == 1

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -28,6 +29,7 @@ from torch import Tensor
 from flowturbo._version import __version__
 from flowturbo.serve.engine import Engine, Job
 from flowturbo.serve.errors import ApiError, of_exception
+from flowturbo.serve.loopback import is_loopback
 from flowturbo.serve.metrics import Metrics
 from flowturbo.serve.middleware import Surround
 from flowturbo.serve.safeguards import Safeguards
@@ -92,9 +94,12 @@ def create_app(
     expected = [key.encode() for key in keys]
 
     def authorized(request: Request) -> None:
+        if not expected:
+            _check_local(request)
+            return
         kind, _, given = request.headers.get("authorization", "").partition(" ")
         sent = given.encode() if kind.lower() == "bearer" else b""
-        if expected and not any(hmac.compare_digest(sent, key) for key in expected):
+        if not any(hmac.compare_digest(sent, key) for key in expected):
             raise ApiError(
                 401, "send an API key: 'Authorization: Bearer KEY'", code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
@@ -346,6 +351,19 @@ class _Running:
         if not done.cancelled():
             done.exception()  # seen, if nobody waits any more
         self._news.set()
+
+
+def _check_local(request: Request) -> None:
+    """Refuse what another site sends by a browser, by its Origin or a name of this machine."""
+    for name in ("host", "origin"):
+        value = request.headers.get(name)
+        host = urlsplit(value if name == "origin" else f"//{value}").hostname if value else None
+        if value is not None and not is_loopback(host or ""):
+            raise ApiError(
+                403, f"{name} {value!r}: a server without an API key answers this machine alone; "
+                "ask it as 127.0.0.1 or localhost, or serve with a key",
+                code="forbidden",
+            )  # fmt: skip
 
 
 def _image(data: bytes) -> dict[str, str]:

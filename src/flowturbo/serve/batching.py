@@ -219,7 +219,8 @@ class Batcher:
             self._condition.wait_for(lambda: self._complete() or self._closed, patience)
             if self._closed:
                 return False
-            taken = self._take()
+            self._waiting = [call for call in self._waiting if not self._ended(call)]
+            taken = self._take() if self._waiting else []
         begun = time.perf_counter()
         by_key: dict[Hashable, list[tuple[_Call, slice]]] = {}
         for call, part in taken:
@@ -233,6 +234,15 @@ class Batcher:
             if call.error is not None or call.taken == call.rows:
                 call.done.set()
         return True
+
+    def _ended(self, call: _Call) -> bool:
+        """Whether the request of a call has ended; its thread is then free."""
+        try:
+            call.member.check()
+        except Exception as e:
+            call.error = e
+            call.done.set()
+        return call.error is not None
 
     def _complete(self) -> bool:
         """Whether all that the next batch has a share for have asked for their evaluation."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import socket
 from collections.abc import Callable, Sequence
 
 import uvicorn
 from fastapi import FastAPI
+
+from flowturbo.serve.loopback import is_loopback
 
 __all__ = ["bind", "serve"]
 
@@ -29,7 +30,7 @@ def bind(host: str, port: int, keys: Sequence[str]) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as e:
         raise ValueError(f"host={host!r}: is no address of this machine ({e})") from e
-    if not keys and not ipaddress.ip_address(str(address[0])).is_loopback:
+    if not keys and not is_loopback(str(address[0])):
         raise ValueError(
             f"host={host!r}: others can reach it, so it needs an API key; give one with "
             "--api-key-file or FLOWTURBO_API_KEY, or serve 127.0.0.1"

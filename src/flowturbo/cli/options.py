@@ -131,11 +131,11 @@ def resolve_guidance(text: str) -> tuple[float, float]:
     return scales
 
 
-def resolve_batch(text: str) -> list[int]:
+def resolve_batch(text: str, option: str = "--batch") -> list[int]:
     """The batch sizes of "8" or "1,4,8"; ``ValueError`` unless each is at least 1."""
     parts = [p.strip() for p in text.split(",")]
     if not all(p.isdecimal() and int(p) for p in parts):
-        raise ValueError(f"--batch {text!r}: must be batch sizes, each at least 1 (1,8)")
+        raise ValueError(f"{option} {text!r}: must be batch sizes, each at least 1 (1,8)")
     return [int(p) for p in parts]
 
 

@@ -120,7 +120,7 @@ def run(
     port = checks.whole("--port", port, int(ray), 65535)
     timeout = checks.number("--timeout", timeout, above=0)
     grace = checks.number("--grace", grace, 0)
-    sizes = None if batch_sizes is None else resolve_batch(batch_sizes)
+    sizes = None if batch_sizes is None else resolve_batch(batch_sizes, "--batch-sizes")
     keys = _keys(api_key_file)
     wait = checks.number("--checker-timeout", checker_timeout, 0.001)
     if (c2pa_cert is None) != (c2pa_key is None):

@@ -483,6 +483,7 @@ EDITS_REFUSED = [
     ({"box": [0, 0, 10**30, 5]}, "box", ""),
     ({"strength": 2}, "strength", "1"),
     ({"strength": 0.5, "source_prompt": "red apple"}, "strength", "img2img"),
+    ({"source_prompt": "red apple", "plan": "AB2:4", "num_inference_steps": 4}, "plan", "pass one"),
     ({"task": "edit"}, "source_prompt", "what the image shows"),
     ({"task": "inpaint"}, "task", "mask"),
     ({"source_prompt": "red apple", "n": 2}, "n", "inversion"),

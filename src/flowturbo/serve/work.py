@@ -195,10 +195,7 @@ def _check_pixels(request: ImageRequest, count: int, width: int, height: int) ->
 
 def plan_of(model: Model, request: ImageRequest) -> Plan:
     """The plan of a request: named, of so many steps, or of a quality."""
-    if request.plan is not None and request.num_inference_steps is not None:
-        raise ValueError(
-            f"plan={request.plan!r}, num_inference_steps={request.num_inference_steps}: pass one"
-        )
+    _check_one(request)
     if request.num_inference_steps is not None:
         n = request.num_inference_steps
         return Plan.parse(f"AB2:{n}@1.6" if n > 1 else "E1")
@@ -303,8 +300,17 @@ def _task(request: EditRequest, mask: Image.Image | None) -> str:
     return task
 
 
+def _check_one(request: ImageRequest) -> None:
+    """Raise ``ValueError`` if a request has both a plan and a number of steps."""
+    if request.plan is not None and request.num_inference_steps is not None:
+        raise ValueError(
+            f"plan={request.plan!r}, num_inference_steps={request.num_inference_steps}: pass one"
+        )
+
+
 def _notation(model: Model, request: ImageRequest) -> str:
     """The notation of a plan that runs both ways."""
+    _check_one(request)
     if request.plan is not None:
         if request.plan in model.plans:
             raise ValueError(

@@ -281,6 +281,8 @@ def test_a_checker_is_loaded_by_what_it_is(tmp_path, monkeypatch):
     [
         (["--checker", "no/such/file.txt"], "no/such/file.txt"),
         (["--checker-timeout", "0"], "--checker-timeout"),
+        (["--checker", "json:loads"], "no-such-model"),
+        (["--checker", "http://127.0.0.1:9/check"], "no-such-model"),
         (["--timeout", "0"], "--timeout"),
         (["--c2pa-cert", "chain.pem"], "give both"),
     ],

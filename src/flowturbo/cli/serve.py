@@ -132,11 +132,9 @@ def run(
         raise ValueError("--replicas, --max-replicas: need --ray")
     options = dict(largest_batch=largest_batch, batch_sizes=sizes, running=running, queue=queue)
     protection = dict(
-        checkers=[absolute(spec) for spec in checker or ()],
+        checkers=[absolute(spec) if Path(spec).is_file() else spec for spec in checker or ()],
         wait=wait,
-        credentials=None
-        if c2pa_key is None
-        else [Path(absolute(str(p))) for p in (c2pa_cert, c2pa_key)],
+        credentials=[path.resolve() for path in (c2pa_cert, c2pa_key) if path is not None],
     )
     build = partial(
         _app, options=options, protection=protection, dtype=dtype, keys=keys, timeout=timeout,
@@ -199,7 +197,7 @@ def _app(
     )  # fmt: skip
 
 
-def _safeguards(checkers: list[str], wait: float, credentials: list[Path] | None) -> Safeguards:
+def _safeguards(checkers: list[str], wait: float, credentials: list[Path]) -> Safeguards:
     from flowturbo.serve.credentials import Credentials
     from flowturbo.serve.safeguards import Safeguards, load_checker
 

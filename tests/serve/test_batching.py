@@ -11,7 +11,7 @@ from fields import Reuse, mixture
 
 import flowturbo as ft
 from flowturbo.serve import batching
-from flowturbo.serve.batching import BatchedField, Batcher
+from flowturbo.serve.batching import BatchedField, BatchedRefiner, Batcher
 
 PATIENT = 10.0  # seconds until a test gives up
 
@@ -77,7 +77,9 @@ def finish(gate: Gate, batcher: Batcher, requests: list) -> list:
 @pytest.mark.parametrize("plan", ["E3", "AB2:5", "H2", "H1P2R2", "RK4:1"])
 def test_one_alone_is_sampled_as_without(plan):
     batcher, x = Batcher(4), torch.randn(9, 2, dtype=torch.float64)
-    made = ft.sample(plan, BatchedField(mixture, batcher), x, refiner=batcher.refiner(Reuse()))
+    made = ft.sample(
+        plan, BatchedField(mixture, batcher), x, refiner=BatchedRefiner(Reuse(), batcher)
+    )
     batcher.close()
     torch.testing.assert_close(made, ft.sample(plan, mixture, x, refiner=Reuse()))
 

@@ -165,14 +165,14 @@ def read_plan(text: str | None) -> Plan | str | None:
     return Plan.load(text)
 
 
-def read_lines(path: Path) -> list[str]:
-    """The prompts in a file, one a line; ``ValueError`` if there are none, or it is no text."""
+def read_lines(path: Path, option: str = "--prompts", what: str = "prompts") -> list[str]:
+    """What is in a file, one a line; ``ValueError`` if there is nothing, or it is no text."""
     try:
         lines = [x for x in path.read_text(encoding="utf-8").splitlines() if x.strip()]
     except (OSError, UnicodeDecodeError) as e:
-        raise ValueError(f"--prompts {path}: cannot be read ({e})") from e
+        raise ValueError(f"{option} {path}: cannot be read ({e})") from e
     if not lines:
-        raise ValueError(f"--prompts {path}: holds no prompts, one a line")
+        raise ValueError(f"{option} {path}: holds no {what}, one a line")
     return lines
 
 

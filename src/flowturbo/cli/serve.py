@@ -24,6 +24,7 @@ from flowturbo.cli.options import (
     Vae,
     absolute,
     check_ray,
+    read_lines,
     resolve_batch,
     resolve_device,
     resolve_dtype,
@@ -218,16 +219,10 @@ def _checked(app: FastAPI) -> str:
 
 def _keys(path: Path | None) -> list[str]:
     """The API keys of a file, or of the environment."""
-    if path is None:
-        lines = [os.environ.get(KEY, "")]
-    else:
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as e:
-            raise ValueError(f"--api-key-file {path}: cannot be read ({e})") from e
-    keys = [line.strip() for line in lines if line.strip()]
-    if path is not None and not keys:
-        raise ValueError(f"--api-key-file {path}: holds no keys, one a line")
+    given = (
+        [os.environ.get(KEY, "")] if path is None else read_lines(path, "--api-key-file", "keys")
+    )
+    keys = [line.strip() for line in given if line.strip()]
     if any(len(key) < 8 or not key.isascii() for key in keys):
         raise ValueError("an API key must be ASCII, of at least 8 characters")
     return keys

@@ -226,7 +226,16 @@ class _Server:
             job.cancel()
             raise
         self.metrics.first(time.monotonic() - job.submitted)
-        return JSONResponse(self._whole(job, work, made, log))
+        facts = self._facts(job, made, log)
+        width, height = made.sizes[0]
+        return JSONResponse({
+            "created": int(time.time()),
+            "data": [_image(image) for image in made.images],
+            "size": f"{width}x{height}",
+            **work.request.described(),
+            "usage": made.usage,
+            "flowturbo": facts,
+        })  # fmt: skip
 
     async def _events(
         self,
@@ -254,11 +263,11 @@ class _Server:
             made = await running.done
             if first:
                 self.metrics.first(time.monotonic() - job.submitted)
-            whole = self._whole(job, work, made, log)
+            facts = self._facts(job, made, log)
             for i, image in enumerate(made.images):
                 yield event(f"{kind}.completed", {
                     "image_index": i, **_image(image), **self._about(work, made.sizes[i]),
-                    "usage": made.usage, "flowturbo": whole["flowturbo"],
+                    "usage": made.usage, "flowturbo": facts,
                 })  # fmt: skip
         except Exception as e:
             error = of_exception(e)
@@ -284,10 +293,8 @@ class _Server:
             **work.request.described(),
         }
 
-    def _whole(
-        self, job: Job[Answer], work: Work, made: Answer, log: dict[str, Any]
-    ) -> dict[str, Any]:
-        """The answer without a stream."""
+    def _facts(self, job: Job[Answer], made: Answer, log: dict[str, Any]) -> dict[str, Any]:
+        """What an answer says of how it was made, which also goes into the log and the figures."""
         now = time.monotonic()
         self.metrics.finished(now - job.submitted, len(made.images))
         started = job.started or now
@@ -300,15 +307,7 @@ class _Server:
             "queued_milliseconds": round(1e3 * (started - job.submitted), 1),
         }
         log.update(images=len(made.images), **facts)
-        width, height = made.sizes[0]
-        return {
-            "created": int(time.time()),
-            "data": [_image(image) for image in made.images],
-            "size": f"{width}x{height}",
-            **work.request.described(),
-            "usage": made.usage,
-            "flowturbo": facts,
-        }
+        return facts
 
 
 class _Running:

@@ -124,10 +124,6 @@ class Batcher:
         self._thread = threading.Thread(target=self._serve, name="flowturbo-batcher", daemon=True)
         self._thread.start()
 
-    def refiner(self, refiner: Refiner) -> BatchedRefiner:
-        """A refiner whose calls are joined with others'."""
-        return BatchedRefiner(refiner, self)
-
     @contextmanager
     def member(self, check: Callable[[], None] = lambda: None) -> Iterator[Member]:
         """Run as one member: the evaluations of this thread are asked for in its name."""

@@ -13,7 +13,7 @@ from flowturbo import checks
 from flowturbo.models.model import Model
 from flowturbo.refiner.binding import Refiner
 from flowturbo.refiner.resolve import own_refiner
-from flowturbo.serve.batching import LARGEST, BatchedField, Batcher, Tick
+from flowturbo.serve.batching import LARGEST, BatchedField, BatchedRefiner, Batcher, Tick
 from flowturbo.tasks.generate import check_model
 
 __all__ = ["Busy", "Cancelled", "Engine", "Expired", "Job"]
@@ -133,7 +133,7 @@ class Engine:
         self.queue = checks.whole("queue", queue, 1)
         self._batcher = Batcher(largest_batch, batch_sizes, observe)
         refiner = own_refiner(model) if refiner is None else refiner
-        shared = None if refiner is None else self._batcher.refiner(refiner)
+        shared = None if refiner is None else BatchedRefiner(refiner, self._batcher)
         self.model = cast(Model, BatchedField(model, self._batcher, shared))
         self._threads = ThreadPoolExecutor(running, "flowturbo-request")
         self._lock = threading.Condition()

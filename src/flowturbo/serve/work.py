@@ -154,24 +154,22 @@ def edit_work(
     seed = seed_of(request)
     sources = [image for image in images for _ in range(request.count)]
     plan = _notation(model, request) if task == "edit" else plan_of(model, request)
-    options: dict[str, Any] = {
+    given: dict[str, Any] = {  # the tasks' own defaults stand for the rest
         "prompt": request.prompt, "plan": plan, "seed": seed, "style": request.style,
         "guidance": request.guidance_scale,
     }  # fmt: skip
     if task == "edit":
-        fidelity = FIDELITY[request.input_fidelity or "low"]
-        options["source_prompt"] = request.source_prompt
-        options["keep"] = fidelity if request.keep is None else request.keep
-        options["method"] = request.method or "inversion"
+        fidelity = FIDELITY.get(request.input_fidelity or "")
+        given["source_prompt"], given["method"] = request.source_prompt, request.method
+        given["keep"] = fidelity if request.keep is None else request.keep
     elif task == "img2img":
-        options["strength"] = 0.6 if request.strength is None else request.strength
-        options["negative"] = request.negative_prompt
+        given["strength"], given["negative"] = request.strength, request.negative_prompt
     else:
-        options["mask"] = None if mask is None else _painted(mask)
-        options["feather"] = request.feather or 0.0
+        given["mask"] = None if mask is None else _painted(mask)
+        given["feather"] = request.feather
     if task == "remove":
-        options["box"], options["click"] = request.box, request.click
-        options["guidance"] = 1.0 if request.guidance_scale is None else request.guidance_scale
+        given["box"], given["click"] = request.box, request.click
+    options = {name: value for name, value in given.items() if value is not None}
     work = Work(request, total, images)
 
     def run(shared: Model) -> Answer:

@@ -130,12 +130,22 @@ def test_batches_are_padded_to_the_sizes_and_no_larger(threads):
     assert [tick.rows + tick.padded for tick in seen] == [len(b) for b in gate.batches]
 
 
-def test_shares_are_equal_and_what_small_ones_leave_goes_to_the_large(threads):
-    gate, batcher = Gate(), Batcher(8)
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ([32, 9], [8, 8]),
+        ([32, 11, 11], [6, 5, 5]),  # what is left over goes to the first
+        ([32, 2, 1], [5, 2, 1]),
+        ([32, 1, 1, 1, 1, 1], [3, 1, 1, 1, 1, 1]),  # half a batch, for the small ones' sake
+        ([2, 2, 2, 32, 2, 2, 2, 2, 2], [2] * 8),
+    ],
+)
+def test_shares_are_equal_and_what_small_ones_leave_goes_to_the_large(threads, asked, expected):
+    gate, batcher = Gate(), Batcher(16)
     field = BatchedField(gate, batcher)
-    finish(gate, batcher, arrive(batcher, threads, field, 16, 2, 1))
+    finish(gate, batcher, arrive(batcher, threads, field, *asked))
     first = gate.batches[1]
-    assert [first.count(i) for i in range(3)] == [5, 2, 1]
+    assert [first.count(i) for i in range(len(expected))] == expected
 
 
 def test_a_large_request_neither_starves_nor_is_starved(threads, monkeypatch):

@@ -106,6 +106,44 @@ def test_in_any_company_images_are_those_drawn_without_an_engine(model, refiner,
             assert np.abs(image - same).max() <= 1
 
 
+def test_compiled_for_its_sizes_before_the_first_request_and_never_after(
+    model, refiner, monkeypatch
+):
+    monkeypatch.setattr("flowturbo.compiled.backend._BACKEND", "eager")
+    tasks, reports = [any_task(seed, refiner) for seed in range(16)], []
+    engine = Engine(model, refiner=refiner, batch_sizes=[4, 8], compile=True)
+    engine.warm_up(reports.append)
+    graphs = engine._compiled.graphs
+    made = together(engine, tasks)
+    x, t = torch.zeros(1, 3, 8, 8), 0.5
+    other = engine.submit(lambda m: m(x, t, None)).result(PATIENT)  # of no condition: as it is
+    engine.close()
+    assert graphs == engine._compiled.graphs == 4  # network and refiner, two sizes
+    assert [(r.done, r.values["batch"]) for r in reports] == [(1, 8), (2, 4)]
+    torch.testing.assert_close(other, model(x, t, None))
+    for (_, task), images in zip(tasks, made, strict=True):
+        for image, same in zip(images, pixels(task(model)), strict=True):
+            assert np.abs(image - same).max() <= 1
+
+
+def test_a_graph_that_fits_no_more_is_left(model, monkeypatch, caplog):
+    monkeypatch.setattr("flowturbo.compiled.backend._BACKEND", "eager")
+    block = model.network.blocks[0]
+    engine = Engine(model, batch_sizes=[2], compile=True)
+    engine.warm_up()
+    draw = lambda m: ft.generate(m, ["tiger"], plan="AB2:2", guidance=2.0)
+    before = pixels(engine.submit(draw).result(PATIENT))
+    model.network.blocks.append(block)  # what the graph was made of has changed
+    try:
+        after, expected = pixels(engine.submit(draw).result(PATIENT)), pixels(draw(model))
+    finally:
+        del model.network.blocks[1]
+    engine.close()
+    assert "runs uncompiled" in caplog.text
+    assert np.abs(after[0] - expected[0]).max() <= 1
+    assert np.abs(after[0] - before[0]).max() > 1
+
+
 def test_rows_of_a_refiner_at_other_times_and_scales_share_a_batch(model, refiner):
     ticks, meet = [], threading.Barrier(3)
     engine = Engine(model, refiner=refiner, observe=ticks.append)

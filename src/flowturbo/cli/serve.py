@@ -31,6 +31,7 @@ from flowturbo.cli.options import (
 )
 from flowturbo.cli.output import say
 from flowturbo.models.zoo import load
+from flowturbo.progress import bars
 from flowturbo.refiner.checkpoint import load_refiner
 from flowturbo.serve.batching import LARGEST
 
@@ -65,9 +66,17 @@ def run(
         typer.Option(
             "--batch-sizes",
             help="Sizes that batches are padded to (2,8,16). With one, an image does not depend on "
-            "its company, bit for bit.",
+            "the others of its batch, bit for bit.",
         ),
     ] = None,
+    compile: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Compile the network for each size, by default 2, 4, 8, 16 and --largest-batch, "
+            "before the first request.",
+        ),
+    ] = False,
     running: Annotated[int, typer.Option("--running", help="Most requests that run at once.")] = 32,
     queue: Annotated[
         int, typer.Option("--queue", help="Most images in requests that run or wait.")
@@ -131,7 +140,10 @@ def run(
         max_replicas = checks.whole("--max-replicas", max_replicas, replicas)
     if not ray and (replicas, max_replicas) != (1, None):
         raise ValueError("--replicas, --max-replicas: need --ray")
-    options = dict(largest_batch=largest_batch, batch_sizes=sizes, running=running, queue=queue)
+    options = dict(
+        largest_batch=largest_batch, batch_sizes=sizes, compile=compile, running=running,
+        queue=queue,
+    )  # fmt: skip
     protection = dict(
         checkers=[absolute(spec) if Path(spec).is_file() else spec for spec in checker or ()],
         wait=wait,
@@ -142,7 +154,7 @@ def run(
         grace=grace, ui=ui,
     )  # fmt: skip
     if ray:
-        name = _checked(build(model, vae=vae, refiner=refiner, device="cpu"))
+        name = _checked(build(model, vae=vae, refiner=refiner, device="cpu", warm=False))
         with cluster.joined(ray_address, logs=True):
             from flowturbo.serve import ray_serve
 
@@ -177,8 +189,9 @@ def _app(
     timeout: float,
     grace: float,
     ui: bool,
+    warm: bool = True,
 ) -> FastAPI:
-    """The server of a model, with an engine of these options."""
+    """The server of a model, with an engine of these options, warmed up if ``warm``."""
     from flowturbo.serve.api import create_app
     from flowturbo.serve.engine import Engine
     from flowturbo.serve.memory import keep_freed_memory
@@ -192,6 +205,9 @@ def _app(
     light = None if refiner is None else load_refiner(refiner, field)
     metrics = Metrics()
     engine = Engine(field, refiner=light, observe=metrics.tick, **options)
+    if warm:
+        with bars() as report:
+            engine.warm_up(report)
     return create_app(
         engine, metrics=metrics, keys=keys, timeout=timeout, grace=grace, safeguards=safeguards,
         ui=ui,

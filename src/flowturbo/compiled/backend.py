@@ -6,7 +6,8 @@ network alone, or a whole block of the sampler; a plan being static, here also t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -21,7 +22,14 @@ from flowturbo.refiner.binding import History, Refiner
 from flowturbo.sampling import Velocities, run, step
 from flowturbo.types import Condition, GuidanceScale, JsonObject, ReadOnlyJson, Time
 
-__all__ = ["SCOPES", "Compiler", "Recompiled", "check_cache", "inductor_options"]
+__all__ = [
+    "SCOPES",
+    "Compiler",
+    "Recompiled",
+    "check_cache",
+    "compile_errors",
+    "inductor_options",
+]
 
 SCOPES = ("plan", "row", "network", "none")
 _BACKEND = "inductor"
@@ -61,6 +69,28 @@ def check_cache(error: Exception) -> None:
             f"{folder}: this cache of torch.compile holds empty libraries, which a killed "
             "compilation leaves behind; remove the folder, or set another TORCHINDUCTOR_CACHE_DIR"
         ) from error
+
+
+@contextmanager
+def compile_errors(otherwise: str = "take ") -> Iterator[None]:
+    """Errors of a first call as ours; what to do instead begins with ``otherwise``.
+
+    Raises:
+        ValueError: if the field cannot be compiled whole.
+    """
+    from torch._dynamo.exc import BackendCompilerFailed, Unsupported, UserError
+
+    try:
+        yield
+    except (Unsupported, UserError) as e:
+        reason = str(e).strip().splitlines()[0]
+        raise ValueError(
+            f"model: it cannot be compiled whole ({reason}); {otherwise}a field that neither looks "
+            "at the values of tensors nor leaves PyTorch"
+        ) from e
+    except BackendCompilerFailed as e:
+        check_cache(e)
+        raise
 
 
 class Recompiled(RuntimeError):

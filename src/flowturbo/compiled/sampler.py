@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from flowturbo import checks
-from flowturbo.compiled.backend import SCOPES, Compiler, Recompiled, check_cache, inductor_options
+from flowturbo.compiled.backend import (
+    SCOPES,
+    Compiler,
+    Recompiled,
+    compile_errors,
+    inductor_options,
+)
 from flowturbo.compiled.capture import Captured, Place
 from flowturbo.compiled.function import Function
 from flowturbo.compiled.memory import peak_bytes
@@ -140,8 +146,6 @@ class CompiledSampler(Sampler):
 
     def _warm_up(self, function: Function, size: int, scope: str, place: Place | None) -> None:
         """Compile for ``size`` rows, and compare with the function as it is."""
-        from torch._dynamo.exc import BackendCompilerFailed, Unsupported, UserError
-
         if scope == "none" and place is None:
             self._calls[size] = function
             return
@@ -150,17 +154,8 @@ class CompiledSampler(Sampler):
         call = self._compiler.scoped(function, scope, f"sample{size}")
         start = time.perf_counter()
         with torch.no_grad():
-            try:
+            with compile_errors("take scope='none', or "):
                 call(*inputs)
-            except (Unsupported, UserError) as e:
-                reason = str(e).strip().splitlines()[0]
-                raise ValueError(
-                    f"model: it cannot be compiled whole ({reason}); take scope='none', or a field "
-                    "that neither looks at the values of tensors nor leaves PyTorch"
-                ) from e
-            except BackendCompilerFailed as e:
-                check_cache(e)
-                raise
             self._calls[size] = Captured(call, inputs, place) if place else call
             _wait(self.shapes.device)
             self.report["seconds"][size] = time.perf_counter() - start

@@ -251,8 +251,9 @@ class Batcher:
         """The rows of the next batch.
 
         The requests that came first, as many as have two rows each, have equal shares of it; what
-        these leave goes to the large among them. Later ones wait for them: requests that all took
-        turns would all finish late.
+        these leave goes to the large among them, but only up to half a batch where small ones wait:
+        these take part in every batch, and large ones must not make it longer for them. Later
+        requests wait for the first: if all took turns, all would finish late.
         """
         order = sorted(self._waiting, key=lambda call: call.member.arrival)
         share, left = max(2, self.largest // len(order)), self.largest
@@ -260,6 +261,8 @@ class Batcher:
         for call in order:
             rows[call] = min(call.rows - call.taken, share, left)
             left -= rows[call]
+        if any(call.rows == rows[call] for call in order):
+            left = max(0, left - self.largest // 2)
         taken = []
         for call in order:
             more = min(call.rows - call.taken - rows[call], left)
@@ -307,20 +310,32 @@ class BatchedField(Wrapper):
 
     Attributes:
         refiner: that tasks use by default.
+
+    Args:
+        model: the field.
+        batcher: runs its calls.
+        refiner: that tasks use by default.
+        network: computes what the field does for a batch, compiled for example; by default the
+            field itself.
     """
 
     def __init__(
-        self, model: Field, batcher: Batcher, refiner: BatchedRefiner | None = None
+        self,
+        model: Field,
+        batcher: Batcher,
+        refiner: BatchedRefiner | None = None,
+        network: Network | None = None,
     ) -> None:
         super().__init__(model)
         self._batcher, self.refiner = batcher, refiner
+        self._network = model if network is None else network
 
     def __call__(self, x: Tensor, t: Time, cond: Condition = None) -> Tensor:
         """``field(x, t, cond)``."""
         if torch.is_grad_enabled() and x.requires_grad:
             return self.field(x, t, cond)
         key = ("field", id(self.field))
-        return self._batcher.call(self.field, key, len(x), (x, _per_row(t, x), cond))
+        return self._batcher.call(self._network, key, len(x), (x, _per_row(t, x), cond))
 
     def embed_condition(self, cond: Condition) -> Condition:
         """``cond`` itself: conditions of many requests are joined before they are embedded."""
@@ -336,11 +351,19 @@ class BatchedField(Wrapper):
 class BatchedRefiner:
     """A refiner whose calls run in the batches of a `Batcher`.
 
-    One that has ``per_image_times`` is called for different rows and plans at once.
+    One that has ``per_image_times`` is called for different rows and plans at once; such a one may
+    be compiled: ``compiled`` returns a function compiled.
     """
 
-    def __init__(self, refiner: Refiner, batcher: Batcher) -> None:
+    def __init__(
+        self,
+        refiner: Refiner,
+        batcher: Batcher,
+        compiled: Callable[[Network], Network] | None = None,
+    ) -> None:
         self._refiner, self._batcher = refiner, batcher
+        per_image = getattr(refiner, "per_image_times", False)
+        self._network = compiled(self._together) if compiled and per_image else self._together
 
     def __getattr__(self, name: str) -> Any:
         if name in ("_refiner", "embed_rows", "embed_condition"):
@@ -358,7 +381,7 @@ class BatchedRefiner:
         else:
             seen, t = list(history), float(t)  # calls are joined where their times are the same
         arguments = (x, t, cond, seen, scale)
-        return self._batcher.call(self._together, ("refiner", id(self)), len(x), arguments)
+        return self._batcher.call(self._network, ("refiner", id(self)), len(x), arguments)
 
     def _together(
         self, x: Tensor, t: Time, cond: Condition, history: History, scale: dict[str, Any]

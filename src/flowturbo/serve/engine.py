@@ -7,18 +7,23 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
-from flowturbo import checks
+from flowturbo import checks, noise
 from flowturbo.models.model import Model
+from flowturbo.progress import Progress, Report
 from flowturbo.refiner.binding import Refiner
 from flowturbo.refiner.resolve import own_refiner
+from flowturbo.sampling import sample
 from flowturbo.serve.batching import LARGEST, BatchedField, BatchedRefiner, Batcher, Tick
-from flowturbo.tasks.generate import check_model
+from flowturbo.serve.compilation import CompiledCalls
+from flowturbo.tasks.generate import check_model, condition_of
 
 __all__ = ["Busy", "Cancelled", "Engine", "Expired", "Job"]
 
 T = TypeVar("T")
+BATCH_SIZES = (2, 4, 8, 16)  # that graphs are made for, if no others are asked for
 MEMORY = 32  # finished requests that the pace is a mean of
 
 
@@ -108,7 +113,9 @@ class Engine:
         refiner: for plans with refiner evaluations; by default the one that came with the model.
         largest_batch: most rows of a batch, at least 1; a guided image takes two.
         batch_sizes: sizes that every batch is padded to, instead. With one of them an image does
-            not depend on its company, bit for bit.
+            not depend on the others of its batch, bit for bit.
+        compile: compile the network for each of ``batch_sizes``, by default `BATCH_SIZES` up to
+            ``largest_batch``; this takes minutes, in `warm_up`.
         running: most requests that run at once, at least 1.
         queue: most images in requests that wait or run, at least 1.
         observe: called with each `flowturbo.serve.batching.Tick`, on another thread.
@@ -124,6 +131,7 @@ class Engine:
         refiner: Refiner | None = None,
         largest_batch: int = LARGEST,
         batch_sizes: list[int] | None = None,
+        compile: bool = False,
         running: int = 32,
         queue: int = 256,
         observe: Callable[[Tick], None] | None = None,
@@ -131,10 +139,18 @@ class Engine:
         check_model(model)
         running = checks.whole("running", running, 1)
         self.queue = checks.whole("queue", queue, 1)
+        self._compiled, network, compiled = None, None, None
+        if checks.flag("compile", compile):
+            if batch_sizes is None:
+                largest_batch = checks.whole("largest_batch", largest_batch, 1)
+                batch_sizes = [*(n for n in BATCH_SIZES if n < largest_batch), largest_batch]
+            self._compiled = CompiledCalls()
+            network = self._compiled.of(model, "network")
+            compiled = partial(self._compiled.of, name="refiner")
         self._batcher = Batcher(largest_batch, batch_sizes, observe)
         refiner = own_refiner(model) if refiner is None else refiner
-        shared = None if refiner is None else BatchedRefiner(refiner, self._batcher)
-        self.model = cast(Model, BatchedField(model, self._batcher, shared))
+        shared = None if refiner is None else BatchedRefiner(refiner, self._batcher, compiled)
+        self.model = cast(Model, BatchedField(model, self._batcher, shared, network))
         self._threads = ThreadPoolExecutor(running, "flowturbo-request")
         self._lock = threading.Condition()
         self._jobs: set[Job[Any]] = set()
@@ -168,6 +184,25 @@ class Engine:
         """Requests that run."""
         with self._lock:
             return sum(job.started is not None for job in self._jobs)
+
+    def warm_up(self, report: Report | None = None) -> None:
+        """Run batches of each size, the largest first, and compile them if asked for.
+
+        The first requests find memory, kernels and graphs ready.
+
+        Args:
+            report: called with a `Progress` after each size.
+
+        Raises:
+            ValueError: if the network or the refiner cannot be compiled whole.
+        """
+        sizes = self._batcher.sizes or [self._batcher.largest]
+        for done, size in enumerate(reversed(sizes), 1):
+            self.submit(partial(_draw, images=size)).result()
+            if report:
+                report(Progress("warm-up", done, len(sizes), batch=size))
+        if self._compiled is not None:
+            self._compiled.close()
 
     def submit(
         self, task: Callable[[Model], T], *, images: int = 1, timeout: float | None = None
@@ -261,3 +296,14 @@ class Engine:
             return 1.0
         done = sum(n for _, n in self._pace[1:])
         return images * (self._pace[-1][0] - self._pace[0][0]) / done
+
+
+def _draw(model: Model, images: int) -> None:
+    """Call the network, and the refiner if there is one, on ``images`` rows."""
+    cond = condition_of(model, [""] * images)
+    x = noise.draw(range(images), model.shape, device=model.device)
+    sample("E1", model, x, cond)
+    refiner = own_refiner(model)
+    if refiner is not None:
+        scale = getattr(refiner, "guidance_range", (1.0, 1.0))[0]
+        sample("E2R2", model, x, cond, guidance=scale, refiner=refiner)

@@ -54,11 +54,15 @@ from flowturbo.stats import interval
 WAYS = ("one", "static", "running")
 PLANS = ("fast", "light", "balanced", "best")
 SCALES = (1.25, 1.5, 1.75, 2.0)
-AT = 0.8  # of the capacity of static batching, where the longest runs are
+AT = 0.8  # of the capacity of static batching, where most is measured
+PARTS = 4  # runs of each way, in turn, of full batches and there
 MODEL = "emoji"
 PARTIAL = 3
+ENDS = {"n": (1, 8), "plan": ("fast", "best")}  # the shortest and longest requests of a workload
 
+GROUPS = ("all", *(f"{key}={end}" for key, ends in ENDS.items() for end in ends))
 Request = dict[str, Any]
+Latencies = dict[str, Any]
 
 
 def equal(random: random.Random) -> Request:
@@ -173,9 +177,11 @@ def serve_static(dtype: str, largest_batch: int) -> None:
         serve(app, listening, grace=1, ready=lambda url: print(url, flush=True))
 
 
-async def closed(server: Server, kind: str, clients: int, seconds: float) -> dict[str, Any]:
-    """Capacity: images a second while ``clients`` always have a request each."""
-    asked, begun = requests(kind, 1), time.perf_counter()
+async def closed(
+    server: Server, kind: str, clients: int, seconds: float, seed: int
+) -> tuple[int, float]:
+    """Images, and seconds, while ``clients`` always have a request each."""
+    asked, begun = requests(kind, seed + 200), time.perf_counter()
 
     async def client() -> int:
         images = 0
@@ -184,35 +190,49 @@ async def closed(server: Server, kind: str, clients: int, seconds: float) -> dic
         return images
 
     images = sum(await asyncio.gather(*(client() for _ in range(clients))))
-    taken = time.perf_counter() - begun
-    return {"clients": clients, "images": images, "images_per_second": images / taken}
+    return images, time.perf_counter() - begun
 
 
-async def opened(server: Server, kind: str, rate: float, seconds: float) -> dict[str, Any]:
-    """Latencies at ``rate`` images a second, of requests that arrive at random times."""
-    source, asked = random.Random(2), requests(kind, 3)
-    at, plan, images = 0.0, [], 0
+def capacity(clients: int, parts: list[tuple[int, float]]) -> dict[str, Any]:
+    """Images a second of several runs of `closed`."""
+    images, seconds = (sum(of) for of in zip(*parts, strict=True))
+    return {"clients": clients, "images": images, "images_per_second": images / seconds}
+
+
+async def opened(
+    server: Server, kind: str, rate: float, seconds: float, seed: int
+) -> tuple[list[tuple[Request, Reply]], float]:
+    """Requests that arrive at random times, ``rate`` images a second, with replies; seconds."""
+    source, asked = random.Random(seed), requests(kind, seed + 100)
+    at, plan = 0.0, []
     while at < seconds:
         request = next(asked)
         plan.append((at, request))
-        images += (n := request.get("n", 1))
-        at += source.expovariate(rate) * n
+        at += source.expovariate(rate) * request.get("n", 1)
     begun = time.perf_counter()
 
-    async def arrive(at: float, request: Request) -> tuple[int, Reply]:
+    async def arrive(at: float, request: Request) -> tuple[Request, Reply]:
         await asyncio.sleep(max(0.0, begun + at - time.perf_counter()))
-        return request.get("n", 1), checked(await post(server.port, request))
+        return request, checked(await post(server.port, request))
 
     replies = await asyncio.gather(*(arrive(at, request) for at, request in plan))
-    taken = time.perf_counter() - begun
-    groups = {"all": replies}
-    if len({n for n, _ in replies}) > 1:
-        groups |= {f"n={n}": [r for r in replies if r[0] == n] for n in (1, 8)}
+    return replies, time.perf_counter() - begun
+
+
+def latencies(rate: float, parts: list[tuple[list[tuple[Request, Reply]], float]]) -> Latencies:
+    """What the replies of several runs at one rate say, of all and of short and long requests."""
+    replies, taken = [r for part, _ in parts for r in part], sum(seconds for _, seconds in parts)
+    images = sum(request.get("n", 1) for request, _ in replies)
+    groups = {"all": [reply for _, reply in replies]}
+    for key, ends in ENDS.items():
+        found = {f"{key}={end}": [reply for request, reply in replies if request.get(key, 1) == end]
+                 for end in ends}  # fmt: skip
+        groups |= found if all(found.values()) else {}
     return {
         "rate": rate, "requests": len(replies), "images": images,
         "images_per_second": images / taken,
-        **{name: {"total": percentiles([r.total for _, r in some]),
-                  "first": percentiles([r.first for _, r in some])}
+        **{name: {"total": percentiles([r.total for r in some]),
+                  "first": percentiles([r.first for r in some])}
            for name, some in groups.items()},
     }  # fmt: skip
 
@@ -229,24 +249,31 @@ def percentiles(seconds: list[float]) -> dict[str, Any]:
 
 
 def measure(servers: Mapping[str, Server], options: argparse.Namespace) -> dict[str, Any]:
-    """All workloads; at each rate one way after the other, so that they share what drifts."""
-    brief, long, clients = options.seconds, 4 * options.seconds, options.clients
+    """All workloads, in short runs of one way after the other, so that they share what drifts."""
+    seconds, clients = options.seconds, options.clients
     for one in servers.values():  # kernels are chosen at the first batch of a size
-        asyncio.run(closed(one, "lengths", clients, brief / 4))
+        asyncio.run(closed(one, "lengths", clients, seconds / 4, 0))
     found: dict[str, Any] = {}
     for kind in options.workloads:
         about, _ = WORKLOADS[kind]
-        ways = {way: {"closed": asyncio.run(closed(one, kind, clients, brief)), "open": {}}
-                for way, one in servers.items()}  # fmt: skip
-        capacity = ways["static"]["closed"]["images_per_second"]
+        full = [[asyncio.run(closed(one, kind, clients, seconds / 2, seed))
+                 for one in servers.values()] for seed in range(PARTS)]  # fmt: skip
+        ways: dict[str, Any] = {
+            way: {"closed": capacity(clients, list(parts)), "open": {}}
+            for way, parts in zip(servers, zip(*full, strict=True), strict=True)
+        }
+        most = ways["static"]["closed"]["images_per_second"]
         print(kind, {way: round(e["closed"]["images_per_second"], 2) for way, e in ways.items()})
         for share in options.rates:
-            for way, one in servers.items():
-                if way == "one" and share > 1:
+            rate, runs = share * most, {way: [] for way in servers}
+            for seed in range(PARTS if share == AT else 1):
+                for way, one in servers.items():
+                    if way != "one" or (share <= 1 and not seed):
+                        runs[way].append(asyncio.run(opened(one, kind, rate, seconds, seed)))
+            for way, parts in runs.items():
+                if not parts:
                     continue
-                most = long if share == AT and way != "one" else brief
-                at = asyncio.run(opened(one, kind, share * capacity, most))
-                ways[way]["open"][f"{share:g}"] = at
+                at = ways[way]["open"][f"{share:g}"] = latencies(rate, parts)
                 print(f"{kind}, {share:g}, {way}: p95 {at['all']['total']['p95']:.3f} s, first "
                       f"{at['all']['first']['p95']:.3f} s", flush=True)  # fmt: skip
         found[kind] = {"about": about, "ways": ways}
@@ -254,24 +281,26 @@ def measure(servers: Mapping[str, Server], options: argparse.Namespace) -> dict[
 
 
 def show(record: dict[str, Any]) -> None:
-    """Capacities, and latencies at the rate of the longest runs."""
+    """Capacities, and latencies at the rate `AT`."""
     print(json.dumps(record["conditions"], indent=1))
     rows, ratios = [], []
     for kind, part in record["workloads"].items():
         for way, entry in part["ways"].items():
             capacity = f"{entry['closed']['images_per_second']:.1f}"
             at = entry["open"].get(f"{AT:g}")
-            for group in [g for g in ("all", "n=1", "n=8") if at and g in at]:
+            for group in GROUPS if at else ():
+                if group not in at:
+                    continue
                 cells = [f"{1e3 * at[group][what][p]:.0f}" for what in ("total", "first")
                          for p in ("p50", "p95", "p99")]  # fmt: skip
                 rows.append([kind, group, way, capacity, *cells])
         ours, static, one = (part["ways"][way] for way in ("running", "static", "one"))
-        capacity = ours["closed"]["images_per_second"]
+        most = ours["closed"]["images_per_second"]
         a, b = ours["open"][f"{AT:g}"], static["open"][f"{AT:g}"]
-        for group in [g for g in ("all", "n=1", "n=8") if g in a]:
+        for group in [g for g in GROUPS if g in a]:
             ratios.append([
-                kind, group, f"{capacity / one['closed']['images_per_second']:.2f}",
-                f"{capacity / static['closed']['images_per_second']:.2f}",
+                kind, group, f"{most / one['closed']['images_per_second']:.2f}",
+                f"{most / static['closed']['images_per_second']:.2f}",
                 *(f"{a[group][what]['p95'] / b[group][what]['p95']:.2f}"
                   for what in ("total", "first")),
             ])  # fmt: skip
@@ -288,7 +317,7 @@ def main() -> None:
     add = parser.add_argument
     add("--dtype", default="bfloat16")
     add("--largest-batch", type=int, default=LARGEST)
-    add("--seconds", type=float, default=12.0, help="of a short run; the longest take four times")
+    add("--seconds", type=float, default=12.0, help="of a run")
     add("--clients", type=int, default=24, help="of the closed loop")
     add("--rates", type=float, nargs="+", default=[0.5, AT, 0.95, 1.2], help="of static's capacity")
     add(

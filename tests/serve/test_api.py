@@ -558,6 +558,17 @@ def test_a_full_queue_is_refused_with_the_seconds_to_wait(slow):
         assert server.figure('flowturbo_refused_total{code="queue_full"}') == 1
 
 
+def test_an_image_is_not_decoded_before_there_is_a_place_for_it(slow):
+    cut = [("image", ("a.png", IMAGES["cut"], "image/png"))]
+    with serving(slow, engine={"queue": 1}, grace=0.1) as server:
+        first = threading.Thread(target=server.draw, kwargs={**LONG, "timeout": 1})
+        first.start()
+        soon(lambda: server.engine.images == 1)
+        refused(server.form(cut), 429, "queue_full")
+        first.join()
+        refused(server.form(cut), 400, "invalid_value", "image")
+
+
 def test_a_timeout_ends_what_runs_and_what_waits(slow):
     with serving(slow, engine={"running": 1}, timeout=0.6) as server:
         answers = []

@@ -229,18 +229,31 @@ def test_a_network_that_returns_too_few_rows_is_an_error_of_its_callers(threads)
 def test_nobody_waits_for_a_batcher_that_has_stopped(threads, monkeypatch):
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
 
-    def observe(tick):
-        raise OSError("no space left")
+    def take():
+        raise MemoryError
 
-    gate, batcher = Gate(), Batcher(16, observe=observe)
+    gate, batcher = Gate(), Batcher(16)
     field = BatchedField(gate, batcher)
     requests = arrive(batcher, threads, field, 1)
+    monkeypatch.setattr(batcher, "_take", take)
     gate.open.set()
-    for request in requests:
+    for request in requests[1:]:
         with pytest.raises(RuntimeError, match="closed"):
             request.result(PATIENT)
     with pytest.raises(RuntimeError, match="closed"):
         field(rows(0, 1), 0.5, None)
+
+
+def test_an_observer_that_raises_ends_nothing(caplog):
+    def observe(tick):
+        raise OSError("no space left")
+
+    batcher, x = Batcher(2, observe=observe), rows(3, 2)
+    field = BatchedField(lambda x, t, cond: -x, batcher)
+    for _ in range(2):
+        torch.testing.assert_close(field(x, 0.5, None), -x)
+    batcher.close()
+    assert "no space left" in caplog.text
 
 
 def test_closing_ends_those_that_wait(threads):

@@ -22,23 +22,22 @@ from urllib.parse import urlsplit
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from torch import Tensor
 
 from flowturbo._version import __version__
+from flowturbo.serve.bodies import EDIT_BODY, GENERATION_BODY, content_type, edit_body
 from flowturbo.serve.engine import Engine, Job
 from flowturbo.serve.errors import ApiError, of_exception
 from flowturbo.serve.loopback import is_loopback
 from flowturbo.serve.metrics import Metrics
 from flowturbo.serve.middleware import Surround
 from flowturbo.serve.safeguards import Safeguards
-from flowturbo.serve.schema import EditRequest, GenerationRequest, ImageRequest
+from flowturbo.serve.schema import GenerationRequest
 from flowturbo.serve.ui import add_page
 from flowturbo.serve.work import (
     Answer,
     Work,
-    data_url,
     edit_work,
     generation_work,
     opened,
@@ -132,24 +131,25 @@ def create_app(
         server.check_model(name)
         return server.model_entry()
 
-    @app.post("/v1/images/generations", dependencies=guarded, openapi_extra=_GENERATION_BODY)
+    @app.post("/v1/images/generations", dependencies=guarded, openapi_extra=GENERATION_BODY)
     async def generations(request: Request) -> Response:
-        kind = _content_type(request)
+        kind = content_type(request)
         if kind != "application/json":
             raise ApiError(415, f"content-type {kind!r}: send application/json")
-        body = GenerationRequest.model_validate_json(await request.body())
+        content = await request.body()
+        body = await asyncio.to_thread(GenerationRequest.model_validate_json, content)
         server.check_model(body.model)
         return await server.answer(request, generation_work(engine.model, body), "image_generation")
 
-    @app.post("/v1/images/edits", dependencies=guarded, openapi_extra=_EDIT_BODY)
+    @app.post("/v1/images/edits", dependencies=guarded, openapi_extra=EDIT_BODY)
     async def edits(request: Request) -> Response:
-        body, images, mask = await _edit_body(request)
+        body, images, mask = await edit_body(request)
         server.check_model(body.model)
         contents = {f"image[{i}]": data for i, data in enumerate(images)}
         contents |= {} if mask is None else {"mask": mask}
-        found = await asyncio.to_thread(opened, contents)
+        found = opened(contents)
         hole = found.pop("mask", None)
-        work = await asyncio.to_thread(edit_work, engine.model, body, [*found.values()], hole)
+        work = edit_work(engine.model, body, [*found.values()], hole)
         return await server.answer(request, work, "image_edit")
 
     if ui:
@@ -372,99 +372,3 @@ def _image(data: bytes) -> dict[str, str]:
 def event(name: str, data: dict[str, Any]) -> bytes:
     """A server-sent event."""
     return f"event: {name}\ndata: {json.dumps({'type': name, **data})}\n\n".encode()
-
-
-def _content_type(request: Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-async def _edit_body(request: Request) -> tuple[EditRequest, list[bytes], bytes | None]:
-    """The fields, images and mask of an edit, sent as JSON or as a form."""
-    kind = _content_type(request)
-    if kind == "application/json":
-        body = EditRequest.model_validate_json(await request.body())
-        if body.images is None:
-            raise ApiError(
-                400, "images: is missing", param="images", code="missing_required_parameter"
-            )
-        images = [
-            data_url(f"images[{i}].image_url", image.image_url)
-            for i, image in enumerate(body.images)
-        ]
-        mask = None if body.mask is None else data_url("mask.image_url", body.mask.image_url)
-        return body, images, mask
-    if kind != "multipart/form-data":
-        raise ApiError(415, f"content-type {kind!r}: send application/json or multipart/form-data")
-    fields: dict[str, Any] = {}
-    images, mask = [], None
-    async with request.form(max_files=20, max_fields=100) as form:
-        for name, value in form.multi_items():
-            if name in ("image", "image[]") and isinstance(value, UploadFile):
-                images.append(await value.read())
-            elif (
-                name in fields
-                or isinstance(fields.get(name.removesuffix("[]")), str)  # "box", then "box[]"
-                or (name == "mask" and mask is not None)
-            ):
-                raise ApiError(400, f"{name}: is given twice", param=name, code="invalid_value")
-            elif name == "mask" and isinstance(value, UploadFile):
-                mask = await value.read()
-            elif isinstance(value, UploadFile) or name in ("images", "mask", "image"):
-                raise ApiError(
-                    400, f"{name}: send images as files named 'image', and a mask as 'mask'",
-                    param=name, code="invalid_value",
-                )  # fmt: skip
-            elif name.endswith("[]"):
-                fields.setdefault(name[:-2], []).append(value)
-            else:
-                fields[name] = value
-    if not images:
-        raise ApiError(400, "image: is missing", param="image", code="missing_required_parameter")
-    return EditRequest.model_validate(fields), images, mask
-
-
-def _schema(model: type[ImageRequest]) -> dict[str, Any]:
-    """The JSON schema of a body, whole."""
-    schema = model.model_json_schema()
-    parts = schema.pop("$defs", {})
-    for name, value in schema["properties"].items():
-        schema["properties"][name] = _inlined(value, parts)
-    return schema
-
-
-def _inlined(value: Any, parts: dict[str, Any]) -> Any:
-    """``value`` with the parts it refers to in their places."""
-    if isinstance(value, list):
-        return [_inlined(item, parts) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if "$ref" in value:
-        return parts[value["$ref"].rpartition("/")[2]]
-    return {key: _inlined(item, parts) for key, item in value.items()}
-
-
-def _form(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema of an edit as a form."""
-    file = {"type": "string", "format": "binary"}
-    files = {"image": {"type": "array", "items": file}, "mask": file}
-    fields = {name: value for name, value in schema["properties"].items() if name != "images"}
-    required = ["image", "prompt"]
-    return {**schema, "required": required, "properties": {**fields, **files}}
-
-
-_EDIT = _schema(EditRequest)
-_GENERATION_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": _schema(GenerationRequest)}},
-    }
-}
-_EDIT_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": _EDIT},
-            "multipart/form-data": {"schema": _form(_EDIT)},
-        },
-    }
-}

@@ -13,6 +13,7 @@ company; otherwise it agrees to rounding, as in batches of `flowturbo.generate`.
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -31,6 +32,7 @@ from flowturbo.types import Condition, GuidanceScale, Time
 
 __all__ = ["Batcher", "Member", "Tick"]
 
+LOG = logging.getLogger("flowturbo.serve")
 LARGEST = 24  # rows of a batch
 PATIENCE = 0.2  # of the last tick, that a batch waits for those who are between two evaluations
 SHORTEST_WAIT = 0.002  # seconds
@@ -200,7 +202,7 @@ class Batcher:
         try:
             while self._tick():
                 pass
-        finally:  # closed, or an observer raised: nobody may wait for ever
+        finally:  # nobody may wait for ever
             with self._condition:
                 self._closed = True
                 for call in self._waiting:
@@ -300,7 +302,11 @@ class Batcher:
             call.parts.append(v)
         if self._observe is not None:
             members = len({id(call.member) for call, _ in group})
-            self._observe(Tick(rows, size - rows, members, time.perf_counter() - begun))
+            tick = Tick(rows, size - rows, members, time.perf_counter() - begun)
+            try:
+                self._observe(tick)
+            except Exception:  # who watches must not end what is watched
+                LOG.exception("the observer of batches failed")
 
 
 class BatchedField(Wrapper):

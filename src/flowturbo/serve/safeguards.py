@@ -70,7 +70,7 @@ class Safeguards:
     credentials: Credentials | None = None
 
     def around(self, work: Work) -> Callable[[Model], Answer]:
-        """``work.run``, between the checks; its images are signed.
+        """``work.run`` between the checks, after `Work.decode`; its images are signed.
 
         Raises:
             Blocked: (when called) if a checker refuses.
@@ -79,6 +79,7 @@ class Safeguards:
         sources = {f"image[{i}]": image for i, image in enumerate(work.sources)}
 
         def run(model: Model) -> Answer:
+            work.decode()
             self.check(_texts(work.request), sources)
             made = work.run(model)
             self.check_files(work.request, made.images)

@@ -83,15 +83,30 @@ class Work:
         request: what was asked.
         images: how many it draws.
         sources: images that it edits.
-        run: the task.
+        mask: of the part to paint.
+        run: the task, after `decode`.
         partial: set by who wants to see partial images, before it runs.
     """
 
     request: ImageRequest
     images: int
     sources: Sequence[Image.Image] = ()
+    mask: Image.Image | None = None
     run: Callable[[Model], Answer] = field(init=False)
     partial: Partial | None = None
+
+    def decode(self) -> None:
+        """Read the pixels of its images, which takes memory: not before the request runs.
+
+        Raises:
+            ValueError: if a file is damaged.
+        """
+        named = {f"image[{i}]": image for i, image in enumerate(self.sources)}
+        for name, image in (named if self.mask is None else {**named, "mask": self.mask}).items():
+            try:
+                image.load()
+            except Exception as e:  # damaged files end in most of them
+                raise _unreadable(name, e) from e
 
 
 def generation_work(model: Model, request: GenerationRequest) -> Work:
@@ -165,15 +180,17 @@ def edit_work(
     elif task == "img2img":
         given["strength"], given["negative"] = request.strength, request.negative_prompt
     else:
-        given["mask"] = None if mask is None else _painted(mask)
+        if mask is not None:
+            _check_transparent(mask)
         given["feather"] = request.feather
     if task == "remove":
         given["box"], given["click"] = request.box, request.click
     options = {name: value for name, value in given.items() if value is not None}
-    work = Work(request, total, images)
+    work = Work(request, total, images, mask)
 
     def run(shared: Model) -> Answer:
-        made = TASKS[task](shared, sources, callback=_partials(work), **options)
+        hole = {} if mask is None else {"mask": _painted(mask)}
+        made = TASKS[task](shared, sources, callback=_partials(work), **options, **hole)
         name, counts = str(getattr(plan, "name", plan)), (made.evaluations, made.passes)
         return _answer(shared, request, made, seed, name, counts, sources=len(images))
 
@@ -214,7 +231,7 @@ def seed_of(request: ImageRequest) -> int:
 
 
 def opened(contents: Mapping[str, bytes]) -> dict[str, Image.Image]:
-    """The images in contents of files, by name.
+    """The images in contents of files, by name; `Work.decode` reads their pixels.
 
     Raises:
         ValueError: if one is none, or they are over `MOST_PIXELS`.
@@ -230,16 +247,19 @@ def _opened(name: str, content: bytes, most: int) -> Image.Image:
     try:
         with warnings.catch_warnings(action="ignore"):
             image = Image.open(io.BytesIO(content), formats=["PNG", "JPEG", "WEBP"])
-        if image.width * image.height <= most:
-            image.load()
-            return image
     except Exception as e:  # damaged files end in most of them
+        raise _unreadable(name, e) from e
+    if image.width * image.height > most:
         raise ValueError(
-            f"{name}: is no image that can be read; send PNG, JPEG or WebP ({type(e).__name__})"
-        ) from e
-    raise ValueError(
-        f"{name}: with its {image.width} x {image.height} pixels they are over {MOST_PIXELS} in "
-        "all; scale it down"
+            f"{name}: with its {image.width} x {image.height} pixels they are over {MOST_PIXELS} "
+            "in all; scale it down"
+        )
+    return image
+
+
+def _unreadable(name: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"{name}: is no image that can be read; send PNG, JPEG or WebP ({type(error).__name__})"
     )
 
 
@@ -319,10 +339,13 @@ def _notation(model: Model, request: ImageRequest) -> str:
     return f"AB2:{max(2, steps)}@1.6"
 
 
-def _painted(mask: Image.Image) -> Image.Image:
-    """White where ``mask`` is transparent."""
+def _check_transparent(mask: Image.Image) -> None:
     if "A" not in mask.getbands() and "transparency" not in mask.info:
         raise ValueError("mask: has no transparency; make transparent what is to be painted")
+
+
+def _painted(mask: Image.Image) -> Image.Image:
+    """White where ``mask`` is transparent."""
     return mask.convert("RGBA").getchannel("A").point(lambda a: 255 - a)
 
 

@@ -161,7 +161,7 @@ class Task:
 class Tasks(Safeguards):
     """No safeguards; the task of a request is a `Task`."""
 
-    def around(self, made: work.Work) -> Any:
+    def guarded(self, made: work.Work) -> Any:
         return Task(made)
 
 

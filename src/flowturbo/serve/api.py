@@ -211,7 +211,7 @@ class _Server:
 
         work.partial = partial
         limit = min(self.timeout, work.request.timeout or self.timeout)
-        job = self.engine.submit(self.safeguards.around(work), images=work.images, timeout=limit)
+        job = self.engine.submit(self.safeguards.guarded(work), images=work.images, timeout=limit)
         running: _Running = _Running(request, job)
         try:
             begun = await running.next()

@@ -6,8 +6,8 @@ time and condition, are joined into one call of the network. A request may join 
 tick, and whatever it does between evaluations (plan, guidance, masks, callbacks) is its own.
 
 Rows of a batch do not see each other, but matrix products round differently with the size of a
-batch. With one batch size, to which every tick is padded, an image is the same bit for bit in any
-company; otherwise it agrees to rounding, as in batches of `flowturbo.generate`.
+batch. With one batch size, to which every tick is padded, an image is the same bit for bit whatever
+else runs; otherwise it agrees to rounding, as in batches of `flowturbo.generate`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Member:
     """One running request as the batcher sees it.
 
     Attributes:
-        check: called around every evaluation; what it raises ends the request.
+        check: called before and after every evaluation; what it raises ends the request.
     """
 
     check: Callable[[], None] = lambda: None

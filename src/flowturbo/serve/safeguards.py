@@ -1,4 +1,4 @@
-"""Safeguards: checks of prompts and images, around what a request draws.
+"""Safeguards: checks of prompts and images, before and after a request is drawn.
 
 A checker is any callable ``checker(texts, images)``. It returns why a request is refused, or None.
 It sees the texts and source images of a request before anything is drawn (``prompt``,
@@ -59,7 +59,7 @@ class CheckFailed(Exception):
 
 @dataclass(frozen=True)
 class Safeguards:
-    """What is done around every request.
+    """What is done before and after every request.
 
     Attributes:
         checkers: asked one after the other.
@@ -69,7 +69,7 @@ class Safeguards:
     checkers: Sequence[Checker] = ()
     credentials: Credentials | None = None
 
-    def around(self, work: Work) -> Callable[[Model], Answer]:
+    def guarded(self, work: Work) -> Callable[[Model], Answer]:
         """``work.run`` between the checks, after `Work.decode`; its images are signed.
 
         Raises:
@@ -92,13 +92,13 @@ class Safeguards:
         return run
 
     def check_files(self, request: ImageRequest, files: Sequence[bytes]) -> None:
-        """Check images that were drawn for ``request``; raises as `around`."""
+        """Check images that were drawn for ``request``; raises as `guarded`."""
         if self.checkers:
             images = {f"output[{i}]": Image.open(io.BytesIO(f)) for i, f in enumerate(files)}
             self.check(_texts(request), images)
 
     def check(self, texts: Mapping[str, str], images: Mapping[str, Image.Image]) -> None:
-        """Ask every checker; raises as `around`."""
+        """Ask every checker; raises as `guarded`."""
         for checker in self.checkers:
             try:
                 reason = checker(texts, images)

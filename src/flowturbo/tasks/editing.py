@@ -8,7 +8,7 @@ With a source image :math:`x`, its prompt ``c`` and the target prompt ``c'``:
   velocity backward from :math:`x` to ``t`` with ``c``, unguided, and forward again with ``c'``. The
   state at ``t`` knows the image, so shapes and poses stay.
 - *flowedit* (Kulikov et al. 2025, arXiv 2412.08629): from :math:`x`, follow the difference of the
-  velocities of ``c'`` and ``c`` at states that are noised alike.
+  velocities of ``c'`` and ``c`` at states with the same noise.
 
 ``keep`` says in all of them how much of the source stays: at 0 nothing but what an inversion knows,
 at 1 everything. The edit begins at time ``t = keep``, by flowedit at ``keep ** 1.1``: begun at the
@@ -53,7 +53,7 @@ __all__ = [
 
 METHODS = ("inversion", "flowedit", "sdedit")
 PLAN = "AB2:8@1.6"  # of image to image
-HALF = "AB2:4@1.6"  # there and back
+HALF = "AB2:4@1.6"  # in each direction
 FLOWEDIT_POWER = 1.1  # measured by benchmarks/editing.py
 NOTHING = 1e-6  # of the path: nothing is done over less
 

@@ -39,7 +39,7 @@ class TuneConfig:
         direction: "forward" from noise to data; "backward", to the noise that solves the ODE; or
             "round trip": backward so that the forward plan in ``info["inverts"]``, Adams-Bashforth
             2 of as many evaluations, returns the image, which is what edits by inversion need.
-            ``guidance`` is then that of the images, and the way there and back is unguided.
+            ``guidance`` is then that of the images, and neither direction is guided.
         until: time at which a round trip turns, from 0, noise, to 0.99: ``keep`` of the edit.
         search: also search the times; otherwise only weights on a grid of shift 1.6 are fitted.
         preserve_contrast: keep the contrast of images, at the cost of some error: right for images

@@ -84,8 +84,8 @@ def edit(
         plan: notation of a solver, for each direction; or a plan from data to ``keep`` whose
             ``info["inverts"]`` names what leads back, as `flowturbo.tune` fits them.
         guidance: scale ``w`` of ``u + w*(c - u)`` for ``prompt``, from 1, off; by default the
-            pipeline's. Of FLUX.1 it is the guidance that its network takes. The source prompt is
-            never guided by.
+            pipeline's. Of FLUX.1 it is the guidance that its network takes. The branch of
+            the source prompt is unguided.
         seed: of the first image's noise, for "flowedit" and "sdedit"; an inversion has none.
         size: "input", each in its place in the original, or "model", as the pipeline draws them.
         height: of the images that the pipeline draws, in pixels; by default they have its own area

@@ -1,10 +1,10 @@
 """FlowEdit in the loop of a pipeline (Kulikov et al. 2025, arXiv 2412.08629, algorithm 1).
 
 The pipeline runs a batch of 2*N states: of the N images edited so far, ``x + z - image``, with the
-target prompts, and of the image noised alike, ``z``, with the source prompts. Since the update of a
-row is linear, ``x - image`` is the difference of both halves after it, and the states of the next
-row follow from that. The source prompts are not guided by: of their rows, the unconditional branch
-gets the output of the conditional one, ``c + w*(c - c) = c``.
+target prompts, and of the image with the same noise, ``z``, with the source prompts. Since the
+update of a row is linear, ``x - image`` is the difference of both halves after it, and the states
+of the next row follow from that. The branch of the source prompts is unguided: in their rows, the
+unconditional branch gets the output of the conditional one, ``c + w*(c - c) = c``.
 """
 
 from __future__ import annotations

@@ -91,6 +91,14 @@ def test_tune_by_passes(given):
     assert ft.Plan.from_json(plan.to_json()) == plan
 
 
+def test_without_a_search_the_conditional_ones_are_last(given):
+    noise, cond = given
+    part = dict(noise=noise[:64], cond=cond[:64])
+    plan = ft.tune(field, passes=7, guidance=3.0, search=False, **part)
+    assert plan.evaluators == ("model", "model", "model", "conditional")
+    assert not plan.info["notes"]
+
+
 def test_where_nothing_is_guided_passes_are_evaluations(given):
     noise, cond = given
     plan = ft.tune(field, passes=4, noise=noise[:64], cond=cond[:64], search=False)

@@ -25,16 +25,20 @@ def counts_of(passes: int) -> list[tuple[int, int]]:
     return [(full, c) for full, c in found if full >= LEAST_FULL * (full + c)]
 
 
-def place_conditional(problem: Problem, full: int, conditional: int) -> list[str]:
+def place_conditional(
+    problem: Problem, full: int, conditional: int, *, search: bool = True
+) -> list[str]:
     """The evaluators of so many evaluations in the order that fits best, the first a full one.
 
     They begin spread evenly, or all at the end, and change places while the error of the fitted
-    weights falls.
+    weights falls. Without ``search`` the conditional ones are the last.
     """
+    late = ["model"] * full + ["conditional"] * conditional
+    if not search:
+        return late
     spread = ["model"] * (full + conditional)
     for i in range(conditional):
         spread[-1 - i * (full + conditional - 1) // conditional] = "conditional"
-    late = ["model"] * full + ["conditional"] * conditional
     shift = best_shift(lambda s: problem.score(problem.fit_weights(late, s)))
 
     def error(kinds: Sequence[str]) -> float:

@@ -90,7 +90,7 @@ def _best(problem: Problem, budget: Budget, search_times: bool) -> Candidate:
         return Candidate(plan, nfe, [note])
     kinds = ["model"] * nfe
     if budget.conditional:
-        kinds = place_conditional(problem, nfe, budget.conditional)
+        kinds = place_conditional(problem, nfe, budget.conditional, search=search_times)
     best = Candidate(_fitted(problem, kinds, search_times), nfe)
     if problem.refiner is None or most == 0:
         return best

@@ -55,7 +55,7 @@ class Wrapped:
         self.inner_model, self.call = inner_model, call
 
     def __call__(self, x, sigma, denoise_mask=None, scale=1.0):
-        return self.call(x, sigma, scale)
+        return self.call(x, sigma, scale=scale)
 
 
 class KSAMPLER:
@@ -116,6 +116,7 @@ def close(a, b):
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:plan .fitted 6. was fitted")
 @pytest.mark.parametrize("plan", ["E8", "AB2:8@3", "UNIPC2:8@3", "MID:4", str(FITTED)])
 def test_the_result_is_that_of_our_loop(node, plan):
     sampler, sigmas = node.make(plan)
@@ -182,7 +183,7 @@ def test_plans_that_cannot_run_are_refused(node, plan, message):
 
 
 def test_backward_plans_are_refused(node, tmp_path):
-    ft.Plan.parse("AB2:4", start=1.0, end=0.0).save(tmp_path / "back.json")
+    ft.Plan.parse("AB2:4", direction="backward").save(tmp_path / "back.json")
     with pytest.raises(ValueError, match=r"runs from data to noise"):
         node.make(str(tmp_path / "back.json"))
 

@@ -1,6 +1,7 @@
 """Modular pipelines whose scheduler and guider are a plan, against our own loop."""
 
 import json
+import pkgutil
 
 import pytest
 import torch
@@ -14,11 +15,13 @@ from diffusers.modular_pipelines import ComponentSpec  # noqa: E402
 from diffusers.modular_pipelines.stable_diffusion_3 import (  # noqa: E402
     modular_blocks_stable_diffusion_3 as blocks,
 )
-from integrations.pipelines import EULER, embeds, sd3  # noqa: E402
+from integrations.pipelines import CELLS, EULER, embeds, sd3  # noqa: E402
 
 from flowturbo.integrations.diffusers import (  # noqa: E402
     FlowTurboGuider,
     FlowTurboScheduler,
+    disable,
+    enable,
 )
 
 SCALE = 3.0
@@ -111,6 +114,47 @@ def test_the_pair_is_the_plan(plan, branches, tmp_path):
         result = call(pipe, len(table))
         assert len(branches) == table.passes(SCALE)
         close(result, expected(plan))
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "scale"),
+    [
+        ("Qwen-Image", "qwenimage.modular_blocks_qwenimage.QwenImageCoreDenoiseStep", 3.0),
+        ("Z-Image", "z_image.modular_blocks_z_image.ZImageCoreDenoiseStep", 4.0),
+    ],
+)
+def test_modular_pipelines_do_what_others_do(name, steps, scale, monkeypatch):
+    """Of a pipeline that gives velocities the norm of others, and one that negates them."""
+    states, step = [], FlowTurboScheduler.step
+
+    def recorded(self, output, timestep, sample, **options):
+        result = step(self, output, timestep, sample, **options)
+        states.append((sample, result[0]))
+        return result
+
+    monkeypatch.setattr(FlowTurboScheduler, "step", recorded)
+    cell, plan = CELLS[name], "AB2:FFCFC@3"
+    pipe = cell.build(EULER(shift=3.0))
+    enable(pipe, plan=plan)
+    cell.call(pipe, 5)
+    parts = {part: module for part, module in pipe.components.items() if module is not None}
+    disable(pipe)
+    expected = [*states]
+    states.clear()
+    scheduler, guider = pair(plan, guidance_scale=scale)
+    modular = pkgutil.resolve_name(f"diffusers.modular_pipelines.{steps}")().init_pipeline()
+    parts |= {"scheduler": scheduler, "guider": guider}
+    modular.update_components(
+        **{part: parts[part] for part in modular.component_names if part in parts}
+    )
+    side = 4 * cell.size  # without an autoencoder, 8 pixels to a latent in place of 2
+    sizes = {"height": side, "width": side, "num_inference_steps": 5}
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        modular(**sizes, **embeds(cell.parts), generator=generator)
+    assert len(states) == len(expected) == 5
+    assert torch.equal(states[0][0], expected[0][0])
+    close(states[-1][1], expected[-1][1])
 
 
 def test_components_of_a_manager(tmp_path):

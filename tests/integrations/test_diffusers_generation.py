@@ -118,6 +118,10 @@ def test_images_of_a_prompt_follow_one_another(words):
         same(to_pil(words.model.model.decode(made[rows])), one.images)
 
 
+def test_without_prompts_there_are_no_images(words):
+    assert words([], negative_prompt=[]).images == []
+
+
 def test_number_of_evaluations(words, tmp_path):
     call = lambda **options: words("tiger", generator=seeded(0), output_type="pt", **options).images
     assert torch.equal(call(num_inference_steps=5), call(plan="AB2:5@1.6"))

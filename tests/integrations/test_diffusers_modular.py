@@ -116,6 +116,19 @@ def test_the_pair_is_the_plan(plan, branches, tmp_path):
         close(result, expected(plan))
 
 
+def test_other_schedulers_may_be_made_meanwhile(monkeypatch):
+    made, step = [], FlowTurboScheduler.step
+
+    def making(self, *arguments, **options):
+        result = step(self, *arguments, **options)
+        made.append(FlowTurboScheduler())
+        return result
+
+    monkeypatch.setattr(FlowTurboScheduler, "step", making)
+    close(call(built(*pair("AB2:FFCFC@3")), 5), expected("AB2:FFCFC@3"))
+    assert len(made) == 5
+
+
 @pytest.mark.parametrize(
     ("name", "steps", "scale"),
     [

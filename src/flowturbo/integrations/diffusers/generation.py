@@ -201,12 +201,12 @@ class FlowTurboPipeline(DiffusionPipeline):  # type: ignore[misc]
 
 
 def _plan(plan: Plan | str | Path | None, steps: int | None) -> Plan | str | None:
-    """What `resolve` takes: the plan, checked against the number of its evaluations."""
-    if plan is None:
-        return (
-            None if steps is None else plan_of_steps(checks.whole("num_inference_steps", steps, 1))
-        )
-    return as_plan(plan) if is_file_name(plan) else plan
+    """What `resolve` takes for a plan, or for a number of evaluations without one."""
+    if plan is None and steps is not None:
+        return plan_of_steps(checks.whole("num_inference_steps", steps, 1))
+    if plan is None or (isinstance(plan, str) and not is_file_name(plan)):
+        return plan
+    return as_plan(plan)
 
 
 def _number(guidance_scale: float | None) -> float | None:
@@ -235,7 +235,7 @@ def _prompts(model: Model, prompt: object, class_labels: object) -> list[str]:
     labels = class_labels.tolist() if isinstance(class_labels, Tensor) else class_labels
     names = about.names
     return [
-        label
+        str(label)
         if isinstance(label, str) or not names
         else names[checks.whole("class_labels", label, 0, len(names) - 1)]
         for label in (labels if checks.is_list(labels) else [labels])
@@ -247,9 +247,11 @@ def _negatives(negative_prompt: object, count: int) -> list[str]:
     if isinstance(negative_prompt, str):
         return [negative_prompt] * count
     given = as_prompts(negative_prompt)
-    if len(given) not in (1, count):
+    if len(given) == count:
+        return given
+    if len(given) != 1:
         raise ValueError(
             f"negative_prompt: a list of {len(given)} for {count} prompts; pass one for all, or "
             "one per prompt"
         )
-    return given * (count // len(given))
+    return given * count

@@ -85,10 +85,12 @@ def check_length(plan: Plan, count: int, hooked: bool, guider: bool = False) -> 
             f"num_inference_steps={count}, and plan {plan.name!r} has {len(plan)} evaluations "
             f"({parts}): pass num_inference_steps={len(plan)}, or take another plan"
         )
-    kind, fix = "conditional", "call enable(pipe, plan=...), or, modular, pass guider=True"
-    if plan.nfe["refiner"]:
-        kind, fix = "refiner", "call enable(pipe, plan=..., refiner=...)"
+    kind = "refiner" if plan.nfe["refiner"] else "conditional"
     if needs_hook(plan) and not hooked and not (guider and kind == "conditional"):
+        fix = {
+            "refiner": "call enable(pipe, plan=..., refiner=...)",
+            "conditional": "call enable(pipe, plan=...), or if it is modular, pass guider=True",
+        }[kind]
         raise ValueError(
             f"plan {plan.name!r} has {plan.nfe[kind]} {kind} evaluations, and the pipeline is not "
             f"enabled for them; {fix}"

@@ -56,7 +56,8 @@ class RunPerThread:
 
     def _announce(self) -> None:
         """Register this scheduler with hook and guider as the one that this thread runs."""
-        _RUNNING.scheduler = weakref.ref(self)
+        if self.plan is not None:  # else it does not run yet
+            _RUNNING.scheduler = weakref.ref(self)
         if self.link is not None:
             self.link.here.scheduler = self
 

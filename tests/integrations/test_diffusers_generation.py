@@ -1,11 +1,17 @@
 """Models of this library as a pipeline of diffusers: the images of `flowturbo.generate`."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from autoencoders import folder, tiny
 
 import flowturbo as ft
 from flowturbo.images import to_pil
+from flowturbo.models.checkpoint import save_folder
+from flowturbo.models.codec_entry import latent_entry
+from flowturbo.models.sit import SiT, SiTConfig
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -180,6 +186,24 @@ def test_a_folder_of_diffusers(classes, tmp_path):
     quiet(half).save_pretrained(tmp_path / "again")  # as it was read
     again = quiet(FlowTurboPipeline.from_pretrained(tmp_path / "again"))
     same(call(again), call(classes))
+
+
+def test_a_folder_with_an_autoencoder(tmp_path):
+    home, config = tmp_path / "latent", SiTConfig(size=4, channels=4, patch=2, width=16, depth=1)
+    torch.manual_seed(0)
+    folder(home / "vae", tiny())
+    save_folder(home, SiT(config), {"codec": latent_entry(home / "vae", home)})
+    pipe = quiet(FlowTurboPipeline.from_model(home))
+    pipe.save_pretrained(tmp_path / "pipe")
+    shutil.rmtree(home)
+    loaded = quiet(FlowTurboPipeline.from_pretrained(tmp_path / "pipe"))
+    loaded.save_pretrained(tmp_path / "pipe")  # onto itself
+    x0 = ft.noise.draw([0], (4, 4, 4))
+    (image,) = loaded(latents=x0, plan="E2").images
+    assert image.size == (8, 8)
+    assert torch.equal(
+        *(p(latents=x0, plan="E2", output_type="latent").images for p in (pipe, loaded))
+    )
 
 
 def test_what_cannot_be_saved_is_refused(tmp_path):

@@ -92,13 +92,15 @@ class FlowTurboModel(ModelMixin):  # type: ignore[misc]
                 f"model {model.name!r} {why}: write its network and card with "
                 "flowturbo.models.checkpoint.save_folder, and load it from there"
             )
-        for pattern in FILES:
-            for path in sorted(model.folder.glob(pattern)):
-                with atomic_write(target / path.relative_to(model.folder)) as temporary:
-                    shutil.copyfile(path, temporary)
+        found = {path for pattern in FILES for path in model.folder.glob(pattern)}
+        for path in sorted(found - {model.folder / CARD}):
+            with atomic_write(target / path.relative_to(model.folder)) as temporary:
+                shutil.copyfile(path, temporary)
         inside = model.card.get("codec", PIXELS).get("autoencoder", "")
-        if inside and (model.folder / inside).is_dir() and not Path(inside).is_absolute():
-            shutil.copytree(model.folder / inside, target / inside, dirs_exist_ok=True)
+        vae, copy = model.folder / inside, target / inside
+        # an absolute path, or one that is saved onto itself, leads to the same folder
+        if inside and vae.is_dir() and vae.resolve() != copy.resolve():
+            shutil.copytree(vae, copy, dirs_exist_ok=True)
         with atomic_write(target / CARD) as temporary:  # load(vae=...) may have changed it
             text = json.dumps(model.card, indent=1, ensure_ascii=False)
             temporary.write_text(text + "\n", encoding="utf-8")

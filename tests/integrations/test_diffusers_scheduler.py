@@ -283,6 +283,7 @@ EVERY_OPTION = {
     "solver": "UNIPC3",
     "plan": "AB2:4@2",
     "sign": 1,
+    "guider": True,
 }
 
 

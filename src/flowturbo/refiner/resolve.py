@@ -15,6 +15,7 @@ __all__ = [
     "Resolved",
     "default_guidance",
     "own_refiner",
+    "plan_of_steps",
     "resolve",
     "resolve_plan",
     "resolve_refiner",
@@ -94,6 +95,11 @@ def resolve_plan(model: Model, plan: Plan | str | None, guidance: float | None =
             f"plan {shown(plan)}: {model.name!r} has no such plan{hint}; it has {names}, and takes "
             "notation such as AB2:8"
         ) from None
+
+
+def plan_of_steps(steps: int) -> Plan:
+    """The plain solver of so many evaluations, on the grid of `FALLBACK_PLAN`; Euler for one."""
+    return Plan.parse(f"AB2:{steps}@1.6" if steps > 1 else "E1")
 
 
 def default_guidance(model: object, guidance: float | None = None) -> float:

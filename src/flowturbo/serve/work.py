@@ -21,7 +21,7 @@ from flowturbo.field import CountCalls
 from flowturbo.images import EDITED, GENERATED, encoded, to_pil
 from flowturbo.models.model import Model
 from flowturbo.plan import Plan
-from flowturbo.refiner.resolve import default_guidance, resolve_plan
+from flowturbo.refiner.resolve import default_guidance, plan_of_steps, resolve_plan
 from flowturbo.sampling import Step
 from flowturbo.serve.schema import (
     LARGEST_SEED,
@@ -212,8 +212,7 @@ def plan_of(model: Model, request: ImageRequest) -> Plan:
     """The plan of a request: named, of so many steps, or of a quality."""
     _check_one(request)
     if request.num_inference_steps is not None:
-        n = request.num_inference_steps
-        return Plan.parse(f"AB2:{n}@1.6" if n > 1 else "E1")
+        return plan_of_steps(request.num_inference_steps)
     if request.plan is not None:
         return resolve_plan(model, request.plan)
     if request.quality in QUALITIES:

@@ -5,13 +5,26 @@
     pipe.scheduler = FlowTurboScheduler.from_config(pipe.scheduler.config)  # second order
     enable(pipe, plan=plan, refiner=refiner)  # or a fitted plan, with a refiner
     edit(pipe, "dog.jpg", "a fox", "a dog")[0].save("fox.png")
+    pipe = FlowTurboPipeline.from_model("emoji")  # models of this library
 
 The extra ``[diffusers]`` installs what it needs.
 """
 
 from flowturbo.integrations.diffusers.editing import edit
 from flowturbo.integrations.diffusers.families import FAMILIES, Family
+from flowturbo.integrations.diffusers.generation import FlowTurboPipeline
+from flowturbo.integrations.diffusers.guider import FlowTurboGuider
 from flowturbo.integrations.diffusers.pipeline import disable, enable, summary
 from flowturbo.integrations.diffusers.scheduler import FlowTurboScheduler
 
-__all__ = ["FAMILIES", "Family", "FlowTurboScheduler", "disable", "edit", "enable", "summary"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "FlowTurboGuider",
+    "FlowTurboPipeline",
+    "FlowTurboScheduler",
+    "disable",
+    "edit",
+    "enable",
+    "summary",
+]

@@ -77,6 +77,8 @@ class FlowTurboScheduler(RunPerThread, FlowMatchEulerDiscreteScheduler):  # type
         plan: a plan to run instead, its notation ("AB2:8@3"), or its JSON as an object.
         sign: -1 if the network predicts the derivative with respect to sigma, as in diffusers; 1 if
             it predicts the negative of that, as rectified-flow U-Nets do (InstaFlow).
+        guider: whether the guider of the pipeline is a `FlowTurboGuider`, which conditional
+            evaluations of a plan need in modular pipelines.
 
     Raises:
         ValueError: if an argument is outside its range.
@@ -102,6 +104,7 @@ class FlowTurboScheduler(RunPerThread, FlowMatchEulerDiscreteScheduler):  # type
         solver: str = "AB2",
         plan: Plan | str | ReadOnlyJson | None = None,
         sign: int = -1,
+        guider: bool = False,
     ) -> None:
         check_options(self.config)
         on_grid(solver, np.linspace(0.0, 1.0, 9))
@@ -112,6 +115,14 @@ class FlowTurboScheduler(RunPerThread, FlowMatchEulerDiscreteScheduler):  # type
             **dict.fromkeys(NOT_DONE, False),  # pipelines ask
         )
         RunPerThread.__init__(self)
+
+    @classmethod
+    def from_pretrained(cls, *args: object, variant: object = None, **kwargs: object) -> Any:
+        """The scheduler in a folder, as in diffusers.
+
+        ``variant`` is of weights, of which it has none; modular pipelines pass it all the same.
+        """
+        return super().from_pretrained(*args, **kwargs)
 
     @classmethod
     def from_config(
@@ -175,7 +186,8 @@ class FlowTurboScheduler(RunPerThread, FlowMatchEulerDiscreteScheduler):  # type
         if plan is None:
             plan = pipeline_plan(self.config, self.shift, count, grid, mu)
         else:
-            check_length(plan, count, self.link is not None and self.link.installed)
+            hooked = self.link is not None and self.link.installed
+            check_length(plan, count, hooked, self.config.guider)
             warn_of_timesteps(plan, self.config, self.shift, count, grid, mu)
         times, levels = plan.model_times, plan.times
         if not self.config.invert_sigmas:
@@ -260,6 +272,11 @@ class FlowTurboScheduler(RunPerThread, FlowMatchEulerDiscreteScheduler):  # type
         run = self._run
         k = run.begin_step(timestep, self.index_for_timestep)
         row = run.next_row
+        if self.config.guider and run.answer is None and run.output is None:
+            raise ValueError(
+                "guider=True, and no FlowTurboGuider has guided this step: call "
+                "pipe.update_components(guider=FlowTurboGuider(...)), or leave guider=True out"
+            )
         if run.answer is None and row is not None and row.evaluator != "model":
             raise ValueError(
                 f"timestep {k} of plan {run.name!r} is a {row.evaluator} evaluation, and the "

@@ -73,21 +73,27 @@ def branches_apart(plan: Plan) -> bool:
     return differences_of(plan) is not None
 
 
-def check_length(plan: Plan, count: int, hooked: bool) -> None:
-    """Refuse a plan that does not have ``count`` evaluations, or needs a hook without one."""
+def check_length(plan: Plan, count: int, hooked: bool, guider: bool = False) -> None:
+    """Refuse a plan that does not have ``count`` evaluations, or lacks a hook or guider it needs.
+
+    Raises:
+        ValueError: as described; says what to do.
+    """
     if count != len(plan):
         parts = " and ".join(f"{n} of the {name}" for name, n in plan.nfe.items() if n)
         raise ValueError(
             f"num_inference_steps={count}, and plan {plan.name!r} has {len(plan)} evaluations "
             f"({parts}): pass num_inference_steps={len(plan)}, or take another plan"
         )
-    if needs_hook(plan) and not hooked:
-        kind, argument = "conditional", ""
-        if plan.nfe["refiner"]:
-            kind, argument = "refiner", ", refiner=..."
+    kind = "refiner" if plan.nfe["refiner"] else "conditional"
+    if needs_hook(plan) and not hooked and not (guider and kind == "conditional"):
+        fix = {
+            "refiner": "call enable(pipe, plan=..., refiner=...)",
+            "conditional": "call enable(pipe, plan=...), or if it is modular, pass guider=True",
+        }[kind]
         raise ValueError(
             f"plan {plan.name!r} has {plan.nfe[kind]} {kind} evaluations, and the pipeline is not "
-            f"enabled for them; call enable(pipe, plan=...{argument})"
+            f"enabled for them; {fix}"
         )
 
 

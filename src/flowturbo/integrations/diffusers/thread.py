@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import weakref
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -18,7 +19,9 @@ from flowturbo.types import JsonObject
 if TYPE_CHECKING:
     from flowturbo.integrations.diffusers.hook import Link
 
-__all__ = ["RunPerThread"]
+__all__ = ["RunPerThread", "running"]
+
+_RUNNING = threading.local()  # a weak reference to the scheduler that each thread used last
 
 
 class RunPerThread:
@@ -52,7 +55,9 @@ class RunPerThread:
         self.__dict__.update(state, _here=threading.local())
 
     def _announce(self) -> None:
-        """Register this scheduler with the hook as the one that this thread runs."""
+        """Register this scheduler with hook and guider as the one that this thread runs."""
+        if self.plan is not None:  # else it does not run yet
+            _RUNNING.scheduler = weakref.ref(self)
         if self.link is not None:
             self.link.here.scheduler = self
 
@@ -157,3 +162,9 @@ class RunPerThread:
     def refiner_input(self) -> tuple[float, History] | None:
         """Time and history of the next evaluation if it is a refiner's."""
         return self._run.refiner_input()
+
+
+def running() -> RunPerThread | None:
+    """The scheduler that this thread used last; None without one."""
+    scheduler: RunPerThread | None = getattr(_RUNNING, "scheduler", lambda: None)()
+    return scheduler

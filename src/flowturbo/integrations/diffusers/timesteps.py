@@ -23,7 +23,7 @@ Levels: TypeAlias = Mapping[str, Times]  # the pipeline's "sigmas" and "timestep
 
 def check_options(config: ReadOnlyJson) -> None:
     """Raise ``ValueError`` for an option outside its range; see ``FlowTurboScheduler``."""
-    for name in ("use_dynamic_shifting", "invert_sigmas"):
+    for name in ("use_dynamic_shifting", "invert_sigmas", "guider"):
         if not isinstance(config[name], (bool, np.bool_)):
             raise ValueError(f"{name}={config[name]!r}: must be True or False")
     if config["time_shift_type"] not in ("exponential", "linear"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from math import inf, nan
@@ -95,13 +96,16 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device called ``name``, "auto" being CUDA where there is one.
+    """The device called ``name``, "auto" being CUDA where there is one, each process its own.
 
     Raises:
         ValueError: if there is no such device on this machine.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        rank = os.environ.get("LOCAL_RANK")  # of the processes of torchrun or accelerate
+        return torch.device("cuda" if rank is None else f"cuda:{rank}")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

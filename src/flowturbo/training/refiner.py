@@ -130,16 +130,11 @@ def _new(model: Field, config: RefinerConfig, initial: InitialStateSampler) -> V
                 f"classes from 0, below {MOST_CLASSES:,}, or pass floating point conditions"
             )
         classes = 1 + int(every.max())
-    options = (
-        {"classes": classes}
-        if config.width is None
-        else {"classes": classes, "width": config.width}
-    )
+    options = {} if config.width is None else {"width": config.width}
     if isinstance(cond, Mapping) and "pooled" in cond:
-        options["pooled"] = tensor(
-            "cond['pooled']", cond["pooled"], ("N", "P"), dtypes=DTYPES
-        ).shape[1]
-    refiner = VelocityRefiner.small(initial.shape, initial.guidance, **options)
+        pooled = tensor("cond['pooled']", cond["pooled"], ("N", "P"), dtypes=DTYPES)
+        options["pooled"] = pooled.shape[1]
+    refiner = VelocityRefiner.small(initial.shape, initial.guidance, classes=classes, **options)
     return refiner.to(initial.device)
 
 

@@ -14,7 +14,11 @@ except ImportError as error:
         f"{error}: pipelines need diffusers 0.40 or later; pip install 'flowturbo[diffusers]'"
     ) from error
 
+DTYPE = "dtype" if diffusers.__version__.split(".")[:2] >= ["0", "42"] else "torch_dtype"
+"""What ``from_pretrained`` of this version calls the precision."""
+
 __all__ = [
+    "DTYPE",
     "DiffusionPipeline",
     "FlowMatchEulerDiscreteScheduler",
     "HookRegistry",

@@ -13,13 +13,14 @@ import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from inspect import signature
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowturbo import checks
-from flowturbo.digests import content, fingerprint
+from flowturbo.digests import content
 from flowturbo.integrations.diffusers.editing_arguments import (
     PromptArguments,
     check_effect,
@@ -28,6 +29,7 @@ from flowturbo.integrations.diffusers.editing_arguments import (
     spread,
 )
 from flowturbo.integrations.diffusers.families import FAMILIES, Family, pack, unpack
+from flowturbo.integrations.diffusers.fit import weights_of
 from flowturbo.integrations.diffusers.hook import tensor_of
 from flowturbo.integrations.diffusers.pipeline import components_of, network_of
 from flowturbo.integrations.diffusers.run import cropped
@@ -36,9 +38,9 @@ from flowturbo.tasks.sources import texts_of
 from flowturbo.tree import map_condition
 from flowturbo.types import Condition, GuidanceRange, JsonObject, Pipeline, ReadOnlyJson, Time
 
-__all__ = ["PipelineField", "as_field", "weights_of"]
+__all__ = ["PipelineField", "as_field", "sides_of"]
 
-BATCH = 4  # rows of a call of the network, by default
+NUMBERS = 2**20  # in the states of a call of the network, by default
 SET = ("generator", "latents", "num_images_per_prompt", "num_inference_steps", "output_type")
 
 
@@ -50,7 +52,7 @@ def as_field(
     guidance: GuidanceRange | None = None,
     height: int | None = None,
     width: int | None = None,
-    batch: int = BATCH,
+    batch: int | None = None,
     family: Family | None = None,
     **arguments: Any,
 ) -> PipelineField:
@@ -67,7 +69,8 @@ def as_field(
             scale that its network takes. By default the pipeline's.
         height: of the images, in pixels; by default the pipeline's.
         width: likewise; give both, or none.
-        batch: rows of a call of the network; the branches of guidance are rows of their own.
+        batch: rows of a call of the network, where the branches of guidance are rows of their own;
+            by default 4 of SD3 or FLUX at 1024 pixels, and more of smaller latents.
         family: of the network, if it has no entry.
         **arguments: of the pipeline's call, such as ``max_sequence_length``.
 
@@ -116,7 +119,7 @@ def as_field(
         )
     scale: GuidanceRange = low if low == high else (low, high)
     if apart and "true_cfg_scale" in arguments:  # beside what the network takes
-        scale = float(arguments["true_cfg_scale"])
+        scale = checks.number("true_cfg_scale", arguments["true_cfg_scale"])
     elif not apart and first.one.get("guidance") is None:
         scale = 1.0
     if apart and family.rescaled and scale != 1.0:
@@ -125,8 +128,23 @@ def as_field(
             "that, and their error in the pipeline is another"
         )
     return PipelineField(
-        pipe, family, [first.one, *(call.one for call in others)], first, scale, batch
+        pipe, family, [first.one, *(each.one for each in others)], first, scale, call, batch
     )
+
+
+def sides_of(size: int | str | None) -> dict[str, int]:
+    """ "height" and "width" of images of a ``size``, 1024 or "1344x768", width first; none of None.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if size is None:
+        return {}
+    width, cross, height = str(size).lower().partition("x")
+    sides = {"height": height if cross else width, "width": width}
+    if not all(side.isdecimal() and int(side) for side in sides.values()):
+        raise ValueError(f"size={size!r}: must be a number of pixels (1024), or 'WIDTHxHEIGHT'")
+    return {name: int(side) for name, side in sides.items()}
 
 
 class _Call(NamedTuple):
@@ -155,7 +173,7 @@ class PipelineField:
         defaults: "guidance", the scale that `flowturbo.tune` guides with, 1 where it is an input of
             the network or off.
         guidance: the same as a scale or range.
-        info: what plans tuned to the field keep about the pipeline.
+        plan_info: what plans tuned to the field keep about the pipeline.
         device: where the network runs.
     """
 
@@ -166,10 +184,10 @@ class PipelineField:
         prompts: Sequence[JsonObject],
         first: _Call,
         scale: GuidanceRange,
-        batch: int,
+        call: ReadOnlyJson,
+        batch: int | None,
     ) -> None:
         self._pipe, self._family = pipe, family
-        self._batch = checks.whole("batch", batch, 1)
         self._sign = _sign(pipe, family)
         self._time = first.times
         self._dtype = first.state[0].dtype
@@ -177,6 +195,8 @@ class PipelineField:
         self.device = torch.device(pipe._execution_device)
         self._sides = family.sides and family.sides(first.one, first.state.shape[1])
         self.shape = tuple(self._unpacked(first.state).shape[1:])
+        usual = max(1, NUMBERS // prod(self.shape))
+        self._batch = usual if batch is None else checks.whole("batch", batch, 1)
         self.conditions = self._condition(prompts)
         self._null = None if first.null is None else self._condition([first.null])
         self.guidance: GuidanceRange = scale if first.null is not None else 1.0
@@ -193,9 +213,11 @@ class PipelineField:
             "size": [n * factor for n in self.shape[-2:]],
             "state": list(self.shape),
             "prompts": len(prompts),
+            "branches": 1 if first.null is None else 2,
+            "call": {key: v for key, v in call.items() if isinstance(v, int | float | str)},
         }
         ends = list(scale) if isinstance(scale, tuple) else [scale, scale]
-        self.info: JsonObject = {"pipeline": about, "guidance": ends}
+        self.plan_info: JsonObject = {"pipeline": about, "guidance": ends}
 
     def __call__(self, x: Tensor, t: Time, cond: Condition = None) -> Tensor:
         """The velocity (B, C, H, W), in the dtype of ``x``.
@@ -350,20 +372,6 @@ class _Calls:
                 "rows: which is the conditional branch is not known; pass guidance=1"
             )
         return _Call(one, null, first[family.state][:1], times)
-
-
-def weights_of(network: nn.Module | None) -> str | None:
-    """The fingerprint of a network's weights; None where they cannot be read.
-
-    So it is with sequential offloading, which leaves them on no device, and with some quantized
-    ones.
-    """
-    if network is None:
-        return None
-    try:
-        return fingerprint(network)
-    except (NotImplementedError, RuntimeError, TypeError, ValueError):
-        return None
 
 
 def _prompts(

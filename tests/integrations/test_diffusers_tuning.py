@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +15,7 @@ import diffusers
 import pytest
 import torch
 from integrations.pipelines import CELLS, EULER, embeds
-from integrations.prompted import PROMPTS, drawn, pipeline
+from integrations.prompted import PROMPTS, pipeline
 
 import flowturbo as ft
 from flowturbo.cli import main
@@ -28,7 +32,7 @@ from flowturbo.integrations.diffusers.folder import read_folder
 
 TEXT_TO_IMAGE = [name for name in CELLS if "img2img" not in name and "inpaint" not in name]
 RESCALED = ("Lumina2", "Qwen-Image")
-FEW = {"nfe": 4, "search": False, "trajectories": 16}
+FEW = {"nfe": 2, "search": False, "trajectories": 12}
 
 
 @pytest.fixture(autouse=True)
@@ -111,27 +115,37 @@ def test_prompts_of_other_lengths_share_no_call():
         assert torch.allclose(alone(x[i : i + 1], 0.3, alone.conditions)[0], v[i], atol=1e-5)
 
 
+SD3 = CELLS["SD3"]
+
+
+def sd3():
+    """The pipeline, its prompts as embeddings and one negative prompt."""
+    prompts, negative = _prompts(SD3, 2)
+    return SD3.build(EULER(shift=3.0)), {"prompts": prompts, "negative": negative, "size": 16}
+
+
 @pytest.fixture(scope="module")
 def tuned():
-    """A plan for a pipeline with text encoders."""
-    return ft.tune(pipeline(), prompts=PROMPTS, guidance=3.0, size=16, **FEW)
+    """A plan for the pipeline of SD3."""
+    pipe, given = sd3()
+    return ft.tune(pipe, guidance=3.0, **given, **FEW)
 
 
 def test_a_pipeline_is_tuned_to_prompts(tuned):
     assert tuned.info["guidance"] == [3.0, 3.0]
     about = tuned.info["pipeline"]
     assert (about["class"], about["size"]) == ("StableDiffusion3Pipeline", [16, 16])
-    assert (about["prompts"], about["branches"]) == (len(PROMPTS), 2)
-    assert tuned.info["error"]["rmse"] < tuned.info["baseline"]["rmse"]
-    pipe = pipeline()
-    exact = drawn(_with(pipe, "RK4:16"), 64)
-    errors = [(drawn(_with(pipe, p), 4) - exact).square().mean() for p in (tuned, "E4")]
+    assert (about["prompts"], about["branches"]) == (2, 2)
+    assert tuned.info["error"]["rmse"] <= tuned.info["baseline"]["rmse"]
+    pipe, _ = sd3()
+
+    def drawn(plan):
+        pipe.scheduler = FlowTurboScheduler.from_config(pipe.scheduler, plan=plan)
+        return SD3.call(pipe, len(pipe.scheduler._fixed_plan))
+
+    exact = drawn("RK4:24")
+    errors = [(drawn(plan) - exact).square().mean() for plan in (tuned, "E2")]
     assert errors[0] < errors[1]
-
-
-def _with(pipe, plan):
-    pipe.scheduler = FlowTurboScheduler.from_config(pipe.scheduler, plan=plan)
-    return pipe
 
 
 def test_each_prompt_is_encoded_once_and_random_numbers_are_left_alone(monkeypatch):
@@ -140,60 +154,79 @@ def test_each_prompt_is_encoded_once_and_random_numbers_are_left_alone(monkeypat
     monkeypatch.setattr(
         type(pipe),
         "encode_prompt",
-        lambda self, *a, **k: seen.append(k["prompt"]) or encode(self, *a, **k),
+        lambda self, prompt, *a, **k: seen.append(prompt) or encode(self, prompt, *a, **k),
     )
     scheduler, state = pipe.scheduler, torch.get_rng_state()
-    field = as_field(pipe, PROMPTS, height=16, width=16)
+    field = as_field(pipe, PROMPTS)
     assert seen == [[text] for text in PROMPTS]
     assert pipe.scheduler is scheduler
     assert torch.equal(torch.get_rng_state(), state)
-    assert field.guidance == 7.0  # of StableDiffusion3Pipeline
-    drawn_at = field.random_condition(8, torch.Generator())["prompt"]
-    assert set(drawn_at.tolist()) == set(field.conditions["prompt"].tolist())
+    assert field.guidance == 7.5  # of StableDiffusionPipeline
+    assert field.shape == (4, 8, 8)
+    some = field.random_condition(8, torch.Generator())["prompt"]
+    assert set(some.tolist()) == set(field.conditions["prompt"].tolist())
+
+
+def test_a_field_of_texts_is_that_of_the_pipeline():
+    """Encoded by the pipeline, the negative prompt too."""
+    pipe, plan = pipeline(), ft.Plan.parse("AB2:3")
+    field = as_field(pipe, PROMPTS, negative="fog", guidance=3.0)
+    x0 = torch.randn(3, *field.shape)
+    ours = ft.sample(plan, field, x0, field.conditions, guidance=3.0)
+    enable(pipe, plan=plan)
+    call = {"guidance_scale": 3.0, "output_type": "latent", "num_inference_steps": 3}
+    theirs = pipe(PROMPTS, negative_prompt=["fog"] * 3, latents=x0, **call).images
+    assert torch.allclose(ours, theirs, atol=1e-5)
 
 
 def test_an_interrupted_search_goes_on_with_the_same_prompts_only(tmp_path):
-    options = {"size": 16, "guidance": 3.0, "cache_dir": tmp_path, **FEW}
-    plan = ft.tune(pipeline(), prompts=PROMPTS, **options)
+    pipe, given = sd3()
+    options = {**given, **FEW, "guidance": 3.0, "cache_dir": tmp_path}
+    plan = ft.tune(pipe, **options)
     kept = (tmp_path / "journal.jsonl").read_bytes()
-    assert ft.tune(pipeline(), prompts=PROMPTS, **options).digest == plan.digest
+    assert ft.tune(pipe, **options).digest == plan.digest
     assert (tmp_path / "journal.jsonl").read_bytes() == kept
+    options["prompts"] = {name: v + 0.01 for name, v in options["prompts"].items()}
     with pytest.raises(ValueError, match="condition="):
-        ft.tune(pipeline(), prompts=[*PROMPTS[:2], "a cat"], **options)
+        ft.tune(pipe, **options)
 
 
-def _refiner(**changes):
-    options = dict(iterations=2, batch=4, trajectories=4, steps=4, width=8, guidance=3.0)
-    return ft.train_refiner(pipeline(), prompts=PROMPTS, size=16, **{**options, **changes})
+@pytest.fixture(scope="module")
+def refiner():
+    pipe, given = sd3()
+    few = dict(iterations=2, batch=4, trajectories=4, steps=4, width=8, guidance=3.0)
+    made = ft.train_refiner(pipe, **given, **few)
+    torch.nn.init.normal_(made.network.modulation.weight)
+    torch.nn.init.normal_(made.network.last.weight, std=0.3)
+    return made
 
 
-def test_a_refiner_sees_the_pooled_vector_in_the_pipeline_as_in_training(monkeypatch):
-    refiner = _refiner(iterations=20)
+def mixed(info) -> ft.Plan:
+    """Four evaluations, the third one of a refiner."""
+    letters = ("model", "model", "refiner", "model")
+    return replace(ft.Plan.parse("AB2:4@2"), evaluators=letters, name="mixed", info=info)
+
+
+def test_a_refiner_sees_the_pooled_vector_in_the_pipeline_as_in_training(refiner):
     assert refiner.network.pooled.in_features == 16
-    torch.nn.init.normal_(refiner.network.modulation.weight)
-    torch.nn.init.normal_(refiner.network.last.weight, std=0.3)
-    pipe, plan = pipeline(), ft.Plan.parse("AB2:4@2")
-    plan = ft.Plan(
-        times=plan.times, evaluators=("model", "model", "refiner", "model"), weights=plan.weights
-    )
-    field = as_field(pipe, PROMPTS[:1], guidance=3.0, height=16, width=16)
-    x0 = torch.randn(1, *field.shape)
+    pipe, given = sd3()
+    plan = mixed({})
+    del given["size"]
+    field = as_field(pipe, guidance=3.0, height=16, width=16, **given)
+    x0 = torch.randn(2, *field.shape)
     ours = ft.sample(plan, field, x0, field.conditions, guidance=3.0, refiner=refiner)
     enable(pipe, plan=plan, refiner=refiner)
-    assert torch.allclose(drawn(pipe, 4, latents=x0), ours, atol=1e-5)
+    away = {k: torch.cat([v, v]) for k, v in given["negative"].items()}
+    assert torch.allclose(SD3.call(pipe, 4, latents=x0, **away), ours, atol=1e-5)
     other = {**field.conditions, "pooled": -field.conditions["pooled"]}
     unlike = ft.sample(plan, field, x0, other, guidance=3.0, refiner=refiner)
     assert not torch.allclose(unlike, ours, atol=1e-3)
     with pytest.raises(ValueError, match="made for conditions with 'pooled', here"):
-        ft.sample(plan, lambda x, t, c: x, x0, refiner=refiner)
+        ft.sample(plan, lambda x, t, c: x, x0, guidance=1.0, refiner=refiner)
 
 
-def test_a_folder_holds_plan_refiner_and_card(tmp_path, tuned):
-    refiner = _refiner()
-    letters = ("model", "model", "refiner", "model")
-    plan = ft.Plan(
-        times=tuned.times, evaluators=letters, weights=tuned.weights, name="mixed", info=tuned.info
-    )
+def test_a_folder_holds_plan_refiner_and_card(tmp_path, tuned, refiner):
+    plan = mixed(tuned.info)
     save_folder(tmp_path / "fit", plan, refiner)
     read, own = read_folder(tmp_path / "fit")
     assert read.digest == plan.digest
@@ -207,9 +240,9 @@ def test_a_folder_holds_plan_refiner_and_card(tmp_path, tuned):
     assert tuned.info["fingerprint"] in card
     assert "guidance_scale=3.0" in card
     assert "| passes of the network an image | 6 |" in card
-    pipe = pipeline()
+    pipe, _ = sd3()
     enable(pipe, tmp_path / "fit")
-    assert drawn(pipe, 4).isfinite().all()
+    assert SD3.call(pipe, 4).isfinite().all()
     with pytest.raises(ValueError, match="1 refiner evaluations, and refiner=None"):
         save_folder(tmp_path / "none", plan)
     with pytest.raises(ValueError, match="was not tuned to a pipeline"):
@@ -219,14 +252,16 @@ def test_a_folder_holds_plan_refiner_and_card(tmp_path, tuned):
 
 def test_other_weights_guidance_and_size_warn_with_the_command(tmp_path, tuned):
     save_folder(tmp_path / "fit", tuned)
-    pipe, made = pipeline(), tuned.info["fingerprint"]
+    (pipe, _), made = sd3(), tuned.info["fingerprint"]
     enable(pipe, str(tmp_path / "fit"))
-    drawn(pipe, 4)
-    command = "flowturbo tune --pipeline PATH --prompts FILE --nfe 4 --guidance 3 -o FOLDER"
-    with pytest.warns(UserWarning, match=f"fitted at guidance 3, and this call has 7: .*{command}"):
-        drawn(pipe, 4, guidance_scale=7.0)
-    with pytest.warns(UserWarning, match=f"fitted at 16x16 pixels, and this call .*{command}"):
-        drawn(pipe, 4, height=32)
+    SD3.call(pipe, 2)
+    command = "flowturbo tune --pipeline PATH --prompts FILE --nfe 2 --guidance"
+    scale = f"fitted at guidance 3, and this call has 7: .*{command} 7 --size 16x16 -o FOLDER"
+    with pytest.warns(UserWarning, match=scale):
+        SD3.call(pipe, 2, guidance_scale=7.0)
+    size = f"fitted at 16x16 pixels, and this call .*{command} 3 --size WIDTHxHEIGHT -o FOLDER"
+    with pytest.warns(UserWarning, match=size):
+        SD3.call(pipe, 2, width=8)
     disable(pipe)
     weight = pipe.transformer.proj_out.weight
     before = weight.clone()
@@ -239,18 +274,12 @@ def test_other_weights_guidance_and_size_warn_with_the_command(tmp_path, tuned):
     disable(pipe)
 
 
-def test_a_refiner_for_another_pipeline_is_refused(tmp_path, tuned):
-    letters = ("model", "model", "refiner", "model")
-    plan = ft.Plan(
-        times=tuned.times, evaluators=letters, weights=tuned.weights, name="m", info=tuned.info
-    )
-    refiner = _refiner()
+def test_a_refiner_for_another_pipeline_is_refused(tuned, refiner):
     pipe = CELLS["Flux"].build(EULER())
     with pytest.raises(ValueError, match="latents of a SD3Transformer2DModel, and the network is"):
-        enable(pipe, plan, refiner)
-    plan = ft.Plan(times=tuned.times, evaluators=letters, weights=tuned.weights, name="m")
+        enable(pipe, mixed(tuned.info), refiner)
     with pytest.raises(ValueError, match="pooled vector of 16 numbers, and this AuraFlow has none"):
-        enable(CELLS["AuraFlow"].build(EULER()), plan, refiner)
+        enable(CELLS["AuraFlow"].build(EULER()), mixed({}), refiner)
 
 
 def test_a_folder_on_the_hub_is_fetched_and_pushed(tmp_path, monkeypatch, tuned):
@@ -274,9 +303,9 @@ def test_a_folder_on_the_hub_is_fetched_and_pushed(tmp_path, monkeypatch, tuned)
         return str(tmp_path / "fit")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    pipe = pipeline()
+    pipe, _ = sd3()
     enable(pipe, "hf:me/fit")
-    assert drawn(pipe, 4).isfinite().all()
+    assert SD3.call(pipe, 2).isfinite().all()
     disable(pipe)
 
     def offline(*given, **more):
@@ -295,12 +324,12 @@ def test_a_folder_on_the_hub_is_fetched_and_pushed(tmp_path, monkeypatch, tuned)
 def test_three_commands_from_prompts_to_an_image(tmp_path, monkeypatch, capsys):
     """A refiner, a plan with it, and the pipeline enabled with their folder."""
     monkeypatch.chdir(tmp_path)
-    pipeline().save_pretrained("sd3")
+    pipeline().save_pretrained("pipe")
     Path("prompts.txt").write_text("\n".join(PROMPTS) + "\n")
-    common = "--pipeline sd3 --prompts prompts.txt --guidance 3 --size 16 --device cpu"
+    common = "--pipeline pipe --prompts prompts.txt --guidance 3 --size 16 --device cpu"
     for line in (
         f"train-refiner {common} --trajectories 24 --steps 6 --iterations 60 --batch 8 -o refiner",
-        f"tune {common} --nfe 3 --no-search --trajectories 16 --refiner refiner --refiner-cost 0 "
+        f"tune {common} --nfe 2 --no-search --trajectories 12 --refiner refiner --refiner-cost 0 "
         "-o fit",
     ):
         with pytest.raises(SystemExit) as e:
@@ -308,7 +337,7 @@ def test_three_commands_from_prompts_to_an_image(tmp_path, monkeypatch, capsys):
         assert e.value.code == 0, capsys.readouterr().err
     plan = ft.Plan.load("fit/plan.json")
     assert {"plan.json", "README.md"} <= {p.name for p in Path("fit").iterdir()}
-    pipe = diffusers.DiffusionPipeline.from_pretrained("sd3")
+    pipe = diffusers.DiffusionPipeline.from_pretrained("pipe")
     pipe.set_progress_bar_config(disable=True)
     enable(pipe, "fit")
     call = {"guidance_scale": 3.0, "height": 16, "width": 16}
@@ -344,7 +373,7 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):
 def test_bad_arguments_are_one_sentence(tmp_path):
     pipe, cell = pipeline(), CELLS["SD3 img2img"]
     unknown = pipeline()
-    unknown.transformer = torch.nn.Linear(1, 1)
+    unknown.unet = torch.nn.Linear(1, 1)
     for call, message in (
         (lambda: ft.tune(pipe), "prompts=None: tune of a pipeline needs them"),
         (lambda: ft.tune(pipe, prompts=[]), "prompts"),
@@ -367,7 +396,7 @@ def test_bad_arguments_are_one_sentence(tmp_path):
 
 
 def test_conditions_are_those_of_the_field():
-    field = as_field(pipeline(), PROMPTS, height=16, width=16, guidance=1.0)
+    field = as_field(pipeline(), PROMPTS, guidance=1.0)
     x = torch.randn(2, *field.shape)
     for cond, message in (
         (None, "must be conditions of this field, 2 rows"),
@@ -378,3 +407,27 @@ def test_conditions_are_those_of_the_field():
             field(x, 0.5, cond)
     with pytest.raises(ValueError, match="no other branch of guidance"):
         field.null_condition(field.conditions)
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_refiner_of_a_pipeline(tmp_path):
+    pipeline().save_pretrained(tmp_path / "pipe")
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    line = (
+        "flowturbo train-refiner --pipeline pipe --prompts prompts.txt --guidance 3 --size 16 "
+        "--device cpu --trajectories 24 --steps 6 --iterations 4 --batch 4 -o refiner"
+    )
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, *line.split()],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    field = as_field(pipeline(), PROMPTS, guidance=3.0)
+    assert ft.load_refiner(tmp_path / "refiner", field).guidance_range == (3.0, 3.0)
+    made = json.loads((tmp_path / "refiner" / "refiner-run" / "config.json").read_text())
+    assert made["run"]["processes"] == 2

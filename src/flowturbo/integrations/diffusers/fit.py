@@ -37,15 +37,17 @@ def weights_of(network: nn.Module | None) -> str | None:
         return None
 
 
-def refit(plan: Plan, path: str = "PATH") -> str:
-    """The command that fits such a plan to the pipeline in ``path``."""
-    low, high = plan.info["guidance"]
-    parts = ["flowturbo tune", f"--pipeline {path}", "--prompts FILE"]
+def refit(plan: Plan, guidance: float | None = None, size: str | None = None) -> str:
+    """The command that fits such a plan to a pipeline, by default at the same scale and size."""
+    low, high = plan.info["guidance"] if guidance is None else (guidance, guidance)
+    height, width = plan.info["pipeline"]["size"]
+    parts = ["flowturbo tune --pipeline PATH --prompts FILE"]
     if plan.nfe["conditional"]:
         parts.append(f"--passes {plan.passes(2)}")
     else:
         parts.append(f"--nfe {plan.nfe['model']}")
     parts.append(f"--guidance {low:g}" if low == high else f"--guidance {low:g}-{high:g}")
+    parts.append(f"--size {size or f'{width}x{height}'}")
     if plan.nfe["refiner"]:
         parts.append("--refiner REFINER")
     return " ".join([*parts, "-o FOLDER"])
@@ -116,7 +118,7 @@ class Fit:
             checks.warn(
                 f"plan {plan.name!r} was fitted at {width}x{height} pixels, and this call has "
                 f"states {tuple(sample.shape[1:])} of another size: its error here is not known; "
-                f"fit one with {refit(plan)} --size SIZE"
+                f"fit one with {refit(plan, size='WIDTHxHEIGHT')}"
             )
         scale = self._scale(scheduler)
         if scale is not None and not in_guidance_range(plan, scale):
@@ -124,7 +126,7 @@ class Fit:
             fitted = f"{low:g}" if low == high else f"{low:g} to {high:g}"
             checks.warn(
                 f"plan {plan.name!r} was fitted at guidance {fitted}, and this call has "
-                f"{scale:g}: its error here is not known; fit one with {refit(plan)} at this scale"
+                f"{scale:g}: its error here is not known; fit one with {refit(plan, scale)}"
             )
 
     def _scale(self, scheduler: Scheduler) -> float | None:

@@ -13,7 +13,6 @@ from flowturbo.files import atomic_write, printable
 from flowturbo.integrations.diffusers.fit import refit
 from flowturbo.models.hub import fetch, push
 from flowturbo.plan import Plan
-from flowturbo.plan.plan import is_file_name
 from flowturbo.refiner.checkpoint import (
     REFINER_CARD,
     REFINER_WEIGHTS,
@@ -71,11 +70,11 @@ def save_folder(
 
 def is_folder(plan: object) -> bool:
     """Whether ``plan`` names a folder: a path that is no .json file, or one on the hub."""
-    if isinstance(plan, Path):
-        return not is_file_name(plan)
-    if not isinstance(plan, str) or is_file_name(plan):
+    if not isinstance(plan, str | Path) or Path(plan).is_file() or Path(plan).suffix == ".json":
         return False
-    return plan.startswith("hf:") or "/" in plan or "\\" in plan or Path(plan).is_dir()
+    text = str(plan)
+    path = isinstance(plan, Path) or text.startswith("hf:") or "/" in text or "\\" in text
+    return path or Path(plan).is_dir()
 
 
 def read_folder(

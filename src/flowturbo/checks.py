@@ -127,7 +127,7 @@ def function(name: str, value: object, parameters: str, *, exactly: bool = True)
     if type(value).__module__.startswith("diffusers."):
         raise ValueError(
             f"{name}={type(value).__name__}: diffusers calls it with other arguments than "
-            f"({parameters}); make a field of a pipeline: "
+            f"({parameters}); wrap the network as a field, or make one of a pipeline: "
             "flowturbo.integrations.diffusers.as_field(pipe, prompts)"
         )
     if not exactly or torch.compiler.is_compiling():

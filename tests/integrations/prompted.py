@@ -5,6 +5,7 @@ It is one of a U-Net, whose prompts have few tokens: the calls of its network ar
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from typing import Any
 
@@ -40,4 +41,14 @@ def pipeline() -> Any:
     parts = unet() | {"text_encoder": encoder(), "tokenizer": tokenizer}
     pipe = diffusers.StableDiffusionPipeline(scheduler=EULER(shift=3.0), **parts)
     pipe.set_progress_bar_config(disable=True)
+    return smooth(pipe, "unet")
+
+
+def smooth(pipe: Any, name: str) -> Any:
+    """``pipe`` with a network of its own that changes slowly in time, as trained ones do."""
+    network = copy.deepcopy(getattr(pipe, name))
+    for key, p in network.named_parameters():
+        if "time" in key and p.ndim > 1:
+            p.mul_(0.1)
+    setattr(pipe, name, network)
     return pipe

@@ -15,7 +15,7 @@ import diffusers
 import pytest
 import torch
 from integrations.pipelines import CELLS, EULER, embeds
-from integrations.prompted import PROMPTS, pipeline
+from integrations.prompted import PROMPTS, pipeline, smooth
 
 import flowturbo as ft
 from flowturbo.cli import main
@@ -97,8 +97,13 @@ def test_the_scale_that_a_network_takes_is_kept_with_the_plan():
     field = as_field(pipe, prompts, guidance=2.5, height=16, width=16)
     assert (field.guidance, field.plan_info["guidance"]) == (1.0, [2.5, 2.5])
     other = as_field(pipe, prompts, guidance=1.5, height=16, width=16)
-    x = torch.randn(2, *field.shape)
-    assert not torch.allclose(field(x, 0.5, field.conditions), other(x, 0.5, other.conditions))
+    x0 = torch.randn(2, *field.shape)
+    ours = [ft.sample("AB2:4", f, x0, f.conditions) for f in (field, other)]
+    enable(pipe, plan="AB2:4")
+    call = {"latents": pack(x0), "true_cfg_scale": 1.0, "guidance_scale": 2.5}
+    assert torch.allclose(CELLS["Flux"].call(pipe, 4, **call), pack(ours[0]), atol=1e-5)
+    assert not torch.allclose(*ours, atol=1e-3)
+    disable(pipe)
     with pytest.raises(ValueError, match=r"guidance=\(1.0, 3.0\): the network of FluxPipeline"):
         as_field(pipe, prompts, guidance=(1.0, 3.0), height=16, width=16)
 
@@ -121,7 +126,8 @@ SD3 = CELLS["SD3"]
 def sd3():
     """The pipeline, its prompts as embeddings and one negative prompt."""
     prompts, negative = _prompts(SD3, 2)
-    return SD3.build(EULER(shift=3.0)), {"prompts": prompts, "negative": negative, "size": 16}
+    pipe = smooth(SD3.build(EULER(shift=3.0)), "transformer")
+    return pipe, {"prompts": prompts, "negative": negative, "size": 16}
 
 
 @pytest.fixture(scope="module")

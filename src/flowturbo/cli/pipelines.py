@@ -10,7 +10,7 @@ import typer
 
 from flowturbo.cli.options import read_lines, resolve_device, resolve_dtype
 from flowturbo.cli.output import say
-from flowturbo.types import GuidanceRange
+from flowturbo.types import GuidanceRange, JsonObject, Pipeline
 
 if TYPE_CHECKING:
     from flowturbo.integrations.diffusers.field import PipelineField
@@ -108,10 +108,11 @@ def pipeline_field(
     else:
         pipe.to(where)
     say(f"encoding {len(lines)} prompts")
-    return as_field(pipe, lines, guidance=_scale(guidance), negative=negative, **sides)
+    options: JsonObject = {"guidance": _scale(guidance), "negative": negative, **sides}
+    return as_field(pipe, lines, **options)
 
 
-def _load(name: str, dtype: torch.dtype):  # type: ignore[no-untyped-def]
+def _load(name: str, dtype: torch.dtype) -> Pipeline:
     """The pipeline in a folder, or on the hub."""
     from flowturbo.integrations.diffusers._shim import DTYPE, DiffusionPipeline
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,10 +28,14 @@ from flowturbo.cli.pipelines import (
     check_source,
     pipeline_field,
 )
+from flowturbo.models.model import Model
 from flowturbo.models.zoo import load
 from flowturbo.plan import Plan
 from flowturbo.refiner.checkpoint import load_refiner
 from flowturbo.tuning.tune import TuneConfig, tune
+
+if TYPE_CHECKING:
+    from flowturbo.integrations.diffusers.field import PipelineField
 
 __all__ = ["run"]
 
@@ -82,6 +86,7 @@ def run(
         licence=licence, dtype=dtype, offload=offload,
     )  # fmt: skip
     save: Callable[[Plan, Any], None]
+    field: Model | PipelineField
     if pipeline is not None:
         if out.suffix.lower() == ".json":
             raise ValueError(f"-o {out}: the plan of a pipeline is written to a folder; -o FOLDER")

@@ -324,7 +324,8 @@ class _Calls:
         self._pipe, self._family, self._call = copy.copy(pipe), family, call
         self._pipe.set_progress_bar_config(disable=True)
         self._network = getattr(pipe, "transformer", None) or pipe.unet
-        self._names = signature(type(network_of(pipe)).forward)
+        network: Any = network_of(pipe)
+        self._names = signature(type(network).forward)
         self._takes = {*signature(type(pipe).__call__).parameters}
 
     @torch.no_grad()

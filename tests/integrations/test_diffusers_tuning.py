@@ -187,7 +187,8 @@ def test_a_field_of_texts_is_that_of_the_pipeline():
 
 def test_an_interrupted_search_goes_on_with_the_same_prompts_only(tmp_path):
     pipe, given = sd3()
-    options = {**given, **FEW, "guidance": 3.0, "cache_dir": tmp_path}
+    options = {**given, "passes": 4, "search": False, "trajectories": 12}
+    options |= {"guidance": 3.0, "cache_dir": tmp_path}
     plan = ft.tune(pipe, **options)
     kept = (tmp_path / "journal.jsonl").read_bytes()
     assert ft.tune(pipe, **options).digest == plan.digest
@@ -356,6 +357,7 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("empty.txt").write_text("\n \n")
     Path("prompts.txt").write_text("a fox\n")
+    Path("gap.txt").write_text("a fox\n\na cat\n")
     Path("folder").mkdir()
     for line, message in (
         ("tune -o x", "give --model, or --pipeline with --prompts"),
@@ -363,6 +365,7 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):
         ("tune --model digits --pipeline folder -o x", "give one of them"),
         ("tune --pipeline folder -o x", "--pipeline folder: needs --prompts FILE"),
         ("tune --pipeline folder --prompts empty.txt -o x", "holds no prompts, one a line"),
+        ("tune --pipeline folder --prompts gap.txt -o x", "gap.txt: line 2 is empty; leave it"),
         ("tune --pipeline folder --prompts none.txt -o x", "--prompts none.txt: cannot be read"),
         ("tune --pipeline folder --prompts prompts.txt -o x.json", "is written to a folder"),
         ("tune --pipeline folder --prompts prompts.txt -o x", "no folder with a model_index.json"),

@@ -169,14 +169,23 @@ def read_plan(text: str | None) -> Plan | str | None:
     return Plan.load(text)
 
 
-def read_lines(path: Path, option: str = "--prompts", what: str = "prompts") -> list[str]:
-    """What is in a file, one a line; ``ValueError`` if there is nothing, or it is no text."""
+def read_lines(
+    path: Path, option: str = "--prompts", what: str = "prompts", *, every: bool = False
+) -> list[str]:
+    """What is in a file, one a line; ``ValueError`` if there is nothing, or it is no text.
+
+    Lines that are empty are left out, or refused if ``every`` line must hold something.
+    """
     try:
-        lines = [x for x in path.read_text(encoding="utf-8").splitlines() if x.strip()]
+        found = path.read_text(encoding="utf-8").splitlines()
+        lines = [x for x in found if x.strip()]
     except (OSError, UnicodeDecodeError) as e:
         raise ValueError(f"{option} {path}: cannot be read ({e})") from e
     if not lines:
         raise ValueError(f"{option} {path}: holds no {what}, one a line")
+    if every and len(lines) < len(found):
+        empty = next(i for i, x in enumerate(found, 1) if not x.strip())
+        raise ValueError(f"{option} {path}: line {empty} is empty; leave it out")
     return lines
 
 

@@ -96,7 +96,7 @@ def pipeline_field(
         raise ValueError(f"--pipeline {name}: needs --prompts FILE, one prompt a line")
     from flowturbo.integrations.diffusers.field import as_field, sides_of
 
-    lines, sides = read_lines(prompts), sides_of(size)
+    lines, sides = read_lines(prompts, every=True), sides_of(size)
     where = resolve_device(device)
     if offload and where.type == "cpu":
         raise ValueError(f"--offload: needs a GPU, and --device {device} is the CPU")

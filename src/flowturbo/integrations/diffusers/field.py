@@ -1,7 +1,7 @@
 """The network of a pipeline as a field `(x, t, cond) -> v`, on conditions made of prompts.
 
-The pipeline's own call runs once for each prompt, for one step, and what it calls its network with
-is kept: so text encoders, templates, masks and position ids are the pipeline's, whatever the
+The pipeline's own call runs once for each prompt, until it calls its network, and what it calls it
+with is kept: so text encoders, templates, masks and position ids are the pipeline's, whatever the
 family. The field calls the network with these arguments at other states and times. States are
 unpacked latents (B, C, H, W); a condition holds the numbers by which the field finds the arguments
 of its prompts, so that each is kept once however many trajectories it has.
@@ -106,8 +106,8 @@ def as_field(
     call = {**_guided(family, high, parameters), **sizes, **arguments}
     # the conditional branch is apart from the other at a scale that is on
     seen = _Calls(pipe, family, call)
-    first = seen(_row(given, 0), 2)
-    others = [seen(_row(given, i), 1) for i in range(1, rows("prompts", given))]
+    first = seen(_row(given, 0))
+    others = [seen(_row(given, i), first) for i in range(1, rows("prompts", given))]
     apart = first.null is not None
     if not apart and low != high:
         raise ValueError(
@@ -154,12 +154,14 @@ class _Call(NamedTuple):
         one: the arguments of the conditional branch, by name.
         null: those of the other, if there is one.
         state: as the network takes it, of one row.
+        calls: of the network in a step.
         times: of the network at t = 0 and, after two steps, at t = 1/2.
     """
 
     one: JsonObject
     null: JsonObject | None
     state: Any
+    calls: int
     times: list[Tensor]
 
 
@@ -311,6 +313,10 @@ class PipelineField:
         return self._known[key]
 
 
+class _Enough(Exception):
+    """Ends a run of a pipeline whose network's arguments are known."""
+
+
 class _Calls:
     """Runs a copy of a pipeline and keeps what its network is called with.
 
@@ -329,8 +335,15 @@ class _Calls:
         self._takes = {*signature(type(pipe).__call__).parameters}
 
     @torch.no_grad()
-    def __call__(self, prompt: ReadOnlyJson, steps: int) -> _Call:
-        """The arguments of one prompt; with two steps, the network's times too."""
+    def __call__(self, prompt: ReadOnlyJson, before: _Call | None = None) -> _Call:
+        """The arguments of one prompt.
+
+        The first prompt runs for two steps, which shows how many calls there are in a step, and the
+        network's time in both. The others, after ``before``, end with the arguments of the last
+        call of the first step: the network, which may be offloaded, does not run for them if that
+        is the only one.
+        """
+        steps = 2 if before is None else 1
         try:
             self._pipe.scheduler = FlowTurboScheduler.from_config(
                 self._pipe.scheduler, plan=f"E{steps}"
@@ -338,13 +351,21 @@ class _Calls:
         except ValueError as error:
             raise ValueError(f"{type(self._pipe).__name__}: {error}") from None
         seen: list[JsonObject] = []
-        keep = torch.compiler.disable(lambda *given: seen.append(self._bound(*given)))
+
+        @torch.compiler.disable  # type: ignore[untyped-decorator]
+        def keep(*given: Any) -> None:
+            seen.append(self._bound(*given))
+            if before is not None and len(seen) == before.calls:
+                raise _Enough
+
         options = {"num_inference_steps": steps, "output_type": "latent"}
         if "generator" in self._takes:  # leaves the caller's random numbers alone
             options["generator"] = torch.Generator().manual_seed(0)
         hook = self._network.register_forward_pre_hook(keep, with_kwargs=True)
         try:
             self._pipe(**options, **self._call, **prompt)
+        except _Enough:
+            pass
         finally:
             hook.remove()
         return self._read(seen[: len(seen) // steps], seen[-1])
@@ -372,7 +393,7 @@ class _Calls:
                 f"{type(self._pipe).__name__} calls its network {len(calls)} times a step with {n} "
                 "rows: which is the conditional branch is not known; pass guidance=1"
             )
-        return _Call(one, null, first[family.state][:1], times)
+        return _Call(one, null, first[family.state][:1], len(calls), times)
 
 
 def _prompts(

@@ -404,6 +404,18 @@ def test_bad_arguments_are_one_sentence(tmp_path):
             call()
 
 
+def test_a_folder_of_others_is_read_as_what_it_is(tmp_path, tuned):
+    """Entries about the pipeline are checked, and a path is told from notation."""
+    text = tuned.to_json().replace('"size": [', '"sizes": [')
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(ValueError, match="size"):
+        enable(pipeline(), tmp_path)
+    long = "AB2:" + "F" * 400
+    pipe = pipeline()
+    enable(pipe, plan=long)
+    disable(pipe)
+
+
 def test_conditions_are_those_of_the_field():
     field = as_field(pipeline(), PROMPTS, guidance=1.0)
     x = torch.randn(2, *field.shape)

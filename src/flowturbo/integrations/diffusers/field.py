@@ -41,7 +41,16 @@ from flowturbo.types import Condition, GuidanceRange, JsonObject, Pipeline, Read
 __all__ = ["PipelineField", "as_field", "sides_of"]
 
 NUMBERS = 2**20  # in the states of a call of the network, by default
-SET = ("generator", "latents", "num_images_per_prompt", "num_inference_steps", "output_type")
+SET = (  # of a pipeline's call, by ``as_field``
+    "generator",
+    "latents",
+    "num_images_per_prompt",
+    "num_inference_steps",
+    "output_type",
+    "return_dict",
+    "sigmas",
+    "timesteps",
+)
 
 
 def as_field(
@@ -99,6 +108,8 @@ def as_field(
     sizes = {"height": height, "width": width} if height is not None else {}
     for key, size in sizes.items():
         checks.whole(key, size, 1)
+    if batch is not None:
+        checks.whole("batch", batch, 1)
     given = _prompts(prompts, negative, {*parameters})
     low, high = _scales(family, guidance, parameters)
     if guidance is not None:
@@ -198,7 +209,7 @@ class PipelineField:
         self._sides = family.sides and family.sides(first.one, first.state.shape[1])
         self.shape = tuple(self._unpacked(first.state).shape[1:])
         usual = max(1, NUMBERS // prod(self.shape))
-        self._batch = usual if batch is None else checks.whole("batch", batch, 1)
+        self._batch = usual if batch is None else batch
         self.conditions = self._condition(prompts)
         self._null = None if first.null is None else self._condition([first.null])
         self.guidance: GuidanceRange = scale if first.null is not None else 1.0

@@ -39,7 +39,8 @@ def weights_of(network: nn.Module | None) -> str | None:
 
 def refit(plan: Plan, guidance: float | None = None, size: str | None = None) -> str:
     """The command that fits such a plan to a pipeline, by default at the same scale and size."""
-    low, high = plan.info["guidance"] if guidance is None else (guidance, guidance)
+    fitted = plan.info.get("guidance", (1.0, 1.0))
+    low, high = fitted if guidance is None else (guidance, guidance)
     height, width = plan.info["pipeline"]["size"]
     parts = ["flowturbo tune --pipeline PATH --prompts FILE"]
     if plan.nfe["conditional"]:

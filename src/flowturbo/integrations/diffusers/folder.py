@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from flowturbo import checks
@@ -51,7 +52,7 @@ def save_folder(
         OSError: if the folder cannot be written.
     """
     folder, needed = checks.path("folder", folder), plan.nfe["refiner"]
-    if "pipeline" not in plan.info:
+    if not {"pipeline", "guidance", "trajectories", "error", "baseline"} <= plan.info.keys():
         raise ValueError(
             f"plan {plan.name!r}: was not tuned to a pipeline; flowturbo.tune(pipe, prompts=...) "
             "makes such a plan, and plan.save(...) writes any other"
@@ -70,11 +71,12 @@ def save_folder(
 
 def is_folder(plan: object) -> bool:
     """Whether ``plan`` names a folder: a path that is no .json file, or one on the hub."""
-    if not isinstance(plan, str | Path) or Path(plan).is_file() or Path(plan).suffix == ".json":
+    if isinstance(plan, Path):
+        return plan.suffix != ".json" and not plan.is_file()
+    if not isinstance(plan, str) or plan.endswith(".json"):
         return False
-    text = str(plan)
-    path = isinstance(plan, Path) or text.startswith("hf:") or "/" in text or "\\" in text
-    return path or Path(plan).is_dir()
+    path = plan.startswith("hf:") or "/" in plan or "\\" in plan
+    return path or (len(plan) < 256 and os.path.isdir(plan))  # notation may be longer
 
 
 def read_folder(

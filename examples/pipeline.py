@@ -33,21 +33,18 @@ def pipeline():
 def main():
     pipe = pipeline()
     x0, text = torch.randn(36, 4, 8, 8), torch.randn(36, 5, 16)
-    mask = torch.ones(4, 5)
+    mask = torch.ones(36, 5)
 
     def draw(steps):
-        call = {"prompt_embeds": text[:4], "prompt_attention_mask": mask, "guidance_scale": 1.0}
+        call = {"prompt_embeds": text[:4], "prompt_attention_mask": mask[:4], "guidance_scale": 1.0}
         size = {"height": 64, "width": 64, "num_inference_steps": steps}
         return pipe(latents=x0[:4], output_type="latent", **size, **call).images
-
-    def field(x, t, cond):  # the network in the convention of this library
-        sigma = (1 - torch.as_tensor(t)).expand(len(x))
-        return -pipe.transformer(x, cond, sigma, return_dict=False)[0]
 
     euler = draw(4)
     pipe.scheduler = FlowTurboScheduler.from_config(pipe.scheduler.config)
     exact, second = draw(100), draw(4)
-    plan = ft.tune(field, nfe=4, noise=x0[4:], cond=text[4:])  # on other noises and texts
+    prompts = {"prompt_embeds": text[4:], "prompt_attention_mask": mask[4:]}  # or texts
+    plan = ft.tune(pipe, prompts=prompts, guidance=1.0, size=64, nfe=4, noise=x0[4:])
     enable(pipe, plan=plan)
     print(summary(pipe), *plan.info["notes"], sep="\n")
     for name, images in {"Euler": euler, "AB2": second, "tuned": draw(4)}.items():

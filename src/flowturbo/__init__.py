@@ -14,14 +14,13 @@ from flowturbo.field import Cast, CountCalls
 from flowturbo.guidance import Guidance
 from flowturbo.models.model import Model
 from flowturbo.models.zoo import load
+from flowturbo.pipelines import train_refiner, tune
 from flowturbo.plan import Plan
 from flowturbo.refiner.checkpoint import load_refiner
 from flowturbo.sampling import Step, sample
 from flowturbo.tasks.editing import edit, img2img, invert
 from flowturbo.tasks.generate import generate
 from flowturbo.tasks.inpainting import inpaint, remove
-from flowturbo.training.refiner import train_refiner
-from flowturbo.tuning.tune import tune
 
 __all__ = [
     "Cast",

@@ -127,8 +127,8 @@ def function(name: str, value: object, parameters: str, *, exactly: bool = True)
     if type(value).__module__.startswith("diffusers."):
         raise ValueError(
             f"{name}={type(value).__name__}: diffusers calls it with other arguments than "
-            f"({parameters}); wrap the network as a field, as in 'Tune a pipeline' of "
-            "docs/diffusers.md"
+            f"({parameters}); wrap the network as a field, or make one of a pipeline: "
+            "flowturbo.integrations.diffusers.as_field(pipe, prompts)"
         )
     if not exactly or torch.compiler.is_compiling():
         return value

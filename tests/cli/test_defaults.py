@@ -46,6 +46,10 @@ REASONS = {  # option: its default, and why that of the library is another
     "serve dtype": ("float32", "the precision that the model is loaded in, which None keeps"),
     "evaluate features": (True, "a switch: 'effnet', or None with --no-features"),
     "train-refiner batch": (None, "left out, so that either refiner has its own default"),
+    **{
+        f"{name} dtype": (None, "of a pipeline; models are loaded in the library's")
+        for name in ("tune", "train-refiner")
+    },
     "convert classes": (1000, "the paper's models, SiTConfig.named, have 1000 classes"),
     **{
         f"{name} device": ("auto", "resolve_device: CUDA if there is one")

@@ -5,8 +5,6 @@ import functools
 import inspect
 import subprocess
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -375,52 +373,3 @@ def test_a_copy_of_an_enabled_pipeline_is_enabled_too():
     mine = copy.copy(pipe)
     mine.scheduler = copy.copy(pipe.scheduler)
     assert torch.equal(cell.call(mine, len(PLAN)), cell.call(pipe, len(PLAN)))
-
-
-@pytest.mark.parametrize(("number", "parts"), [(0, "sd3"), (1, "flux")])
-def test_the_documented_field_of_a_pipeline_is_what_the_pipeline_runs(number, parts):
-    text = (Path(__file__).parents[2] / "docs/diffusers.md").read_text()
-    blocks = text.split("### Tune a pipeline")[1].split("```text\n")[1:]
-    given = pipelines.embeds(parts)
-    for name in ("negative_prompt_embeds", "negative_pooled_prompt_embeds"):  # one for all prompts
-        given[name] = given[name][:1].expand_as(given[name])
-    prompts, pooled = given["prompt_embeds"], given["pooled_prompt_embeds"]
-    null = given["negative_prompt_embeds"], given["negative_pooled_prompt_embeds"]
-    if parts == "flux":
-        pipe = diffusers.FluxPipeline(scheduler=EULER(), **pipelines.flux(distilled=True))
-        pipe.encode_prompt = lambda *texts: (prompts, pooled, torch.zeros(prompts.shape[1], 3))
-    else:
-        pipe = pipelines.CELLS["SD3"].build(EULER())
-        pipe.encode_prompt = lambda *texts: (prompts, null[0], pooled, null[1])
-    pipe.set_progress_bar_config(disable=True)
-    plan, tuned = ft.Plan.parse("AB2:5@3"), {}
-
-    def tune(field, **options):
-        tuned.update(options, field=field)
-        return plan
-
-    library = SimpleNamespace(tune=tune)
-    names = {"ft": library, "enable": enable, "torch": torch, "pipe": pipe, "texts": ["a", "b"]}
-    exec(blocks[number].split("```")[0], names)
-    x0 = torch.randn(2, 16, 2, 2)
-    call = {"width": 16, "height": 16, "num_inference_steps": 5, "output_type": "latent", **given}
-    if parts == "flux":
-        call = {k: v for k, v in call.items() if not k.startswith("negative")}
-        x0, names["image_ids"] = pipe.prepare_latents(
-            2, 4, 16, 16, torch.float32, torch.device("cpu"), torch.Generator().manual_seed(0)
-        )
-    del pipe.encode_prompt
-    scale = tuned.get("guidance", 3.5)
-    with torch.no_grad():
-        whole = pipe(latents=x0, guidance_scale=scale, **call).images
-    ours = ft.sample(
-        plan,
-        tuned["field"],
-        x0,
-        tuned["cond"],
-        guidance=tuned.get("guidance", 1.0),
-        negative=tuned.get("negative"),
-    )
-    torch.testing.assert_close(ours, whole, rtol=1e-4, atol=1e-4)
-    for name in tuned.keys() - {"field"}:
-        assert name in inspect.signature(ft.tune).parameters

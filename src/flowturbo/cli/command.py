@@ -30,6 +30,7 @@ _READ = (
     "compare_model",
     "vae",
     "model",
+    "pipeline",
     "refiner",
     "plan",
     "prompts",

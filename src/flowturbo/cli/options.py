@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from math import inf, nan
@@ -95,13 +96,16 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device called ``name``, "auto" being CUDA where there is one.
+    """The device called ``name``, "auto" being CUDA where there is one, each process its own.
 
     Raises:
         ValueError: if there is no such device on this machine.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        rank = os.environ.get("LOCAL_RANK")  # of the processes of torchrun or accelerate
+        return torch.device("cuda" if rank is None else f"cuda:{rank}")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -165,14 +169,23 @@ def read_plan(text: str | None) -> Plan | str | None:
     return Plan.load(text)
 
 
-def read_lines(path: Path, option: str = "--prompts", what: str = "prompts") -> list[str]:
-    """What is in a file, one a line; ``ValueError`` if there is nothing, or it is no text."""
+def read_lines(
+    path: Path, option: str = "--prompts", what: str = "prompts", *, every: bool = False
+) -> list[str]:
+    """What is in a file, one a line; ``ValueError`` if there is nothing, or it is no text.
+
+    Lines that are empty are left out, or refused if ``every`` line must hold something.
+    """
     try:
-        lines = [x for x in path.read_text(encoding="utf-8").splitlines() if x.strip()]
+        found = path.read_text(encoding="utf-8").splitlines()
+        lines = [x for x in found if x.strip()]
     except (OSError, UnicodeDecodeError) as e:
         raise ValueError(f"{option} {path}: cannot be read ({e})") from e
     if not lines:
         raise ValueError(f"{option} {path}: holds no {what}, one a line")
+    if every and len(lines) < len(found):
+        empty = next(i for i, x in enumerate(found, 1) if not x.strip())
+        raise ValueError(f"{option} {path}: line {empty} is empty; leave it out")
     return lines
 
 

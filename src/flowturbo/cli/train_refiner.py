@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flowturbo.cli.config import options_of
 from flowturbo.cli.options import (
     Device,
-    ModelName,
     check_folder,
     read_lines,
     read_plan,
     resolve_device,
 )
 from flowturbo.cli.output import say
+from flowturbo.cli.pipelines import (
+    ModelOrPipeline,
+    Negative,
+    Offload,
+    PipelineDtype,
+    PipelineName,
+    Size,
+    check_source,
+    pipeline_field,
+)
 from flowturbo.models.model import Model
 from flowturbo.models.zoo import load
 from flowturbo.progress import bars
@@ -29,6 +39,9 @@ from flowturbo.training import (
     train_refiner,
 )
 from flowturbo.types import JsonObject
+
+if TYPE_CHECKING:
+    from flowturbo.integrations.diffusers.field import PipelineField
 
 __all__ = ["run"]
 
@@ -44,7 +57,6 @@ def _option(name: str, text: str) -> typer.models.OptionInfo:
 @options_of(RefinerConfig)
 def run(
     context: typer.Context,
-    model: ModelName,
     out: Annotated[
         Path,
         typer.Option(
@@ -52,12 +64,15 @@ def run(
         ),
     ],
     config: RefinerConfig,
+    model: ModelOrPipeline = None,
+    pipeline: PipelineName = None,
     plan: Annotated[
         str | None,
         _option("plan", "Also train on the states that this plan visits: MMRMRMRM, or a .json."),
     ] = None,
     prompts: Annotated[
-        Path | None, _option("prompts", "File of prompts, one per line, for a text model.")
+        Path | None,
+        _option("prompts", "File of prompts, one per line, for a text model or a pipeline."),
     ] = None,
     paper: Annotated[
         bool,
@@ -72,12 +87,22 @@ def run(
         str | None,
         _option("vae", "With --paper: autoencoder to encode the images, instead of the card's."),
     ] = None,
+    negative: Negative = None,
+    size: Size = None,
     device: Device = "auto",
+    dtype: PipelineDtype = None,
+    offload: Offload = False,
 ) -> None:
     """Train a velocity refiner from the model alone, or the paper's refiner on data.
 
     Example: flowturbo train-refiner --model digits --guidance 1-4 --minutes 10 -o runs/refiner
     """
+    check_source(
+        model, pipeline, negative=negative, size=size, dtype=dtype,
+        offload=offload,
+    )  # fmt: skip
+    if paper and pipeline is not None:
+        raise ValueError("--paper: trains a refiner of a model on images; leave --pipeline out")
     if paper != (data is not None):
         raise ValueError("--paper and --data go together: the paper's refiner is trained on data")
     if vae is not None and not paper:
@@ -89,13 +114,25 @@ def run(
         for name in given.keys() - others - {*PAPER, *SHAPE}:
             raise ValueError(f"--{name.replace('_', '-')}: not an option of the paper's refiner")
     check_folder(out)
-    pattern, lines = read_plan(plan), read_lines(prompts) if prompts else []
-    teacher = load(model, device=resolve_device(device), vae=vae)
+    pattern = read_plan(plan)
     measured: JsonObject = {}
+    teacher: Model | PipelineField
+    if pipeline is not None:
+        teacher = pipeline_field(
+            pipeline, prompts, guidance=config.guidance if "guidance" in given else None,
+            negative=negative, size=size, device=device, dtype=dtype,
+            offload=offload,
+        )  # fmt: skip
+        kind = config.kind if "kind" in given else "conv"  # no block of it can be borrowed
+        config, cond = replace(config, kind=kind, guidance=teacher.guidance), None
+    else:
+        lines = read_lines(prompts) if prompts else []
+        teacher = load(str(model), device=resolve_device(device), vae=vae)
+        cond = teacher.condition(lines) if prompts else None
     if data is not None:
+        assert isinstance(teacher, Model)
         _paper(teacher, data, out, given)
     else:
-        cond = teacher.condition(lines) if prompts else None
         with bars() as report:
             refiner = train_refiner(
                 teacher, config, cond=cond, folder=out, plan=pattern, report=report

@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flowturbo.cli.config import options_of
 from flowturbo.cli.options import (
     Device,
-    ModelName,
+    check_folder,
     reserve,
     resolve_device,
 )
 from flowturbo.cli.output import say
+from flowturbo.cli.pipelines import (
+    ModelOrPipeline,
+    Negative,
+    Offload,
+    PipelineDtype,
+    PipelineName,
+    Size,
+    check_source,
+    pipeline_field,
+)
+from flowturbo.models.model import Model
 from flowturbo.models.zoo import load
+from flowturbo.plan import Plan
 from flowturbo.refiner.checkpoint import load_refiner
 from flowturbo.tuning.tune import TuneConfig, tune
+
+if TYPE_CHECKING:
+    from flowturbo.integrations.diffusers.field import PipelineField
 
 __all__ = ["run"]
 
@@ -25,11 +43,16 @@ __all__ = ["run"]
 @options_of(TuneConfig)
 def run(
     context: typer.Context,
-    model: ModelName,
     config: TuneConfig,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Output file, .json.")] = Path(
-        "plan.json"
-    ),
+    model: ModelOrPipeline = None,
+    pipeline: PipelineName = None,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="With --pipeline: prompts, one a line.")
+    ] = None,
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="Output file, .json; with --pipeline, a folder."),
+    ] = Path("plan.json"),
     refiner: Annotated[
         str | None, typer.Option("--refiner", help="Bundled name, or a folder with a refiner.")
     ] = None,
@@ -40,17 +63,47 @@ def run(
             help="Folder for intermediate results; an interrupted search in it is resumed.",
         ),
     ] = None,
+    negative: Negative = None,
+    size: Size = None,
+    licence: Annotated[
+        str | None,
+        typer.Option(
+            "--licence",
+            help="With --pipeline: of the plan and its refiner, on the model card; by default "
+            "apache-2.0.",
+        ),
+    ] = None,
     device: Device = "auto",
+    dtype: PipelineDtype = None,
+    offload: Offload = False,
 ) -> None:
-    """Fit a plan to a model, without data.
+    """Fit a plan to a model, or to a pipeline of diffusers and prompts, without data.
 
     Example: flowturbo tune --model digits --nfe 6 -o digits-6.json
     """
-    reserve(context, out, "a plan", ".json")
-    field = load(model, device=resolve_device(device))
+    check_source(
+        model, pipeline, prompts=prompts, negative=negative, size=size,
+        licence=licence, dtype=dtype, offload=offload,
+    )  # fmt: skip
+    save: Callable[[Plan, Any], None]
+    field: Model | PipelineField
+    if pipeline is not None:
+        if out.suffix.lower() == ".json":
+            raise ValueError(f"-o {out}: the plan of a pipeline is written to a folder; -o FOLDER")
+        check_folder(out)
+        field = pipeline_field(
+            pipeline, prompts, guidance=config.guidance, negative=negative, size=size,
+            device=device, dtype=dtype, offload=offload,
+        )  # fmt: skip
+        config = replace(config, guidance=field.guidance)
+        save = partial(_save_folder, out, licence or "apache-2.0")
+    else:
+        reserve(context, out, "a plan", ".json")
+        field = load(str(model), device=resolve_device(device))
+        save = lambda plan, refiner: plan.save(out)
     loaded = None if refiner is None else load_refiner(refiner, field)
     plan = tune(field, config, refiner=loaded, cache_dir=cache_dir, report=lambda p: say(str(p)))
-    plan.save(out)
+    save(plan, loaded)
     say(repr(plan))
     for note in plan.info["notes"]:
         say(note)
@@ -62,3 +115,9 @@ def run(
         figures = f"error {error['rmse']:.4f}, median {error['median']:.4f}"
         say(f"{name}: {figures}, {what}")
     say(f"-> {out}")
+
+
+def _save_folder(out: Path, licence: str, plan: Plan, refiner: Any) -> None:
+    from flowturbo.integrations.diffusers.folder import save_folder
+
+    save_folder(out, plan, refiner, licence=licence)

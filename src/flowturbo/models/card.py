@@ -97,6 +97,7 @@ class SmallConfig(Schema):
     width: Count = 40
     depth: int = Field(default=3, ge=1, le=MOST["depth"])
     classes: int = Field(default=0, ge=0, le=MOST["classes"])
+    pooled: int = Field(default=0, ge=0, le=MOST["width"])
 
     @field_validator("shape")
     @classmethod

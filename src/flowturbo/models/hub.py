@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["fetch"]
+__all__ = ["fetch", "push"]
 
 
 def fetch(name: str, files: Sequence[str], what: str) -> Path:
@@ -30,5 +30,40 @@ def fetch(name: str, files: Sequence[str], what: str) -> Path:
     try:
         return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(files)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise ValueError(f"{what} {name!r} could not be fetched from the hub: {reason}") from e
+        raise ValueError(f"{what} {name!r} could not be fetched from the hub: {_reason(e)}") from e
+
+
+def push(folder: Path, name: str, files: Sequence[str], message: str, *, private: bool) -> str:
+    """Upload some files of ``folder`` to "hf:owner/repo", which is made if it is not there.
+
+    Args:
+        folder: with the files.
+        name: as above; "hf:" may be left out.
+        files: their names.
+        message: of the commit.
+        private: whether a repository that is made is private.
+
+    Returns:
+        the address of the commit.
+
+    Raises:
+        ValueError: if the name is not written so, or the upload is refused or fails.
+    """
+    from huggingface_hub import create_repo, upload_folder
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    repo = name.removeprefix("hf:")
+    if repo.count("/") != 1 or "@" in repo:
+        raise ValueError(f"repo={name!r}: must be owner/repo")
+    try:
+        create_repo(repo, private=private, exist_ok=True)
+        made = upload_folder(
+            repo_id=repo, folder_path=folder, allow_patterns=list(files), commit_message=message
+        )
+    except (HfHubHTTPError, HFValidationError, OSError) as e:
+        raise ValueError(f"repo={name!r}: could not be uploaded to the hub: {_reason(e)}") from e
+    return str(made.commit_url)
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

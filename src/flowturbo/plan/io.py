@@ -37,6 +37,15 @@ class Baseline(Error):
     name: str
 
 
+class Pipeline(Schema):
+    """What a plan that was tuned to a pipeline of diffusers keeps about it."""
+
+    network: str
+    size: list[int] = Field(min_length=2, max_length=2)
+    state: list[int] = Field(min_length=1)
+    call: JsonObject
+
+
 class Info(Schema):
     """The entries of ``info`` that the library reads; others are not checked."""
 
@@ -44,6 +53,7 @@ class Info(Schema):
     error: Error | None = None
     baseline: Baseline | None = None
     inverts: str | None = None
+    pipeline: Pipeline | None = None
 
     @model_validator(mode="after")
     def _ascends(self) -> Info:

@@ -12,7 +12,6 @@ import torch
 from flowturbo import checks
 from flowturbo.field import Field, device_of
 from flowturbo.models.checkpoint import FORMAT, read_card, save_pair
-from flowturbo.models.model import Model
 from flowturbo.models.sit import SiT, SiTConfig
 from flowturbo.models.weights import check_fit, fill, read_header, read_weights
 from flowturbo.models.zoo import find
@@ -55,8 +54,8 @@ def save_refiner(
     }
     if isinstance(refiner, VelocityRefiner):
         card["guidance"] = list(refiner.guidance_range)
-    if isinstance(model, Model):
-        card["model"] = {"name": model.name, "fingerprint": model.fingerprint}
+    if model is not None and (made_for := getattr(model, "fingerprint", None)) is not None:
+        card["model"] = {"name": getattr(model, "name", None), "fingerprint": made_for}
     _check(card, f"card of {folder}", "correct it")
     save_pair(folder / REFINER_WEIGHTS, folder / REFINER_CARD, refiner.network, card, dtype=dtype)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,8 @@ class SmallNetwork(nn.Module):
         depth: residual blocks of two layers.
         classes: number of conditions if they are indices (B,), the null class included; 0 ignores
             the condition.
+        pooled: size P of a vector that the network sees of its condition, which is then a dict with
+            the entry "pooled", (B, P) of floats; 0 without one.
         images: states in ``x``.
         numbers: how many ``numbers`` there are.
     """
@@ -38,6 +40,7 @@ class SmallNetwork(nn.Module):
         width: int = 40,
         depth: int = 3,
         classes: int = 0,
+        pooled: int = 0,
         images: int = 3,
         numbers: int = 3,
     ) -> None:
@@ -46,6 +49,8 @@ class SmallNetwork(nn.Module):
             raise ValueError(f"shape={tuple(shape)}: a state must be (C, H, W) or (D,)")
         self.shape = tuple(shape)
         self.config = dict(shape=list(shape), width=width, depth=depth, classes=classes)
+        if pooled:
+            self.config["pooled"] = pooled
         size, flat = shape[0], len(shape) == 1
         self.first = _layer(flat, images * size, width)
         self.layers = nn.ModuleList(
@@ -55,6 +60,7 @@ class SmallNetwork(nn.Module):
         self.last = _layer(flat, width, size)
         self.embedders = nn.ModuleList(TimestepEmbedder(width, 32) for _ in range(numbers + 1))
         self.classes = nn.Embedding(classes, width) if classes else None
+        self.pooled = nn.Linear(pooled, width) if pooled else None
         self.modulation = nn.Linear(width, 2 * width * depth)
         for p in (*self.last.parameters(), *self.modulation.parameters()):
             nn.init.zeros_(p)
@@ -62,6 +68,8 @@ class SmallNetwork(nn.Module):
     def check_inputs(self, x: Tensor, cond: Condition = None, negative: Condition = None) -> None:
         """Refuse states and classes that the network cannot take, with a ``ValueError``."""
         checks.tensor("x", x, ("B", *self.shape))
+        if self.pooled is not None:
+            self._vector(cond, len(x))
         if self.classes is None:
             return
         most, kinds = self.classes.num_embeddings - 1, (torch.int32, torch.int64)
@@ -78,6 +86,8 @@ class SmallNetwork(nn.Module):
         c = sum(e(n) for e, n in zip(self.embedders, numbers.unbind(1), strict=True))
         if self.classes is not None:
             c = c + self.classes(cond.long())
+        if self.pooled is not None:
+            c = c + self.pooled(self._vector(cond, len(x)).to(c.dtype))
         m = self.modulation(F.silu(c)).reshape(*numbers.shape[:1], -1, *[1] * (x.ndim - 2))
         h = self.first(x)
         for layers, both in zip(self.layers, m.chunk(len(self.layers), dim=1), strict=True):
@@ -85,6 +95,18 @@ class SmallNetwork(nn.Module):
             one, two = layers.children()
             h = h + two(F.silu(one(F.silu(h)) * (1 + scale) + shift))
         return self.last(F.silu(h))
+
+    def _vector(self, cond: Condition, rows: int) -> Tensor:
+        """The pooled vector (B, P) of a condition; ``ValueError`` if it has none of this size."""
+        assert self.pooled is not None
+        vector = cond.get("pooled") if isinstance(cond, Mapping) else None
+        size = (rows, self.pooled.in_features)
+        if not isinstance(vector, Tensor) or vector.shape != size:
+            raise ValueError(
+                f"cond={checks.shown(cond)}: the refiner was made for conditions with 'pooled', "
+                f"here {size}"
+            )
+        return vector
 
 
 def _layer(flat: bool, inner: int, outer: int, reach: int = 1) -> nn.Module:

@@ -12,7 +12,6 @@ from flowturbo.checks import DTYPES, function, number, shown, tensor, whole
 from flowturbo.field import Field, device_of
 from flowturbo.guidance import Guidance
 from flowturbo.models.conditioning import TextCondition
-from flowturbo.models.model import Model
 from flowturbo.tree import map_condition
 from flowturbo.types import Condition, GuidanceRange
 
@@ -64,11 +63,12 @@ class InitialStateSampler:
                 )
         if cond is not None:
             _check_rows(cond, None if noise is None else len(noise))
-        if cond is None and noise is None and isinstance(model, Model):
+        if cond is None and noise is None and hasattr(model, "random_condition"):
             cond = model.random_condition(4096, torch.Generator().manual_seed(seed))
-            if cond is None and isinstance(model.conditioning, TextCondition):
+            if cond is None and isinstance(getattr(model, "conditioning", None), TextCondition):
+                name = getattr(model, "name", None)
                 raise ValueError(
-                    f"model {model.name!r} takes prompts and its card lists none; "
+                    f"model {name!r} takes prompts and its card lists none; "
                     "pass cond=model.condition([...]) of prompts to train on"
                 )
         if (low, high) != (1.0, 1.0) and (cond is None or not hasattr(model, "null_condition")):

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar, Union, cast
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["FORMAT", "Processes", "Tracker"]
 
 FORMAT = 2  # of the folder of a run, and of how what it holds is computed
+
+WAIT = timedelta(days=7)  # of a process for what the first does, such as all trajectories
 
 PROJECT = "flowturbo"  # that trackers file runs under
 
@@ -55,6 +58,7 @@ class Processes:
     def __init__(self, trackers: Sequence[Tracker] = (), out: Path | None = None) -> None:
         try:
             from accelerate import Accelerator
+            from accelerate.utils import InitProcessGroupKwargs
         except ImportError as e:
             raise ImportError("training needs accelerate: pip install 'flowturbo[train]'") from e
         started = int(os.environ.get("WORLD_SIZE", "1"))
@@ -63,7 +67,11 @@ class Processes:
         )  # accelerate would look for one
         log_with = _checked_trackers(trackers)
         self._accelerator = Accelerator(  # a run decides on the precision
-            cpu=alone, mixed_precision="no", log_with=log_with or None, project_dir=out
+            cpu=alone,
+            mixed_precision="no",
+            log_with=log_with or None,
+            project_dir=out,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
         )
         self.tracked = bool(log_with)
         self.device: torch.device = self._accelerator.device

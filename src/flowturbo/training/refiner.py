@@ -9,6 +9,7 @@ second stage trains on the states that a given plan visits when it runs with the
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from flowturbo import checks
-from flowturbo.checks import shown
+from flowturbo.checks import DTYPES, shown, tensor
 from flowturbo.config import configured
 from flowturbo.digests import content
 from flowturbo.field import Field
@@ -61,7 +62,8 @@ def train_refiner(
         noise: (N, ...), initial states of the trajectories; by default standard normal noise of
             ``model.shape``.
         cond: conditions, a row for each of ``noise``, else rows to sample from. By default random
-            labels or prompts of the model's card, or none.
+            labels or prompts of the model's card, or none. A small network sees classes, and of a
+            dict its entry "pooled", (N, P) of floats.
         folder: gets ``refiner.safetensors`` and ``refiner.json``; the trajectories and the state of
             the run are in ``refiner-run`` in it, with the refiner as it is before training on the
             states of a plan. It may be the model's. By default a temporary one.
@@ -128,8 +130,11 @@ def _new(model: Field, config: RefinerConfig, initial: InitialStateSampler) -> V
                 f"classes from 0, below {MOST_CLASSES:,}, or pass floating point conditions"
             )
         classes = 1 + int(every.max())
-    width = {} if config.width is None else {"width": config.width}
-    refiner = VelocityRefiner.small(initial.shape, initial.guidance, classes=classes, **width)
+    options = {} if config.width is None else {"width": config.width}
+    if isinstance(cond, Mapping) and "pooled" in cond:
+        pooled = tensor("cond['pooled']", cond["pooled"], ("N", "P"), dtypes=DTYPES)
+        options["pooled"] = pooled.shape[1]
+    refiner = VelocityRefiner.small(initial.shape, initial.guidance, classes=classes, **options)
     return refiner.to(initial.device)
 
 

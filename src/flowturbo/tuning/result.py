@@ -80,6 +80,7 @@ def _provenance(problem: Problem, best: Plan, guidance: GuidanceRange, seed: int
         "trajectories": {name: len(part) for name, part in parts.items()},
         "seed": seed,
         "contrast": problem.contrast,
+        **getattr(problem.field, "plan_info", {}),  # of a pipeline
     }
 
 

@@ -23,7 +23,12 @@ except ImportError as error:
         f"{error}: pipelines need diffusers 0.40 or later; pip install 'flowturbo[diffusers]'"
     ) from error
 
+_VERSION = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
+DTYPE = "dtype" if _VERSION >= (0, 42) else "torch_dtype"
+"""What ``from_pretrained`` of this version calls the precision."""
+
 __all__ = [
+    "DTYPE",
     "ClassifierFreeGuidance",
     "DiffusionPipeline",
     "FlowMatchEulerDiscreteScheduler",

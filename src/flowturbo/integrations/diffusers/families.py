@@ -40,6 +40,10 @@ class Family:
             pipeline does not keep it.
         guided: the arguments of the pipeline's call for the scale ``w`` of ``u + w*(c - u)``, 1 for
             off; None if they are not known, and editing is refused.
+        time: the name of the network's argument for its time.
+        pooled: the name of its argument for a pooled vector of the prompt (B, P), if it has one:
+            what a refiner can see of the condition.
+        rescaled: whether the pipeline rescales guided velocities, which `as_field` does not.
         video: whether the autoencoder takes videos (B, 3, 1, H, W).
         blocks: classes of the repeated blocks, for ``compile_repeated_blocks`` where diffusers does
             not list them.
@@ -53,6 +57,9 @@ class Family:
     conditional: Literal["first", "second", "calls"] | None = None
     scale: Callable[[float], float] | None = None
     guided: Callable[[float], ReadOnlyJson] | None = None
+    time: str = "timestep"
+    pooled: str | None = None
+    rescaled: bool = False
     video: bool = False
     blocks: tuple[str, ...] = ()
 
@@ -99,16 +106,22 @@ FAMILIES = {
         conditional="second",
         scale=_at_least_1,
         guided=_guidance_scale,
+        pooled="pooled_projections",
         blocks=("JointTransformerBlock",),
     ),
     "FluxTransformer2DModel": Family(
-        name="FLUX.1", sides=_flux, conditional="calls", guided=_guidance_scale
+        name="FLUX.1",
+        sides=_flux,
+        conditional="calls",
+        guided=_guidance_scale,
+        pooled="pooled_projections",
     ),
     "Lumina2Transformer2DModel": Family(
         name="Lumina2",
         negated=True,
         conditional="calls",
         scale=_at_least_1,
+        rescaled=True,
         blocks=("Lumina2TransformerBlock",),
     ),
     "SanaTransformer2DModel": Family(
@@ -123,11 +136,13 @@ FAMILIES = {
         sides=_qwen,
         conditional="calls",
         guided=lambda w: {"true_cfg_scale": w},
+        rescaled=True,
         video=True,
     ),
     "ZImageTransformer2DModel": Family(
         name="Z-Image",
         state="x",
+        time="t",
         negated=True,
         listed=True,
         conditional="first",

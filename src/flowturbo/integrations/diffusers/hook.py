@@ -26,9 +26,9 @@ from flowturbo.integrations.diffusers.run import cropped, half_of
 from flowturbo.plan import Row
 from flowturbo.refiner.binding import History, Refiner
 from flowturbo.sampling import Velocities, weighted_sum
-from flowturbo.types import Pipeline, ReadOnlyJson, Scheduler
+from flowturbo.types import Condition, Pipeline, ReadOnlyJson, Scheduler
 
-__all__ = ["Link", "RefinerHook", "install", "remove"]
+__all__ = ["Link", "RefinerHook", "install", "pooled_of", "remove", "tensor_of"]
 
 NAME = "flowturbo"
 Network: TypeAlias = Any  # of diffusers: a module with a config
@@ -62,8 +62,8 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
     """Evaluates rows in place of a network of ``family``.
 
     Args:
-        refiner: ``(x, t, cond, history) -> v`` on unpacked states (B, C, H, W); ``cond`` is None.
-            None of a plan without rows for one.
+        refiner: ``(x, t, cond, history) -> v`` on unpacked states (B, C, H, W); ``cond`` is None,
+            or a dict of the pooled vector. None of a plan without rows for one.
         module: the network of the refiner, to move it to the state's device; None if it has none.
         family: how the network is called.
         link: to the scheduler.
@@ -98,7 +98,7 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
             # which row is the first of a run is known at its step
             kept = scheduler.step_index is None if row is None else row.keeps_term
             if self.branches and kept and scheduler.output is None:  # of two calls the first
-                scheduler.output = (sign * _tensor(out), self.family.conditional == "first")
+                scheduler.output = (sign * tensor_of(out), self.family.conditional == "first")
             return out
         state = args[0] if args else kwargs[self.family.state]
         if scheduler.answer is None:  # else it was evaluated for another branch of guidance
@@ -121,7 +121,7 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
             half = half_of(n, self.family.conditional == "first")
             cut = lambda a: a[half] if isinstance(a, Tensor | list) and _length(a) == 2 * n else a
             args, kwargs = [cut(a) for a in args], {k: cut(a) for k, a in kwargs.items()}
-        v = sign * _tensor(self.fn_ref.original_forward(*args, **kwargs))
+        v = sign * tensor_of(self.fn_ref.original_forward(*args, **kwargs))
         return weighted_sum(cropped(v, like), row.estimate, known)
 
     # else it would be compiled again for each length of the history
@@ -140,11 +140,21 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
         x = cropped(x, like)
         if self.module is not None and device_of(self.module) != x.device:
             self.module.to(x.device)  # offloading moves the network, but not the refiner
+        cond = self._condition(state, len(like), arguments)
         if self.family.sides is None:
-            return refiner(x, t, None, history).to(like.dtype)
+            return refiner(x, t, cond, history).to(like.dtype)
         sides = self._sides(arguments, x.shape[1])
         unpacked = [(time, unpack(v, sides)) for time, v in history]
-        return pack(refiner(unpack(x, sides), t, None, unpacked)).to(like.dtype)
+        return pack(refiner(unpack(x, sides), t, cond, unpacked)).to(like.dtype)
+
+    def _condition(self, state: State, n: int, arguments: ReadOnlyJson) -> Condition:
+        """What a refiner that sees the pooled vector of prompts is shown of them, else None."""
+        if self.family.pooled is None or not pooled_of(self.module):
+            return None
+        vector = arguments[self.family.pooled]
+        if len(state) == 2 * n:
+            vector = vector[half_of(n, self.family.conditional == "first")]
+        return {"pooled": vector}
 
     def _warn_of_scale(self, scheduler: Scheduler) -> None:
         """Warn if the pipeline's guidance scale is known and is another."""
@@ -182,7 +192,13 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
         return list(out.unsqueeze(2).unbind(0)) if self.family.listed else out
 
 
-def _tensor(out: Any) -> Tensor:
+def pooled_of(refiner: object) -> int:
+    """The size of the pooled vector that a refiner sees; 0 if it sees none."""
+    layer = getattr(getattr(refiner, "network", None), "pooled", None)
+    return layer.in_features if isinstance(layer, nn.Linear) else 0
+
+
+def tensor_of(out: Any) -> Tensor:
     """The velocities (B, ...) in the output of a network, in whatever form it has."""
     out = out[0] if isinstance(out, tuple) else out.sample
     return out if isinstance(out, Tensor) else torch.stack(list(out)).squeeze(2)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from flowturbo.guidance import Guidance
 from flowturbo.integrations.diffusers._shim import DiffusionPipeline, SchedulerMixin
 from flowturbo.integrations.diffusers.families import FAMILIES, Family
+from flowturbo.integrations.diffusers.fit import Fit, check_fit, warn_of_weights
+from flowturbo.integrations.diffusers.folder import is_folder, read_folder
 from flowturbo.integrations.diffusers.hook import Link, RefinerHook, install, remove
 from flowturbo.integrations.diffusers.scheduler import FlowTurboScheduler
 from flowturbo.integrations.diffusers.tables import branches_apart, needs_hook, plan_of
@@ -68,9 +70,11 @@ def enable(
         pipe: the pipeline, of any network; for a refiner, of a family in ``families.FAMILIES``.
         plan: to run, its notation or its .json file, in place of the second-order solver on the
             pipeline's noise levels. Its times override the pipeline's, and ``num_inference_steps``
-            must be ``len(plan)``.
+            must be ``len(plan)``. Or a folder that ``flowturbo tune --pipeline`` wrote, or one on
+            the hub, "hf:owner/repo", which holds the refiner too.
         refiner: for the plan's refiner evaluations, or its folder; not used by a plan without any.
-            It predicts guided velocities of unpacked latents (B, C, H, W), without a condition.
+            It predicts guided velocities of unpacked latents (B, C, H, W), without a condition, or
+            with the pooled vector of the prompt, as `flowturbo.train_refiner` made it.
         guidance: the scale that the refiner is conditioned on, if it was trained for a range: the
             ``w`` of ``u + w*(c - u)``, 1 for off. It must be the scale of the pipeline's calls; a
             warning is given where that is known and differs.
@@ -79,9 +83,17 @@ def enable(
     Raises:
         ValueError: if the pipeline is enabled already, does not sample with its ``scheduler``
             alone, that scheduler is not supported, plan and refiner do not match, the network's
-            family is unknown and a refiner needs it, or an argument is of another type.
+            family is unknown and a refiner needs it, a folder holds no plan or cannot be fetched,
+            or an argument is of another type.
+
+    Warns:
+        UserWarning: if the plan was fitted to other weights, now, or at another guidance scale or
+            size, in the calls; it names both and how to fit a plan again.
     """
     _check(pipe)
+    if is_folder(plan):
+        plan, own = read_folder(plan)
+        refiner = own if refiner is None else refiner
     network = network_of(pipe)
     family = FAMILIES.get(type(network).__name__) if family is None else family
     if not isinstance(family, Family | None):
@@ -99,6 +111,8 @@ def enable(
     prepared = _prepare(plan, refiner, guidance)
     if plan is not None:
         warn_on_mismatch(plan, _nothing, refiner, guidance)
+        check_fit(plan, prepared and refiner, network, family)
+        warn_of_weights(plan, pipe, network)
     hooked = plan is not None and needs_hook(plan)
     if hooked and (family is None or network is None):
         known = ", ".join(f"{entry.name} ({name})" for name, entry in FAMILIES.items())
@@ -116,6 +130,8 @@ def enable(
             "conditional=...), or take a plan without them"
         )
     before = pipe.scheduler
+    if plan is not None and "pipeline" in plan.info:
+        scheduler.fit = Fit(pipe, plan, family)
     pipe.scheduler = scheduler
     if pipe.scheduler is not scheduler:
         raise ValueError(

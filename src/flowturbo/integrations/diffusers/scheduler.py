@@ -271,6 +271,8 @@ class FlowTurboScheduler(RunPerThread, FlowMatchEulerDiscreteScheduler):  # type
             )
         run = self._run
         k = run.begin_step(timestep, self.index_for_timestep)
+        if self.fit is not None and run.predicted is None:
+            self.fit.check(self, sample)
         row = run.next_row
         if self.config.guider and run.answer is None and run.output is None:
             raise ValueError(

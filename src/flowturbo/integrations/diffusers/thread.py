@@ -17,6 +17,7 @@ from flowturbo.sampling import Velocities
 from flowturbo.types import JsonObject
 
 if TYPE_CHECKING:
+    from flowturbo.integrations.diffusers.fit import Fit
     from flowturbo.integrations.diffusers.hook import Link
 
 __all__ = ["RunPerThread", "running"]
@@ -32,6 +33,7 @@ class RunPerThread:
 
     def __init__(self) -> None:
         self.link: Link | None = None  # to the hook of a refiner
+        self.fit: Fit | None = None  # what the plan was fitted to
         self._here = threading.local()
         self._run = Run()
 

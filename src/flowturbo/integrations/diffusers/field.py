@@ -9,12 +9,11 @@ of its prompts, so that each is kept once however many trajectories it has.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from inspect import signature
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +30,13 @@ from flowturbo.integrations.diffusers.editing_arguments import (
 from flowturbo.integrations.diffusers.families import FAMILIES, Family, pack, unpack
 from flowturbo.integrations.diffusers.fit import weights_of
 from flowturbo.integrations.diffusers.hook import tensor_of
+from flowturbo.integrations.diffusers.network_calls import (
+    NetworkCall,
+    Recorder,
+    form_of,
+    joined,
+    plain,
+)
 from flowturbo.integrations.diffusers.pipeline import components_of, network_of
 from flowturbo.integrations.diffusers.run import cropped
 from flowturbo.integrations.diffusers.scheduler import FlowTurboScheduler
@@ -116,7 +122,7 @@ def as_field(
         check_effect(pipe, family, high, given)
     call = {**_guided(family, high, parameters), **sizes, **arguments}
     # the conditional branch is apart from the other at a scale that is on
-    seen = _Calls(pipe, family, call)
+    seen = Recorder(pipe, family, call)
     first = seen(_row(given, 0))
     others = [seen(_row(given, i), first) for i in range(1, rows("prompts", given))]
     apart = first.null is not None
@@ -158,24 +164,6 @@ def sides_of(size: int | str | None) -> dict[str, int]:
     return {name: int(side) for name, side in sides.items()}
 
 
-class _Call(NamedTuple):
-    """What a pipeline calls its network with, but for the state, at one row.
-
-    Attributes:
-        one: the arguments of the conditional branch, by name.
-        null: those of the other, if there is one.
-        state: as the network takes it, of one row.
-        calls: of the network in a step.
-        times: of the network at t = 0 and, after two steps, at t = 1/2.
-    """
-
-    one: JsonObject
-    null: JsonObject | None
-    state: Any
-    calls: int
-    times: list[Tensor]
-
-
 class PipelineField:
     """``(x, t, cond) -> v`` of the network of a pipeline; `as_field` makes it.
 
@@ -195,7 +183,7 @@ class PipelineField:
         pipe: Pipeline,
         family: Family,
         prompts: Sequence[JsonObject],
-        first: _Call,
+        first: NetworkCall,
         scale: GuidanceRange,
         call: ReadOnlyJson,
         batch: int | None,
@@ -243,7 +231,7 @@ class PipelineField:
         v = torch.empty_like(x)
         alike: dict[str, list[int]] = {}
         for i, arguments in enumerate(found):
-            alike.setdefault(_form(arguments), []).append(i)
+            alike.setdefault(form_of(arguments), []).append(i)
         for members in alike.values():  # prompts of other lengths are other calls
             for i in range(0, len(members), self._batch):
                 part = members[i : i + self._batch]
@@ -279,7 +267,7 @@ class PipelineField:
     def _called(self, x: Tensor, t: Tensor, given: Sequence[JsonObject]) -> Tensor:
         """The velocities of rows that one call of the network can hold."""
         family = self._family
-        arguments = {key: _joined([g[key] for g in given]) for key in given[0]}
+        arguments = {key: joined([g[key] for g in given]) for key in given[0]}
         x = x.to(self.device, self._dtype)
         packed = x if self._sides is None else pack(x)
         state = list(packed.unsqueeze(2).unbind(0)) if family.listed else packed
@@ -298,7 +286,7 @@ class PipelineField:
 
     def _condition(self, prompts: Sequence[JsonObject]) -> JsonObject:
         """What conditions hold of some prompts, whose arguments are kept."""
-        keys = [int(content(_plain(arguments)), 16) >> 1 for arguments in prompts]
+        keys = [int(content(plain(arguments)), 16) >> 1 for arguments in prompts]
         self._known.update(zip(keys, prompts, strict=True))
         made: JsonObject = {"prompt": torch.tensor(keys, device=self.device)}
         if (name := self._family.pooled) is not None:
@@ -322,89 +310,6 @@ class PipelineField:
                 "field.conditions"
             )
         return self._known[key]
-
-
-class _Enough(Exception):
-    """Ends a run of a pipeline whose network's arguments are known."""
-
-
-class _Calls:
-    """Runs a copy of a pipeline and keeps what its network is called with.
-
-    Args:
-        pipe: is left as it is.
-        family: of its network.
-        call: arguments of its call, without prompts.
-    """
-
-    def __init__(self, pipe: Pipeline, family: Family, call: JsonObject) -> None:
-        self._pipe, self._family, self._call = copy.copy(pipe), family, call
-        self._pipe.set_progress_bar_config(disable=True)
-        self._network = getattr(pipe, "transformer", None) or pipe.unet
-        network: Any = network_of(pipe)
-        self._names = signature(type(network).forward)
-        self._takes = {*signature(type(pipe).__call__).parameters}
-
-    @torch.no_grad()
-    def __call__(self, prompt: ReadOnlyJson, before: _Call | None = None) -> _Call:
-        """The arguments of one prompt.
-
-        The first prompt runs for two steps, which shows how many calls there are in a step, and the
-        network's time in both. The others, after ``before``, end with the arguments of the last
-        call of the first step: the network, which may be offloaded, does not run for them if that
-        is the only one.
-        """
-        steps = 2 if before is None else 1
-        try:
-            self._pipe.scheduler = FlowTurboScheduler.from_config(
-                self._pipe.scheduler, plan=f"E{steps}"
-            )
-        except ValueError as error:
-            raise ValueError(f"{type(self._pipe).__name__}: {error}") from None
-        seen: list[JsonObject] = []
-
-        @torch.compiler.disable  # type: ignore[untyped-decorator]
-        def keep(*given: Any) -> None:
-            seen.append(self._bound(*given))
-            if before is not None and len(seen) == before.calls:
-                raise _Enough
-
-        options = {"num_inference_steps": steps, "output_type": "latent"}
-        if "generator" in self._takes:  # leaves the caller's random numbers alone
-            options["generator"] = torch.Generator().manual_seed(0)
-        hook = self._network.register_forward_pre_hook(keep, with_kwargs=True)
-        try:
-            self._pipe(**options, **self._call, **prompt)
-        except _Enough:
-            pass
-        finally:
-            hook.remove()
-        return self._read(seen[: len(seen) // steps], seen[-1])
-
-    def _bound(self, _: object, args: Sequence[Any], kwargs: ReadOnlyJson) -> JsonObject:
-        bound = self._names.bind(None, *args, **kwargs).arguments
-        return {key: value for key, value in [*bound.items()][1:] if key != "return_dict"}
-
-    def _read(self, calls: Sequence[JsonObject], last: JsonObject) -> _Call:
-        """What the calls of the first step say, and the time of the last call of all."""
-        family, first = self._family, calls[0]
-        times = [_first(call[family.time]) for call in (first, last)]
-        n = len(first[family.state])
-        rest = [_without(call, family.state, family.time) for call in calls]
-        branch = 0 if family.conditional == "first" else 1
-        one = _plucked(rest[0], n, branch if n == 2 else 0)
-        null = None
-        if n == 2:
-            null = _plucked(rest[0], n, 1 - branch)
-        elif len(calls) == 2:
-            null = _plucked(rest[1], 1, 0)
-        apart = null is not None
-        if n > 2 or len(calls) > 2 or (apart and family.conditional is None):
-            raise ValueError(
-                f"{type(self._pipe).__name__} calls its network {len(calls)} times a step with {n} "
-                "rows: which is the conditional branch is not known; pass guidance=1"
-            )
-        return _Call(one, null, first[family.state][:1], len(calls), times)
 
 
 def _prompts(
@@ -470,50 +375,3 @@ def _name(pipe: Pipeline) -> str:
     """The repository of a pipeline; of one from a folder, the folder's name; else its class."""
     source = str(getattr(pipe, "name_or_path", None) or type(pipe).__name__)
     return source if source.count("/") == 1 and source[0] not in "./~" else source.split("/")[-1]
-
-
-def _first(time: Any) -> Tensor:
-    """The first number of a time (B,) or ()."""
-    return torch.as_tensor(time).reshape(-1)[0].detach().cpu()
-
-
-def _without(arguments: ReadOnlyJson, *names: str) -> JsonObject:
-    return {key: value for key, value in arguments.items() if key not in names}
-
-
-def _plucked(value: Any, n: int, i: int) -> Any:
-    """Row ``i`` of what has ``n`` rows, as one row; anything else as it is."""
-    if isinstance(value, Mapping):
-        return {key: _plucked(each, n, i) for key, each in value.items()}
-    if isinstance(value, Tensor):
-        return value[i : i + 1].detach().clone() if value.ndim and len(value) == n else value
-    return [value[i]] if isinstance(value, list) and len(value) == n else value
-
-
-def _joined(parts: Sequence[Any]) -> Any:
-    """Rows joined, of arguments alike in form; what has no rows is the first's."""
-    one = parts[0]
-    if isinstance(one, Mapping):
-        return {key: _joined([part[key] for part in parts]) for key in one}
-    if isinstance(one, Tensor) and one.ndim and len(one) == 1:
-        return torch.cat(list(parts))
-    return [part[0] for part in parts] if isinstance(one, list) and len(one) == 1 else one
-
-
-def _form(value: Any) -> str:
-    """Equal for arguments that one call can hold; in lists, tensors may differ."""
-    if isinstance(value, Mapping):
-        return str([(key, _form(each)) for key, each in value.items()])
-    if isinstance(value, Tensor):
-        return f"{tuple(value.shape)} {value.dtype}"
-    return str(len(value)) if isinstance(value, list) and len(value) == 1 else repr(value)
-
-
-def _plain(value: Any) -> Any:
-    """``value`` as `content` takes it."""
-    if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(each) for each in value]
-    known = value is None or isinstance(value, Tensor | str | int | float)
-    return value if known else repr(value)

@@ -528,7 +528,7 @@ def test_bad_arguments_are_refused_before_anything_runs(given, message, monkeypa
         (lambda: CELLS["SD3 img2img"].build(EULER()), "AutoPipelineForText2Image"),
         (lambda: CELLS["Flux inpaint"].build(EULER()), "AutoPipelineForText2Image"),
         (lambda: CELLS["Lumina2"].build(EULER()), "Lumina2Pipeline.*of SD3, FLUX.1, Sana"),
-        (lambda: pipelines.WITHOUT_FAMILY["Wan"].build(EULER()), "WanPipeline with a WanTrans"),
+        (lambda: pipelines.MORE["Wan"].build(EULER()), "WanPipeline with a WanTrans"),
         (lambda: CELLS["SD3"].build(diffusers.DDIMScheduler()), "a diffusion, not a flow"),
     ],
     ids=["object", "img2img", "inpaint", "Lumina2", "Wan", "DDIM"],

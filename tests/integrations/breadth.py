@@ -9,28 +9,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
+from integrations import pipelines
+from integrations.pipelines import CELLS, EULER, MORE, Cell, final, velocity
 from scipy.linalg import block_diag
 
 import flowturbo as ft
 from flowturbo.files import atomic_write
-from flowturbo.integrations.diffusers import disable, enable
-from flowturbo.integrations.diffusers.families import family_of
+from flowturbo.integrations.diffusers import FlowTurboScheduler, disable, enable
+from flowturbo.integrations.diffusers.families import Family, family_of
 from flowturbo.integrations.diffusers.pipeline import network_of, networks_of
 from flowturbo.refiner.binding import History
-from integrations import pipelines
-from integrations.pipelines import CELLS, EULER, MORE, Cell, final
 
 PAGE = Path(__file__).parents[2] / "docs" / "diffusers.md"
 START, END = "<!-- made by tests/integrations/breadth.py -->\n", "<!-- end -->\n"
-ROWS = {name: MORE[name] for name in MORE if name not in ("SkyReels", "LTX condition")}
-ROWS |= {name: cell for name, cell in CELLS.items() if not cell.image and name != "U-Net"}
+WITHOUT = ("SkyReels", "LTX condition", "EasyAnimate")
+ROWS = {name: cell for name, cell in MORE.items() if name not in WITHOUT}
+ROWS |= {name: cell for name, cell in CELLS.items() if not cell.image}
 SLOW = 1 / 500  # else the waves of the time's embedding hide the order
 TIMES = ("timestep", "timesteps", "timestep_r", "sigma")
 LAYOUTS = {3: "(B, C, N)", 4: "(B, C, H, W)", 5: "(B, C, F, H, W)"}
@@ -40,7 +41,14 @@ BRANCHED, REFINED = "AB2:FFCFC", "MMRMM"
 def built(name: str) -> tuple[Cell, Any]:
     """The cell, and a pipeline with the kind of scheduler that it comes with."""
     cell = ROWS[name]
-    return cell, cell.build(pipelines.scheduler(name) if name in MORE else EULER(shift=3.0))
+    if name in MORE:
+        return cell, cell.build(pipelines.scheduler(name))
+    return cell, cell.build(FlowTurboScheduler(sign=1) if name == "U-Net" else EULER(shift=3.0))
+
+
+def family(name: str) -> Family:
+    _, pipe = built(name)
+    return family_of(pipe, network_of(pipe))
 
 
 @contextmanager
@@ -57,7 +65,10 @@ def slowed(pipe: Any) -> Iterator[None]:
     """Within, the networks are shown ``SLOW`` times the time."""
 
     def slow(module, args, kwargs):
-        return args, {k: SLOW * v if k in TIMES and v is not None else v for k, v in kwargs.items()}
+        args = [SLOW * a if i == 1 else a for i, a in enumerate(args)]  # state, time, ...
+        return (*args,), {
+            k: SLOW * v if k in TIMES and v is not None else v for k, v in kwargs.items()
+        }
 
     handles = [n.register_forward_pre_hook(slow, with_kwargs=True) for n in networks_of(pipe)]
     try:
@@ -67,27 +78,53 @@ def slowed(pipe: Any) -> Iterator[None]:
             handle.remove()
 
 
-def end(name: str, plan: Any) -> torch.Tensor:
-    """The state at the end of ``plan``, time slowed down, without guidance if that has a memory."""
+def end(name: str, method: str, steps: int) -> torch.Tensor:
+    """The state after ``steps``, time slowed down, without guidance if that has a memory.
+
+    The plan of Wan 2.2 begins anew where its second network takes over, at noise level 0.6.
+    """
     cell, pipe = built(name)
-    plan = ft.Plan.parse(plan) if isinstance(plan, str) else plan
+    plan = ft.Plan.parse(f"{method}{steps}")
+    if name == "Wan 2.2":
+        half = ft.Plan.parse(f"{method}{steps // 2}")
+        plan = joined(half, half, 0.4)
     with slowed(pipe), enabled(pipe, plan):
         return final(cell if cell.linear else cell.unguided(), pipe, len(plan))
 
 
-def order(name: str, coarse: Any, fine: Any, exact: Any = "RK4:16") -> float:
-    """Of convergence, of a plan and one of half its steps' size."""
-    reference = end(name, exact)
-    errors = [(end(name, plan) - reference).square().mean().sqrt() for plan in (coarse, fine)]
-    return float(torch.log2(errors[0] / errors[1]))
+def difference(name: str) -> float:
+    """The largest, between the pipeline's own loop and ours, of a plan that sees the history."""
+    cell, pipe = built(name)
+    cell = cell if cell.linear else cell.unguided()
+    plan = ft.Plan.parse("UNIPC2:3@2")
+    with enabled(pipe, plan):
+        result = final(cell, pipe, len(plan))
+    field, x0 = velocity(cell)
+    return float((result - ft.sample(plan, field, x0)).abs().max())
 
 
-def joined(*plans: ft.Plan, at: float) -> ft.Plan:
-    """Two plans, one after the other: the first from 0 to ``at``, the second from there to 1."""
-    first, second = plans
-    scaled = [at * first.times, at + (1 - at) * second.times]
+def order(name: str, method: str, steps: int) -> str:
+    """The measured order of convergence, from ``steps`` to twice as many; or why there is none."""
+    try:
+        evaluates_at_1 = "end" not in family(name).refused
+        exact = end(name, "RK4:", steps) if evaluates_at_1 else end(name, "AB2:", 16 * steps)
+        errors = [(end(name, method, n) - exact).square().mean().sqrt() for n in (steps, 2 * steps)]
+    except ValueError as error:
+        return f"no: {refusal(error)}"
+    return f"{torch.log2(errors[0] / errors[1]):.1f}"
+
+
+def joined(first: ft.Plan, second: ft.Plan, at: float) -> ft.Plan:
+    """``first`` from 0 to ``at``, then ``second`` from there to 1, which sees none of the former.
+
+    What is evaluated at ``at`` is told a time just before and just after.
+    """
+    times = [at * first.times, at + (1 - at) * second.times]
     return ft.Plan(
-        times=np.concatenate([scaled[0][:-1], scaled[1]]),
+        times=np.concatenate([times[0][:-1], times[1]]),
+        model_times=np.concatenate(
+            [times[0][:-1].clip(max=at - 1e-6), times[1][:-1].clip(min=at + 1e-6)]
+        ),
         evaluators=first.evaluators + second.evaluators,
         weights=block_diag(at * first.weights, (1 - at) * second.weights),
         name=f"{first.name}, {second.name}",
@@ -139,47 +176,75 @@ def conditional(name: str) -> str:
     """What a conditional evaluation saves, counted."""
     cell, pipe = built(name)
     try:
-        enable(pipe, plan=BRANCHED)
+        with counted(pipe) as rows, enabled(pipe, BRANCHED):
+            final(cell, pipe, 5)
     except ValueError as error:
         return f"no: {refusal(error)}"
-    with counted(pipe) as rows:
-        final(cell, pipe, 5)
-    disable(pipe)
     n = pipelines.BATCH
-    saved = {
-        (2 * n, 2 * n, n, 2 * n, n): "half the batch",
-        (n, n, n, n, n, n, n, n): "one call of two",
-    }
-    return saved[tuple(rows)]
+    if rows == [2 * n, 2 * n, n, 2 * n, n]:
+        return "half the batch"
+    assert rows == [n] * 8, rows
+    return "one call of two"
 
 
 def refiner(name: str) -> str:
-    """The states that a refiner is shown."""
+    """The states that a refiner is shown, in place of its evaluations of the network."""
     cell, pipe = built(name)
-    shown = Extrapolated()
-    try:
-        enable(pipe, plan=refined(), refiner=shown)
-    except ValueError as error:
-        return f"no: {refusal(error)}"
-    with counted(pipe) as rows:
-        final(cell, pipe, len(REFINED))
-        with_it = len(rows)
-    disable(pipe)
-    with counted(pipe) as rows, enabled(pipe, f"AB2:{len(REFINED)}@3"):
-        final(cell, pipe, len(REFINED))
-    assert with_it * len(REFINED) == len(rows) * REFINED.count("M")
+    shown, rows = Extrapolated(), {}
+    for plan in (refined(), ft.Plan.parse(f"AB2:{len(REFINED)}@3")):
+        try:
+            with counted(pipe) as rows[plan], enabled(pipe, plan, shown):
+                final(cell, pipe, len(plan))
+        except ValueError as error:
+            return f"no: {refusal(error)}"
+    with_it, without = (len(calls) for calls in rows.values())
+    assert with_it * len(REFINED) == without * REFINED.count("M")
     (shape,) = shown.shapes
     return LAYOUTS[len(shape)]
 
 
-def orders(name: str) -> str:
-    """The orders of convergence of AB2 and of Heun's method, to one digit."""
-    return f"{order(name, 'AB2:16', 'AB2:32'):.1f}, {order(name, 'H8', 'H16'):.1f}"
+HEAD = (
+    "pipeline",
+    "difference",
+    "AB2",
+    "Heun",
+    "conditional evaluations",
+    "refiners are shown",
+    "`edit`",
+)
 
 
-def row(name: str, measured: str) -> list[str]:
-    """The row of the table; ``measured`` are the orders."""
-    cell, pipe = built(name)
-    guided = family_of(pipe, network_of(pipe)).guided if family_of(pipe, network_of(pipe)) else None
-    edits = "yes" if guided and name in CELLS else ""
-    return [f"`{cell.pipeline}`", name, measured, conditional(name), refiner(name), edits]
+def uses(name: str) -> list[str]:
+    """All of the row but the orders, measured."""
+    cell, known = ROWS[name], family(name)
+    edits = "yes" if known.guided and not cell.reference else ""
+    return [f"{name}: `{cell.pipeline}`", conditional(name), refiner(name), edits]
+
+
+def row(name: str) -> list[str]:
+    """The row of the table, measured."""
+    pipeline, *rest = uses(name)
+    orders = order(name, "AB2:", 16), order(name, "H", 8)
+    return [pipeline, f"{difference(name):.0g}", *orders, *rest]
+
+
+def table(rows: list[list[str]]) -> str:
+    lines = [HEAD, ("---",) * len(HEAD), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def documented() -> list[list[str]]:
+    """The rows of the table in the docs."""
+    lines = PAGE.read_text(encoding="utf-8").split(START)[1].split(END)[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def main() -> None:
+    before, rest = PAGE.read_text(encoding="utf-8").split(START)
+    made = table([row(name) for name in ROWS])
+    with atomic_write(PAGE) as temporary:
+        temporary.write_text(before + START + made + END + rest.split(END)[1], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

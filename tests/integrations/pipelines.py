@@ -99,7 +99,7 @@ CELLS = {
     "Qwen-Image inpaint": Cell(
         "QwenImageInpaintPipeline", "qwen", guided="true_cfg_scale", image=True, mask=True
     ),
-    "Z-Image": Cell("ZImagePipeline", "z_image"),
+    "Z-Image": Cell("ZImagePipeline", "z_image", off={"arguments": {"guidance_scale": 0.0}}),
     "Z-Image img2img": Cell("ZImageImg2ImgPipeline", "z_image", image=True),
     "Z-Image inpaint": Cell("ZImageInpaintPipeline", "z_image", image=True, mask=True),
     "Sana": Cell(
@@ -128,7 +128,7 @@ MORE = {  # editing and video
         "klein",
         reference=True,
         # else it refuses images below 64 px
-        patched={f"{FLUX2}.check_image_input": lambda image: None},
+        patched={f"{FLUX2}.check_image_input": lambda *_: None},
     ),
     "Qwen-Image-Edit": Cell(
         "QwenImageEditPipeline",
@@ -146,7 +146,7 @@ MORE = {  # editing and video
         arguments={"max_area": 16 * 16, "_auto_resize": False},
     ),
     "FLUX Fill": Cell("FluxFillPipeline", "flux_fill", mask=True, reference=True),
-    "LTX": Cell("LTXPipeline", "ltx", size=64, arguments={"num_frames": 9}),
+    "LTX": Cell("LTXPipeline", "ltx", size=96, arguments={"num_frames": 9}),
     "LTX condition": Cell(
         "LTXConditionPipeline",
         "ltx",
@@ -242,6 +242,11 @@ class Ask(EULER):
     A copy, as LTX-2 makes one for its sound, asks for the same at the next of the states.
     """
 
+    init_noise_sigma = 1.0
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: object) -> torch.Tensor:
+        return sample
+
     def ask(self, states: Sequence[torch.Tensor | None], t: float) -> Ask:
         scale = self.config.num_train_timesteps
         self.states, self.t, self.copies, self.seen = states, t, [], []
@@ -287,7 +292,7 @@ def velocity(cell: Cell, **given: Any) -> tuple[Callable[..., torch.Tensor], tor
             flat = x.split([start[0].numel() for start in starts], 1)
             states = [part.view_as(start) for part, start in zip(flat, starts, strict=True)]
         u = joined([u for _, u in ask(states, float(t))])
-        return u if cell.scheduler.get("invert_sigmas") else -u
+        return u if cell.scheduler.get("invert_sigmas") or cell.parts == "unet" else -u
 
     return field, joined(starts)
 

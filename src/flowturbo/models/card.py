@@ -102,7 +102,9 @@ class SmallConfig(Schema):
     @classmethod
     def _state(cls, shape: list[int]) -> list[int]:
         if len(shape) not in (1, 3, 4):
-            raise ValueError("must be [channels, (frames,) height, width] or [size]")
+            raise ValueError(
+                "must be [channels, height, width], [channels, frames, height, width] or [size]"
+            )
         return shape
 
 

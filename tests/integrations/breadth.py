@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import torch
 from integrations import pipelines
 from integrations.pipelines import CELLS, EULER, MORE, Cell, final, velocity
-from scipy.linalg import block_diag
 
 import flowturbo as ft
 from flowturbo.files import atomic_write
@@ -86,8 +84,7 @@ def end(name: str, method: str, steps: int) -> torch.Tensor:
     cell, pipe = built(name)
     plan = ft.Plan.parse(f"{method}{steps}")
     if name == "Wan 2.2":
-        half = ft.Plan.parse(f"{method}{steps // 2}")
-        plan = joined(half, half, 0.4)
+        plan = anew(f"{method}{steps // 2}", 0.4)
     with slowed(pipe), enabled(pipe, plan):
         return final(cell if cell.linear else cell.unguided(), pipe, len(plan))
 
@@ -114,21 +111,16 @@ def order(name: str, method: str, steps: int) -> str:
     return f"{torch.log2(errors[0] / errors[1]):.1f}"
 
 
-def joined(first: ft.Plan, second: ft.Plan, at: float) -> ft.Plan:
-    """``first`` from 0 to ``at``, then ``second`` from there to 1, which sees none of the former.
-
-    What is evaluated at ``at`` is told a time just before and just after.
-    """
-    times = [at * first.times, at + (1 - at) * second.times]
-    return ft.Plan(
-        times=np.concatenate([times[0][:-1], times[1]]),
-        model_times=np.concatenate(
-            [times[0][:-1].clip(max=at - 1e-6), times[1][:-1].clip(min=at + 1e-6)]
-        ),
-        evaluators=first.evaluators + second.evaluators,
-        weights=block_diag(at * first.weights, (1 - at) * second.weights),
-        name=f"{first.name}, {second.name}",
-    )
+def anew(text: str, at: float) -> ft.Plan:
+    """A plan up to the time ``at``, and anew from there, as docs/diffusers.md makes it."""
+    page = PAGE.read_text(encoding="utf-8").split("### Two networks")[1]
+    code = page.split("```python\n")[1].split("```")[0]
+    assigned = 'text, at = "AB2:4", 1 - 0.875'
+    assert assigned in code
+    names: dict[str, Any] = {}
+    exec(code.replace(assigned, f"text, at = {text!r}, {at}"), names)
+    plan: ft.Plan = names["plan"]
+    return plan
 
 
 @contextmanager

@@ -122,6 +122,14 @@ MORE = {  # editing and video
     "Wan 2.2": Cell(
         "WanPipeline", "wan22", arguments={"num_frames": 5, "guidance_scale_2": 2.0}, **UNIPC
     ),
+    "Wan I2V": Cell(
+        "WanImageToVideoPipeline",
+        "wan_i2v",
+        reference=True,
+        arguments={"num_frames": 5},
+        attributes={"vae_scale_factor_temporal": 2, "vae_scale_factor_spatial": 2},
+        **UNIPC,
+    ),
     "Flux2": Cell("Flux2Pipeline", "flux2"),
     "Flux2 Klein": Cell(
         "Flux2KleinPipeline",
@@ -627,6 +635,13 @@ VIDEO = {
 @cache
 def wan() -> dict[str, Any]:
     transformer = made(diffusers.WanTransformer3DModel(**VIDEO))
+    return {"transformer": transformer, "vae": wan_vae(), **absent(*TEXT)}
+
+
+@cache
+def wan_i2v() -> dict[str, Any]:
+    """Its network is shown a mask (2 channels) and the latents of the first frame (4) too."""
+    transformer = made(diffusers.WanTransformer3DModel(**VIDEO | {"in_channels": 10}))
     return {"transformer": transformer, "vae": wan_vae(), **absent(*TEXT)}
 
 

@@ -189,6 +189,22 @@ def test_both_networks_of_wan_2_2_are_enabled_and_left_as_they_were():
     assert torch.equal(cell.call(pipe, 4), original)
 
 
+@pytest.mark.slow
+def test_a_plan_that_runs_across_the_boundary_of_wan_2_2_loses_its_order():
+    cell, pipe = built("Wan 2.2")
+    exact = breadth.end("Wan 2.2", "RK4:", 32)
+
+    def error(plan):
+        with breadth.slowed(pipe), enabled(pipe, plan):
+            return float((final(cell, pipe, 64) - exact).square().mean().sqrt())
+
+    whole, anew = error("AB2:64"), error(breadth.anew("AB2:32", 0.4))
+    said = breadth.PAGE.read_text().split("### Two networks")[1]
+    assert f"ended {whole:.1g} (RMS)" in said
+    assert f"ended {anew:.1g} from it" in said
+    assert anew < whole / 10
+
+
 def test_a_hook_on_the_second_network_alone_is_refused_and_nothing_changes():
     _, pipe = built("Wan 2.2")
     _, other = built("Wan")

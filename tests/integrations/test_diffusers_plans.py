@@ -32,7 +32,14 @@ from flowturbo.integrations.diffusers import (  # noqa: E402
 EARLIER = diffusers.__version__.startswith(("0.40.", "0.41."))  # FlowMatchEuler drops timesteps
 PLAN = ft.Plan.parse("UNIPC2:3@2")
 EACH = [name for name in MORE if name != "SkyReels"]  # which steps each frame on its own
-OWN = ("Wan", "Wan 2.2", "HiDream", "Kandinsky 5", "EasyAnimate")  # leave the grid to the scheduler
+OWN = (
+    "Wan",
+    "Wan 2.2",
+    "Wan I2V",
+    "HiDream",
+    "Kandinsky 5",
+    "EasyAnimate",
+)  # leave the grid to the scheduler
 GRID = [name for name in EACH if name not in OWN]
 
 
@@ -377,6 +384,7 @@ def test_the_documented_field_of_a_pipeline_is_what_the_pipeline_runs(number, pa
     scale = tuned.get("guidance", 3.5)
     with torch.no_grad():
         whole = pipe(latents=x0, guidance_scale=scale, **call).images
+    disable(pipe)
     ours = ft.sample(
         plan,
         tuned["field"],

@@ -115,12 +115,14 @@ def _at_least_1(scale: float) -> float:
     return max(scale, 1.0)
 
 
-def _apart(name: str, why: str, *kinds: Kind) -> Family:
-    """A family whose pipelines run plans, but not evaluations of these ``kinds``."""
-    return Family(name=name, refused=dict.fromkeys(kinds or ("refiner", "conditional"), why))
+def _plans_alone(why: str) -> dict[Kind, str]:
+    """What is refused where plans run, but no evaluations that need a hook."""
+    return {"refiner": why, "conditional": why}
 
 
-EMBEDDED = {"conditional": "guidance is an input of its network, which has but one branch"}
+EMBEDDED: Mapping[Kind, str] = {
+    "conditional": "guidance is an input of its network, which has but one branch"
+}
 LATER = "its first frame is a given image, and it steps the others alone"
 SOUND = "its network answers with a video and its sound, each with a scheduler of its own"
 
@@ -201,17 +203,18 @@ FAMILIES = {
     "AceStepTransformer1DModel": Family(name="ACE-Step", channels_last=True, conditional="first"),
     "LTX2VideoTransformer3DModel": Family(
         name="LTX-2",
-        refused={
-            "refiner": SOUND,
-            "conditional": SOUND,
-            "end": "it divides by the noise level",
-        },
+        refused={**_plans_alone(SOUND), "end": "it divides by the noise level"},
     ),
-    "LTXImageToVideoPipeline": _apart("LTX-Video image to video", LATER),
-    "HunyuanVideoImageToVideoPipeline": _apart("HunyuanVideo image to video", LATER),
-    "Kandinsky5I2VPipeline": _apart("Kandinsky 5 image to video", LATER),
 }
-FAMILIES |= {  # networks of the above, without a branch to leave out
+FAMILIES |= {  # networks of the above, of which not all that they answer is stepped
+    pipeline: Family(name=f"{name} image to video", refused=_plans_alone(LATER))
+    for pipeline, name in (
+        ("LTXImageToVideoPipeline", "LTX-Video"),
+        ("HunyuanVideoImageToVideoPipeline", "HunyuanVideo"),
+        ("Kandinsky5I2VPipeline", "Kandinsky 5"),
+    )
+}
+FAMILIES |= {  # and without a branch to leave out
     pipeline: replace(FAMILIES[network], name=name, conditional=None, guided=None, refused=EMBEDDED)
     for pipeline, network, name in (
         ("FluxFillPipeline", "FluxTransformer2DModel", "FLUX.1 Fill"),

@@ -103,7 +103,11 @@ def enable(
         warn_on_mismatch(plan, _nothing, refiner, guidance)
     hooked = plan is not None and needs_hook(plan)
     if hooked and (family is None or not networks):
-        known = ", ".join(f"{entry.name} ({name})" for name, entry in FAMILIES.items())
+        known = ", ".join(
+            f"{entry.name} ({name})"
+            for name, entry in FAMILIES.items()
+            if "refiner" not in entry.refused
+        )
         raise ValueError(
             f"the network is a {type(network_of(pipe)).__name__}, of no family that refiners and "
             f"conditional evaluations support: {known}. Describe how its pipeline calls it: "

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import diffusers
 import pytest
 import torch
-from integrations.pipelines import CELLS, EULER, embeds
+from integrations.pipelines import CELLS, EULER, MORE, embeds
 from integrations.prompted import PROMPTS, pipeline, smooth
 
 import flowturbo as ft
@@ -31,6 +31,7 @@ from flowturbo.integrations.diffusers.families import pack
 from flowturbo.integrations.diffusers.folder import read_folder
 
 TEXT_TO_IMAGE = [name for name in CELLS if "img2img" not in name and "inpaint" not in name]
+VIDEO_AND_MORE = ("Wan", "LTX", "HunyuanVideo", "Mochi", "Chroma", "CogView4", "HunyuanImage")
 RESCALED = ("Lumina2", "Qwen-Image")
 FEW = {"nfe": 2, "search": False, "trajectories": 12}
 
@@ -51,26 +52,29 @@ def _prompts(cell, branches: int) -> tuple[dict, dict | None]:
     return plain, one if branches == 2 else None
 
 
-@pytest.mark.parametrize("name", TEXT_TO_IMAGE)
+@pytest.mark.parametrize("name", [*TEXT_TO_IMAGE, *VIDEO_AND_MORE])
 @pytest.mark.parametrize("branches", [1, 2])
 def test_a_field_is_the_network_as_its_pipeline_calls_it(name, branches):
     """The same latents by our loop on the field, and by the pipeline's own with the plan."""
-    cell, plan = CELLS[name], ft.Plan.parse("AB2:4@2")
-    pipe = cell.build(FlowTurboScheduler(sign=1) if name == "U-Net" else EULER(shift=3.0))
-    scale = 3.0 if branches == 2 else 1.0
-    options = {**cell.arguments, "height": cell.size, "width": cell.size, "guidance": scale}
-    if name == "Flux":  # beside the scale that the network takes
-        options |= {"true_cfg_scale": scale, "guidance": None}
     if branches == 2 and name in RESCALED:
         pytest.skip("the pipeline rescales guided velocities")
+    cell, plan = (CELLS | MORE)[name], ft.Plan.parse("AB2:4@2")
+    cell = cell if branches == 2 else cell.unguided()
+    pipe, scale = cell.build(_scheduler(cell, name)), 3.0 if branches == 2 else 1.0
+    options = {**cell.arguments, "height": cell.size, "width": cell.size, "guidance": scale}
+    options.pop(cell.guided or "", None)
+    if cell.guided == "true_cfg_scale" and name != "Qwen-Image":
+        # in addition to the scale that the network takes
+        options |= {"true_cfg_scale": scale, "guidance": None}
     prompts, negative = _prompts(cell, branches)
     field = as_field(pipe, prompts, negative=negative, batch=3, **options)
     assert field.guidance == scale
     x0 = torch.randn(2, *field.shape, generator=torch.Generator().manual_seed(0))
     x1 = ft.sample(plan, field, x0, field.conditions, guidance=scale)
-    packed = pack if field.shape[-1] and name in ("Flux", "Qwen-Image") else lambda x: x
     enable(pipe, plan=plan)
-    call = {"latents": packed(x0), cell.guided: scale - (name == "Z-Image")}
+    call = {"latents": field._packed(x0)}
+    if cell.guided:
+        call[cell.guided] = scale - (name == "Z-Image")
     if branches == 2:
         call |= {
             k: v if v is None else [*v] * 2 if isinstance(v, list) else torch.cat([v, v])
@@ -78,8 +82,24 @@ def test_a_field_is_the_network_as_its_pipeline_calls_it(name, branches):
         }
     theirs = cell.call(pipe, len(plan), **call)
     disable(pipe)
-    assert torch.allclose(packed(x1), theirs, atol=1e-5)
+    assert torch.allclose(field._packed(x1).reshape(theirs.shape), theirs, atol=2e-5)
     assert x1.std() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("Wan 2.2", "two networks"), ("HiDream", "no common batch")]
+)
+def test_pipelines_that_are_no_field_are_refused(name, why):
+    cell = MORE[name]
+    prompts, _ = _prompts(cell, 1)
+    with pytest.raises(ValueError, match=f"cannot be made a field, since .*{why}"):
+        as_field(cell.build(_scheduler(cell, name)), prompts)
+
+
+def _scheduler(cell, name):
+    if "prediction_type" in cell.scheduler:
+        return diffusers.UniPCMultistepScheduler(**cell.scheduler)
+    return FlowTurboScheduler(sign=1) if name == "U-Net" else EULER(**cell.scheduler)
 
 
 def test_fields_of_pipelines_that_rescale_guidance_say_so():

@@ -36,7 +36,7 @@ def test_a_new_refiner_is_its_limit(kind):
         assert torch.equal(ours(x, 0.3, cond, history), a)
 
 
-@pytest.mark.parametrize("shape", [(2, 8, 8), (5,)])
+@pytest.mark.parametrize("shape", [(2, 8, 8), (2, 3, 4, 4), (5,)])
 def test_velocities_linear_in_time_are_exact_on_any_grid(shape):
     refiner = VelocityRefiner.small(shape).double()
     level, slope = torch.randn(2, *shape, dtype=torch.float64)

@@ -95,6 +95,18 @@ def test_a_finished_run_is_not_done_again(tmp_path):
 TINY = dict(iterations=2, batch=4, steps=4, trajectories=3, width=8)
 
 
+def test_a_small_refiner_of_videos_is_trained_and_loaded(tmp_path):
+    noise = ft.noise.draw(range(20), (2, 3, 4, 4))
+    made = ft.train_refiner(
+        gaussian, kind="conv", guidance=1.0, noise=noise, folder=tmp_path, **TINY
+    )
+    loaded = ft.load_refiner(tmp_path)
+    history = [(0.0, noise), (0.2, 0.5 * noise)]
+    torch.testing.assert_close(
+        loaded(noise, 0.4, None, history), made(noise, 0.4, None, history), rtol=0, atol=1e-2
+    )
+
+
 def test_training_beats_extrapolation_and_on_policy_states_help():
     noise = ft.noise.draw(range(200), (2,))
     reports = []

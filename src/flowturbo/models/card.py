@@ -102,8 +102,10 @@ class SmallConfig(Schema):
     @field_validator("shape")
     @classmethod
     def _state(cls, shape: list[int]) -> list[int]:
-        if len(shape) not in (1, 3):
-            raise ValueError("must be [channels, height, width] or [size]")
+        if len(shape) not in (1, 3, 4):
+            raise ValueError(
+                "must be [channels, height, width], [channels, frames, height, width] or [size]"
+            )
         return shape
 
 

@@ -14,15 +14,19 @@ from flowturbo.types import Condition
 
 __all__ = ["SmallNetwork"]
 
+LAYERS: dict[int, type[nn.Module]] = {0: nn.Linear, 2: nn.Conv2d, 3: nn.Conv3d}  # by the sides
+
 
 class SmallNetwork(nn.Module):
     """Residual 3x3 convolutions of growing reach for states (C, H, W), linear layers for (D,).
+
+    For videos (C, F, H, W) they are 3x3x3.
 
     Called like a SiT, ``(x, t, cond, numbers) -> (B, *shape)`` with ``images`` states concatenated
     in ``x``. Time, ``numbers`` (B, n) and the class scale and shift the channels.
 
     Args:
-        shape: of the state, (C, H, W) or (D,).
+        shape: of the state, (C, H, W), (C, F, H, W) or (D,).
         width: hidden channels; 40 make about 110,000 parameters of an RGB image.
         depth: residual blocks of two layers.
         classes: number of conditions if they are indices (B,), the null class included; 0 ignores
@@ -45,19 +49,22 @@ class SmallNetwork(nn.Module):
         numbers: int = 3,
     ) -> None:
         super().__init__()
-        if len(shape) not in (1, 3):
-            raise ValueError(f"shape={tuple(shape)}: a state must be (C, H, W) or (D,)")
+        size, *sides = shape
+        if len(sides) not in LAYERS:
+            raise ValueError(
+                f"shape={tuple(shape)}: a state must be (C, H, W), (C, F, H, W) or (D,)"
+            )
         self.shape = tuple(shape)
         self.config = dict(shape=list(shape), width=width, depth=depth, classes=classes)
         if pooled:
             self.config["pooled"] = pooled
-        size, flat = shape[0], len(shape) == 1
-        self.first = _layer(flat, images * size, width)
+        kind = LAYERS[len(sides)]
+        self.first = _layer(kind, images * size, width)
         self.layers = nn.ModuleList(
-            nn.ModuleList([_layer(flat, width, width, 2**i), _layer(flat, width, width)])
+            nn.ModuleList([_layer(kind, width, width, 2**i), _layer(kind, width, width)])
             for i in range(depth)
         )
-        self.last = _layer(flat, width, size)
+        self.last = _layer(kind, width, size)
         self.embedders = nn.ModuleList(TimestepEmbedder(width, 32) for _ in range(numbers + 1))
         self.classes = nn.Embedding(classes, width) if classes else None
         self.pooled = nn.Linear(pooled, width) if pooled else None
@@ -109,7 +116,7 @@ class SmallNetwork(nn.Module):
         return vector
 
 
-def _layer(flat: bool, inner: int, outer: int, reach: int = 1) -> nn.Module:
-    if flat:
-        return nn.Linear(inner, outer)
-    return nn.Conv2d(inner, outer, 3, padding=reach, dilation=reach)
+def _layer(kind: type[nn.Module], inner: int, outer: int, reach: int = 1) -> nn.Module:
+    if kind is nn.Linear:
+        return kind(inner, outer)
+    return kind(inner, outer, 3, padding=reach, dilation=reach)

@@ -105,7 +105,7 @@ class VelocityRefiner(nn.Module):
         guidance_range: tuple[float, float] = (1.0, 1.0),
         **options: int,
     ) -> VelocityRefiner:
-        """A refiner of a `SmallNetwork` for states of ``shape``, (C, H, W) or (D,)."""
+        """A refiner of a `SmallNetwork` for states of ``shape``; see there."""
         return cls(SmallNetwork(shape, **options), guidance_range)
 
     def check_inputs(self, x: Tensor, cond: Condition = None, negative: Condition = None) -> None:

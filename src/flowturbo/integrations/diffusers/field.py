@@ -3,7 +3,7 @@
 The pipeline's own call runs once for each prompt, until it calls its network, and what it calls it
 with is kept: so text encoders, templates, masks and position ids are the pipeline's, whatever the
 family. The field calls the network with these arguments at other states and times. States are
-unpacked latents (B, C, H, W); a condition holds the numbers by which the field finds the arguments
+unpacked latents (B, C, H, W), of videos (B, C, F, H, W); a condition holds the numbers by which the field finds the arguments
 of its prompts, so that each is kept once however many trajectories it has.
 """
 
@@ -27,7 +27,7 @@ from flowturbo.integrations.diffusers.editing_arguments import (
     rows,
     spread,
 )
-from flowturbo.integrations.diffusers.families import FAMILIES, Family, pack, unpack
+from flowturbo.integrations.diffusers.families import FAMILIES, Family, family_of, pack, unpack
 from flowturbo.integrations.diffusers.fit import weights_of
 from flowturbo.integrations.diffusers.hook import tensor_of
 from flowturbo.integrations.diffusers.network_calls import (
@@ -37,7 +37,7 @@ from flowturbo.integrations.diffusers.network_calls import (
     joined,
     plain,
 )
-from flowturbo.integrations.diffusers.pipeline import components_of, network_of
+from flowturbo.integrations.diffusers.pipeline import components_of, network_of, networks_of
 from flowturbo.integrations.diffusers.run import cropped
 from flowturbo.integrations.diffusers.scheduler import FlowTurboScheduler
 from flowturbo.tasks.sources import texts_of
@@ -71,7 +71,7 @@ def as_field(
     family: Family | None = None,
     **arguments: Any,
 ) -> PipelineField:
-    """The network of a text-to-image pipeline as a field, for `flowturbo.tune` and others.
+    """The network of a pipeline that takes prompts alone as a field, for `flowturbo.tune` and others.
 
     Args:
         pipe: the pipeline, of a family in ``families.FAMILIES``; it is left as it is. Its dtype,
@@ -95,13 +95,16 @@ def as_field(
     """
     components_of(pipe)
     name, network = type(pipe).__name__, network_of(pipe)
-    family = FAMILIES.get(type(network).__name__) if family is None else family
+    family = family_of(pipe, network) if family is None else family
     if family is None or network is None:
         known = ", ".join(entry.name for entry in FAMILIES.values())
         raise ValueError(
             f"pipe={name} with a {type(network).__name__}: how its pipeline calls it is not known; "
             f"known are {known}, or pass family=Family(...)"
         )
+    if len(networks_of(pipe)) > 1 or family.axes:
+        why = "two networks take turns" if not family.axes else "its arguments have no common batch"
+        raise ValueError(f"pipe={name}: cannot be made a field, since {why}")
     parameters = signature(type(pipe).__call__).parameters
     if {"image", "control_image", "prompt"} & {*parameters} != {"prompt"}:
         raise ValueError(
@@ -204,7 +207,8 @@ class PipelineField:
         lowest = self.guidance[0] if isinstance(self.guidance, tuple) else self.guidance
         self.defaults = {"guidance": lowest}
         self.name = _name(pipe)
-        factor = int(getattr(pipe, "vae_scale_factor", 1))
+        scales = ("vae_scale_factor_spatial", "vae_scale_factor")  # the first of videos
+        factor = next((int(getattr(pipe, n)) for n in scales if getattr(pipe, n, None)), 1)
         about = {
             "class": type(pipe).__name__,
             "network": type(network_of(pipe)).__name__,
@@ -269,7 +273,7 @@ class PipelineField:
         family = self._family
         arguments = {key: joined([g[key] for g in given]) for key in given[0]}
         x = x.to(self.device, self._dtype)
-        packed = x if self._sides is None else pack(x)
+        packed = self._packed(x)
         state = list(packed.unsqueeze(2).unbind(0)) if family.listed else packed
         start, middle = (float(time.double()) for time in self._time)
         times = (start + 2 * (middle - start) * t).to(self.device, self._time[0].dtype)
@@ -282,7 +286,15 @@ class PipelineField:
     def _unpacked(self, state: Any) -> Tensor:
         """States (B, C, H, W) in the form that the network has them."""
         x = state if isinstance(state, Tensor) else torch.stack(list(state)).squeeze(2)
+        if self._family.channels_last:
+            return x.movedim(-1, 1)
         return x if self._sides is None else unpack(x, self._sides)
+
+    def _packed(self, x: Tensor) -> Tensor:
+        """The opposite of `_unpacked`, but for lists."""
+        if self._family.channels_last:
+            return x.movedim(1, -1)
+        return x if self._sides is None else pack(x)
 
     def _condition(self, prompts: Sequence[JsonObject]) -> JsonObject:
         """What conditions hold of some prompts, whose arguments are kept."""

@@ -9,11 +9,13 @@ of its copies the one that this thread used last, knows which row is next.
 
 from __future__ import annotations
 
+import math
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -33,6 +35,7 @@ __all__ = ["Link", "RefinerHook", "install", "pooled_of", "remove", "tensor_of"]
 NAME = "flowturbo"
 Network: TypeAlias = Any  # of diffusers: a module with a config
 State: TypeAlias = Tensor | Sequence[Tensor]  # a batch, or a list of images
+Layout: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class Link:
@@ -55,15 +58,16 @@ class Link:
 
 class _Here(threading.local):
     scheduler: Scheduler = None
-    sides: tuple[object, tuple[int, int]] = (None, (0, 0))  # kept: reading waits for the device
+    sides: tuple[object, tuple[int, ...]] = (None, (0, 0))  # kept: reading waits for the device
 
 
 class RefinerHook(ModelHook):  # type: ignore[misc]
     """Evaluates rows in place of a network of ``family``.
 
     Args:
-        refiner: ``(x, t, cond, history) -> v`` on unpacked states (B, C, H, W); ``cond`` is None,
-            or a dict of the pooled vector. None of a plan without rows for one.
+        refiner: ``(x, t, cond, history) -> v`` on unpacked states (B, C, H, W), of videos (B, C, F,
+            H, W), of sounds (B, C, N); ``cond`` is None, or a dict of the pooled vector. None of a
+            plan without rows for one.
         module: the network of the refiner, to move it to the state's device; None if it has none.
         family: how the network is called.
         link: to the scheduler.
@@ -118,9 +122,9 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
         like = next(iter(known.values()))
         n = len(like)
         if len(state) == 2 * n:
-            half = half_of(n, self.family.conditional == "first")
-            cut = lambda a: a[half] if isinstance(a, Tensor | list) and _length(a) == 2 * n else a
-            args, kwargs = [cut(a) for a in args], {k: cut(a) for k, a in kwargs.items()}
+            half, axes = half_of(n, self.family.conditional == "first"), self.family.axes
+            args = [_cut(a, half, 2 * n) for a in args]
+            kwargs = {k: _cut(a, half, 2 * n, axes.get(k, 0)) for k, a in kwargs.items()}
         v = sign * tensor_of(self.fn_ref.original_forward(*args, **kwargs))
         return weighted_sum(cropped(v, like), row.estimate, known)
 
@@ -141,11 +145,9 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
         if self.module is not None and device_of(self.module) != x.device:
             self.module.to(x.device)  # offloading moves the network, but not the refiner
         cond = self._condition(state, len(like), arguments)
-        if self.family.sides is None:
-            return refiner(x, t, cond, history).to(like.dtype)
-        sides = self._sides(arguments, x.shape[1])
-        unpacked = [(time, unpack(v, sides)) for time, v in history]
-        return pack(refiner(unpack(x, sides), t, cond, unpacked)).to(like.dtype)
+        unpacked, packed = self._packing(arguments, x.shape[1])
+        shown = [(time, unpacked(v)) for time, v in history]
+        return packed(refiner(unpacked(x), t, cond, shown)).to(like.dtype)
 
     def _condition(self, state: State, n: int, arguments: ReadOnlyJson) -> Condition:
         """What a refiner that sees the pooled vector of prompts is shown of them, else None."""
@@ -155,6 +157,14 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
         if len(state) == 2 * n:
             vector = vector[half_of(n, self.family.conditional == "first")]
         return {"pooled": vector}
+
+    def _packing(self, arguments: ReadOnlyJson, tokens: int) -> tuple[Layout, Layout]:
+        """Functions from the pipeline's states to unpacked ones, and back."""
+        if self.family.sides is not None:
+            return partial(unpack, sides=self._sides(arguments, tokens)), pack
+        if self.family.channels_last:
+            return lambda x: x.movedim(-1, 1), lambda x: x.movedim(1, -1)
+        return _same, _same
 
     def _warn_of_scale(self, scheduler: Scheduler) -> None:
         """Warn if the pipeline's guidance scale is known and is another."""
@@ -170,17 +180,18 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
                 stacklevel=2,
             )
 
-    def _sides(self, arguments: ReadOnlyJson, tokens: int) -> tuple[int, int]:
+    def _sides(self, arguments: ReadOnlyJson, tokens: int) -> tuple[int, ...]:
         key = arguments.get("img_ids")
         if key is None or self.link.here.sides[0] is not key:
             assert self.family.sides is not None
-            h, w = self.family.sides(arguments, tokens)
-            if h * w != tokens:
+            sides = self.family.sides(arguments, tokens)
+            if math.prod(sides) != tokens:
                 raise ValueError(
-                    f"{tokens} tokens of {self.family.name}: a refiner takes those of one image, "
-                    f"here {h} x {w}; use a plan without refiner evaluations"
+                    f"{tokens} tokens of {self.family.name}: a refiner takes those of one image or "
+                    f"video, here {' x '.join(map(str, sides))}; use a plan without refiner "
+                    "evaluations"
                 )
-            self.link.here.sides = (key, (h, w))
+            self.link.here.sides = (key, sides)
         return self.link.here.sides[1]
 
     def _like(self, state: State, v: Tensor, config: ReadOnlyJson) -> State:
@@ -204,8 +215,16 @@ def tensor_of(out: Any) -> Tensor:
     return out if isinstance(out, Tensor) else torch.stack(list(out)).squeeze(2)
 
 
-def _length(a: Tensor | list[Any]) -> int:
-    return len(a) if isinstance(a, list) or a.ndim else 0
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _cut(a: Any, half: slice, size: int, axis: int = 0) -> Any:
+    """``half`` of an argument, if it is a batch of ``size`` along ``axis``."""
+    if isinstance(a, Tensor):
+        batch = a.ndim > axis and a.shape[axis] == size
+        return a[(slice(None),) * axis + (half,)] if batch else a
+    return a[half] if isinstance(a, list) and len(a) == size else a
 
 
 def install(network: nn.Module, hook: RefinerHook) -> None:

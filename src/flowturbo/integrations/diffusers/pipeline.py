@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flowturbo.guidance import Guidance
 from flowturbo.integrations.diffusers._shim import DiffusionPipeline, SchedulerMixin
-from flowturbo.integrations.diffusers.families import FAMILIES, Family
+from flowturbo.integrations.diffusers.families import FAMILIES, Family, Kind, family_of
 from flowturbo.integrations.diffusers.fit import Fit, check_fit, warn_of_weights
 from flowturbo.integrations.diffusers.folder import is_folder, read_folder
 from flowturbo.integrations.diffusers.hook import Link, RefinerHook, install, remove
@@ -37,16 +37,16 @@ class _State:
     Attributes:
         scheduler: the former one.
         enabled: the one in its place.
-        network: of the pipeline, if it has one.
-        family: of the network, if it is known.
+        networks: of the pipeline; the first one runs first.
+        family: of the networks, if it is known.
         refiner: that the plan uses, if any.
-        hooked: whether the network has a hook.
-        blocks: whether the network's list of repeated blocks was added.
+        hooked: whether the networks have hooks.
+        blocks: whether the networks' lists of repeated blocks were added.
     """
 
     scheduler: Scheduler
     enabled: FlowTurboScheduler
-    network: nn.Module | None
+    networks: tuple[nn.Module, ...]
     family: Family | None
     refiner: Refiner | None
     hooked: bool
@@ -64,7 +64,7 @@ def enable(
     """Make a flow pipeline of diffusers sample with a plan, and with a refiner.
 
     The pipeline gets a `FlowTurboScheduler` with its scheduler's configuration and, for a refiner,
-    a hook on its network. Its weights are not changed.
+    a hook on its network, or on both of Wan 2.2. Its weights are not changed.
 
     Args:
         pipe: the pipeline, of any network; for a refiner, of a family in ``families.FAMILIES``.
@@ -73,8 +73,9 @@ def enable(
             must be ``len(plan)``. Or a folder that ``flowturbo tune --pipeline`` wrote, or one on
             the hub, "hf:owner/repo", which holds the refiner too.
         refiner: for the plan's refiner evaluations, or its folder; not used by a plan without any.
-            It predicts guided velocities of unpacked latents (B, C, H, W), without a condition, or
-            with the pooled vector of the prompt, as `flowturbo.train_refiner` made it.
+            It predicts guided velocities of unpacked latents (B, C, H, W), of videos (B, C, F, H,
+            W), without a condition, or with the pooled vector of the prompt, as
+            `flowturbo.train_refiner` made it.
         guidance: the scale that the refiner is conditioned on, if it was trained for a range: the
             ``w`` of ``u + w*(c - u)``, 1 for off. It must be the scale of the pipeline's calls; a
             warning is given where that is known and differs.
@@ -83,8 +84,8 @@ def enable(
     Raises:
         ValueError: if the pipeline is enabled already, does not sample with its ``scheduler``
             alone, that scheduler is not supported, plan and refiner do not match, the network's
-            family is unknown and a refiner needs it, a folder holds no plan or cannot be fetched,
-            or an argument is of another type.
+            family is unknown and a refiner needs it, the pipeline cannot run evaluations of the
+            plan, a folder holds no plan or cannot be fetched, or an argument is of another type.
 
     Warns:
         UserWarning: if the plan was fitted to other weights, now, or at another guidance scale or
@@ -94,8 +95,8 @@ def enable(
     if is_folder(plan):
         plan, own = read_folder(plan)
         refiner = own if refiner is None else refiner
-    network = network_of(pipe)
-    family = FAMILIES.get(type(network).__name__) if family is None else family
+    first, networks = network_of(pipe), networks_of(pipe)
+    family = family_of(pipe, first) if family is None else family
     if not isinstance(family, Family | None):
         raise ValueError(f"family={family!r}: must be a Family; Family(name={family!r}, ...)")
     if isinstance(refiner, str | Path):
@@ -111,17 +112,23 @@ def enable(
     prepared = _prepare(plan, refiner, guidance)
     if plan is not None:
         warn_on_mismatch(plan, _nothing, refiner, guidance)
-        check_fit(plan, prepared and refiner, network, family)
-        warn_of_weights(plan, pipe, network)
+        check_fit(plan, prepared and refiner, first, family)
+        warn_of_weights(plan, pipe, first)
     hooked = plan is not None and needs_hook(plan)
-    if hooked and (family is None or network is None):
-        known = ", ".join(f"{entry.name} ({name})" for name, entry in FAMILIES.items())
+    if hooked and (family is None or not networks):
+        known = ", ".join(
+            f"{entry.name} ({name})"
+            for name, entry in FAMILIES.items()
+            if "refiner" not in entry.refused
+        )
         raise ValueError(
-            f"the network is a {type(network).__name__}, of no family that refiners and "
+            f"the network is a {type(first).__name__}, of no family that refiners and "
             f"conditional evaluations support: {known}. Describe how its pipeline calls it: "
             "enable(..., family=Family(...)), see "
             "flowturbo.integrations.diffusers.families"
         )
+    if plan is not None and family is not None:
+        _refuse_evaluations(type(pipe).__name__, plan, family)
     apart = plan is not None and branches_apart(plan)
     if plan is not None and apart and family is not None and family.conditional is None:
         raise ValueError(
@@ -139,22 +146,28 @@ def enable(
         )
     if hooked:
         assert family is not None
-        assert network is not None
         scheduler.link = Link(pipe)
         module = refiner if isinstance(refiner, nn.Module) else None
         low, _ = getattr(refiner, "guidance_range", (None, None))  # both alike, without guidance=
         scale = low if low is None or guidance is None else guidance
+        installed: list[nn.Module] = []
         try:
-            install(network, RefinerHook(prepared, module, family, scheduler.link, scale, apart))
+            for network in networks:
+                hook = RefinerHook(prepared, module, family, scheduler.link, scale, apart)
+                install(network, hook)
+                installed.append(network)
         except ValueError:
+            for network in installed:
+                remove(network)
             pipe.scheduler = before
             raise
-    listed = getattr(network, BLOCKS, None)
+    listed = any(getattr(network, BLOCKS, None) for network in networks)
     blocks = () if family is None or listed else family.blocks
     if blocks:
-        setattr(network, BLOCKS, list(blocks))
+        for network in networks:
+            setattr(network, BLOCKS, list(blocks))
     used = None if prepared is None else refiner
-    setattr(pipe, STATE, _State(before, scheduler, network, family, used, hooked, bool(blocks)))
+    setattr(pipe, STATE, _State(before, scheduler, networks, family, used, hooked, bool(blocks)))
 
 
 def components_of(pipe: Pipeline) -> ReadOnlyJson:
@@ -193,6 +206,21 @@ def _check(pipe: Pipeline) -> None:
         )
 
 
+def _refuse_evaluations(pipeline: str, plan: Plan, family: Family) -> None:
+    """Refuse a plan with evaluations that the pipeline cannot run, with the reason."""
+    found: dict[Kind, tuple[bool, str]] = {
+        "refiner": (bool(plan.nfe["refiner"]), "refiner evaluations"),
+        "conditional": (branches_apart(plan), "conditional evaluations"),
+        "end": (bool(plan.times[-2] == 1), "an evaluation at t = 1, where no noise is left"),
+    }
+    for kind, (there, what) in found.items():
+        if there and kind in family.refused:
+            raise ValueError(
+                f"plan {plan.name!r} has {what}, which {pipeline} cannot run: "
+                f"{family.refused[kind]}; take a plan without"
+            )
+
+
 def disable(pipe: Pipeline) -> None:
     """Undo ``enable``, and restore the former scheduler.
 
@@ -202,10 +230,11 @@ def disable(pipe: Pipeline) -> None:
     state = _state(pipe)
     if state is None:
         raise ValueError("pipe is not enabled; there is nothing to disable")
-    if state.network is not None and state.hooked:
-        remove(state.network)
-    if state.blocks:
-        delattr(state.network, BLOCKS)
+    for network in state.networks:
+        if state.hooked:
+            remove(network)
+        if state.blocks:
+            delattr(network, BLOCKS)
     pipe.scheduler = state.scheduler
     delattr(pipe, STATE)
 
@@ -213,13 +242,11 @@ def disable(pipe: Pipeline) -> None:
 def summary(pipe: Pipeline) -> str:
     """Scheduler, plan, evaluations and refiner of a pipeline in a few lines."""
     state, scheduler = _state(pipe), pipe.scheduler
-    network = state.network if state else network_of(pipe)
-    size = _millions(network) if network is not None else ""
-    family = state.family if state else FAMILIES.get(type(network).__name__)
+    networks = state.networks if state else networks_of(pipe)
+    family = state.family if state else family_of(pipe, network_of(pipe))
     name = family.name if family else "no family that refiners support"
-    whole = (
-        f"{type(network).__name__} of {size} parameters" if network is not None else "no network"
-    )
+    each = [f"{type(network).__name__} of {_millions(network)} parameters" for network in networks]
+    whole = " and ".join(each) or "no network"
     lines = [f"{type(pipe).__name__}: {name}, {whole}"]
     how = "enabled" if state else "not enabled"
     if state and state.enabled is not scheduler:
@@ -245,12 +272,14 @@ def _state(pipe: Pipeline) -> _State | None:
 
 def network_of(pipe: Pipeline) -> nn.Module | None:
     """The transformer or U-Net, without the wrapper of ``torch.compile``; None without one."""
-    for name in ("transformer", "unet"):
-        network = getattr(pipe, name, None)
-        if isinstance(network, nn.Module):
-            inner: nn.Module = getattr(network, "_orig_mod", network)
-            return inner
-    return None
+    return next(iter(networks_of(pipe)), None)
+
+
+def networks_of(pipe: Pipeline) -> tuple[nn.Module, ...]:
+    """All networks of a pipeline that predict velocities: Wan 2.2 has two, others one or none."""
+    named = (getattr(pipe, name, None) for name in ("transformer", "transformer_2", "unet"))
+    found = (network for network in named if isinstance(network, nn.Module))
+    return tuple(getattr(network, "_orig_mod", network) for network in found)
 
 
 def _prepare(plan: Plan | None, refiner: Refiner | None, guidance: float | None) -> Refiner | None:

@@ -287,13 +287,15 @@ class FlowTurboScheduler(RunPerThread, FlowMatchEulerDiscreteScheduler):  # type
             )
         x = sample.to(torch.promote_types(sample.dtype, torch.float32))
         # a copy in any case: compiled networks reuse the memory of their outputs
-        v = model_output.to(x.dtype) * self.sign
+        v = model_output.to(x.dtype) * (self.sign if per_token_timesteps is None else -self.sign)
+        if run.answer is not None:  # guidance with momentum would change it
+            v = run.answer.to(x.dtype)
         if per_token_timesteps is not None:
             if self.config.invert_sigmas:
                 raise ValueError("per_token_timesteps with invert_sigmas=True: not supported")
             n = self.config.num_train_timesteps
             moving = moving_tokens(per_token_timesteps, sample, run.timesteps[k], 1e-6 * n)
-            v = torch.where(moving, -v, 0.0)
+            v = torch.where(moving, v, 0.0)
         x = run.update(k, x, v)
         self._announce()
         if per_token_timesteps is None:

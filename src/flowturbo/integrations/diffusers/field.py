@@ -3,8 +3,9 @@
 The pipeline's own call runs once for each prompt, until it calls its network, and what it calls it
 with is kept: so text encoders, templates, masks and position ids are the pipeline's, whatever the
 family. The field calls the network with these arguments at other states and times. States are
-unpacked latents (B, C, H, W), of videos (B, C, F, H, W); a condition holds the numbers by which the field finds the arguments
-of its prompts, so that each is kept once however many trajectories it has.
+unpacked latents (B, C, H, W), of videos (B, C, F, H, W); a condition holds the numbers by which the
+field finds the arguments of its prompts, so that each is kept once however many trajectories it
+has.
 """
 
 from __future__ import annotations
@@ -71,11 +72,11 @@ def as_field(
     family: Family | None = None,
     **arguments: Any,
 ) -> PipelineField:
-    """The network of a pipeline that takes prompts alone as a field, for `flowturbo.tune` and others.
+    """The network of a pipeline as a field, for `flowturbo.tune` and others.
 
     Args:
-        pipe: the pipeline, of a family in ``families.FAMILIES``; it is left as it is. Its dtype,
-            device and offloading hold.
+        pipe: the pipeline, which takes prompts alone, of a family in ``families.FAMILIES``; it is
+            left as it is. Its dtype, device and offloading hold.
         prompts: texts, or arguments of the pipeline's call by name, such as
             ``{"prompt_embeds": ..., "pooled_prompt_embeds": ...}``; each is encoded once.
         negative: one text to guide away from, or arguments that begin with "negative_"; by default

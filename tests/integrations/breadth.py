@@ -15,6 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from integrations import pipelines
 from integrations.pipelines import CELLS, EULER, MORE, Cell, final, velocity
 
 import flowturbo as ft
@@ -23,7 +24,6 @@ from flowturbo.integrations.diffusers import FlowTurboScheduler, disable, enable
 from flowturbo.integrations.diffusers.families import Family, family_of
 from flowturbo.integrations.diffusers.pipeline import network_of, networks_of
 from flowturbo.refiner.binding import History
-from integrations import pipelines
 
 PAGE = Path(__file__).parents[2] / "docs" / "diffusers.md"
 START, END = "<!-- made by tests/integrations/breadth.py -->\n", "<!-- end -->\n"

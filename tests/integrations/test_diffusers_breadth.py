@@ -17,11 +17,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:the pipeline's timesteps are not"),
 ]
 
+from integrations import breadth, pipelines  # noqa: E402
 from integrations.breadth import ROWS, built, enabled, refined  # noqa: E402
 from integrations.pipelines import EULER, final, velocity  # noqa: E402
 
 from flowturbo.integrations.diffusers import FAMILIES, Family, disable, enable  # noqa: E402
-from integrations import breadth, pipelines  # noqa: E402
 
 WHOLE = [name for name in ROWS if ROWS[name].linear and name != "LTX2"]
 BRANCHED = [name for name in WHOLE if name not in ("Flux2", "FLUX Fill")]

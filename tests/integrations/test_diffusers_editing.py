@@ -21,6 +21,7 @@ from flowturbo.tasks.fields import noised_afresh
 
 diffusers = pytest.importorskip("diffusers")
 
+from integrations import pipelines  # noqa: E402
 from integrations.pipelines import BATCH, CELLS, EULER  # noqa: E402
 
 from flowturbo.integrations.diffusers import (  # noqa: E402
@@ -31,7 +32,6 @@ from flowturbo.integrations.diffusers import (  # noqa: E402
     enable,
 )
 from flowturbo.integrations.diffusers.families import pack, unpack  # noqa: E402
-from integrations import pipelines  # noqa: E402
 
 NAMES = ("SD3", "Flux", "Qwen-Image", "Z-Image", "Sana")
 METHODS = ("inversion", "flowedit", "sdedit")

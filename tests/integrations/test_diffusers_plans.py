@@ -17,6 +17,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:In CPU autocast"),
 ]
 
+from integrations import pipelines  # noqa: E402
 from integrations.pipelines import EULER, MORE, final, velocity  # noqa: E402
 
 from flowturbo.integrations.diffusers import (  # noqa: E402
@@ -25,7 +26,6 @@ from flowturbo.integrations.diffusers import (  # noqa: E402
     enable,
     summary,
 )
-from integrations import pipelines  # noqa: E402
 
 EARLIER = diffusers.__version__.startswith(("0.40.", "0.41."))  # FlowMatchEuler drops timesteps
 PLAN = ft.Plan.parse("UNIPC2:3@2")

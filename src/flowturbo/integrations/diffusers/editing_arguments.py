@@ -20,6 +20,7 @@ from flowturbo.tasks.sources import Box, Prompts, texts_of
 from flowturbo.types import JsonObject, Pipeline, ReadOnlyJson
 
 __all__ = [
+    "SET",
     "CallArguments",
     "PromptArguments",
     "both",
@@ -36,7 +37,7 @@ __all__ = [
 
 PromptArguments: TypeAlias = Prompts | ReadOnlyJson
 """Prompts, or arguments of a pipeline's call by name."""
-SET = (  # of a pipeline's call, by ``edit``
+SET = (  # of a pipeline's call, by ``edit`` and ``as_field``
     "generator",
     "latents",
     "num_images_per_prompt",

@@ -22,6 +22,7 @@ from torch import Tensor
 from flowturbo import checks
 from flowturbo.digests import content
 from flowturbo.integrations.diffusers.editing_arguments import (
+    SET,
     PromptArguments,
     check_effect,
     prompt_arguments,
@@ -48,16 +49,6 @@ from flowturbo.types import Condition, GuidanceRange, JsonObject, Pipeline, Read
 __all__ = ["PipelineField", "as_field", "sides_of"]
 
 NUMBERS = 2**20  # in the states of a call of the network, by default
-SET = (  # of a pipeline's call, by ``as_field``
-    "generator",
-    "latents",
-    "num_images_per_prompt",
-    "num_inference_steps",
-    "output_type",
-    "return_dict",
-    "sigmas",
-    "timesteps",
-)
 
 
 def as_field(

@@ -1,0 +1,43 @@
+"""A run of train.py from the averaged weights in this folder, whose training is not finished.
+
+    python recipes/emoji/resume/resume.py --out runs/emoji
+    python recipes/emoji/train.py --data emoji-data --out runs/emoji
+
+The folder goes when the model is trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from flowturbo.stores import write_tensors
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", required=True, help="the run, a new folder")
+    out = Path(parser.parse_args().out)
+    if out.exists():
+        parser.error(f"--out {out}: exists already; take a new folder")
+    made = json.loads((HERE / "config.json").read_text("utf-8"))
+    step = json.loads((HERE / "step.json").read_text("utf-8"))["step"]
+    weights = {k: v.float() for k, v in load_file(HERE / "model.safetensors").items()}
+    tensors = {f"network/{k}": v.clone() for k, v in weights.items()}
+    tensors |= {f"average/module.{k}": v for k, v in weights.items()}
+    tensors["average/n_averaged"] = torch.tensor(step)
+    (out / "checkpoints").mkdir(parents=True)
+    (out / "config.json").write_text(json.dumps(made, indent=1), "utf-8")
+    target = out / "checkpoints" / f"step-{step:08d}.safetensors"
+    write_tensors(target, tensors, json.dumps(made, sort_keys=True))
+    print(f"{target}: goes on at step {step}, with fresh optimizers")
+
+
+if __name__ == "__main__":
+    main()

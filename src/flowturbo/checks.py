@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowturbo.messages import check_keywords, did_you_mean, known_keywords, shown, warn
+from flowturbo.messages import check_keywords, did_you_mean, known_keywords, reason, shown, warn
 
 __all__ = [
     "DTYPES",
@@ -185,9 +185,9 @@ def device(name: str, value: object) -> torch.device:
     try:
         return torch.empty(0, device=wanted).device
     except Exception as e:  # which one depends on the device
-        reason = next(iter(str(e).strip().splitlines()), type(e).__name__).rstrip(".")
+        why = reason(e).rstrip(".")
         raise ValueError(
-            f"{name}={shown(value)}: is not available here ({reason}); use 'cpu'"
+            f"{name}={shown(value)}: is not available here ({why}); use 'cpu'"
         ) from None
 
 

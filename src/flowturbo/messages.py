@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import Tensor, nn
 
-__all__ = ["check_keywords", "did_you_mean", "known_keywords", "shown", "warn"]
+__all__ = ["check_keywords", "did_you_mean", "known_keywords", "reason", "shown", "warn"]
 
 _HOME = str(Path(__file__).parent)
 
@@ -30,6 +30,11 @@ def shown(value: object) -> str:
     """Any value in at most 80 letters on one line; of arrays and tensors the shape and type."""
     text = " ".join(_SHORT.repr(value).split())
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 class _Short(reprlib.Repr):

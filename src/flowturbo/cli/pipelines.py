@@ -10,6 +10,7 @@ import typer
 
 from flowturbo.cli.options import read_lines, resolve_device, resolve_dtype
 from flowturbo.cli.output import say
+from flowturbo.messages import reason
 from flowturbo.types import GuidanceRange, JsonObject, Pipeline
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def pipeline_field(
     else:
         pipe.to(where)
     say(f"encoding {len(lines)} prompts")
-    options: JsonObject = {"guidance": _scale(guidance), "negative": negative, **sides}
+    options: JsonObject = {"guidance": guidance, "negative": negative, **sides}
     return as_field(pipe, lines, **options)
 
 
@@ -129,11 +130,4 @@ def _load(name: str, dtype: torch.dtype) -> Pipeline:
             source, revision=revision or None if on_hub else None, **{DTYPE: dtype}
         )
     except (OSError, ValueError, AttributeError) as e:
-        reason = next(iter(str(e).strip().splitlines()), type(e).__name__)
-        raise ValueError(f"--pipeline {name}: cannot be loaded ({reason})") from e
-
-
-def _scale(guidance: GuidanceRange | None) -> GuidanceRange | None:
-    """A range of one scale is that scale."""
-    alike = isinstance(guidance, tuple) and guidance[0] == guidance[1]
-    return guidance[0] if alike and isinstance(guidance, tuple) else guidance
+        raise ValueError(f"--pipeline {name}: cannot be loaded ({reason(e)})") from e

@@ -6,7 +6,7 @@ network alone, or a whole block of the sampler; a plan being static, here also t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType
@@ -29,6 +29,7 @@ __all__ = [
     "check_cache",
     "compile_errors",
     "inductor_options",
+    "run_compiled",
 ]
 
 SCOPES = ("plan", "row", "network", "none")
@@ -95,6 +96,22 @@ def compile_errors(otherwise: str = "take ") -> Iterator[None]:
 
 class Recompiled(RuntimeError):
     """A compiled sampler would have had to be compiled again, after its warm-up."""
+
+
+def run_compiled(call: Callable[..., Tensor], inputs: Sequence[Any]) -> Tensor:
+    """``call(*inputs)`` of what a closed `Compiler` compiled.
+
+    Raises:
+        Recompiled: if it would have to be compiled again.
+    """
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    try:
+        return call(*inputs)
+    except BackendCompilerFailed as e:
+        if isinstance(e.inner_exception, Recompiled):
+            raise e.inner_exception from None
+        raise
 
 
 class Compiler:

@@ -19,6 +19,7 @@ from flowturbo.compiled.backend import (
     Recompiled,
     compile_errors,
     inductor_options,
+    run_compiled,
 )
 from flowturbo.compiled.capture import Captured, Place
 from flowturbo.compiled.function import Function
@@ -166,19 +167,15 @@ class CompiledSampler(Sampler):
             self.report["largest"][size] = float(eager.abs().max())
 
     def _call(self, size: int, inputs: Inputs) -> Tensor:
-        from torch._dynamo.exc import BackendCompilerFailed
-
         try:
-            return self._calls[size](*inputs)
-        except BackendCompilerFailed as e:
-            if not isinstance(e.inner_exception, Recompiled):
-                raise
-        raise Recompiled(
-            f"states {(size, *self.shapes.shape)}, batch {self.shapes.batch}: this sampler would "
-            "have to be compiled again, for something that it was compiled with has changed "
-            "(attributes of the model, threads, defaults of torch; see TORCH_LOGS=recompiles); "
-            "call flowturbo.compile anew"
-        )
+            return run_compiled(self._calls[size], inputs)
+        except Recompiled:
+            raise Recompiled(
+                f"states {(size, *self.shapes.shape)}, batch {self.shapes.batch}: this sampler "
+                "would have to be compiled again, for something that it was compiled with has "
+                "changed (attributes of the model, threads, defaults of torch; see "
+                "TORCH_LOGS=recompiles); call flowturbo.compile anew"
+            ) from None
 
 
 def _wait(device: torch.device) -> None:

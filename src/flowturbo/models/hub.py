@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from flowturbo.messages import reason
+
 __all__ = ["fetch", "push"]
 
 
@@ -30,7 +32,7 @@ def fetch(name: str, files: Sequence[str], what: str) -> Path:
     try:
         return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(files)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
-        raise ValueError(f"{what} {name!r} could not be fetched from the hub: {_reason(e)}") from e
+        raise ValueError(f"{what} {name!r} could not be fetched from the hub: {reason(e)}") from e
 
 
 def push(folder: Path, name: str, files: Sequence[str], message: str, *, private: bool) -> str:
@@ -61,9 +63,5 @@ def push(folder: Path, name: str, files: Sequence[str], message: str, *, private
             repo_id=repo, folder_path=folder, allow_patterns=list(files), commit_message=message
         )
     except (HfHubHTTPError, HFValidationError, OSError) as e:
-        raise ValueError(f"repo={name!r}: could not be uploaded to the hub: {_reason(e)}") from e
+        raise ValueError(f"repo={name!r}: could not be uploaded to the hub: {reason(e)}") from e
     return str(made.commit_url)
-
-
-def _reason(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

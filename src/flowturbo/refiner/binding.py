@@ -24,6 +24,7 @@ __all__ = [
     "in_guidance_range",
     "needed_refiner",
     "prepare_refiner",
+    "scales_text",
     "warn_on_mismatch",
 ]
 
@@ -101,7 +102,7 @@ def check_refiner(plan: Plan, refiner: object, scale: GuidanceScale) -> None:
         asked = (scale.min().item(), scale.max().item()) if isinstance(scale, Tensor) else [scale]
         if min(asked) < low - 1e-6 or max(asked) > high + 1e-6:
             raise ValueError(
-                f"guidance={scale}: this refiner was made for {_range(low, high)}; use such a "
+                f"guidance={scale}: this refiner was made for {scales_text(low, high)}; use such a "
                 "scale, another refiner, or a plan without R"
             )
 
@@ -141,8 +142,8 @@ def warn_on_mismatch(
     if isinstance(guidance, float | int) and not in_guidance_range(plan, guidance):
         low, high = plan.info["guidance"]
         checks.warn(
-            f"plan {plan.name!r} was fitted at guidance {_range(low, high)}, not {guidance:g}: "
-            "its error here is not known; fit one with flowturbo.tune"
+            f"plan {plan.name!r} was fitted at guidance {scales_text(low, high)}, not "
+            f"{guidance:g}: its error here is not known; fit one with flowturbo.tune"
         )
 
 
@@ -154,7 +155,8 @@ def in_guidance_range(plan: Plan, guidance: float) -> bool:
     return bool(0.75 * low <= guidance <= 1.25 * high)
 
 
-def _range(low: float, high: float) -> str:
+def scales_text(low: float, high: float) -> str:
+    """A range of guidance scales, or the one scale, as messages show it."""
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 

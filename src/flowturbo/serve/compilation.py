@@ -9,7 +9,13 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from flowturbo.compiled.backend import Compiler, Recompiled, compile_errors, inductor_options
+from flowturbo.compiled.backend import (
+    Compiler,
+    Recompiled,
+    compile_errors,
+    inductor_options,
+    run_compiled,
+)
 
 __all__ = ["CompiledCalls"]
 
@@ -63,14 +69,10 @@ class CompiledCalls:
     def _known(
         self, kind: Hashable, function: Callable[..., Tensor], arguments: tuple[Any, ...]
     ) -> Tensor:
-        from torch._dynamo.exc import BackendCompilerFailed
-
         try:
-            return self._made[kind](*arguments)
-        except BackendCompilerFailed as e:
-            if not isinstance(e.inner_exception, Recompiled):
-                raise
-        LOG.warning("%s does not fit its graph any more, and runs uncompiled", kind)
+            return run_compiled(self._made[kind], arguments)
+        except Recompiled:
+            LOG.warning("%s does not fit its graph any more, and runs uncompiled", kind)
         self._made[kind] = function
         return function(*arguments)
 

@@ -217,8 +217,9 @@ def plan_of(model: Model, request: ImageRequest) -> Plan:
         return resolve_plan(model, request.plan)
     if request.quality in QUALITIES:
         names = [name for name in QUALITIES[request.quality] if name in model.plans]
-        made = names[0] if names else f"AB2:{EVALUATIONS[request.quality]}@1.6"
-        return resolve_plan(model, made)
+        if not names:
+            return plan_of_steps(EVALUATIONS[request.quality])
+        return resolve_plan(model, names[0])
     return resolve_plan(model, None, request.guidance_scale)
 
 

@@ -39,7 +39,12 @@ from flowturbo.integrations.diffusers.network_calls import (
     joined,
     plain,
 )
-from flowturbo.integrations.diffusers.pipeline import components_of, network_of, networks_of
+from flowturbo.integrations.diffusers.pipeline import (
+    called_network,
+    components_of,
+    network_of,
+    networks_of,
+)
 from flowturbo.integrations.diffusers.run import cropped
 from flowturbo.integrations.diffusers.scheduler import FlowTurboScheduler
 from flowturbo.tasks.sources import texts_of
@@ -269,8 +274,7 @@ class PipelineField:
         state = list(packed.unsqueeze(2).unbind(0)) if family.listed else packed
         start, middle = (float(time.double()) for time in self._time)
         times = (start + 2 * (middle - start) * t).to(self.device, self._time[0].dtype)
-        network = getattr(self._pipe, "transformer", None) or self._pipe.unet
-        out = network(
+        out = called_network(self._pipe)(
             **{**arguments, family.state: state, family.time: times, "return_dict": False}
         )
         return self._sign * self._unpacked(cropped(tensor_of(out), packed))

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from flowturbo import checks
 from flowturbo.digests import fingerprint
 from flowturbo.integrations.diffusers.families import Family
-from flowturbo.integrations.diffusers.hook import pooled_of
+from flowturbo.integrations.diffusers.hook import pooled_of, scale_asked
 from flowturbo.plan import Plan
-from flowturbo.refiner.binding import Refiner, in_guidance_range
+from flowturbo.refiner.binding import Refiner, in_guidance_range, scales_text
 from flowturbo.types import Pipeline, ReadOnlyJson, Scheduler
 
 __all__ = ["Fit", "check_fit", "refit", "warn_of_weights", "weights_of"]
@@ -123,8 +123,7 @@ class Fit:
             )
         scale = self._scale(scheduler)
         if scale is not None and not in_guidance_range(plan, scale):
-            low, high = plan.info["guidance"]
-            fitted = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+            fitted = scales_text(*plan.info["guidance"])
             checks.warn(
                 f"plan {plan.name!r} was fitted at guidance {fitted}, and this call has "
                 f"{scale:g}: its error here is not known; fit one with {refit(plan, scale)}"
@@ -132,14 +131,9 @@ class Fit:
 
     def _scale(self, scheduler: Scheduler) -> float | None:
         """The scale of guidance of the call that runs ``scheduler``, where it is known."""
-        pipe = self._pipe()
-        of_call = getattr(pipe, "scheduler", None) is scheduler  # not of a copy of the pipeline
-        if not of_call or "guidance_scale" not in self._about["call"]:
-            return None
-        if "true_cfg_scale" in self._about["call"]:
-            return None
-        asked = getattr(pipe, "guidance_scale", None)
-        if asked is None:
+        asked = scale_asked(self._pipe(), scheduler)
+        call = self._about["call"]
+        if asked is None or "guidance_scale" not in call or "true_cfg_scale" in call:
             return None
         scale = self._family.scale if self._family is not None else None
         return float(scale(asked) if scale is not None else asked)

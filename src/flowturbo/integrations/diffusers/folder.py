@@ -14,6 +14,7 @@ from flowturbo.files import atomic_write, printable
 from flowturbo.integrations.diffusers.fit import refit
 from flowturbo.models.hub import fetch, push
 from flowturbo.plan import Plan
+from flowturbo.refiner.binding import scales_text
 from flowturbo.refiner.checkpoint import (
     REFINER_CARD,
     REFINER_WEIGHTS,
@@ -187,7 +188,6 @@ The weights of {base} are not here, and keep theirs.
 def _facts(plan: Plan, base: str) -> dict[str, str]:
     """The rows of the table of a card."""
     info, about = plan.info, plan.info["pipeline"]
-    low, high = info["guidance"]
     trajectories = info["trajectories"]
     tell = lambda e: f"{_with_interval(e, 'rmse')}; median {_with_interval(e, 'median')}"
     passes = plan.passes(2.0 if about["branches"] == 2 else 1.0)
@@ -197,7 +197,7 @@ def _facts(plan: Plan, base: str) -> dict[str, str]:
         "weights": f"`{info['fingerprint']}`, {about['dtype']}",
         "evaluations": ", ".join(f"{n} of the {name}" for name, n in plan.nfe.items() if n),
         "passes of the network an image": str(passes),
-        "guidance": f"{low:g}" if low == high else f"{low:g} to {high:g}",
+        "guidance": scales_text(*info["guidance"]),
         "size": f"{width} x {height}",
         "error": tell(info["error"]),
         f"error of {info['baseline']['name']}, the best plain solver": tell(info["baseline"]),

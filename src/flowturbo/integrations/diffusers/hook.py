@@ -30,7 +30,7 @@ from flowturbo.refiner.binding import History, Refiner
 from flowturbo.sampling import Velocities, weighted_sum
 from flowturbo.types import Condition, Pipeline, ReadOnlyJson, Scheduler
 
-__all__ = ["Link", "RefinerHook", "install", "pooled_of", "remove", "tensor_of"]
+__all__ = ["Link", "RefinerHook", "install", "pooled_of", "remove", "scale_asked", "tensor_of"]
 
 NAME = "flowturbo"
 Network: TypeAlias = Any  # of diffusers: a module with a config
@@ -168,10 +168,10 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
 
     def _warn_of_scale(self, scheduler: Scheduler) -> None:
         """Warn if the pipeline's guidance scale is known and is another."""
-        pipe, scale = self.link.pipe(), self.family.scale
-        if self.scale is None or scale is None or getattr(pipe, "scheduler", None) is not scheduler:
+        scale = self.family.scale
+        if self.scale is None or scale is None:
             return
-        asked = getattr(pipe, "guidance_scale", None)
+        asked = scale_asked(self.link.pipe(), scheduler)
         if asked is not None and abs(scale(asked) - self.scale) > 1e-3:
             warnings.warn(
                 f"the pipeline is called with guidance_scale={asked:g}, and the refiner is enabled "
@@ -207,6 +207,16 @@ def pooled_of(refiner: object) -> int:
     """The size of the pooled vector that a refiner sees; 0 if it sees none."""
     layer = getattr(getattr(refiner, "network", None), "pooled", None)
     return layer.in_features if isinstance(layer, nn.Linear) else 0
+
+
+def scale_asked(pipe: Pipeline, scheduler: Scheduler) -> float | None:
+    """``guidance_scale`` of the call of ``pipe`` that runs ``scheduler``, where it is known.
+
+    It is not where another pipeline, such as a copy, runs it.
+    """
+    if getattr(pipe, "scheduler", None) is not scheduler:
+        return None
+    return getattr(pipe, "guidance_scale", None)
 
 
 def tensor_of(out: Any) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowturbo.integrations.diffusers.families import Family
-from flowturbo.integrations.diffusers.pipeline import network_of
+from flowturbo.integrations.diffusers.pipeline import called_network, network_of
 from flowturbo.integrations.diffusers.scheduler import FlowTurboScheduler
 from flowturbo.types import JsonObject, Pipeline, ReadOnlyJson
 
@@ -52,7 +52,7 @@ class Recorder:
     def __init__(self, pipe: Pipeline, family: Family, call: JsonObject) -> None:
         self._pipe, self._family, self._call = copy.copy(pipe), family, call
         self._pipe.set_progress_bar_config(disable=True)
-        self._network = getattr(pipe, "transformer", None) or pipe.unet
+        self._network = called_network(pipe)
         network: Any = network_of(pipe)
         self._names = signature(type(network).forward)
         self._takes = {*signature(type(pipe).__call__).parameters}

@@ -21,7 +21,7 @@ from flowturbo.refiner.binding import Refiner, prepare_refiner, warn_on_mismatch
 from flowturbo.refiner.checkpoint import load_refiner
 from flowturbo.types import Condition, Pipeline, ReadOnlyJson, Scheduler, Time
 
-__all__ = ["components_of", "disable", "enable", "network_of", "summary"]
+__all__ = ["called_network", "components_of", "disable", "enable", "network_of", "summary"]
 
 STATE = "_flowturbo"
 BLOCKS = "_repeated_blocks"  # of a network, to diffusers
@@ -95,7 +95,8 @@ def enable(
     if is_folder(plan):
         plan, own = read_folder(plan)
         refiner = own if refiner is None else refiner
-    first, networks = network_of(pipe), networks_of(pipe)
+    networks = networks_of(pipe)
+    first = next(iter(networks), None)
     family = family_of(pipe, first) if family is None else family
     if not isinstance(family, Family | None):
         raise ValueError(f"family={family!r}: must be a Family; Family(name={family!r}, ...)")
@@ -273,6 +274,12 @@ def _state(pipe: Pipeline) -> _State | None:
 def network_of(pipe: Pipeline) -> nn.Module | None:
     """The transformer or U-Net, without the wrapper of ``torch.compile``; None without one."""
     return next(iter(networks_of(pipe)), None)
+
+
+def called_network(pipe: Pipeline) -> nn.Module:
+    """The transformer or U-Net as the pipeline calls it, compiled or not."""
+    network: nn.Module = getattr(pipe, "transformer", None) or pipe.unet
+    return network
 
 
 def networks_of(pipe: Pipeline) -> tuple[nn.Module, ...]:

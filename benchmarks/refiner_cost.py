@@ -25,7 +25,6 @@ from flowturbo.field import embedded
 from flowturbo.files import write_json
 from flowturbo.refiner import VelocityRefiner
 from flowturbo.stats import interval
-from flowturbo.training.on_policy import mixed_plan
 
 MUST = {1: 0.10, 8: 0.06}
 
@@ -88,7 +87,7 @@ def main() -> None:
     )
     parser.add_argument("--model", default="digits", help="a bundled name or a folder")
     parser.add_argument("--refiner", help="a folder with its refiner")
-    parser.add_argument("--plan", default="MMRMRMRMRM", help="the evaluations: M and R each")
+    parser.add_argument("--plan", default="AB2:FFRFRFRFRF@1.6", help="with a refiner")
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
@@ -99,7 +98,7 @@ def main() -> None:
     refiner = VelocityRefiner.from_model(model, (1.0, 4.0)).eval()
     if options.refiner:
         refiner = ft.load_refiner(options.refiner, model)
-    plan = mixed_plan(options.plan)
+    plan = ft.Plan.parse(options.plan)
     size = lambda network: sum(p.numel() for p in network.parameters())
     record: dict[str, Any] = {
         "conditions": {

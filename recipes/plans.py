@@ -67,7 +67,7 @@ def main() -> None:
     start = time.perf_counter()
     refiner = ft.train_refiner(
         model, guidance=GUIDANCE, trajectories=options.drawn, steps=STEPS, batch=options.batch,
-        minutes=options.minutes, folder=run / "refiner", plan="MMRMRMRMRM",
+        minutes=options.minutes, folder=run / "refiner", plan="AB2:FFRFRFRFRF",
         bf16=True, compile=True, report=tell,
     )  # fmt: skip
     torch._dynamo.reset()

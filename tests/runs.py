@@ -42,8 +42,8 @@ def refiner_run(out: Path, field=waves, **changes) -> ft.refiner.VelocityRefiner
     """Four iterations and a second phase of one, on trajectories of three batches."""
     noise = torch.randn(130, 2, generator=torch.Generator().manual_seed(0))
     few = dict(iterations=4, save_every=2, batch=4, steps=4, width=8, bf16=False)
-    options = {"kind": "conv", "guidance": 1.0, "noise": noise, "plan": "MMRR", **few, **changes}
-    return ft.train_refiner(field, folder=out, **options)
+    options = {"kind": "conv", "guidance": 1.0, "noise": noise, "plan": "AB2:FFRR"}
+    return ft.train_refiner(field, folder=out, **options | few | changes)
 
 
 def same(one: Path, two: Path, *names: str) -> None:

@@ -33,11 +33,10 @@ from flowturbo.files import write_json
 from flowturbo.models.layers import Block, FinalLayer
 from flowturbo.refiner import PaperRefiner, VelocityRefiner
 from flowturbo.timing import interleaved, spread
-from flowturbo.training.on_policy import mixed_plan
 
 KIND = "full size"
 PAPER = ("H8", "H11", "H15", "H24", "H1P5R3", "H2P4R2", "H2P8R2", "H5P7R3", "H8P9R5")
-OURS = tuple("M" + "MR" * (n - 1) for n in (4, 5, 6, 8, 10))
+OURS = tuple(f"AB2:F{'FR' * (n - 1)}@1.6" for n in (4, 5, 6, 8, 10))
 PLAIN = ("AB2:4@1.6", "AB2:6@1.6", "AB2:10@1.6")
 KNOWN = {"fixed": 13.74, "model": 3.39, "refiner": 0.355}  # of the paper's table, ms; an R block
 SHOWN = {"paper": "H1P5R3", "ours": OURS[2]}
@@ -47,10 +46,6 @@ KINDS = {  # of kernels, by what is in their names
     "attention": ("flash", "fmha", "attention"),
     "copies": ("memcpy", "memset"),
 }
-
-
-def parsed(text: str) -> ft.Plan:
-    return mixed_plan(text) if text in OURS else ft.Plan.parse(text)
 
 
 def compile_blocks(*networks: torch.nn.Module) -> None:
@@ -139,7 +134,7 @@ def main() -> None:
     for refiner in refiners.values():
         refiner.to(options.device, torch.bfloat16).eval().requires_grad_(False)
     plans = {
-        whose: [parsed(p) for p in options.plans if p not in others]
+        whose: [ft.Plan.parse(p) for p in options.plans if p not in others]
         for whose, others in (("paper", OURS), ("ours", PAPER))
     }
     cuda = options.device == "cuda"
@@ -167,7 +162,9 @@ def main() -> None:
     for key in (k for k in PARTS if k in options.parts):
         if key == "whole":
             every = ("none", "network", "row", "plan")
-            measured(options.batch[-1], key, every, {k: [parsed(p)] for k, p in SHOWN.items()})
+            measured(
+                options.batch[-1], key, every, {k: [ft.Plan.parse(p)] for k, p in SHOWN.items()}
+            )
             continue
         if key == "compiled":
             compile_blocks(net, *refiners.values())
@@ -176,7 +173,11 @@ def main() -> None:
             for whose, text in SHOWN.items():
                 sizes = record["profiles"].setdefault(whose, {})
                 sizes.setdefault(str(batch), {})[key] = profiled(
-                    net, parsed(text), refiners[whose], labels(batch), guidance=options.guidance
+                    net,
+                    ft.Plan.parse(text),
+                    refiners[whose],
+                    labels(batch),
+                    guidance=options.guidance,
                 )
                 write_json(options.out, record)
 

@@ -30,9 +30,8 @@ from flowturbo.integrations.diffusers import disable, enable
 from flowturbo.provenance import conditions
 from flowturbo.refiner import VelocityRefiner
 from flowturbo.timing import interleaved, spread
-from flowturbo.training.on_policy import mixed_plan
 
-EVALUATIONS, REFINED = 6, "MMRMRMRMRMR"
+EVALUATIONS, REFINED = 6, "AB2:FFRFRFRFRFR@3"
 TOKENS = {"SD3": 333, "FLUX": 512}  # of the prompt, as their pipelines have by default
 SD3: dict[str, Any] = dict(  # the published configuration of SD3 medium
     sample_size=128, patch_size=2, in_channels=16, out_channels=16, num_layers=24,
@@ -81,7 +80,7 @@ def measured(name: str, size: int, options: argparse.Namespace) -> dict[str, Any
     pipe, given = pipeline(name, options.device, options.tiny)
     shape = (16, size // 8, size // 8)
     refiner = VelocityRefiner.small(shape, (1.0, 8.0)).to(options.device, torch.bfloat16).eval()
-    plan = mixed_plan(REFINED, shift=3.0)
+    plan = ft.Plan.parse(REFINED)
     plain = ft.Plan.parse(f"AB2:{EVALUATIONS}@3")
 
     def call(steps: int) -> None:

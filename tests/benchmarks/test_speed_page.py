@@ -35,7 +35,7 @@ def entry(name: str, rmse: float) -> dict:
 def test_the_page_says_what_the_records_say(tmp_path, timed):
     speed = {
         "conditions": {"reference": "AB4RK:105@0.5", "noise_samples": 16, "guidance": 2.0},
-        "plan": entry("fitted MMRMRM", 0.0312), "control": entry("AB2:4@1.6", 0.0444),
+        "plan": entry("fitted FFRFRF", 0.0312), "control": entry("AB2:4@1.6", 0.0444),
         "equal": {
             "Euler": {"evaluations": 9, "value": 0.0299, "reached": True,
                       "chosen": "FlowMatchEuler, linspace, 1"},
@@ -60,8 +60,8 @@ def test_the_page_says_what_the_records_say(tmp_path, timed):
     (tmp_path / "compile-digits.json").write_text(json.dumps(compiled))
     text = speed_page.build(tmp_path)
     line = lambda start: next(x for x in text.splitlines() if x.startswith(start))
-    ours = "| fitted MMRMRM | 4 + 2 R | 8 | 0.0312 (0.0156 to 0.0624) | 1.50 | 6.50 |  |"
-    assert line("| fitted MMRMRM ") == ours
+    ours = "| fitted FFRFRF | 4 + 2 R | 8 | 0.0312 (0.0156 to 0.0624) | 1.50 | 6.50 |  |"
+    assert line("| fitted FFRFRF ") == ours
     assert line("| FlowMatchEuler, l").endswith(", 1 | 9 | 18 | 0.0299 |  |  | none 2.25 |")
     assert line("| FlowMatchEuler, d").endswith(", 2 | 9 | 18 |  | 1.25 | 7.50 | none 3.50 |")
     assert line("| UniPC").endswith(

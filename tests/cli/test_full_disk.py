@@ -51,7 +51,7 @@ def commands(tmp_path):
     refine += ["--steps", "4", "--iterations", "2", "--save-every", "1", "--batch", "4"]
     return {
         "train": [*train, "--no-compile", "--no-bf16"],
-        "train-refiner": [*refine, "--plan", "MMR", "--device", "cpu"],
+        "train-refiner": [*refine, "--plan", "AB2:FFR", "--device", "cpu"],
     }
 
 

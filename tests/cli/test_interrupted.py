@@ -27,7 +27,7 @@ COMMANDS = {  # of the folder that each writes into
     ],
     "train-refiner": lambda out: [
         *[*MODEL, "--trajectories", "80", "--iterations", "120", "--save-every", "20"],
-        *["--plan", "MMRM", "-o", out],
+        *["--plan", "AB2:FFRF", "-o", out],
     ],
     "tune": lambda out: [
         *[*MODEL, "--trajectories", "16", "--nfe", "3"],

@@ -32,11 +32,11 @@ def _run(*arguments) -> int:
 
 
 def test_from_the_model_alone_into_its_folder(model, capsys):
-    few = [*FEW, "--trajectories", "3", "--steps", "4", "--guidance", "1-3", "--plan", "MMR"]
+    few = [*FEW, "--trajectories", "3", "--steps", "4", "--guidance", "1-3", "--plan", "AB2:FFR"]
     assert _run("-m", model, "-o", model, *few) == 0
     out = capsys.readouterr().out
     assert "linear extrapolation" in out
-    assert "rollout: plan MMR@1.6" in out
+    assert "rollout: plan AB2:FFR@1.6" in out
     refiner = ft.load_refiner(model, ft.load(model))
     assert refiner.guidance_range == (1.0, 3.0)
 
@@ -56,10 +56,10 @@ def test_bad_input_is_one_line(model, tmp_path, capsys):
     for arguments, message in (
         (["--paper"], "--data"),
         (["--guidance", "high"], "--guidance 'high'"),
-        (["--plan", "RM"], "begin with MM"),
+        (["--plan", "AB2:RF"], "F, C and R from an F on"),
         (["--kind", "unet"], "kind='unet'"),
         (["--minutes", "0"], "minutes=0"),
-        (["--paper", "--data", "x", "--plan", "MMR"], "--plan: not an option of the paper's"),
+        (["--paper", "--data", "x", "--plan", "AB2:FFR"], "--plan: not an option of the paper's"),
         (["--paper", "--data", "x", "--minutes", "1"], "--minutes: not an option of the paper's"),
         (["--lr", "0"], "lr=0"),
         (["--batch", "0"], "batch=0"),

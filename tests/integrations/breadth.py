@@ -33,7 +33,7 @@ ROWS |= {name: cell for name, cell in CELLS.items() if not cell.image}
 SLOW = 1 / 500  # else the waves of the time's embedding hide the order
 TIMES = ("timestep", "timesteps", "timestep_r", "sigma")
 LAYOUTS = {3: "(B, C, N)", 4: "(B, C, H, W)", 5: "(B, C, F, H, W)"}
-BRANCHED, REFINED = "AB2:FFCFC", "MMRMM"
+BRANCHED, REFINED = "AB2:FFCFC", "AB2:FFRFF@3"
 
 
 def built(name: str) -> tuple[Cell, Any]:
@@ -151,10 +151,7 @@ class Extrapolated:
 
 
 def refined() -> ft.Plan:
-    names = {"M": "model", "R": "refiner"}
-    base = ft.Plan.parse(f"AB2:{len(REFINED)}@3")
-    evaluators = tuple(names[letter] for letter in REFINED)
-    return ft.Plan(times=base.times, evaluators=evaluators, weights=base.weights, name=REFINED)
+    return ft.Plan.parse(REFINED)
 
 
 def refusal(error: ValueError) -> str:
@@ -183,14 +180,14 @@ def refiner(name: str) -> str:
     """The states that a refiner is shown, in place of its evaluations of the network."""
     cell, pipe = built(name)
     shown, rows = Extrapolated(), {}
-    for plan in (refined(), ft.Plan.parse(f"AB2:{len(REFINED)}@3")):
+    for plan in (refined(), ft.Plan.parse("AB2:5@3")):
         try:
             with counted(pipe) as rows[plan], enabled(pipe, plan, shown):
                 final(cell, pipe, len(plan))
         except ValueError as error:
             return f"no: {refusal(error)}"
     with_it, without = (len(calls) for calls in rows.values())
-    assert with_it * len(REFINED) == without * REFINED.count("M")
+    assert with_it * 5 == without * 4
     (shape,) = shown.shapes
     return LAYOUTS[len(shape)]
 

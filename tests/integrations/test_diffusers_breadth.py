@@ -1,6 +1,7 @@
 """What docs/diffusers.md says of each pipeline, measured; and what is special to some of them."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -133,9 +134,8 @@ def test_a_small_refiner_of_videos():
 
 def test_guidance_with_a_memory_does_not_change_what_a_refiner_answers():
     cell, pipe = built("ACE-Step")
-    plan = ft.Plan.parse("E5@3")
-    evaluators = ("model", "model", "refiner", "model", "model")
-    plan = ft.Plan(times=plan.times, evaluators=evaluators, weights=plan.weights, name="MMRMM")
+    kinds = ft.Plan.parse("AB2:FFRFF").evaluators
+    plan = replace(ft.Plan.parse("E5@3"), evaluators=kinds)
     states, said = [], []
 
     def refiner(x, t, cond, history):
@@ -169,12 +169,7 @@ def test_both_networks_of_wan_2_2_are_enabled_and_left_as_they_were():
     both = (pipe.transformer, pipe.transformer_2)
     before = [dict(vars(network)) for network in both]
     original = cell.call(pipe, 4)
-    plan = ft.Plan(
-        times=ft.Plan.parse("AB2:8").times,
-        evaluators=("model", "model", "refiner", "model") * 2,
-        weights=ft.Plan.parse("AB2:8").weights,
-        name="MMRMMMRM",
-    )
+    plan = ft.Plan.parse("AB2:FFRFFFRF")
     seen = []
 
     def refiner(x, t, cond, history):

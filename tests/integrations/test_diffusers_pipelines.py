@@ -33,13 +33,7 @@ from flowturbo.integrations.diffusers import (  # noqa: E402
 from flowturbo.integrations.diffusers.families import pack, unpack  # noqa: E402
 
 STEPS = 4
-MODELS = ("model", "model", "refiner", "model", "refiner", "model")
-REFINED = ft.Plan(
-    times=ft.Plan.parse("AB2:6").times,
-    evaluators=MODELS,
-    weights=ft.Plan.parse("AB2:6").weights,
-    name="MMRMRM",
-)
+REFINED = ft.Plan.parse("AB2:FFRFRF")
 MATRIX = [(name, dynamic) for name, cell in CELLS.items() for dynamic in {False, cell.dynamic}]
 TWICE = ("Flux", "Lumina2", "Qwen-Image")  # call the network once for each branch of guidance
 

@@ -118,7 +118,9 @@ def test_counts():
         plan.passes("2")
 
 
-@pytest.mark.parametrize("text", ["AB2:FFCFC@1.6", "UNIPC2:FCFC", "E1", "dpm2:ffc"])
+@pytest.mark.parametrize(
+    "text", ["AB2:FFCFC@1.6", "UNIPC2:FCFC", "E1", "dpm2:ffc", "AB2:FFRFR@2", "AB2:FRC"]
+)
 def test_notation_and_json(text):
     plan = ft.Plan.parse(text)
     assert plan.name == text.upper()
@@ -128,7 +130,9 @@ def test_notation_and_json(text):
     assert ft.Plan.from_json(made.to_json()) == made
 
 
-@pytest.mark.parametrize("text", ["AB2:CF", "AB2:FXC", "AB2:", "RK4:FFC", "AB3RK:FFFFC", "FFC"])
+@pytest.mark.parametrize(
+    "text", ["AB2:CF", "AB2:RF", "AB2:FXC", "AB2:", "RK4:FFC", "AB3RK:FFFFC", "FFC"]
+)
 def test_what_is_no_pattern_is_refused(text):
     with pytest.raises(ValueError, match=r"^plan .*allowed"):
         ft.Plan.parse(text)

@@ -9,7 +9,6 @@ from refiners import CLASSES, KINDS, random_history, random_weights
 import flowturbo as ft
 from flowturbo.models.sit import SiT, SiTConfig
 from flowturbo.refiner import PaperRefiner, VelocityRefiner
-from flowturbo.training.on_policy import mixed_plan
 
 
 def _cond(config: SiTConfig, n=3):
@@ -91,7 +90,7 @@ def test_a_time_in_half_precision_is_subtracted_in_full():
 def test_rows_embedded_at_once_give_the_velocities_of_single_calls(kind, scale):
     config = SiTConfig(**KINDS.get(kind, {**CLASSES, "classes": 0}))
     refiner = random_weights(VelocityRefiner.from_model(random_weights(SiT(config)), (1, 4)))
-    plan = mixed_plan("MMRRMMR", shift=2)
+    plan = ft.Plan.parse("AB2:FFRRFFR@2")
     cond = None if kind == "unconditional" else _cond(config)
     rows = [row for row in plan.rows if row.evaluator == "refiner"]
     seen = refiner.embed_rows(rows, cond, scale)
@@ -108,7 +107,7 @@ def test_the_loop_embeds_the_rows_of_a_refiner_once():
     )
     calls = []
     refiner.network.t_embedder.register_forward_hook(lambda *a: calls.append(len(a[2])))
-    plan, x = mixed_plan("MMRMRMR"), torch.randn(3, 2, 8, 8)
+    plan, x = ft.Plan.parse("AB2:FFRFRFR@1.6"), torch.randn(3, 2, 8, 8)
     ft.sample(plan, lambda x, t, c: -x, x, torch.arange(3), refiner=refiner)
     assert calls == [9]
 

@@ -13,7 +13,6 @@ from flowturbo.models.checkpoint import save_folder
 from flowturbo.refiner import PaperRefiner, save_refiner
 from flowturbo.refiner.history import VelocityRefiner
 from flowturbo.refiner.resolve import FALLBACK_PLAN, resolve_plan
-from flowturbo.training import mixed_plan
 
 
 def test_pictures_are_pil_images_of_the_models_size(digits):
@@ -126,7 +125,7 @@ def test_guidance_of_the_first_channels_is_that_of_the_wrapper(tiny, tmp_path):
 
 def test_a_refiner_for_guidance_of_all_channels_is_not_used_with_fewer(digits):
     refiner = VelocityRefiner.from_model(digits, (1.0, 4.0))
-    told = dict(plan=mixed_plan("MMR"), guidance=2.0, refiner=refiner)
+    told = dict(plan=ft.Plan.parse("AB2:FFR@1.6"), guidance=2.0, refiner=refiner)
     assert ft.generate(digits, ["1"], **told)
     with pytest.raises(ValueError, match="guided in all channels; leave guidance_channels out"):
         ft.generate(digits, ["1"], guidance_channels=1, **told)

@@ -17,7 +17,6 @@ from flowturbo.training import (
     PaperRefinerConfig,
     RefinerConfig,
     TrainConfig,
-    mixed_plan,
     train,
     train_paper_refiner,
 )
@@ -146,7 +145,8 @@ FEW = dict(kind="conv", iterations=1, steps=4, batch=2)
         (dict(cond={"a": torch.ones(4), "b": torch.ones(3)}), "cond of 3, 4 rows"),
         (dict(cond=()), "cond of  ?rows"),
         (dict(plan=5), "plan=5: must be a Plan"),
-        (dict(plan="MMM"), "asks the refiner nothing"),
+        (dict(plan="AB2:3"), "asks the refiner nothing"),
+        (dict(plan="FFR"), "plan 'FFR': expected"),
         (dict(plan=ft.Plan.parse("AB2:4")), "asks the refiner nothing"),
         (dict(plan=ft.Plan.parse("E1R1")), "2"),
         (dict(plan=ft.Plan.parse("H2R1").restrict(0.3)), "must lead from noise"),
@@ -174,12 +174,6 @@ def test_what_is_no_field(field):
 def test_noise_that_is_not_of_the_fields_shape(model):
     with pytest.raises(ValueError, match=r"noise=.*the shape \(1, 4, 4\)"):
         ft.train_refiner(model, noise=torch.ones(4, 1, 8, 8), iterations=1)
-
-
-@pytest.mark.parametrize("pattern", [None, 3, "", "RM", "MMX"])
-def test_patterns_that_are_none(pattern):
-    with pytest.raises(ValueError, match="begin with MM"):
-        mixed_plan(pattern)
 
 
 @pytest.mark.parametrize("folder", [3, "", b"run"])

@@ -19,7 +19,6 @@ from flowturbo.field import CountCalls
 from flowturbo.models.model import Model
 from flowturbo.models.sit import SiT, SiTConfig
 from flowturbo.path import shifted
-from flowturbo.training import mixed_plan
 from flowturbo.training.initial_states import InitialStateSampler
 from flowturbo.training.trajectories import generate_trajectories
 
@@ -38,7 +37,7 @@ def start(out):
         noise = torch.randn(160, 2, generator=torch.Generator().manual_seed(0))
         ft.train_refiner(
             FIELD, kind="conv", guidance=1.0, noise=noise, folder=out, iterations=40,
-            save_every=10, batch=8, steps=8, width=8, plan="MMRR",
+            save_every=10, batch=8, steps=8, width=8, plan="AB2:FFRR",
         )
         os._exit(0)
     return child
@@ -80,7 +79,7 @@ def test_killed_in_each_stage_and_resumed_equals_uninterrupted(tmp_path):
 
 def test_a_finished_run_is_not_done_again(tmp_path):
     teacher, noise = CountCalls(gaussian), ft.noise.draw(range(20), (3,))
-    options = dict(kind="conv", guidance=1.0, noise=noise, folder=tmp_path, plan="MMR")
+    options = dict(kind="conv", guidance=1.0, noise=noise, folder=tmp_path, plan="AB2:FFR")
     options["report"] = lambda progress: None
     first = ft.train_refiner(teacher, **options, iterations=2, batch=4, steps=4)
     teacher.calls = 0
@@ -89,7 +88,7 @@ def test_a_finished_run_is_not_done_again(tmp_path):
     assert again.card == first.card
     assert again.fingerprint == first.fingerprint
     with pytest.raises(ValueError, match="on-policy holds a run with plan"):
-        ft.train_refiner(teacher, **{**options, "plan": "MMRM"}, iterations=2, batch=4, steps=4)
+        ft.train_refiner(teacher, **{**options, "plan": "AB2:FFRF"}, iterations=2, batch=4, steps=4)
 
 
 TINY = dict(iterations=2, batch=4, steps=4, trajectories=3, width=8)
@@ -112,7 +111,7 @@ def test_training_beats_extrapolation_and_on_policy_states_help():
     reports = []
     refiner = ft.train_refiner(
         mixture, kind="conv", guidance=1.0, noise=noise, iterations=300, batch=64, steps=12,
-        lr=5e-3, ema=0.98, plan="MMRMR", report=reports.append, save_every=300,
+        lr=5e-3, ema=0.98, plan="AB2:FFRFR", report=reports.append, save_every=300,
     )  # fmt: skip
     measured = refiner.card["measured"]
     off = measured["mean square, gaps of 1 to 3 steps"]
@@ -122,7 +121,7 @@ def test_training_beats_extrapolation_and_on_policy_states_help():
     stages = list(dict.fromkeys(p.stage for p in reports))
     assert stages == ["trajectories", "training", "on-policy training"]
     assert (300, 300) in {(p.done, p.total) for p in reports if p.stage == "training"}
-    plan, x = mixed_plan("MMRMR"), ft.noise.draw(range(900, 964), (2,))
+    plan, x = ft.Plan.parse("AB2:FFRFR@1.6"), ft.noise.draw(range(900, 964), (2,))
     exact = ft.sample(ft.Plan.rk4(32), mixture, x)
     error = lambda r: (ft.sample(plan, mixture, x, refiner=r) - exact).square().mean()
     assert error(refiner) < 0.5 * error(ft.refiner.VelocityRefiner.small((2,)))
@@ -145,7 +144,7 @@ def _model(**changes) -> Model:
 def test_one_refiner_for_a_range_of_guidance_written_with_its_card(tmp_path):
     model = _model(classes=3)
     refiner = ft.train_refiner(
-        model, folder=tmp_path, plan="MMR", guidance=(1.0, 3.0), **{**TINY, "width": None}
+        model, folder=tmp_path, plan="AB2:FFR", guidance=(1.0, 3.0), **{**TINY, "width": None}
     )
     card = json.loads((tmp_path / "refiner.json").read_text())
     assert card["guidance"] == [1.0, 3.0]
@@ -154,10 +153,10 @@ def test_one_refiner_for_a_range_of_guidance_written_with_its_card(tmp_path):
     assert set(card["measured"]["rollout"]["before"]) == {"rmse", "median"}
     assert ft.load_refiner(tmp_path, model).kind == refiner.kind == "velocity"
     x, cond = ft.noise.draw(range(3), model.shape), model.condition(["a", "b", "c"])
-    out = ft.sample(mixed_plan("MMRM"), model, x, cond, guidance=2.5, refiner=refiner)
+    out = ft.sample(ft.Plan.parse("AB2:FFRF@1.6"), model, x, cond, guidance=2.5, refiner=refiner)
     assert out.isfinite().all()
     with pytest.raises(ValueError, match="made for 1 to 3"):
-        ft.sample(mixed_plan("MMRM"), model, x, cond, guidance=4.0, refiner=refiner)
+        ft.sample(ft.Plan.parse("AB2:FFRF@1.6"), model, x, cond, guidance=4.0, refiner=refiner)
 
 
 def test_trajectories_are_the_guided_models(tmp_path):
@@ -240,7 +239,7 @@ def test_other_fields_with_conditions_of_any_structure():
     noise = torch.randn(5, 3)
     cond = {"level": torch.randn(5), "more": (torch.randn(5, 3),)}
     refiner = ft.train_refiner(
-        field, kind="conv", guidance=1.0, noise=noise, cond=cond, plan="MMR", **TINY
+        field, kind="conv", guidance=1.0, noise=noise, cond=cond, plan="AB2:FFR", **TINY
     )
     assert refiner.network.classes is None
     labels = ft.train_refiner(
@@ -278,7 +277,7 @@ def test_a_disk_too_small_is_refused_before_drawing(tmp_path, monkeypatch):
         (dict(steps=2), "steps=2: must be a whole number from 3"),
         (dict(jitter=0.5), "jitter=0.5"),
         (dict(shift=0), "shift=0"),
-        (dict(plan="RM"), "begin with MM"),
+        (dict(plan="AB2:RF"), "F, C and R from an F on"),
         (dict(lr=-1), "lr=-1"),
         (dict(seed=-1), "seed=-1"),
         (dict(batch=0), "batch=0"),

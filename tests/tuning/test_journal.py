@@ -98,7 +98,7 @@ def test_refiners_without_a_fingerprint_are_kept_apart(tmp_path):
     ]
     assert plans == [*alone, alone[0]]
     keys = [json.loads(x)[0] for x in (tmp_path / "one/journal.jsonl").read_text().splitlines()]
-    assert len({k for k in keys if "MR" in k}) > len({k for k in keys if "MM " in k})
+    assert len({k for k in keys if "FR" in k}) > len({k for k in keys if "FF " in k})
 
 
 def test_guidance_is_part_of_it(tmp_path):

@@ -68,7 +68,9 @@ def run(
     pipeline: PipelineName = None,
     plan: Annotated[
         str | None,
-        _option("plan", "Also train on the states that this plan visits: MMRMRMRM, or a .json."),
+        _option(
+            "plan", "Also train on the states that this plan visits: AB2:FFRFRFRF, or a .json."
+        ),
     ] = None,
     prompts: Annotated[
         Path | None,

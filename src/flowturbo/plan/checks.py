@@ -26,7 +26,8 @@ __all__ = [
     "weights",
 ]
 
-EVALUATORS = ("model", "conditional", "refiner")
+EVALUATORS = {"model": "F", "conditional": "C", "refiner": "R"}
+"""Their letters in the notation: full, conditional, refiner."""
 _EVALUATORS = "'model', 'conditional' or 'refiner'"
 LIMIT = 2000  # evaluations of one plan: its table is dense, and 32 MB then
 LARGEST = 1e4  # weight: it amplifies the rounding of float32 to 6e-4, less than a grey level

@@ -19,10 +19,11 @@ def _named(counts: str) -> str:
 _LETTERS = "".join(BLOCKS)
 ALLOWED = (
     f"allowed: blocks of {', '.join(BLOCKS)}, such as H1P5R3 or [H1P1R1]x2; "
-    f"{_named('evaluations')} with evaluations, such as AB2:8, or full and conditional ones, such "
-    f"as AB2:FFC; {_named('steps')} with steps, such as RK4:2; all with an optional shift, as @1.6"
+    f"{_named('evaluations')} with evaluations, such as AB2:8, or AB2:FFCR with full, "
+    f"conditional and refiner ones; {_named('steps')} with steps, such as RK4:2; all with an "
+    "optional shift, as @1.6"
 )
-_SOLVER = re.compile(rf"({'|'.join(map(re.escape, SOLVERS))}):([0-9]+|F[FC]*)")
+_SOLVER = re.compile(rf"({'|'.join(map(re.escape, SOLVERS))}):([0-9]+|F[FCR]*)")
 _TOKEN = re.compile(rf"([{_LETTERS}])([0-9]+)|(\[)|\]X([0-9]+)")
 LONGEST = 2000  # characters
 
@@ -51,7 +52,7 @@ def parse(text: str) -> tuple[str, str | int, float | None, str]:
     if match is None:
         head = body.partition(":")[0]
         if _SOLVER.fullmatch(f"{head}:1"):
-            raise _wrong(whole, len(head) + 1, "a whole number, or F and C from an F on,")
+            raise _wrong(whole, len(head) + 1, "a whole number, or F, C and R from an F on,")
         raise _wrong(whole, 0, "a known solver")
     name, count = match.groups()
     if not count.isdigit():

@@ -230,7 +230,8 @@ class Plan:
         - ``H1P5R3``, ``E8``, ``[H1P1R1]x2``, ``E2H2P3``: see ``blocks``;
         - ``AB2:8``, ``RK4:2``: a solver of ``flowturbo.plan.solvers.SOLVERS`` with its number of
           evaluations or steps;
-        - ``AB2:FFCFC``: a solver of one evaluation per step, full (F) or conditional (C);
+        - ``AB2:FFCFR``: a solver of one evaluation per step, full (F), conditional (C) or of a
+          refiner (R);
         - either with a shift of the grid, ``AB2:8@1.6``.
 
         Args:
@@ -255,7 +256,7 @@ class Plan:
             return cls(**chain(solver, count, points))
         columns = SOLVERS[solver].columns(count, points)
         if pattern:
-            kinds = {"F": "model", "C": "conditional"}
+            kinds = {letter: name for name, letter in _checks.EVALUATORS.items()}
             columns["evaluators"] = tuple(kinds[letter] for letter in pattern)
             columns["name"] = columns["name"].replace(f":{count}", f":{pattern}", 1)
         return cls(**columns)

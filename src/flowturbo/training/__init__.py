@@ -5,7 +5,6 @@ from flowturbo.training.data import load_data
 from flowturbo.training.dataset import ArrayData, Data
 from flowturbo.training.flow import train
 from flowturbo.training.latents import LatentData, as_states
-from flowturbo.training.on_policy import mixed_plan
 from flowturbo.training.paper_refiner import PaperRefinerConfig, train_paper_refiner
 from flowturbo.training.refiner import train_refiner
 from flowturbo.training.refiner_config import RefinerConfig
@@ -19,7 +18,6 @@ __all__ = [
     "TrainConfig",
     "as_states",
     "load_data",
-    "mixed_plan",
     "train",
     "train_paper_refiner",
     "train_refiner",

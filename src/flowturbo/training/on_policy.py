@@ -9,12 +9,10 @@ the training that follows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from flowturbo.checks import shown
 from flowturbo.field import Field
 from flowturbo.plan import Plan
 from flowturbo.refiner.binding import History
@@ -25,23 +23,7 @@ from flowturbo.training.initial_states import InitialStateSampler
 from flowturbo.training.trajectories import Batch
 from flowturbo.types import Condition, Time
 
-__all__ = ["OnPolicyStates", "collect", "mixed_plan", "rollout_error"]
-
-
-def mixed_plan(pattern: str, shift: float = 1.6) -> Plan:
-    """Two-step Adams-Bashforth with the evaluators of ``pattern``, M or R each, as "MMRMRMRM".
-
-    Raises:
-        ValueError: if it is not such a text, or does not begin with MM.
-    """
-    letters = pattern.strip().upper() if isinstance(pattern, str) else ""
-    if set(letters) - set("MR") or not letters.startswith("MM"):
-        raise ValueError(
-            f"pattern {shown(pattern)}: must be of M and R and begin with MM ('MMRMRMRM')"
-        )
-    names = tuple({"M": "model", "R": "refiner"}[letter] for letter in letters)
-    plan = Plan.adams_bashforth(len(letters), shift=shift)
-    return replace(plan, evaluators=names, name=f"{letters}@{shift:g}")
+__all__ = ["OnPolicyStates", "collect", "rollout_error"]
 
 
 class OnPolicyStates:

@@ -30,7 +30,6 @@ from flowturbo.refiner.binding import check_refiner
 from flowturbo.refiner.checkpoint import load_refiner
 from flowturbo.refiner.history import VelocityRefiner
 from flowturbo.training.initial_states import InitialStateSampler
-from flowturbo.training.on_policy import mixed_plan
 from flowturbo.training.processes import Processes
 from flowturbo.training.refiner_config import RefinerConfig
 from flowturbo.training.refiner_stages import RUN, Stages
@@ -68,7 +67,8 @@ def train_refiner(
             the run are in ``refiner-run`` in it, with the refiner as it is before training on the
             states of a plan. It may be the model's. By default a temporary one.
         plan: also train on the states this plan visits, and keep the result if the plan's error
-            falls; a text such as "MMRMRMRM" is Adams-Bashforth on the grid of the trajectories.
+            falls; a text such as "AB2:FFRFRFRF" is parsed, on the grid of the trajectories if it
+            has no shift.
         report: called with a `Progress` in each stage: "trajectories", "training" and
             "on-policy training".
 
@@ -142,16 +142,20 @@ def _plan(plan: Plan | str | None, shift: float) -> Plan | None:
     """The plan to train on the states of."""
     if plan is None:
         return None
-    made = mixed_plan(plan, shift) if isinstance(plan, str) else plan
+    made = plan
+    if isinstance(plan, str):
+        made = Plan.parse(plan) if "@" in plan else Plan.parse(plan, shift=shift)
     if not isinstance(made, Plan):
-        raise ValueError(f"plan={shown(plan)}: must be a Plan, or a text such as 'MMRMRMRM'")
+        raise ValueError(f"plan={shown(plan)}: must be a Plan, or a text such as 'AB2:FFRFRFRF'")
     asked = [
         row.model_time not in {t for _, t in row.history}
         for row in made.rows
         if row.evaluator == "refiner"
     ]
     if not any(asked):
-        raise ValueError(f"plan {made.name!r}: asks the refiner nothing; take one with R")
+        raise ValueError(
+            f"plan {made.name!r}: asks the refiner nothing; take one with R, as AB2:FFRFRFRF"
+        )
     if (made.times[0], made.times[-1]) != (0, 1):
         raise ValueError(f"plan {made.name!r}: must lead from noise (t=0) to data (t=1)")
     return made

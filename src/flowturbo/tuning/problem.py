@@ -130,8 +130,8 @@ class Problem:
 
 
 def letters(evaluators: Sequence[str]) -> str:
-    """M for the model, C for its conditional branch alone, R for a refiner."""
-    return "".join("MCR"[EVALUATORS.index(e)] for e in evaluators)
+    """F for the model, C for its conditional branch alone, R for a refiner."""
+    return "".join(EVALUATORS[e] for e in evaluators)
 
 
 def best_shift(error: Callable[[float], float]) -> float:

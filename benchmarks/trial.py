@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 import flowturbo as ft
+from flowturbo.field import device_of, fingerprint_of
 from flowturbo.files import atomic_write
 from flowturbo.guidance import guided
 from flowturbo.path import shifted
@@ -52,14 +53,14 @@ class Trial:
     ) -> None:
         self.conditions = {
             "model": getattr(model, "name", None),
-            "fingerprint": getattr(model, "fingerprint", None),
+            "fingerprint": fingerprint_of(model),
             "shape": list(model.shape),
             "guidance": guidance,
             "noise_samples": noise_samples,
             "seeds": f"{FIRST} to {FIRST + noise_samples - 1}",
             "reference": reference,
             "dtype": "float32",
-            "device": _device(model),
+            "device": _name(device_of(model)),
             "threads": torch.get_num_threads(),
             "versions": versions(),
         }
@@ -69,7 +70,7 @@ class Trial:
         self.folder, self.model, self.noise_samples = Path(folder), model, noise_samples
         self.guided = guided(model, guidance)
         self.x0 = ft.noise.draw(
-            range(FIRST, FIRST + noise_samples), model.shape, device=model.device
+            range(FIRST, FIRST + noise_samples), model.shape, device=device_of(model)
         )
         self.cond = None
         if hasattr(model, "random_condition"):
@@ -150,9 +151,8 @@ class Trial:
         return self.journal.number("roughness", measure)
 
 
-def _device(model: Any) -> str:
-    cuda = model.device.type == "cuda"
-    return torch.cuda.get_device_name(model.device) if cuda else str(model.device)
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 def _short(value: Any) -> Any:

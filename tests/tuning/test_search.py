@@ -4,7 +4,7 @@ from fields import mixture
 from tuned import initial_noise
 
 import flowturbo as ft
-from flowturbo.tuning import search
+from flowturbo.tuning import problem
 
 
 def test_the_polish_starts_from_several_fits(monkeypatch):
@@ -13,7 +13,7 @@ def test_the_polish_starts_from_several_fits(monkeypatch):
     exact = ft.sample("RK4:200", mixture, x0)
     errors = {}
     for starts in (1, 3):
-        monkeypatch.setattr(search, "STARTS", starts)
+        monkeypatch.setattr(problem, "FINALISTS", starts)
         plan = ft.tune(mixture, nfe=5, noise=initial_noise(256))
         errors[starts] = (ft.sample(plan, mixture, x0) - exact).square().mean(1).sqrt().mean()
     assert errors[3] < 0.7 * errors[1]

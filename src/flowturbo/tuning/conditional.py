@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flowturbo.progress import Progress
-from flowturbo.tuning.problem import Problem, best_shift, letters
+from flowturbo.tuning.problem import PLACE_ROWS, Problem, letters
 
 __all__ = ["counts_of", "place_conditional"]
 
-PLACE_ROWS = 32  # of the fitting part, to compare positions by
 LEAST_FULL = 0.5  # share of evaluations that take both branches: with fewer every fit loses
 
 
@@ -39,7 +38,7 @@ def place_conditional(
     spread = ["model"] * (full + conditional)
     for i in range(conditional):
         spread[-1 - i * (full + conditional - 1) // conditional] = "conditional"
-    shift = best_shift(lambda s: problem.score(problem.fit_weights(late, s)))
+    shift = problem.best_shift(late)
 
     def error(kinds: Sequence[str]) -> float:
         return float(problem.fit_weights(kinds, shift, PLACE_ROWS).info["fit"])

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flowturbo.progress import Progress
-from flowturbo.tuning.problem import Problem, best_shift, letters
+from flowturbo.tuning.problem import PLACE_ROWS, Problem, letters
 
 __all__ = ["first_gaps", "pattern", "place_refiners"]
 
-PLACE_ROWS = 32  # of the fitting part, to compare positions by
 WORTH = 0.03  # a refiner call has to lower the error by this share
 
 
@@ -28,8 +27,7 @@ def place_refiners(
     problem: Problem, kinds: Sequence[str], gaps: tuple[int, ...], most: int | None
 ) -> tuple[int, ...]:
     """Move, add and remove refiners, from ``gaps`` on, while the error of fitted weights falls."""
-    first = pattern(kinds, gaps)
-    shift = best_shift(lambda s: problem.score(problem.fit_weights(first, s)))
+    shift = problem.best_shift(pattern(kinds, gaps))
     error = lambda g: float(problem.fit_weights(pattern(kinds, g), shift, PLACE_ROWS).info["fit"])
     cost = lambda g: error(g) * (1 + WORTH) ** sum(g)
     while True:

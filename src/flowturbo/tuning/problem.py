@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +19,12 @@ from flowturbo.tuning.polish import polish, run, score
 from flowturbo.tuning.reference import Reference, error
 from flowturbo.tuning.weights import fit_weights
 
-__all__ = ["DIVERGED", "SHIFTS", "USUAL_SHIFT", "Problem", "best_shift", "letters"]
+__all__ = ["DIVERGED", "PLACE_ROWS", "SHIFTS", "USUAL_SHIFT", "Problem", "letters"]
 
 SHIFTS = (0.5, 0.7, 1.0, 1.3, 1.6, 2.0, 2.5, 3.2, 4.0)
 USUAL_SHIFT = 1.6  # of fits without a search
+PLACE_ROWS = 32  # of the fitting part and of the choosing part, for rough comparisons
+FINALISTS = 3  # shifts that are compared on all trajectories
 POWER = 1.5  # of the polish: a mean of errors between the robust 1 and the square that is reported
 DIVERGED = 1e100  # the error of what is not finite
 LONG = 8  # evaluations: of longer plans the polish moves two weights of a row, not four
@@ -62,7 +64,7 @@ class Problem:
 
     def score(self, plan: Plan, rows: int | None = None) -> float:
         """The mean error of ``plan`` on the choosing part, or on its first rows."""
-        part = self.choose if rows is None else self.choose.rows(0, rows)
+        part = self.choose if rows is None else self.choose.rows(0, min(rows, len(self.choose)))
         return self.journal.number(
             f"score {plan.digest} {len(part)} {self._refiner_key(plan.evaluators)}",
             lambda: score(run(plan, self.field, part, self.refiner), part),
@@ -105,6 +107,22 @@ class Problem:
         key = f"weights {pattern} {shift} {len(part)} {self._refiner_key(evaluators)}"
         return self.journal.plan(key, make)
 
+    def best_shift(self, evaluators: Sequence[str]) -> float:
+        """The shift at which weights fit best, on a few trajectories; all are tried, for the error
+        has several minima.
+        """
+        return self._shifts(evaluators)[0]
+
+    def best_fits(self, evaluators: Sequence[str]) -> list[Plan]:
+        """Weights fitted at the best three shifts, the best first."""
+        shifts = self._shifts(evaluators)[:FINALISTS]
+        return sorted((self.fit_weights(evaluators, s) for s in shifts), key=self.score)
+
+    def _shifts(self, evaluators: Sequence[str]) -> list[float]:
+        """`SHIFTS` in the order of the errors of a few trajectories."""
+        fitted = lambda s: self.fit_weights(evaluators, s, PLACE_ROWS)
+        return sorted(SHIFTS, key=lambda s: self.score(fitted(s), PLACE_ROWS))
+
     def polish(self, plan: Plan, name: str, part: Reference, iterations: int) -> Plan:
         """``plan`` polished on a part; of long plans fewer weights move, to save time."""
         polished = lambda: polish(
@@ -132,8 +150,3 @@ class Problem:
 def letters(evaluators: Sequence[str]) -> str:
     """F for the model, C for its conditional branch alone, R for a refiner."""
     return "".join(EVALUATORS[e] for e in evaluators)
-
-
-def best_shift(error: Callable[[float], float]) -> float:
-    """Which of `SHIFTS` has the lowest ``error``; all are tried, for it has several minima."""
-    return min(SHIFTS, key=error)

@@ -11,14 +11,13 @@ from flowturbo.tuning.baselines import best_baseline
 from flowturbo.tuning.conditional import place_conditional
 from flowturbo.tuning.initial_states import MIN_TRAJECTORIES
 from flowturbo.tuning.placement import first_gaps, pattern, place_refiners
-from flowturbo.tuning.problem import SHIFTS, USUAL_SHIFT, Problem, best_shift
+from flowturbo.tuning.problem import PLACE_ROWS, USUAL_SHIFT, Problem
 from flowturbo.tuning.reference import Reference
 
 __all__ = ["Budget", "Candidate", "search"]
 
 EARNED = 0.98  # of the error, at most, that conditional evaluations have to leave
 NOTED = 0.05  # of an evaluation: what costs less is free
-STARTS = 3  # of the polish: fits at other shifts end in other minima
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +100,7 @@ def _fitted(problem: Problem, evaluators: Sequence[str], search_times: bool) -> 
     """The best fitted plan with these evaluators."""
     if not search_times:
         return problem.fit_weights(evaluators, USUAL_SHIFT)
-    shift = best_shift(lambda s: problem.score(problem.fit_weights(evaluators, s)))
-    plan = problem.fit_weights(evaluators, shift)
+    plan = problem.best_fits(evaluators)[0]
     problem.report(Progress("fit weights", 1, 1, plan=plan.name, error=problem.score(plan)))
     return plan
 
@@ -149,13 +147,14 @@ def _error_of_more(problem: Problem, plan: Plan, more: float, search_times: bool
 
 
 def _polished(problem: Problem, best: Candidate) -> Candidate:
-    """``best`` polished on the fitting part and, if the choosing part agrees, on both."""
-    fits = sorted(
-        (problem.fit_weights(best.plan.evaluators, shift) for shift in SHIFTS), key=problem.score
-    )
-    starts = (problem.polish(plan, "fit", problem.fit, 2) for plan in fits[:STARTS])
-    moved = min(starts, key=problem.score)
-    moved = min(moved, problem.polish(moved, "fit", problem.fit, 2), key=problem.score)
+    """``best`` polished on the fitting part and, if the choosing part agrees, on both.
+
+    Fits at other shifts end in other minima: each is followed on half of the fitting part.
+    """
+    fits, rows = problem.best_fits(best.plan.evaluators), max(len(problem.fit) // 2, PLACE_ROWS)
+    half = problem.fit.rows(0, rows)
+    moved = min((problem.polish(p, "half", half, 2) for p in fits), key=problem.score)
+    moved = min(moved, problem.polish(moved, "fit", problem.fit, 3), key=problem.score)
     if problem.score(moved) >= problem.score(best.plan):
         note = "times and weights were not moved: no gain on the choosing trajectories"
         return replace(best, notes=[*best.notes, note])

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flowturbo.progress import Progress
-from flowturbo.tuning.problem import PLACE_ROWS, Problem, letters
+from flowturbo.tuning.problem import Problem, letters
 
 __all__ = ["counts_of", "place_conditional"]
 
@@ -41,7 +41,7 @@ def place_conditional(
     shift = problem.best_shift(late)
 
     def error(kinds: Sequence[str]) -> float:
-        return float(problem.fit_weights(kinds, shift, PLACE_ROWS).info["fit"])
+        return float(problem.fit_weights(kinds, shift, problem.few).info["fit"])
 
     best = min((late, spread), key=error)
     while True:

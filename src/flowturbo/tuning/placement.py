@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flowturbo.progress import Progress
-from flowturbo.tuning.problem import PLACE_ROWS, Problem, letters
+from flowturbo.tuning.problem import Problem, letters
 
 __all__ = ["first_gaps", "pattern", "place_refiners"]
 
@@ -28,7 +28,7 @@ def place_refiners(
 ) -> tuple[int, ...]:
     """Move, add and remove refiners, from ``gaps`` on, while the error of fitted weights falls."""
     shift = problem.best_shift(pattern(kinds, gaps))
-    error = lambda g: float(problem.fit_weights(pattern(kinds, g), shift, PLACE_ROWS).info["fit"])
+    error = lambda g: float(problem.fit_weights(pattern(kinds, g), shift, problem.few).info["fit"])
     cost = lambda g: error(g) * (1 + WORTH) ** sum(g)
     while True:
         better = min((gaps, *_neighbours(gaps, most)), key=cost)

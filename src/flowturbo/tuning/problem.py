@@ -19,11 +19,11 @@ from flowturbo.tuning.polish import polish, run, score
 from flowturbo.tuning.reference import Reference, error
 from flowturbo.tuning.weights import fit_weights
 
-__all__ = ["DIVERGED", "PLACE_ROWS", "SHIFTS", "USUAL_SHIFT", "Problem", "letters"]
+__all__ = ["DIVERGED", "SHIFTS", "USUAL_SHIFT", "Problem", "letters"]
 
 SHIFTS = (0.5, 0.7, 1.0, 1.3, 1.6, 2.0, 2.5, 3.2, 4.0)
 USUAL_SHIFT = 1.6  # of fits without a search
-PLACE_ROWS = 32  # of the fitting part and of the choosing part, for rough comparisons
+FEW, FEW_NUMBERS = 32, 2**15  # trajectories for rough comparisons, and numbers in their states
 FINALISTS = 3  # shifts that are compared on all trajectories
 POWER = 1.5  # of the polish: a mean of errors between the robust 1 and the square that is reported
 DIVERGED = 1e100  # the error of what is not finite
@@ -107,6 +107,11 @@ class Problem:
         key = f"weights {pattern} {shift} {len(part)} {self._refiner_key(evaluators)}"
         return self.journal.plan(key, make)
 
+    @property
+    def few(self) -> int:
+        """Trajectories for rough comparisons; of small states more, for they hold less."""
+        return max(FEW, FEW_NUMBERS // self.choose.noise[0].numel())
+
     def best_shift(self, evaluators: Sequence[str]) -> float:
         """The shift at which weights fit best, on a few trajectories; all are tried, for the error
         has several minima.
@@ -119,9 +124,9 @@ class Problem:
         return sorted((self.fit_weights(evaluators, s) for s in shifts), key=self.score)
 
     def _shifts(self, evaluators: Sequence[str]) -> list[float]:
-        """`SHIFTS` in the order of the errors of a few trajectories."""
-        fitted = lambda s: self.fit_weights(evaluators, s, PLACE_ROWS)
-        return sorted(SHIFTS, key=lambda s: self.score(fitted(s), PLACE_ROWS))
+        """`SHIFTS` in the order of their errors on few trajectories."""
+        few = self.few
+        return sorted(SHIFTS, key=lambda s: self.score(self.fit_weights(evaluators, s, few), few))
 
     def polish(self, plan: Plan, name: str, part: Reference, iterations: int) -> Plan:
         """``plan`` polished on a part; of long plans fewer weights move, to save time."""

@@ -11,7 +11,7 @@ from flowturbo.tuning.baselines import best_baseline
 from flowturbo.tuning.conditional import place_conditional
 from flowturbo.tuning.initial_states import MIN_TRAJECTORIES
 from flowturbo.tuning.placement import first_gaps, pattern, place_refiners
-from flowturbo.tuning.problem import PLACE_ROWS, USUAL_SHIFT, Problem
+from flowturbo.tuning.problem import USUAL_SHIFT, Problem
 from flowturbo.tuning.reference import Reference
 
 __all__ = ["Budget", "Candidate", "search"]
@@ -149,11 +149,10 @@ def _error_of_more(problem: Problem, plan: Plan, more: float, search_times: bool
 def _polished(problem: Problem, best: Candidate) -> Candidate:
     """``best`` polished on the fitting part and, if the choosing part agrees, on both.
 
-    Fits at other shifts end in other minima: each is followed on half of the fitting part.
+    Fits at other shifts end in other minima: each is followed on few trajectories.
     """
-    fits, rows = problem.best_fits(best.plan.evaluators), max(len(problem.fit) // 2, PLACE_ROWS)
-    half = problem.fit.rows(0, rows)
-    moved = min((problem.polish(p, "half", half, 2) for p in fits), key=problem.score)
+    fits, few = problem.best_fits(best.plan.evaluators), problem.fit.rows(0, problem.few)
+    moved = min((problem.polish(p, "few", few, 2) for p in fits), key=problem.score)
     moved = min(moved, problem.polish(moved, "fit", problem.fit, 3), key=problem.score)
     if problem.score(moved) >= problem.score(best.plan):
         note = "times and weights were not moved: no gain on the choosing trajectories"

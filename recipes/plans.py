@@ -2,19 +2,10 @@
 
     python recipes/plans.py --model digits --run runs/plans-digits
 
-trains a refiner from the model alone, fits the plans `fast`, `balanced` and `best` with it, of
-`emoji` one more, and makes `balanced` the model's default. It goes on where it was interrupted; at
-the end the files are copied to the model's folder.
-
-What is bundled was made on an H100 so, 8192 trajectories for `digits`:
-
-    python recipes/plans.py --model emoji --run runs/plans-emoji --device cuda --drawn 10240 \\
-        --minutes 1.9 --batch 256 --trajectories 128 --guidance 2
-
-and the plans of `digits` with ``--preserve-contrast``, but for this: the refiners were not
-compiled, are those of iteration 4000, of 5179 and 5410 (their cards tell), without the second
-phase, `balanced`, `light` and `best` of `emoji` were fitted without one, `light` with
-``--preserve-contrast``.
+trains a refiner from the model alone, fits plans with it at so many passes of the network, and
+makes `balanced` the default of the model. It goes on where it was interrupted; in the end the files
+are copied to its folder. Half of the trajectories that plans of `emoji` are fitted to are of the names
+in ``emoji/common.txt``, which people ask for first, the rest of any name.
 """
 
 from __future__ import annotations
@@ -34,8 +25,10 @@ from flowturbo.models.zoo import find
 from flowturbo.progress import Progress
 from flowturbo.refiner.checkpoint import REFINER_CARD, REFINER_WEIGHTS
 
-PLANS = {"balanced": 6, "fast": 4, "best": 10}  # evaluations of the model
-OTHERS = {"emoji": {"balanced": 10, "light": 6, "fast": 4, "best": 12}}
+PASSES = {"fast": 8, "balanced": 12, "best": 20}  # of the network, an image
+OTHERS = {"emoji": {"fast": 8, "light": 12, "balanced": 16, "best": 24}}
+COMMON = Path(__file__).parent / "emoji" / "common.txt"
+FIRST = 2_000_000_000  # seed of the noise that plans are fitted to
 GUIDANCE = (1.0, 4.0)  # that the refiner serves
 STEPS = 24  # evaluations of the model on its trajectories
 
@@ -48,7 +41,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.0, help="of training the refiner")
     parser.add_argument("--batch", type=int, default=64, help="velocities a step of it")
     parser.add_argument("--drawn", type=int, default=4096, help="trajectories of the refiner")
-    parser.add_argument("--trajectories", type=int, default=64, help="to fit on")
+    parser.add_argument("--trajectories", type=int, default=192, help="to fit, choose and test on")
+    parser.add_argument("--only", nargs="+", help="fit only the plans of these names")
     parser.add_argument("--guidance", type=float, help="to fit at; by default the model's own")
     parser.add_argument(
         "--preserve-contrast", action="store_true", help="keep the contrast of pictures"
@@ -74,12 +68,15 @@ def main() -> None:
     print(f"refiner: {time.perf_counter() - start:.0f} s", flush=True)
     if options.refiner_only:
         return
-    for name, nfe in OTHERS.get(model.name, PLANS).items():
+    noise, cond = initial(model, options.trajectories)
+    for name, passes in OTHERS.get(model.name, PASSES).items():
+        if options.only and name not in options.only:
+            continue
         start = time.perf_counter()
         plan = ft.tune(
-            model, nfe=nfe, refiner=refiner, guidance=options.guidance,
-            trajectories=options.trajectories, preserve_contrast=options.preserve_contrast,
-            cache_dir=run / "fit", report=lambda progress: print(progress, flush=True),
+            model, passes=passes, refiner=refiner, guidance=options.guidance, noise=noise,
+            cond=cond, preserve_contrast=options.preserve_contrast, cache_dir=run / "fit",
+            report=lambda progress: print(progress, flush=True),
         )  # fmt: skip
         (run / "plans").mkdir(exist_ok=True)
         plan.save(run / "plans" / f"{name}.json")
@@ -92,6 +89,19 @@ def main() -> None:
     card["defaults"]["plan"] = "balanced"
     with atomic_write(home / CARD) as path:
         path.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def initial(model: ft.Model, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """``n`` initial states, and their conditions; of text models every other is a common name."""
+    noise = ft.noise.draw(range(FIRST, FIRST + n), model.shape, device=model.device)
+    cond = model.random_condition(n, torch.Generator().manual_seed(0))
+    if model.conditioning.kind == "text":
+        names, styles = COMMON.read_text("utf-8").split("\n")[:-1], model.conditioning.styles
+        pairs = [(names[i % len(names)], styles[i // len(names) % len(styles)]) for i in range(n)]
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(1)).tolist()
+        prompts = [f"{name}, {style} style" for name, style in (pairs[i] for i in order)]
+        cond[::2] = model.condition(prompts)[::2]
+    return noise, cond
 
 
 if __name__ == "__main__":

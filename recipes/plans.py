@@ -4,8 +4,8 @@
 
 trains a refiner from the model alone, fits plans with it at so many passes of the network, and
 makes `balanced` the default of the model. It goes on where it was interrupted; in the end the files
-are copied to its folder. Half of the trajectories that plans of `emoji` are fitted to are of the names
-in ``emoji/common.txt``, which people ask for first, the rest of any name.
+are copied to its folder. Half of the trajectories that plans of `emoji` are fitted to are of the
+names in ``emoji/common.txt``, which people ask for first, the rest of any name.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import bundled_page
 import figures
 import passes_page
 import summary
@@ -120,6 +121,8 @@ def build(records: Path, images: Path) -> str:
     page.parts.insert(1, first_page(page, main))
     for record in main:
         main_table(page, record)
+    if found := [json.loads(p.read_text()) for p in sorted(records.glob("bundled-*.json"))]:
+        page.add("## Appendix: the bundled plans", bundled_page.section(found))
     if found := [json.loads(p.read_text()) for p in sorted(records.glob("passes-*.json"))]:
         page.add("## Appendix: plans at equal passes of the network", passes_page.section(found))
     page.add("## Appendix: the paper's ablations")

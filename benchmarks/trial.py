@@ -49,7 +49,13 @@ class Trial:
     """The test noise samples of ``model``, and errors of plans on them."""
 
     def __init__(
-        self, model: Any, guidance: float, noise_samples: int, reference: str, folder: str | Path
+        self,
+        model: Any,
+        guidance: float,
+        noise_samples: int,
+        reference: str,
+        folder: str | Path,
+        cond: torch.Tensor | None = None,
     ) -> None:
         self.conditions = {
             "model": getattr(model, "name", None),
@@ -72,8 +78,8 @@ class Trial:
         self.x0 = ft.noise.draw(
             range(FIRST, FIRST + noise_samples), model.shape, device=device_of(model)
         )
-        self.cond = None
-        if hasattr(model, "random_condition"):
+        self.cond = cond
+        if cond is None and hasattr(model, "random_condition"):
             self.cond = model.random_condition(noise_samples, torch.Generator().manual_seed(FIRST))
         self.exact, self.first = self._solved(reference)
 

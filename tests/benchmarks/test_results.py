@@ -113,6 +113,9 @@ def records(tmp_path) -> Path:
     cell = {name: entry(far, 4) for name, far in methods.items()}
     part = {"conditions": PART["conditions"], "reference": PART["reference"], "cells": {"8": cell}}
     (folder / "passes-made.json").write_text(json.dumps({"2": part}))
+    plans = {"fast": {"passes": 8, "plan": entry(0.5, 4), "scheduler": entry(1.0, 4)}}
+    kinds = {k: {**part, "plans": plans} for k in ("any names", "common names")}
+    (folder / "bundled-made.json").write_text(json.dumps(kinds))
     return folder
 
 
@@ -169,6 +172,7 @@ def test_tables_say_what_agrees(records, tmp_path):
     assert f"| tuned {short}" in text
     assert text.index("| UniPC-2 | none | none | 4 | 8 | 3.6116") < text.index(f"| tuned {short}")
     assert "| FlowTurbo (paper), with refiner | training images | refiner, 3 steps of 18 |" in text
+    assert "| made | common names | `fast` | 8 | 1.8058 (" in text
     assert "ms, batch of" not in text  # no record of speed, so none are told
     assert "| tuned | 2 | 6 | 3.6116 (2.6873 to 4.4532) |  |  | 50.0 (40.0 to 60.0) |" in text
     assert "| reference solution | 2 | 9 |  |  |  | 45.0 (40.0 to 60.0) |" in text

@@ -1,0 +1,78 @@
+"""The bundled plans beside the best scheduler of diffusers at as many passes of the network.
+
+    python benchmarks/bundled.py --model emoji --out benchmarks/records/bundled-emoji.json
+
+measures, at the guidance scale of the model, on noise samples that nothing else uses: with random
+conditions, and for `emoji` also with the names that people ask for first, those of
+``recipes/emoji/common.txt``. The scheduler is chosen on the test noise samples themselves, in its
+favour. It resumes where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from bundled_page import ANY, COMMON
+from method import best, keep
+from schedulers import schedulers
+from trial import Trial
+
+import flowturbo as ft
+
+NAMES = Path(__file__).resolve().parents[1] / "recipes" / "emoji" / "common.txt"
+
+
+def common(model: ft.Model, n: int) -> torch.Tensor:
+    """Conditions (n, ...): every name in every style, in turn."""
+    names, styles = NAMES.read_text("utf-8").split("\n")[:-1], model.styles
+    pairs = [(names[i % len(names)], styles[i // len(names) % len(styles)]) for i in range(n)]
+    return model.condition([model.styled(name, style) for name, style in pairs])
+
+
+def measure(options: argparse.Namespace) -> None:
+    model = ft.load(options.model, device=options.device)
+    refiner, guidance = ft.load_refiner(options.model), float(model.defaults["guidance"])
+    record = json.loads(options.out.read_text()) if options.out.is_file() else {}
+    of_text = model.conditioning is not None and model.conditioning.kind == "text"
+    for prompts in (ANY, COMMON) if of_text else (ANY,):
+        cond = common(model, options.noise_samples) if prompts == COMMON else None
+        folder = options.folder / model.name / prompts.replace(" ", "-")
+        trial = Trial(model, guidance, options.noise_samples, options.reference, folder, cond)
+        part = record.setdefault(prompts, {"conditions": trial.conditions, "plans": {}})
+        if part["conditions"] != trial.conditions:
+            raise SystemExit(f"{options.out} is of {part['conditions']}: give another --out")
+        part["reference"] = trial.reference_error()
+        for name, plan in model.plans.items():
+            passes = plan.passes(guidance)
+            tried = schedulers(passes // 2)
+            label, _ = best(trial, tried)
+            part["plans"][name] = {
+                "passes": passes,
+                "plan": trial.entry(plan, refiner),
+                "scheduler": trial.entry(tried[label], chosen=label),
+            }
+            keep(options.out, record)
+            errors = [part["plans"][name][k]["rmse"] for k in ("plan", "scheduler")]
+            print(f"{prompts}: {name}, {passes} passes: {errors[0]}, {label} {errors[1]}")
+    print(f"-> {options.out}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", required=True, help="a bundled name")
+    add("--noise-samples", type=int, default=480, help="to test on, of either kind")
+    add("--reference", default="AB4RK:105@0.5", help="plan of the reference solution")
+    add("--device", default="cpu", help="where to compute")
+    add("--folder", type=Path, default=Path("runs/bundled"), help="keeps what is computed")
+    add("--out", "-o", type=Path, required=True, help="the record")
+    measure(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,14 +1,19 @@
 """Puts a trained `emoji` into the package, with what `judge.py` measured on its card.
 
-python recipes/emoji/bundle.py --run runs/emoji-styled --record benchmarks/records/emoji-judged.json
+    python recipes/emoji/bundle.py --run runs/emoji --record benchmarks/records/emoji-judged.json
+
+What was fitted to the weights that were there, plans and a refiner, is removed: `recipes/plans.py`
+makes it anew.
 """
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import flowturbo as ft
 from flowturbo.models.checkpoint import read_card, save_folder
+from flowturbo.refiner.checkpoint import REFINER_CARD, REFINER_WEIGHTS
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("seen", "held out")
@@ -16,9 +21,9 @@ PARTS = ("seen", "held out")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--run", default="runs/emoji-styled", help="the folder that style.py left")
+    parser.add_argument("--run", default="runs/emoji", help="the folder that train.py left")
     parser.add_argument("--record", type=Path, required=True, help="what judge.py wrote of it")
-    parser.add_argument("--out", default=ROOT / "src/flowturbo/models/bundled/emoji")
+    parser.add_argument("--out", type=Path, default=ROOT / "src/flowturbo/models/bundled/emoji")
     options = parser.parse_args()
     model, found = ft.load(options.run), json.loads(options.record.read_text("utf-8"))
     judged = found["conditions"]
@@ -34,6 +39,9 @@ def main() -> None:
         "record": "benchmarks/records/emoji-judged.json",
     }
     save_folder(options.out, model.network, read_card(Path(options.run)) | {"measured": measured})
+    for name in (REFINER_CARD, REFINER_WEIGHTS):
+        (options.out / name).unlink(missing_ok=True)
+    shutil.rmtree(options.out / "plans", ignore_errors=True)
     print(json.dumps(measured, indent=1))
 
 

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 Pair = tuple[int, int]
-SEEN, EACH_HELD, TOTAL, CHUNK = 400, 3, 2000, 100
+SEEN, EACH_HELD, TOTAL, CHUNK = 400, 3, 5000, 100
 FIRST_SEED = {"image_grid": 0, "seen": 1000, "held out": 2000, "total": 10_000}
 
 
@@ -45,7 +45,7 @@ def pairs_to_draw(
     - "image_grid": the names of `HELD_NAMES` in every style, style by style
     - "seen": 400 trained pairs of ``names``, each once and, from the first on, again
     - "held out": the pairs of ``names`` that were held out, three times each
-    - "total": the pairs of 2,000 training pictures drawn without repetition by seed 0
+    - "total": the pairs of 5,000 training pictures drawn without repetition by seed 0
     """
     styles = range(len(about["styles"]))
     held = {(c, s) for c, s in about["held"]}
@@ -71,8 +71,9 @@ class Model:
         plan: str | None,
         guidance: float | None,
         device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.model, self.about, self.device = ft.load(folder), about, device
+        self.model, self.about, self.device = ft.load(folder, dtype=dtype), about, device
         used = resolve(self.model, plan, guidance)
         self.plan, self.guidance = used.plan, used.guidance
         self.conditions = {

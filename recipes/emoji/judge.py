@@ -2,7 +2,7 @@
 
     pip install -e '.[eval]' resvg-py
     python recipes/emoji/data.py --out emoji-data
-    python recipes/emoji/judge.py --data emoji-data --model runs/emoji-styled --out runs/judged \\
+    python recipes/emoji/judge.py --data emoji-data --model runs/emoji --out runs/judged \\
         --record benchmarks/records/emoji-judged.json --images docs/images
 
 needs `npm` (or `--others`, a `node_modules` that has the packages of `names.OTHERS`). What is drawn
@@ -14,8 +14,8 @@ they are or roughened: what a perfect model would get, and one that is a little 
   distorted copies, checked on 300 pictures of three icon sets that it was not trained on.
 - *Styles*: a classifier checked on all pictures of the 100 names and of 300 other concepts, trained
   on those of the rest: it has seen nothing of what is drawn.
-- *FD-EffNet*: 2,000 pictures drawn for the pairs of 2,000 training pictures, against the training
-  set, and against the rest of it; the floor is what those 2,000 get against the rest themselves.
+- *FD-EffNet*: 5,000 pictures drawn for the pairs of 5,000 training pictures, against the training
+  set, and against the rest of it; the floor is what those 5,000 get against the rest themselves.
 - *Memory*: the nearest training picture of what is drawn, beside that of real pictures held out.
 """
 
@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("--plan", default="AB2:12@1.6", help="notation or name of a plan")
     parser.add_argument("--guidance", type=float, help="else the model's own")
     parser.add_argument("--device", default="cpu", help="to draw on")
+    parser.add_argument("--bf16", action="store_true", help="draw in bfloat16")
     parser.add_argument("--others", type=Path, help="a node_modules that has the other sets")
     parser.add_argument("--record", type=Path, default=Path("emoji-judged.json"))
     parser.add_argument("--images", type=Path, default=Path(), help="where emoji*.png go")
@@ -145,7 +146,10 @@ def main() -> None:
     if options.model in ("real", "rough"):
         source: Source = Real(real.images, real.pairs, options.model == "rough")
     else:
-        source = Model(options.model, real.about, options.plan, options.guidance, options.device)
+        dtype = torch.bfloat16 if options.bf16 else torch.float32
+        source = Model(
+            options.model, real.about, options.plan, options.guidance, options.device, dtype
+        )
     save_sheet(options.images / "emoji.png", real, source, options.out)
     if options.sheet:
         return

@@ -19,7 +19,7 @@ __all__ = ["save_nearest", "save_sheet"]
 CELL, GAP, LABEL = 128, 12, 70
 STEP = CELL + GAP
 INK, HELD = "#222222", "#e8590c"
-SHOWN = 12
+SHOWN = 10
 
 
 def page(columns: int, rows: int, height: int, left: int = 0) -> tuple[Any, Any]:
@@ -65,23 +65,24 @@ def save_sheet(path: Path, real: Pictures, source: Source, out: Path) -> None:
 
 
 def save_nearest(path: Path, real: Pictures, source: Source, out: Path) -> None:
-    """Six drawn pictures of trained pairs and six of others, evenly spaced in their sets, each
+    """Ten drawn pictures of trained pairs and ten of others, evenly spaced in their sets, each
     above the training picture nearest in features."""
     todo = pairs_to_draw(real.about, real.names, real.trained)
     images, features, pairs = real.part(~real.held)
-    image, pen = page(SHOWN, 1, 2 * STEP + 88, LABEL)
-    for column in range(SHOWN):
-        name, k = ("seen", column) if column < SHOWN // 2 else ("held out", column - SHOWN // 2)
-        i = len(set(todo[name])) * k // (SHOWN // 2)
-        drawn = draw(source, name, todo[name], out)
-        far, at = nearest(real.see(name, drawn)[i : i + 1], features)
-        x = LABEL + GAP + column * STEP
-        paste(image, pen, (x, 52), drawn[i], name == "held out")
-        paste(image, pen, (x, 52 + STEP), images[int(at)])
-        caption(pen, x, 26, real, todo[name][i])
-        caption(pen, x, 52 + 2 * STEP + 10, real, pairs[int(at)], f"{float(far):.1f}")
-    for row, label in enumerate(("drawn", "nearest")):
-        write(pen, (LABEL, 52 + row * STEP + CELL / 2), label, "rm")
+    band = 2 * STEP + 88
+    image, pen = page(SHOWN, 2, band, LABEL)
+    for row, name in enumerate(("seen", "held out")):
+        drawn, top = draw(source, name, todo[name], out), row * band
+        for column in range(SHOWN):
+            i = len(set(todo[name])) * column // SHOWN
+            far, at = nearest(real.see(name, drawn)[i : i + 1], features)
+            x = LABEL + GAP + column * STEP
+            paste(image, pen, (x, top + 52), drawn[i], name == "held out")
+            paste(image, pen, (x, top + 52 + STEP), images[int(at)])
+            caption(pen, x, top + 26, real, todo[name][i])
+            caption(pen, x, top + 62 + 2 * STEP, real, pairs[int(at)], f"{float(far):.1f}")
+        for k, label in enumerate(("drawn", "nearest")):
+            write(pen, (LABEL, top + 52 + k * STEP + CELL / 2), label, "rm")
     save(image, path)
 
 

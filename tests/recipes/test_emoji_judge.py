@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from flowturbo.models.checkpoint import save_folder
 from flowturbo.models.sit import SiT, SiTConfig
@@ -19,8 +20,8 @@ from flowturbo.models.tokenizer import Tokenizer, build_vocabulary
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "emoji"
 MODULES = (
-    "choose", "classifiers", "drawn", "judge", "measure", "names", "others", "real", "sheet",
-    "styles",
+    "blind", "choose", "classifiers", "drawn", "judge", "measure", "names", "others", "real",
+    "sheet", "styles",
 )  # fmt: skip
 
 
@@ -202,3 +203,36 @@ def test_a_model_draws_and_goes_on(recipe, data, quick, monkeypatch, tmp_path):
     assert first.shape == (2, 32, 32, 3)
     monkeypatch.setattr(recipe.drawn.ft, "generate", None)
     assert (recipe.drawn.draw(model, "seen", pairs, tmp_path) == first).all()
+
+
+def test_the_new_pictures_are_found_where_the_key_says(recipe, data, monkeypatch, tmp_path, capsys):
+    styles = {"old": ["noto", "fx"], "new": list(recipe.names.STYLES)}
+    monkeypatch.setattr(
+        recipe.blind.ft, "load", lambda name: SimpleNamespace(name=name, styles=styles[name])
+    )
+    sizes = {"old": (32, "black"), "new": (64, "red")}
+
+    def generate(model: Any, prompts: list[str], **options: Any) -> list[Image.Image]:
+        assert all(p.endswith(("noto style", "fx style")) for p in prompts)
+        size, colour = sizes[model.name]
+        return [Image.new("RGB", (size, size), colour) for _ in prompts]
+
+    monkeypatch.setattr(recipe.blind.ft, "generate", generate)
+    run = lambda *options: (
+        monkeypatch.setattr(sys, "argv", ["blind.py", "--out", str(tmp_path), *options]),
+        recipe.blind.main(),
+    )
+    run("--data", str(data), "--old", "old", "--new", "new")
+    key = json.loads((tmp_path / "key.json").read_text())["new"]
+    assert 20 < key.count("A") < 60
+    sheet = np.asarray(Image.open(tmp_path / "sheet-1.png"))
+    middle = recipe.sheet.GAP + recipe.sheet.CELL // 2
+    left, right = sheet[40 + middle, middle], sheet[40 + middle, middle + recipe.sheet.STEP]
+    assert (left if key[0] == "A" else right).tolist() == [255, 0, 0]
+    capsys.readouterr()
+    run("--better", key)
+    assert "better in 100.0% of 80" in capsys.readouterr().out
+    run("--better", "=" * 40 + key[40:].translate(str.maketrans("AB", "BA")))
+    assert "better in 25.0% of 80" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="80 letters"):
+        run("--better", "AB")

@@ -33,7 +33,7 @@ ARCHITECTURE: dict[str, Any] = dict(
     modulation="shared", stem="conv", stem_width=16, head_blocks=1, prediction="data",
 )  # fmt: skip
 TRAINING = TrainConfig(
-    steps=7_000, batch=128, lr=2e-3, optimizer="muon", warmup=150, tail=0.4, ema=0.999,
+    steps=6_500, batch=128, lr=2e-3, optimizer="muon", warmup=150, tail=0.4, ema=0.999,
     save_every=100, preview_every=1000,
 )  # fmt: skip
 

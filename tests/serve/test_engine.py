@@ -126,6 +126,13 @@ def test_compiled_for_its_sizes_before_the_first_request_and_never_after(
             assert np.abs(image - same).max() <= 1
 
 
+def test_a_model_without_its_autoencoder_is_refused_before_the_first_request(model):
+    engine = Engine(ft.Model(model.network, {"name": "latent", "codec": {"kind": "latent"}}))
+    with pytest.raises(ValueError, match="names no autoencoder"):
+        engine.warm_up()
+    engine.close()
+
+
 def test_a_graph_that_fits_no_more_is_left(model, monkeypatch, caplog):
     monkeypatch.setattr("flowturbo.compiled.backend._BACKEND", "eager")
     block = model.network.blocks[0]

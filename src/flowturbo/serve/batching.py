@@ -63,11 +63,13 @@ class Member:
 
     Attributes:
         check: called before and after every evaluation; what it raises ends the request.
+        begun: whether it has asked for an evaluation.
     """
 
     check: Callable[[], None] = lambda: None
     arrival: int = 0  # its place among all
     active: bool = False  # between its first evaluation and its last
+    begun: bool = False
 
 
 @dataclass(eq=False)
@@ -177,7 +179,7 @@ class Batcher:
         with self._condition:
             if self._closed:
                 raise RuntimeError("the batcher is closed")
-            member.active = True
+            member.active = member.begun = True
             self._waiting.append(made)
             self._condition.notify_all()
         made.done.wait()

@@ -194,7 +194,8 @@ class Engine:
     def warm_up(self, report: Report | None = None) -> None:
         """Run batches of each size, the largest first, and compile them if asked for.
 
-        The first requests find memory, kernels, graphs and the autoencoder ready.
+        The first requests find memory, kernels, graphs and the autoencoder ready. These batches are
+        not observed.
 
         Args:
             report: called with a `Progress` after each size.
@@ -206,10 +207,14 @@ class Engine:
         """
         _ = self.model.codec
         sizes = self._batcher.sizes or [self._batcher.largest]
-        for done, size in enumerate(reversed(sizes), 1):
-            self.submit(partial(_draw, images=size)).result()
-            if report:
-                report(Progress("warm-up", done, len(sizes), batch=size))
+        observe, self._batcher.observe = self._batcher.observe, None
+        try:
+            for done, size in enumerate(reversed(sizes), 1):
+                self.submit(partial(_draw, images=size)).result()
+                if report:
+                    report(Progress("warm-up", done, len(sizes), batch=size))
+        finally:
+            self._batcher.observe = observe
         if self._compiled is not None:
             self._compiled.close()
 

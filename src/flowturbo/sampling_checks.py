@@ -15,6 +15,7 @@ from flowturbo.plan import Plan, Row
 from flowturbo.types import Condition
 
 __all__ = [
+    "NotFinite",
     "annotated",
     "check_arguments",
     "check_channels",
@@ -26,6 +27,10 @@ __all__ = [
 
 T = TypeVar("T")
 StepFunction: TypeAlias = Callable[..., tuple[Tensor, dict[int, Tensor]]]
+
+
+class NotFinite(ValueError):
+    """States ran to NaN or infinity: the guidance or the plan is too much for the field."""
 
 
 def check_arguments(
@@ -135,7 +140,7 @@ def finite_step(plan: Plan, step: StepFunction) -> StepFunction:
                     "a field must be finite at both ends of time, so limit what it divides by, "
                     f"{divisor}.clamp(min=0.05) for example; or {fix}"
                 )
-        raise ValueError(
+        raise NotFinite(
             f"the state is not finite after evaluation {row.k + 1} of {len(plan)}: {reason}; {fix}"
         )
 

@@ -373,6 +373,22 @@ def test_three_commands_from_prompts_to_an_image(tmp_path, monkeypatch, capsys):
     assert "-> fit" in capsys.readouterr().out
 
 
+def test_a_pipeline_on_the_hub_may_have_a_revision(tmp_path, monkeypatch):
+    asked = []
+
+    def offline(source, *, revision, **more):
+        asked.append((source, revision))
+        raise OSError("no network")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", offline)
+    Path("prompts.txt").write_text("a fox\n")
+    for name in ("hf:me/pipe", "hf:me/pipe@v1"):
+        with pytest.raises(SystemExit):
+            main(f"tune --pipeline {name} --prompts prompts.txt -o fit".split())
+    assert asked == [("me/pipe", None), ("me/pipe", "v1")]
+
+
 def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("empty.txt").write_text("\n \n")
@@ -389,6 +405,7 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):
         ("tune --pipeline folder --prompts none.txt -o x", "--prompts none.txt: cannot be read"),
         ("tune --pipeline folder --prompts prompts.txt -o x.json", "is written to a folder"),
         ("tune --pipeline folder --prompts prompts.txt -o x", "no folder with a model_index.json"),
+        ("tune --pipeline hf:one --prompts prompts.txt -o x", "it is written hf:owner/repo or hf:"),
         ("tune --pipeline folder --prompts prompts.txt --size 1k -o x", "size='1k': must be"),
         ("train-refiner --pipeline folder --prompts prompts.txt -o x --paper", "--paper: trains"),
     ):

@@ -23,6 +23,7 @@ from PIL import Image
 from servers import KEY, data_url, decoded, hole, images, photo, png, serving, soon
 
 import flowturbo as ft
+from flowturbo.serve.errors import of_exception
 from flowturbo.serve.server import bind
 
 GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
@@ -638,16 +639,53 @@ def test_an_error_in_a_stream_is_an_event(slow):
         refused(answer, 504, "timeout")
 
 
-def test_a_fault_of_the_server_says_no_more_than_that(words, caplog):
-    hook = words.network.register_forward_pre_hook(lambda *_: 1 / 0)
+@pytest.mark.parametrize("kind", [ZeroDivisionError, ValueError, ImportError])
+def test_a_fault_of_the_server_says_no_more_than_that(words, caplog, kind):
+    def fail(*_):
+        raise kind("n=1: a secret")
+
+    hook = words.network.register_forward_pre_hook(fail)
     try:
         with serving(words) as server:
             for stream in (False, True):
-                message = refused(server.draw(stream=stream), 500, "internal_error")
-                assert "division" not in message
-            assert "division by zero" in caplog.text
+                answer = server.draw(stream=stream)
+                assert "secret" not in refused(answer, 500, "internal_error")
+                assert f"request {answer.headers['x-request-id']} failed" in caplog.text
+            assert f"{kind.__name__}: n=1: a secret" in caplog.text
     finally:
         hook.remove()
+
+
+def test_a_fault_after_the_last_evaluation_is_the_servers(words, caplog, monkeypatch):
+    def fail(*_):
+        raise ValueError("n=1: a secret")
+
+    monkeypatch.setattr(ft.Model, "decode", fail)
+    with serving(words) as server:
+        assert "secret" not in refused(server.draw(), 500, "internal_error")
+        fields = {"prompt": "tiger", "plan": "AB2:6", "partial_images": 1}
+        ((name, data),) = server.stream(GENERATIONS, **fields)
+        assert (name, data["error"]["code"]) == ("error", "internal_error")
+        assert "secret" not in data["error"]["message"]
+        assert len(set(re.findall(r"request (req_\w+) failed", caplog.text))) == 2
+
+
+def test_images_that_are_not_finite_are_refused_with_what_to_change(words):
+    hook = words.network.register_forward_hook(lambda module, given, made: made * float("inf"))
+    try:
+        with serving(words) as server:
+            message = refused(server.draw(), 400, "invalid_value")
+            assert "lower the guidance, or take another plan" in message
+    finally:
+        hook.remove()
+
+
+def test_an_extra_that_the_server_lacks_is_named(server, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    answer = server.edit(click=[2, 2])
+    assert "pip install 'flowturbo[edit]'" in refused(answer, 501, "not_installed")
+    error = of_exception(ImportError("cannot import name 'a' from 'b'"))
+    assert (error.status, error.code) == (500, "internal_error")
 
 
 # -- around requests ----------------------------------------------------------------------------

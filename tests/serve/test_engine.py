@@ -126,6 +126,23 @@ def test_compiled_for_its_sizes_before_the_first_request_and_never_after(
             assert np.abs(image - same).max() <= 1
 
 
+def test_batches_of_the_warm_up_are_not_observed(model, refiner):
+    ticks = []
+    engine = Engine(model, refiner=refiner, largest_batch=4, observe=ticks.append)
+    engine.warm_up()
+    assert ticks == []
+    engine.submit(lambda m: ft.generate(m, ["tiger"], plan="E3", guidance=2.0)).result(PATIENT)
+    engine.close()
+    assert [tick.rows for tick in ticks] == [2, 2, 2]
+
+
+def test_a_model_without_its_autoencoder_is_refused_before_the_first_request(model):
+    engine = Engine(ft.Model(model.network, {"name": "latent", "codec": {"kind": "latent"}}))
+    with pytest.raises(ValueError, match="names no autoencoder"):
+        engine.warm_up()
+    engine.close()
+
+
 def test_a_graph_that_fits_no_more_is_left(model, monkeypatch, caplog):
     monkeypatch.setattr("flowturbo.compiled.backend._BACKEND", "eager")
     block = model.network.blocks[0]

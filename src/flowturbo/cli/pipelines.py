@@ -11,6 +11,7 @@ import typer
 from flowturbo.cli.options import read_lines, resolve_device, resolve_dtype
 from flowturbo.cli.output import say
 from flowturbo.messages import reason
+from flowturbo.models.hub import repository
 from flowturbo.types import GuidanceRange, JsonObject, Pipeline
 
 if TYPE_CHECKING:
@@ -117,17 +118,16 @@ def _load(name: str, dtype: torch.dtype) -> Pipeline:
     """The pipeline in a folder, or on the hub."""
     from flowturbo.integrations.diffusers._shim import DTYPE, DiffusionPipeline
 
-    repo, _, revision = name.removeprefix("hf:").partition("@")
-    on_hub = name.startswith("hf:")
-    if not on_hub and not (Path(name).expanduser() / "model_index.json").is_file():
+    if name.startswith("hf:"):
+        source, revision = repository(name, "--pipeline")
+    elif (Path(name).expanduser() / "model_index.json").is_file():
+        source, revision = str(Path(name).expanduser()), None
+    else:
         raise ValueError(
             f"--pipeline {name}: no folder with a model_index.json; on the hub it is written "
             "hf:owner/repo"
         )
-    source = repo if on_hub else str(Path(name).expanduser())
     try:
-        return DiffusionPipeline.from_pretrained(
-            source, revision=revision or None if on_hub else None, **{DTYPE: dtype}
-        )
+        return DiffusionPipeline.from_pretrained(source, revision=revision, **{DTYPE: dtype})
     except (OSError, ValueError, AttributeError) as e:
         raise ValueError(f"--pipeline {name}: cannot be loaded ({reason(e)})") from e

@@ -7,14 +7,32 @@ from pathlib import Path
 
 from flowturbo.messages import reason
 
-__all__ = ["fetch", "push"]
+__all__ = ["fetch", "push", "repository"]
 
 
-def fetch(name: str, files: Sequence[str], what: str) -> Path:
-    """The folder "hf:owner/repo" (or "hf:owner/repo@revision"), fetched unless it is in the cache.
+def repository(name: str, what: str) -> tuple[str, str | None]:
+    """What "hf:owner/repo" or "hf:owner/repo@revision" names: "owner/repo", and the revision.
 
     Args:
         name: as above.
+        what: is there, for the message: "model".
+
+    Raises:
+        ValueError: if the name is not written so.
+    """
+    repo, _, revision = name.removeprefix("hf:").partition("@")
+    if repo.count("/") != 1:
+        raise ValueError(
+            f"{what} {name!r}: on the hub it is written hf:owner/repo or hf:owner/repo@tag"
+        )
+    return repo, revision or None
+
+
+def fetch(name: str, files: Sequence[str], what: str) -> Path:
+    """The folder of a name on the hub, fetched unless it is in the cache.
+
+    Args:
+        name: as `repository` takes it.
         files: patterns of the files wanted.
         what: is there, for messages: "model".
 
@@ -24,13 +42,9 @@ def fetch(name: str, files: Sequence[str], what: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    repo, _, revision = name.removeprefix("hf:").partition("@")
-    if repo.count("/") != 1:
-        raise ValueError(
-            f"{what} {name!r}: on the hub it is written hf:owner/repo or hf:owner/repo@tag"
-        )
+    repo, revision = repository(name, what)
     try:
-        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(files)))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(files)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
         raise ValueError(f"{what} {name!r} could not be fetched from the hub: {reason(e)}") from e
 

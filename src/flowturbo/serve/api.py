@@ -203,7 +203,6 @@ class _Server:
 
         A stream begins with its first event, so what ends a request earlier has its own status.
         """
-        log: dict[str, Any] = request.state.log
         loop = asyncio.get_running_loop()
 
         def partial(index: int, states: Tensor) -> None:
@@ -218,15 +217,17 @@ class _Server:
             if begun is None:
                 await running.done  # raises what ended it
             if work.request.stream:
-                stream = self._events(running, begun, work, kind, log)
+                stream = self._events(request, running, begun, work, kind)
                 headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
                 return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
             made = await running.done
-        except BaseException:
+        except BaseException as e:
             job.cancel()
+            if isinstance(e, Exception):
+                raise of_exception(e, job.begun) from e
             raise
         self.metrics.first(time.monotonic() - job.submitted)
-        facts = self._facts(job, made, log)
+        facts = self._facts(job, made, request.state.log)
         width, height = made.sizes[0]
         return JSONResponse({
             "created": int(time.time()),
@@ -239,11 +240,11 @@ class _Server:
 
     async def _events(
         self,
+        request: Request,
         running: _Running,
         begun: tuple[int, Tensor] | None,
         work: Work,
         kind: str,
-        log: dict[str, Any],
     ) -> AsyncIterator[bytes]:
         """The server-sent events of a stream; a client that leaves cancels the job."""
         job, first = running.job, True
@@ -263,17 +264,17 @@ class _Server:
             made = await running.done
             if first:
                 self.metrics.first(time.monotonic() - job.submitted)
-            facts = self._facts(job, made, log)
+            facts = self._facts(job, made, request.state.log)
             for i, image in enumerate(made.images):
                 yield event(f"{kind}.completed", {
                     "image_index": i, **_image(image), **self._about(work, made.sizes[i]),
                     "usage": made.usage, "flowturbo": facts,
                 })  # fmt: skip
         except Exception as e:
-            error = of_exception(e)
+            error = of_exception(e, begun=True)
             self.metrics.refused(error.code or "other")
             if error.fault:
-                LOG.error("a stream failed", exc_info=e)
+                LOG.error(f"request {request.state.request_id} failed", exc_info=e)
             yield event("error", error.body())
         finally:
             job.cancel()

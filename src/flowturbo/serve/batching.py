@@ -63,11 +63,13 @@ class Member:
 
     Attributes:
         check: called before and after every evaluation; what it raises ends the request.
+        begun: whether it has asked for an evaluation.
     """
 
     check: Callable[[], None] = lambda: None
     arrival: int = 0  # its place among all
     active: bool = False  # between its first evaluation and its last
+    begun: bool = False
 
 
 @dataclass(eq=False)
@@ -90,11 +92,14 @@ class _Call:
 class Batcher:
     """Joins evaluations that are asked for on many threads.
 
+    Attributes:
+        observe: called with each `Tick`, on the batcher's thread.
+
     Args:
         largest_batch: most rows in a batch, at least 1; a guided image takes two.
         batch_sizes: sizes that a batch is padded to, each at least 1; the largest takes the place
             of ``largest_batch``. None does not pad.
-        observe: called with each `Tick`, on the batcher's thread.
+        observe: as above.
 
     Raises:
         ValueError: if an argument is not as described.
@@ -117,7 +122,7 @@ class Batcher:
             self.sizes = sorted(sizes)
             largest_batch = self.sizes[-1]
         self.largest = checks.whole("largest_batch", largest_batch, 1)
-        self._observe = observe
+        self.observe = observe
         self._condition = threading.Condition()
         self._waiting: list[_Call] = []
         self._members: set[Member] = set()
@@ -177,7 +182,7 @@ class Batcher:
         with self._condition:
             if self._closed:
                 raise RuntimeError("the batcher is closed")
-            member.active = True
+            member.active = member.begun = True
             self._waiting.append(made)
             self._condition.notify_all()
         made.done.wait()
@@ -300,11 +305,11 @@ class Batcher:
             return
         for (call, _), v in zip(group, made, strict=True):
             call.parts.append(v)
-        if self._observe is not None:
+        if (observe := self.observe) is not None:
             members = len({id(call.member) for call, _ in group})
             tick = Tick(rows, size - rows, members, time.perf_counter() - begun)
             try:
-                self._observe(tick)
+                observe(tick)
             except Exception:  # who watches must not end what is watched
                 LOG.exception("the observer of batches failed")
 

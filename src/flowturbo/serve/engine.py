@@ -16,7 +16,7 @@ from flowturbo.progress import Progress, Report
 from flowturbo.refiner.binding import Refiner
 from flowturbo.refiner.resolve import own_refiner
 from flowturbo.sampling import sample
-from flowturbo.serve.batching import LARGEST, BatchedField, BatchedRefiner, Batcher, Tick
+from flowturbo.serve.batching import LARGEST, BatchedField, BatchedRefiner, Batcher, Member, Tick
 from flowturbo.serve.compilation import CompiledCalls
 from flowturbo.tasks.generate import check_model, condition_of
 
@@ -67,6 +67,12 @@ class Job(Generic[T]):
     started: float | None = None
     _error: Cancelled | Expired | None = None
     _place: Future[None] | None = None  # in the queue
+    _member: Member | None = None  # of the batches, from when it started
+
+    @property
+    def begun(self) -> bool:
+        """Whether it has asked for an evaluation: what it was given is then checked."""
+        return self._member is not None and self._member.begun
 
     @property
     def ended(self) -> bool:
@@ -188,19 +194,27 @@ class Engine:
     def warm_up(self, report: Report | None = None) -> None:
         """Run batches of each size, the largest first, and compile them if asked for.
 
-        The first requests find memory, kernels and graphs ready.
+        The first requests find memory, kernels, graphs and the autoencoder ready. These batches are
+        not observed.
 
         Args:
             report: called with a `Progress` after each size.
 
         Raises:
-            ValueError: if the network or the refiner cannot be compiled whole.
+            ValueError: if the network or the refiner cannot be compiled whole, or the autoencoder
+                is missing, damaged or of other states.
+            ImportError: if the autoencoder needs diffusers, and that is missing.
         """
+        _ = self.model.codec
         sizes = self._batcher.sizes or [self._batcher.largest]
-        for done, size in enumerate(reversed(sizes), 1):
-            self.submit(partial(_draw, images=size)).result()
-            if report:
-                report(Progress("warm-up", done, len(sizes), batch=size))
+        observe, self._batcher.observe = self._batcher.observe, None
+        try:
+            for done, size in enumerate(reversed(sizes), 1):
+                self.submit(partial(_draw, images=size)).result()
+                if report:
+                    report(Progress("warm-up", done, len(sizes), batch=size))
+        finally:
+            self._batcher.observe = observe
         if self._compiled is not None:
             self._compiled.close()
 
@@ -262,7 +276,7 @@ class Engine:
         with self._lock:
             job.started = time.monotonic()
         try:
-            with self._batcher.member(job.check):
+            with self._batcher.member(job.check) as job._member:
                 job.check()
                 made = task(self.model)
         except BaseException as e:

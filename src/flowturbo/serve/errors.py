@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from flowturbo.checks import shown
 from flowturbo.messages import did_you_mean
+from flowturbo.sampling_checks import NotFinite
 from flowturbo.serve.engine import Busy, Cancelled, Expired
 from flowturbo.serve.safeguards import Blocked, CheckFailed
 from flowturbo.serve.schema import EditRequest
@@ -60,8 +61,16 @@ class ApiError(Exception):
         return {"error": error}
 
 
-def of_exception(error: BaseException) -> ApiError:
-    """What an exception is to who sent the request; 500 for what is not theirs."""
+def of_exception(error: BaseException, begun: bool = False) -> ApiError:
+    """What an exception is to who sent the request; 500 for what is not theirs.
+
+    Tasks check what they are given before the first evaluation of the model, and what is refused
+    there is the request's. What fails later is the server's, but for images that are not finite.
+
+    Args:
+        error: what was raised.
+        begun: whether that was after the first evaluation.
+    """
     if isinstance(error, ApiError):
         return error
     if isinstance(error, (RequestValidationError, ValidationError)):
@@ -88,9 +97,9 @@ def of_exception(error: BaseException) -> ApiError:
         )  # fmt: skip
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail), headers=error.headers)
-    if isinstance(error, ImportError):  # an extra that this server lacks
-        return ApiError(400, str(error), code="not_installed")
-    if isinstance(error, ValueError):
+    if isinstance(error, ImportError) and "pip install" in str(error):  # an extra is missing
+        return ApiError(501, str(error), code="not_installed")
+    if isinstance(error, NotFinite) or (isinstance(error, ValueError) and not begun):
         found = _PARAM.match(str(error))
         param = found[1] if found and found[1] in ("image", *EditRequest.model_fields) else None
         return ApiError(400, str(error), param=param, code="invalid_value")

@@ -16,6 +16,7 @@ from flowturbo.plan import Plan
 from flowturbo.refiner.binding import Refiner
 from flowturbo.refiner.resolve import resolve
 from flowturbo.sampling import Callback, sample
+from flowturbo.sampling_checks import NotFinite
 from flowturbo.tree import slice_condition
 
 __all__ = ["check_model", "check_whole", "condition_of", "decoded", "generate"]
@@ -107,9 +108,9 @@ def generate(
 
 
 def decoded(model: Model, x1: Tensor, plan: Plan, guidance: float) -> list[Image.Image]:
-    """The images of final states; ``ValueError`` if they are not finite."""
+    """The images of final states; `NotFinite`, a ``ValueError``, if they are not finite."""
     if not x1.isfinite().all():
-        raise ValueError(
+        raise NotFinite(
             f"the images are not finite: guidance={guidance} is too large for plan {plan.name!r} "
             f"in {x1.dtype}; lower it"
         )

@@ -262,6 +262,8 @@ FIELDS = [
     ({"seed": 2**31}, "seed", "2147483647"),
     ({"plan": "nonsense"}, "plan", ""),
     ({"plan": "secret.json"}, "plan", "notation"),
+    ({"plan": "E2000"}, "plan", "200"),
+    ({"plan": "[H1P1]x150"}, "plan", "200"),
     ({"plan": "AB2:4", "num_inference_steps": 4}, "plan", "pass one"),
     ({"num_inference_steps": 10**6}, "num_inference_steps", "200"),
     ({"guidance_scale": -1}, "guidance_scale", "0"),
@@ -738,6 +740,7 @@ def test_an_image_says_where_it_is_from(server, kind):
     assert text["seed"] == "4"
     assert text["Software"].startswith("flowturbo ")
     assert text["model"].startswith("words ")
+
     xmp = image.info["xmp"] if kind != "png" else text["XML:com.adobe.xmp"].encode()
     assert b"digitalsourcetype/trainedAlgorithmicMedia" in xmp
     (edited,) = images(server.edit(output_format=kind))

@@ -58,7 +58,7 @@ class Codec(Protocol):
         ...
 
     def state_shape(self, shape: Shape) -> Shape:
-        """(C, H, W) of the state of a image of ``shape``; ``ValueError`` if it has none."""
+        """(C, H, W) of the state of an image of ``shape``; ``ValueError`` if it has none."""
         ...
 
     def encode(self, images: Tensor) -> Tensor:
@@ -128,10 +128,10 @@ class Latents:
         return (self.network.channels, shape[1] * factor, shape[2] * factor)
 
     def state_shape(self, shape: Shape) -> Shape:
-        """(C, H, W) of the latent of a image of ``shape``.
+        """(C, H, W) of the latent of an image of ``shape``.
 
         Raises:
-            ValueError: if its channels or its size are not those of a image with a latent.
+            ValueError: if its channels or its size are not those of an image with a latent.
         """
         channels, factor = self.network.channels, self.network.factor
         if shape[0] != channels or shape[1] % factor or shape[2] % factor:

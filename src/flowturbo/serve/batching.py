@@ -35,7 +35,7 @@ __all__ = ["Batcher", "Member", "Tick"]
 LOG = logging.getLogger("flowturbo.serve")
 LARGEST = 24  # rows of a batch
 PATIENCE = 0.2  # of the last tick, that a batch waits for those who are between two evaluations
-SHORTEST_WAIT = 0.002  # seconds
+SHORTEST_WAIT, LONGEST_WAIT = 0.002, 1.0  # seconds
 
 Network: TypeAlias = Callable[..., Tensor]
 
@@ -218,7 +218,7 @@ class Batcher:
         """Run one batch; False if the batcher is closed."""
         with self._condition:
             self._condition.wait_for(lambda: self._waiting or self._closed)
-            patience = max(SHORTEST_WAIT, PATIENCE * self._seconds)
+            patience = min(max(SHORTEST_WAIT, PATIENCE * self._seconds), LONGEST_WAIT)
             self._condition.wait_for(lambda: self._complete() or self._closed, patience)
             if self._closed:
                 return False

@@ -195,7 +195,7 @@ class Engine:
         """Run batches of each size, the largest first, and compile them if asked for.
 
         The first requests find memory, kernels, graphs and the autoencoder ready. These batches are
-        not observed.
+        not observed, nor counted in the pace of requests.
 
         Args:
             report: called with a `Progress` after each size.
@@ -214,7 +214,7 @@ class Engine:
                 if report:
                     report(Progress("warm-up", done, len(sizes), batch=size))
         finally:
-            self._batcher.observe = observe
+            self._batcher.observe, self._pace = observe, []
         if self._compiled is not None:
             self._compiled.close()
 

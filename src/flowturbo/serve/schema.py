@@ -6,11 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
+from flowturbo.plan import notation
 from flowturbo.plan.plan import is_file_name
 
 __all__ = ["MOST_IMAGES", "EditRequest", "GenerationRequest", "ImageRequest", "Reference"]
 
 MOST_IMAGES = 10
+MOST_STEPS = 200
 LARGEST_SIDE = 3840  # pixels
 LONGEST_PROMPT = 32_000  # characters
 LARGEST_SEED = 2**31 - 1
@@ -52,6 +54,13 @@ def _background(value: object) -> object:
 def _plan(value: object) -> object:
     if is_file_name(value):
         raise ValueError("name a plan of the model, or its notation: no file of the server is read")
+    if isinstance(value, str):
+        try:
+            _, count, *_ = notation.parse(value)
+        except ValueError:  # a name, or nothing: the model knows
+            return value
+        if (len(count) if isinstance(count, str) else count) > MOST_STEPS:
+            raise ValueError(f"at most {MOST_STEPS} steps")
     return value
 
 
@@ -83,7 +92,7 @@ class ImageRequest(BaseModel):
     plan: Annotated[
         Annotated[str, StringConstraints(max_length=200)] | None, BeforeValidator(_plan)
     ] = None
-    num_inference_steps: Annotated[int, Field(ge=1, le=200)] | None = None
+    num_inference_steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
     negative_prompt: Text | None = None
     style: Text | None = None

@@ -740,7 +740,6 @@ def test_an_image_says_where_it_is_from(server, kind):
     assert text["seed"] == "4"
     assert text["Software"].startswith("flowturbo ")
     assert text["model"].startswith("words ")
-
     xmp = image.info["xmp"] if kind != "png" else text["XML:com.adobe.xmp"].encode()
     assert b"digitalsourcetype/trainedAlgorithmicMedia" in xmp
     (edited,) = images(server.edit(output_format=kind))

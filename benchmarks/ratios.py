@@ -167,7 +167,7 @@ def requirements(records: list[Record]) -> str:
         rows.append([asked.title(), at, limits, mean, f"{middle.mean:.3f}", verdict, each])
     head = ["ratio", "evaluations", "target (aim)", "of RMSE (95 %)", "of medians", "met", "each"]
     note = (
-        "Geometric means over models and evaluations of the model; 95 % intervals by paired "
+        "Geometric means over models and numbers of evaluations; 95 % intervals by paired "
         "bootstrap over noise samples. The best shift and grid of a scheduler are chosen on the "
         "test noise samples."
     )
@@ -255,7 +255,7 @@ def conditions(record: Record) -> str:
         f"samples of seeds {c['seeds']} used for nothing else, {c['dtype']}, {where}, {versions}. "
         f"Reference solution: {c['reference']}, at an RMSE of {r['rmse']:.1e} from "
         f"{r['finer_plan']} on {r['noise_samples']} noise samples. The error of an image is the "
-        "root mean square over the numbers of its state, RMSE that over images, with 95 % "
-        "bootstrap intervals. Over the last 2 % of time the "
-        f"velocity changes by {record['roughness']:.2f} of itself."
+        "root mean square over the numbers of its state; the RMSE is the root mean square over "
+        "images, with 95 % bootstrap intervals. Over the last 2 % of time the "
+        f"velocity changes by {record['roughness']:.2f} times its size."
     )

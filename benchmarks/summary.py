@@ -17,15 +17,15 @@ TRAINING = {FITTED: "plan", KEPT: "plan", REFINED: "refiner and plan",
             KEPT_REFINED: "refiner and plan"}  # fmt: skip
 Record = dict[str, Any]
 ABOUT = (
-    "Error: to the reference solution of the same noise samples. R: refiner calls. Passes of the "
-    "network: two for a guided evaluation. Relative "
-    "increase of FD: of the Frechet distance to real images (EfficientNet-Lite0 features), over "
-    "that of the reference solution, paired by noise sample; not measured for methods without it, "
-    "whose errors are on fewer noise samples. AB2, Adams-Bashforth of order 2, is the best "
-    "classical solver; its row with one evaluation less is the control. Milliseconds: from the "
-    "measured cost of an evaluation and of a refiner call, with [no method compiled](speed.md); "
-    '"at least" where calls of that refiner were not timed. The appendix lists the plans and how '
-    "all of this was measured."
+    "Error: with respect to the reference solution of the same noise sample. R: refiner calls. "
+    "Passes: forward passes of the network, two for a guided evaluation. Relative increase of FD: "
+    "the increase of the Frechet distance to real images (EfficientNet-Lite0 features) over that "
+    "of the reference solution, paired by noise sample. It was not measured for the methods "
+    "without an entry, whose errors are on fewer noise samples. AB2, Adams-Bashforth of order 2, "
+    "is the best classical solver; its row with one evaluation fewer is the control. Milliseconds: "
+    "computed from the measured cost of an evaluation and of a refiner call, with [no method "
+    'compiled](speed.md); "at least" where calls of that refiner were not timed. The appendix '
+    "lists the plans and describes how all of this was measured."
 )
 
 
@@ -100,7 +100,7 @@ def headline(record: Record, speed: Record | None) -> str:
         lines.append(
             f"`{name}`: {_plan(speed['plan'])} takes {ms:.0f} ms for a batch of "
             f"{speed['timed']['conditions']['batch']}; {scheduler}, the best scheduler of "
-            f"diffusers, takes {least}{ms * times['none']:.0f} ms to reach its error: "
+            f"diffusers, takes {least}{ms * times['none']:.0f} ms to reach the same error: "
             f"{times['none']:.1f} times as long."
         )
     for scale, counts in record["frechet"].items():
@@ -129,9 +129,9 @@ def about_time(part: Record, speed: Record) -> str:
         f"samples. Milliseconds of a batch of {c['batch']} on {c['threads']} CPU threads, with no "
         f"method compiled: {cost['fixed']:.2f} + {cost['model']:.2f} an evaluation{refined}, which "
         f"is within {100 * cost['worst']:.1f} % of every time in the record. Calls of the paper's "
-        "refiner were not timed and are counted as free, in its favour. Rings were timed "
-        f"themselves, at errors of {speed['conditions']['noise_samples']} of the noise samples: "
-        "the tuned plan, and the schedulers of diffusers with the fewest evaluations that reach "
+        "refiner were not timed and are counted as free, in its favour. Rings mark samplers that "
+        f"were timed, with errors on {speed['conditions']['noise_samples']} of the noise samples: "
+        "the tuned plan, and the diffusers schedulers with the fewest evaluations that reach "
         f"its error ({', '.join(_reached(at) for at in _equal(speed))})."
     )
 

@@ -173,7 +173,7 @@ def conditional(name: str) -> str:
     if rows == [2 * n, 2 * n, n, 2 * n, n]:
         return "half the batch"
     assert rows == [n] * 8, rows
-    return "one call of two"
+    return "one of two calls"
 
 
 def refiner(name: str) -> str:
@@ -198,7 +198,7 @@ HEAD = (
     "AB2",
     "Heun",
     "conditional evaluations",
-    "refiners are shown",
+    "refiner input",
     "`edit`",
 )
 

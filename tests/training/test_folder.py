@@ -194,7 +194,7 @@ OTHER = {"x/2.txt": "a dog"}
 @pytest.mark.parametrize(
     ("captions", "message"),
     [
-        ({"1.txt": "a cat"}, r"2.png: has no caption, others have"),
+        ({"1.txt": "a cat"}, r"2.png: has no caption, but others have"),
         ({"1.txt": "", "x/2.txt": " \n"}, r"1.txt: has no caption; write one"),
         ({"1.txt": "a cat", "x/2.txt": ""}, r"2.txt: has no caption; write one"),
         ({"metadata.csv": f"{HEAD}1.png,\nx/2.png,b"}, r"csv, line 2: has no caption; write one"),

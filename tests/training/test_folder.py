@@ -206,7 +206,7 @@ OTHER = {"x/2.txt": "a dog"}
         ({"metadata.csv": f"{HEAD}1.png,a\n3.png,b\n"}, r"line 3: no image '3.png' there"),
         (
             {"metadata.csv": f"{HEAD}1.png,a\n./1.png,b\n"},
-            r"line 3: '\./1.png' has a caption before",
+            r"line 3: '\./1.png' has an earlier caption",
         ),
         ({"metadata.jsonl": f"\n{CAT[:-1]}"}, r"metadata.jsonl, line 2: not JSON"),
         ({"metadata.jsonl": '{"file_name": "1.png", "text": 5}'}, r"line 1: holds .*texts"),

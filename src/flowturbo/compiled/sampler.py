@@ -172,7 +172,7 @@ class CompiledSampler(Sampler):
         except Recompiled:
             raise Recompiled(
                 f"states {(size, *self.shapes.shape)}, batch {self.shapes.batch}: this sampler "
-                "would have to be compiled again, for something that it was compiled with has "
+                "would have to be compiled again, because something it was compiled with has "
                 "changed (attributes of the model, threads, defaults of torch; see "
                 "TORCH_LOGS=recompiles); call flowturbo.compile anew"
             ) from None

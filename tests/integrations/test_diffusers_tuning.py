@@ -266,7 +266,7 @@ def test_a_folder_holds_plan_refiner_and_card(tmp_path, tuned, refiner):
     assert f"| error | {rmse:.4f} ({low:.4f} to {high:.4f})" in card
     assert tuned.info["fingerprint"] in card
     assert "guidance_scale=3.0" in card
-    assert "| passes of the network an image | 6 |" in card
+    assert "| passes of the network per image | 6 |" in card
     pipe, _ = sd3()
     enable(pipe, tmp_path / "fit")
     assert SD3.call(pipe, 4).isfinite().all()

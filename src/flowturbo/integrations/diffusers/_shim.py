@@ -1,4 +1,4 @@
-"""All that this library takes from diffusers, and the one place that minds its versions."""
+"""All imports from diffusers, and the only place that depends on its version."""
 
 from __future__ import annotations
 

@@ -128,10 +128,10 @@ def _plans_alone(why: str) -> dict[Kind, str]:
 
 
 EMBEDDED: Mapping[Kind, str] = {
-    "conditional": "guidance is an input of its network, which has but one branch"
+    "conditional": "guidance is an input of its network, which has only one branch"
 }
-LATER = "its first frame is a given image, and it steps the others alone"
-SOUND = "its network answers with a video and its sound, each with a scheduler of its own"
+LATER = "its first frame is a given image, and only the others are stepped"
+SOUND = "its network predicts a video and its sound, each with a scheduler of its own"
 
 FAMILIES = {
     "SD3Transformer2DModel": Family(

@@ -35,7 +35,7 @@ class FlowTurboSampler:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """The inputs, as ComfyUI asks for them."""
+        """The inputs, in the form that ComfyUI expects."""
         plan = {"default": "AB2:8@3", "tooltip": "A notation, or the path of a plan's .json file"}
         denoise = {"default": 1.0, "min": 0.01, "max": 1.0, "step": 0.01}
         return {"required": {"plan": ("STRING", plan), "denoise": ("FLOAT", denoise)}}
@@ -125,6 +125,6 @@ def _check_model(model: Any) -> None:
     sampling = model.inner_model.inner_model.model_sampling
     if not isinstance(sampling, CONST):
         raise ValueError(
-            f"the model is sampled as {type(sampling).__name__}, which is no flow on the linear "
+            f"the model is sampled as {type(sampling).__name__}, which is not a flow on the linear "
             "path; plans are for flow models, such as SD3, FLUX, Qwen-Image and Wan"
         )

@@ -133,7 +133,7 @@ def _given(args: list[str]) -> Iterator[tuple[str, str]]:
 
 def _check_path(option: str, value: str) -> None:
     if not value.strip() or "\0" in value:
-        raise ValueError(f"{option} {short(value)}: must not be empty, nor hold NUL")
+        raise ValueError(f"{option} {short(value)}: must not be empty or contain NUL")
     if option != "--plan" and any(len(os.fsencode(part)) > 255 for part in value.split(os.sep)):
         raise ValueError(f"{option} {short(value)}: a name has at most 255 bytes")
     if os.path.islink(os.path.realpath(value)):  # a path that resolves is no link
@@ -149,7 +149,7 @@ def _check_kept(ctx: typer.Context, out: Path, what: str, spelled: dict[str, str
                 continue
             source = f"{spelled[name]} {printable(str(path))}"
             if _same(path, out) and not (same_folder and name == "model"):
-                raise ValueError(f"{what}: is what {source} reads; write to another place")
+                raise ValueError(f"{what}: is the input {source}; write to another place")
             if any(_same(path / n, out) or _same(path, out / n) for n in _OF_A_MODEL):
                 raise ValueError(f"{what}: would replace a file of {source}; write elsewhere")
 

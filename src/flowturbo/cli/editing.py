@@ -38,8 +38,8 @@ class EditOptions:
         guidance: guidance scale, 1 is off; by default that on the card.
         number: number of candidates; several make a grid, which begins with the source image.
         seed: seed of the first candidate, from 0.
-        size: input puts the result back into the input image, model keeps the size of the model's
-            images.
+        size: size of the result: input, put back into the input image, or model, that of the
+            model's images.
         vae: autoencoder of a latent model: a folder, or hf:owner/repo.
         out: a .png file.
         device: where to compute: auto, cpu, cuda, cuda:1, mps, ...

@@ -78,7 +78,7 @@ class CompiledCalls:
 
 
 def _kind(arguments: tuple[Any, ...]) -> tuple[Hashable, ...]:
-    """What a graph is made for: the nesting of arguments, shapes, and what is no tensor."""
+    """What a graph is made for: the nesting of arguments, shapes, and values other than tensors."""
     leaves, spec = tree_flatten(arguments)
     return (
         str(spec),

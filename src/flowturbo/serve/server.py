@@ -29,7 +29,7 @@ def bind(host: str, port: int, keys: Sequence[str]) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as e:
-        raise ValueError(f"host={host!r}: is no address of this machine ({e})") from e
+        raise ValueError(f"host={host!r}: is not an address of this machine ({e})") from e
     if not keys and not is_loopback(str(address[0])):
         raise ValueError(
             f"host={host!r}: others can reach it, so it needs an API key; give one with "

@@ -219,7 +219,7 @@ def check_condition(cond: Condition, n: int, how: str, device: torch.device) -> 
     """
     if isinstance(cond, (list, tuple)) and not any(map(_nested, cond)):
         raise ValueError(
-            f"cond={checks.shown(cond)}: a list of labels or numbers is no condition; pass "
+            f"cond={checks.shown(cond)}: a list of labels or numbers is not a condition; pass "
             "model.condition([...]) of a model with a card, or a tensor with a row for each state"
         )
 

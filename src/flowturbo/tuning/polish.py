@@ -73,7 +73,7 @@ def polish(
         field: the velocity field.
         reference: the trajectories to fit on.
         refiner: for refiner evaluations.
-        iterations: Gauss-Newton steps at the most, each about K^2 * history / 2 evaluations of
+        iterations: Gauss-Newton steps at most, each about K^2 * history / 2 evaluations of
             the N rows.
         history: how many weights of a row may change, those of the last velocities.
         move_times: also move times, except the first and the last; the times passed to the

@@ -109,7 +109,7 @@ def as_field(
             f"guidance={high:g}: {name} does not guide at this scale; leave guidance out"
         )
     scale: GuidanceRange = low if low == high else (low, high)
-    if apart and "true_cfg_scale" in arguments:  # beside what the network takes
+    if apart and "true_cfg_scale" in arguments:  # in addition to the network's own guidance
         scale = checks.number("true_cfg_scale", arguments["true_cfg_scale"])
     elif not apart and first.one.get("guidance") is None:
         scale = 1.0

@@ -37,7 +37,7 @@ def interval(
     replicates: int = REPLICATES,
     seed: int = 0,
 ) -> list[float]:
-    """The 95 % interval of ``statistic(*samples)``, of samples (N, ...) resampled by the same rows."""
+    """The 95 % interval of ``statistic(*samples)``, for samples (N, ...) resampled together."""
     arrays = [np.asarray(sample, np.float64) for sample in samples]
     rows = resamples(len(arrays[0]), replicates, seed)
     return bounds([statistic(*(array[r] for array in arrays)) for r in rows])

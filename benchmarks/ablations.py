@@ -1,4 +1,4 @@
-"""The paper's ablations on a model of ours, and what tuned plans depend on.
+"""The paper's ablations on a model of this library, and what tuned plans depend on.
 
     python benchmarks/ablations.py --model digits --refiner runs/refiner --data mnist.npz
 
@@ -6,10 +6,10 @@ measures the plans of the paper's tables (components, order, interleaving, numbe
 of ``dt``, architecture; text to image where the model does that) with refiners trained on
 ``--data`` by the paper's recipe: one for most tables, five more for the ranges of ``dt`` and the
 architectures. Then the weights of plans fitted to few and many trajectories, and with short and
-long histories; and tuned plans at scales of guidance they were not fitted at. ``--num-images``
+long histories; and tuned plans at guidance scales they were not fitted at. ``--num-images``
 adds FD-EffNet to the paper's tables.
 
-It goes on where it was stopped, shares a folder with `results.py` and writes one record, from which
+It resumes an interrupted run, shares a folder with `results.py` and writes one record, from which
 `make_results` makes the page.
 """
 

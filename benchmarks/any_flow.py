@@ -1,13 +1,13 @@
-"""Plans for flows that are no images: clips of moving digits, and point clouds.
+"""Plans for flows of other data than images: clips of moving digits, and point clouds.
 
     python recipes/moving-digits/train.py --out runs/moving-digits
     python recipes/shapes/train.py --out runs/shapes
     python benchmarks/any_flow.py --clips runs/moving-digits --shapes runs/shapes
 
 fits a plan to each at ``--passes`` of the network with guidance, and measures it on noise samples
-that nothing else uses, beside Euler and the best scheduler of diffusers at as many passes, chosen
-in its favour on the test noise samples. Writes ``benchmarks/records/any-flow.json``, and draws the
-first of the samples: `docs/images/moving-digits.gif` and `docs/images/shapes.png`.
+that nothing else uses, together with Euler and the best diffusers scheduler at the same number of
+passes, chosen in its favour on the test noise samples. Writes ``benchmarks/records/any-flow.json``,
+and draws the first of the samples: `docs/images/moving-digits.gif` and `docs/images/shapes.png`.
 """
 
 from __future__ import annotations

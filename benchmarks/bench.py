@@ -1,12 +1,12 @@
-"""A model with its test noise, tuned plans and refiners at scales of guidance, in one folder.
+"""A model with its test noise, tuned plans and refiners at several guidance scales, in one folder.
 
 `results.py` and `ablations.py` share the folder, so nothing is computed twice:
 
     g2/trial      the reference solution at guidance 2, and errors of plans; as `method.py` keeps it
     g2/plans      plans fitted at guidance 2 for the lowest error; as `method.py` keeps them
-    g2/contrast   plans fitted with the contrast of pictures kept
+    g2/contrast   plans fitted to preserve the contrast of images
     g2/pictures   images generated at guidance 2, and their features
-    refiners/...  the paper's refiner, and what its ablations train
+    refiners/...  the paper's refiner, and those that its ablations train
 """
 
 from __future__ import annotations

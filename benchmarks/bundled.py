@@ -1,11 +1,11 @@
-"""The bundled plans beside the best scheduler of diffusers at as many passes of the network.
+"""The bundled plans compared with the best diffusers scheduler at the same number of passes.
 
     python benchmarks/bundled.py --model emoji --out benchmarks/records/bundled-emoji.json
 
 measures, at the guidance scale of the model, on noise samples that nothing else uses: with random
-conditions, and for `emoji` also with the names that people ask for first, those of
+conditions, and for `emoji` also with the names that people are likely to try first, those of
 ``recipes/emoji/common.txt``. The scheduler is chosen on the test noise samples themselves, in its
-favour. It resumes where it was stopped.
+favour. An interrupted run is resumed.
 """
 
 from __future__ import annotations

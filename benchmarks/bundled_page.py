@@ -1,4 +1,4 @@
-"""Bundled plans beside schedulers, from the records of `bundled.py`, as markdown."""
+"""Bundled plans compared with schedulers, from the records of `bundled.py`, as markdown."""
 
 from __future__ import annotations
 

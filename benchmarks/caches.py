@@ -1,4 +1,4 @@
-"""Schedulers, caches and plans in a pipeline of diffusers, on the same weights and the same noise.
+"""Schedulers, caches and plans in a diffusers pipeline, with the same weights and the same noise.
 
     pip install cache-dit
     python benchmarks/caches.py --pipeline runs/emoji-sd3/pipeline --prompts prompts.txt \\
@@ -7,10 +7,10 @@
 runs a `StableDiffusion3Pipeline` with guidance: Euler, UniPC and DPM-Solver++ with fewer steps,
 each at its best shift; FirstBlockCache, TaylorSeer and MagCache of diffusers, and cache-dit, on the
 best scheduler; guidance that reuses its last difference of the branches after a gate; and plans
-tuned by `flowturbo.tune`, with a refiner too where ``--refiner`` names one. Of each it keeps the
-error of the latents to the reference solution (RMSE); with ``--real`` also FD-EffNet of
-``--images`` decoded images. What the record has is kept. In the end all are timed in turns, a batch
-each, ``--rounds`` times.
+tuned by `flowturbo.tune`, also with a refiner if ``--refiner`` names one. For each it records the
+error of the latents to the reference solution (RMSE) and, with ``--real``, FD-EffNet of
+``--images`` decoded images. Existing entries of the record are kept. At the end all are timed in
+turns, a batch each, ``--rounds`` times.
 
 Caches are meant for many steps, so they run at ``--long`` steps too. A cache may skip any part of
 any call, so they are compared by the clock, not by evaluations.

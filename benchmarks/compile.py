@@ -1,9 +1,9 @@
-"""The compiled sampler on the clock: scopes side by side, and from a cold start to an image.
+"""Timings of the compiled sampler: scopes side by side, and from a cold start to an image.
 
     python benchmarks/compile.py --model digits --out benchmarks/records/compile-digits.json
 
-The cold starts are fresh processes with an empty cache each, alternating: one compiles, one
-loads an artefact exported before. Seconds are from the start of the process to the first image, and
+The cold starts are fresh processes with an empty cache each, alternating: one compiles, one loads
+an artefact exported before. Seconds are given from the start of the process to the first image, and
 without the import of the library.
 """
 

@@ -1,22 +1,23 @@
-"""Editing, measured on images that the models have drawn themselves.
+"""Editing, measured on images that the models have generated themselves.
 
     python benchmarks/editing.py --out benchmarks/records/editing.json
 
 For each bundled model the *round trip*: an image inverted with its own prompt, unguided, and
-sampled again, by each solver at as many evaluations both ways. *Edits* to another name, by each
-method and several ``keep``: the distance to the source (root mean square, in states from -1 to 1)
-and, on `digits`, how many a classifier reads as what was asked for. *Inpainting*
-of the right half: the step in grey levels across the edge of the mask, over the source's own step.
+sampled again, by each solver with equally many evaluations in both directions. *Edits* to another
+name, by each method and several values of ``keep``: the distance to the source (root mean square,
+in states from -1 to 1) and, on `digits`, the share that a classifier recognises as requested.
+*Inpainting* of the right half: the step in grey levels across the edge of the mask, relative to the
+source's own step.
 
     flowturbo tune --model digits --nfe 8 --direction "round trip" -o digits.json
     python benchmarks/editing.py --parts round_trip --inverse digits.json --inverse emoji.json
 
-measures one part alone, with plans that `ft.tune` has fitted to the round trip; a record that is
-there keeps its other parts, if its conditions are the same.
+measures only one part, with plans that `ft.tune` has fitted to the round trip; an existing record
+keeps its other parts, if its conditions are the same.
 
     python benchmarks/editing.py --table benchmarks/records/editing.json
 
-prints what a record says.
+prints the tables of a record.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Figures of the page of results, each from a record alone, the same bytes every time.
+"""Figures of the results page, each made from a record alone, with the same bytes every time.
 
-Colours are those of Okabe and Ito; lines differ in their marks too. Panels stand below each other,
-as wide as a page or a phone.
+Colours are those of Okabe and Ito; lines also differ in their markers. Panels are placed below each
+other, as wide as a page or a phone.
 """
 
 from __future__ import annotations

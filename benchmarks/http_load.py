@@ -1,4 +1,4 @@
-"""Server processes, and a client that costs little: raw HTTP/1.1, a connection a request."""
+"""Server processes, and a lightweight client: raw HTTP/1.1, one connection per request."""
 
 from __future__ import annotations
 

@@ -4,13 +4,13 @@
         --out benchmarks/records/method-digits.json
 
 measures on 256 noise samples that nothing else uses; plans that are not in ``--plans`` are fitted
-first. It resumes where it was stopped. Schedulers run at every shift on two grids, and the best is
+first. An interrupted run is resumed. Schedulers run at every shift on two grids, and the best is
 reported: chosen on the test noise samples themselves, in its favour, by successive halving.
 
     python benchmarks/method.py --model digits --nfe 5 6 --refiner runs/refiner --split \\
         --out benchmarks/records/method-digits.json
 
-adds what each part of the method gains, and
+adds the gain of each part of the method, and
 
     python benchmarks/method.py --table benchmarks/records/method-*.json
 

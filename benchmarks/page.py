@@ -1,8 +1,8 @@
-"""The page of results, from the records and nothing else.
+"""The results page, made from the records alone.
 
-A table whose record is not there is left out, with the command that makes it in its place. Numbers
-stand with their 95 % intervals; ratios are of plans on the same noise samples, so
-their intervals come from the paired bootstrap.
+A table whose record is missing is replaced by the command that makes it. Numbers are given with
+their 95 % intervals; ratios are those of plans on the same noise samples, so their intervals come
+from the paired bootstrap.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Milliseconds from a key press to what the page of `flowturbo serve --ui` shows, in Chromium.
+"""Milliseconds from a key press to the image on the page of `flowturbo serve --ui`, in Chromium.
 
     python benchmarks/page_latency.py --out benchmarks/records/page-latency.json
 
-For each of 20 names all letters but the last are in the prompt, and the last is pressed. Measured
-is from the time of the key's event to the second animation frame after an image was loaded, when it
-is on the screen: with the pause that the page waits for another key, the request, the sampling, the
-encoding and the drawing. A preview counts as recognisable if among the final images of all names
-the nearest to it, in pixels, is its own; the seed is the same for all. Server and browser run on
-one machine. Needs Playwright, and a Chromium that is installed.
+For each of 20 names all letters but the last are in the prompt, and the last is pressed. The time
+is measured from the key's event to the second animation frame after an image was loaded, when it is
+on the screen. It includes the pause in which the page waits for another key, the request, the
+sampling, the encoding and the drawing. A preview counts as recognisable if, among the final images
+of all names, the one nearest to it in pixels is its own; the seed is the same for all. Server and
+browser run on one machine. Needs Playwright and an installed Chromium.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The ablations of the FlowTurbo paper (Zhao et al. 2024, arXiv 2409.18128), and its numbers.
 
-FID-50K of SiT-XL/2 on ImageNet 256 at guidance 1.5, for text FID-5K of InstaFlow on COCO. A number
+FID-50K of SiT-XL/2 on ImageNet 256 at guidance 1.5; for text, FID-5K of InstaFlow on COCO. A number
 that is not known for certain is None: the page says that it is not given.
 """
 

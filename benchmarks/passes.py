@@ -1,4 +1,4 @@
-"""Errors of tuned plans with and without conditional evaluations, at equal passes of the network.
+"""Errors of tuned plans with and without conditional evaluations, at equal numbers of passes.
 
     python benchmarks/passes.py --model digits --passes 8 10 12 16 20 --guidance 1.5 2 4 \\
         --out benchmarks/records/passes-digits.json
@@ -7,11 +7,11 @@ measures on 1,000 noise samples that nothing else uses, at each scale and number
 of `flowturbo.tune` by evaluations, each of two passes, and the one by passes, both also with the
 refiner of ``--refiner``; the best scheduler of diffusers; and the best classical solver that reuses
 the last difference of the branches after a gate. The last two are chosen on the noise samples
-themselves, in their favour. It resumes where it was stopped; what the record has is kept.
+themselves, in their favour. An interrupted run is resumed, and entries of the record are kept.
 
     python benchmarks/passes.py --table benchmarks/records/passes-*.json
 
-prints the errors and their ratios, as the page of results has them.
+prints the errors and their ratios, as on the results page.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Errors at equal passes of the network, from the records of `passes.py`, as markdown."""
+"""Errors at equal numbers of passes, from the records of `passes.py`, as markdown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The picture of the README: the same noise samples by four samplers.
+"""The image of samples in the README: the same noise samples by four samplers.
 
     python benchmarks/readme_picture.py
 

@@ -1,12 +1,12 @@
-"""What a refiner call costs, as a share of a guided evaluation of its model.
+"""The cost of a refiner call, as a share of a guided evaluation of its model.
 
     python benchmarks/refiner_cost.py --model emoji --refiner runs/refiner \\
         --out benchmarks/records/refiner-cost-emoji.json
 
-The calls are those of ``--plan``, and the time of a call is their mean: what does not depend on the
-state is computed once a sample, for all of them. Evaluation and calls are timed side by side in one
-run, both eager, then both compiled, at batch 1 and 8. Without ``--refiner`` an untrained one of the
-same shape is used, which costs the same.
+The calls are those of ``--plan``, and the time of a call is their mean: the parts that do not
+depend on the state are computed once per sample, for all of them. Evaluation and calls are timed
+side by side in one run, both eager, then both compiled, at batch 1 and 8. Without ``--refiner`` an
+untrained one of the same shape is used, which costs the same.
 """
 
 from __future__ import annotations

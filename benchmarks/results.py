@@ -16,8 +16,8 @@ adds FD-EffNet of 5,000 images of some of these plans and of the reference solut
     python benchmarks/results.py --model digits --refiner runs/refiner --image-grid \\
         --nfe 6 --guidance 2
 
-a grid of images of the same noise samples. All resume where they were stopped and write one record,
-from which `make_results` makes the page.
+adds a grid of images of the same noise samples. All resume after an interruption and write one
+record, from which `make_results` makes the page.
 """
 
 from __future__ import annotations

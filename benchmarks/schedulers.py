@@ -1,8 +1,8 @@
-"""Schedulers of diffusers as plans, on the grids a user can ask them for.
+"""diffusers schedulers as plans, on the grids that users can request.
 
-- "default": what ``set_timesteps(n)`` makes, shifted by the scheduler;
+- "default": that of ``set_timesteps(n)``, shifted by the scheduler;
 - "linspace": noise levels ``linspace(1, 1/n, n)``, shifted once, as newer pipelines pass them.
-  Where a scheduler takes no noise levels, the same solver is taken on that grid.
+  If a scheduler does not accept noise levels, the same solver is used on that grid.
 """
 
 from __future__ import annotations

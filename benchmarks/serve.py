@@ -1,4 +1,4 @@
-"""A server under load: one running batch, against one request at a time and static batching.
+"""A server under load: one running batch, compared with one request at a time and static batching.
 
     python benchmarks/serve.py --out benchmarks/records/serve.json
     python benchmarks/serve.py --quick --out /tmp/serve.json
@@ -10,14 +10,15 @@ Three servers with the same model, HTTP and network run in processes of their ow
   the largest batch, and samples them to the end in one call of `flowturbo.sample`;
 - ``running``: `flowturbo serve`, whose batch requests join and leave at any evaluation.
 
-Closed loop: so many clients that the largest batch is always full, each with its next request when
-it has its last; images a second are the capacity. Open loop: Poisson arrivals, the same for every
-way, at fractions of the capacity of ``static``; all requests are streams with three partial images.
+Closed loop: enough clients to keep the largest batch full, each of which sends a request as soon as
+its last is answered; images per second are the capacity. Open loop: Poisson arrivals, the same for
+every server, at fractions of the capacity of ``static``; all requests are streams with three
+partial images.
 
     python benchmarks/serve.py --table benchmarks/records/serve.json
     python benchmarks/serve.py --figure docs/images/serve.png benchmarks/records/serve.json
 
-print and draw what a record says. Measure on a machine that does nothing else.
+print and plot a record. Measure on a machine that does nothing else.
 """
 
 from __future__ import annotations

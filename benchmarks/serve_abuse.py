@@ -1,12 +1,12 @@
-"""A server among bad clients: it answers or refuses each, forgets none, and ends in order.
+"""A server with misbehaving clients: it answers or refuses every request, and stops cleanly.
 
     python benchmarks/serve_abuse.py --requests 10000
 
-Requests at random, most of them wrong: malformed and oversized bodies, images that are none or far
-too large, clients that leave at any moment, send or read slowly, or give no time. Each must be
-answered, or refused with an error that says why; afterwards nothing may run or wait, and the memory
-of the process may not have grown since the first half. Then SIGTERM in the middle of many: what was
-accepted is answered, and the process ends of itself.
+Random requests, most of them invalid: malformed and oversized bodies, files that are not images or
+far too large, clients that disconnect at any moment, send or read slowly, or set a tiny time limit.
+Each must be answered, or refused with an error that says why; afterwards nothing may run or wait,
+and the memory of the process must not have grown since the first half. Then SIGTERM during many
+requests: those that were accepted are answered, and the process exits by itself.
 """
 
 from __future__ import annotations

@@ -1,15 +1,14 @@
-"""A plan against the schedulers of diffusers at equal error, on the clock.
+"""Timings of a plan and of diffusers schedulers at equal error.
 
     python benchmarks/speed.py --model digits --out benchmarks/records/speed-digits.json
 
-Of FlowMatchEuler and of the best scheduler of second order, the fewest evaluations are found at
-which the error to the reference solution (RMSE on noise samples that nothing else uses) is not
-above the plan's. Each scheduler runs at every shift of two grids, the best chosen on these noise
-samples, in its favour.
-With ``--num-images`` the same is done for FD-EffNet to the reference images of the same noise
-samples; the distance to ``--real-images`` is recorded too.
-Then the samplers are timed side by side, in one run: as tables, uncompiled and with the network
-compiled, the same for all, and by diffusers' own loops. It goes on where it was stopped.
+For FlowMatchEuler and the best second-order scheduler, it finds the fewest evaluations at which the
+error to the reference solution (RMSE on noise samples that nothing else uses) is not above the
+plan's. Each scheduler runs at every shift of two grids, the best chosen on these noise samples, in
+its favour. With ``--num-images`` the same is done for FD-EffNet to the reference images of the same
+noise samples; the distance to ``--real-images`` is recorded too. Then the samplers are timed side
+by side, in one run: as tables, uncompiled and with the network compiled, the same for all, and by
+diffusers' own loops. An interrupted run is resumed.
 """
 
 from __future__ import annotations

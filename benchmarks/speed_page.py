@@ -1,7 +1,7 @@
-"""The page of speeds, from the records and nothing else.
+"""The speed page, made from the records alone.
 
-Times are medians with the first and ninth decile over the rounds of one run; what is compared was
-timed side by side in that run.
+Times are medians with the first and ninth decile over the rounds of one run; compared times were
+measured side by side in that run.
 """
 
 from __future__ import annotations

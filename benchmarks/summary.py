@@ -1,7 +1,8 @@
-"""The summary that the page of results opens with, and the README repeats.
+"""The summary at the top of the results page, which the README repeats.
 
-A table for each model and number of evaluations that images were generated at: what each method
-needs, what a batch takes, and how far its images are from the reference solution and real ones.
+A table for each model and number of evaluations for which images were generated: what each method
+needs, the time for a batch, and the distance of its images from the reference solution and from
+real images.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Errors of plans on the test noise samples of a model, to its reference solution.
 
-Everything computed is kept in a folder as it comes, so that a run that is killed goes on where it
-stopped; a folder of other conditions is refused.
+Results are kept in a folder as they are computed, so that a killed run can be resumed; a folder of
+other conditions is refused.
 """
 
 from __future__ import annotations

@@ -7,19 +7,20 @@
         --reader runs/avatars-reader.safetensors --out benchmarks/records/true-edits.json
 
 Images of people that the model was not trained on are edited to another word of one attribute, by
-each method and several ``keep``, at as many evaluations (an inversion takes half of them each way).
-The true result is known, and with it the pixels that an edit changes, the *mask*.
+each method and several values of ``keep``, with the same number of evaluations (an inversion uses
+half of them in each direction). The true result is known, and so are the pixels that an edit
+changes, the *mask*.
 
-- *error*: of the mask, to the true result; *background*: of all other pixels, to the source, which
-  has them already. Root mean squares over pixels, in states from -1 to 1.
-- *success*: the share that a classifier reads as the word asked for.
-- *at equal success*: each over that of SDEdit, at the ``keep`` of SDEdit with the least error among
-  those with at least this success; none if there is no such ``keep``.
-- *controls*: the source as it is, and the true result.
+- *error*: of the pixels in the mask, to the true result; *background*: of all other pixels, to the
+  source, where they are the same. Root mean squares over pixels, in states from -1 to 1.
+- *success*: the share that a classifier recognises as the requested word.
+- *at equal success*: each relative to that of SDEdit, at the ``keep`` of SDEdit with the least
+  error among those with at least this success; none if there is no such ``keep``.
+- *controls*: the unchanged source, and the true result.
 
     python benchmarks/true_edits.py --table RECORD --figure FILE.png
 
-prints what a record says, and draws it.
+prints and plots a record.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a callback sees: the predicted clean image at every evaluation, and a state it may edit."""
+"""What a callback receives: the predicted clean image after every evaluation, and the state."""
 
 import torch
 from PIL import Image
@@ -13,7 +13,7 @@ def main():
     frames = []
 
     def watch(step):
-        """Keep the prediction, and hold the left third of the picture black."""
+        """Keep the prediction, and make the left third of the image black."""
         frames.append(model.decode(step.x1))
         print(f"evaluation {step.index + 1}/{step.total}, now at t = {step.time:.3f}")
         third = step.x.shape[-1] // 3

@@ -1,6 +1,6 @@
-"""A pipeline of diffusers: second order by its scheduler, then a plan tuned to its network.
+"""A diffusers pipeline: a second-order scheduler, then a plan tuned to its network.
 
-The pipeline is a tiny one with random weights, so that nothing is downloaded; with a real one only
+The pipeline is a tiny one with random weights, so that nothing is downloaded; for a real one only
 ``pipeline`` changes.
 """
 

@@ -2,10 +2,10 @@
 
     python recipes/plans.py --model digits --run runs/plans-digits
 
-trains a refiner from the model alone, fits plans with it at so many passes of the network, and
-makes `balanced` the default of the model. It goes on where it was interrupted; in the end the files
-are copied to its folder. Half of the trajectories that plans of `emoji` are fitted to are of the
-names in ``emoji/common.txt``, which people ask for first, the rest of any name.
+trains a refiner from the model alone, fits plans with it for several numbers of passes, and makes
+`balanced` the default of the model. An interrupted run is resumed; at the end the files are copied
+to the model's folder. Half of the trajectories that plans of `emoji` are fitted to are of the names
+in ``emoji/common.txt``, which people are likely to try first, and the rest are of any name.
 """
 
 from __future__ import annotations

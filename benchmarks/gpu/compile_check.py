@@ -2,7 +2,7 @@
 
     python benchmarks/gpu/compile_check.py --out benchmarks/records/gpu-compile.json
 
-``--device cpu`` runs what does not need CUDA, at a small size, to see that the script itself works.
+``--device cpu`` runs the checks that do not need CUDA, at a small size, to test the script itself.
 """
 
 from __future__ import annotations

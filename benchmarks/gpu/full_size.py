@@ -1,16 +1,16 @@
-"""The paper's main table on the clock at its size: SiT-XL/2 at 256 px, random weights, bfloat16.
+"""Timings of the paper's main table at full size: SiT-XL/2 at 256 px, random weights, bfloat16.
 
     python benchmarks/gpu/full_size.py --out benchmarks/records/gpu-full-size.json
 
 Times do not depend on the weights, so these are random, and image quality is not measured. The
-paper's plans run with the paper's refiner, ours with ours, both beside plain solvers of as many
-evaluations; by batch, as they are, and with the networks compiled block by block, both also
-captured in a CUDA graph. A profile of one plan of each says what the device does in that time and
-what is left over. With ``--parts whole``, what else can be compiled is compared on these two, which
-takes minutes each. The record is written after every step, and one that is there already is added
-to, so parts and batches may be measured one after another, on the same machine.
+paper's plans run with the paper's refiner, ours with ours, and plain solvers run with the same
+number of evaluations; for each batch size, uncompiled and with the networks compiled block by
+block, both also captured in a CUDA graph. A profile of one plan of each kind shows how the device
+spends that time. With ``--parts whole``, the other scopes of compilation are compared on these two
+plans, which takes minutes each. The record is written after every step, and an existing one is
+extended, so parts and batches may be measured one after another, on the same machine.
 
-``--device cpu --size small`` shows that the script works.
+``--device cpu --size small`` tests the script.
 """
 
 from __future__ import annotations

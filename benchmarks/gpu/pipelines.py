@@ -1,15 +1,15 @@
-"""What `enable` and a refiner cost in pipelines of the size of SD3 medium and FLUX.1.
+"""The cost of `enable` and of a refiner in pipelines of the size of SD3 medium and FLUX.1.
 
     python benchmarks/gpu/pipelines.py --out benchmarks/records/gpu-pipelines.json
 
 Random weights, in bfloat16, no text encoders and no decoding: times do not depend on weights, and
-image quality is not measured. At 512 and 1024 px, batch 1, timed side by side: the pipeline as
-it is, on diffusers' Euler, with as many and with twice as many evaluations, and enabled, with a
-plan of as many and with a refiner between these; enabling counts with each call. The
-overhead of it, and a refiner call as a share of an evaluation, follow. An existing record is added
-to.
+image quality is not measured. At 512 and 1024 px, batch 1, it times side by side: the unchanged
+pipeline with diffusers' Euler, with as many and with twice as many evaluations as the plan; and the
+enabled pipeline, with the plan alone and with refiner calls between its evaluations, where enabling
+is part of each call. The overhead of `enable`, and the cost of a refiner call as a share of an
+evaluation, are derived from these times. An existing record is extended.
 
-``--device cpu --tiny`` shows that the script works.
+``--device cpu --tiny`` tests the script.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A node of ComfyUI that samples flow models with a plan of flowturbo."""
+"""A ComfyUI node that samples flow models with a plan of flowturbo."""
 
 from .sampler import FlowTurboSampler
 

@@ -1,11 +1,12 @@
-"""A plan of flowturbo as a sampler of ComfyUI, with the noise levels that it runs on.
+"""A plan of flowturbo as a ComfyUI sampler, with the noise levels that it runs on.
 
-ComfyUI counts noise levels ``sigma = 1 - t`` from 1 (noise) down to 0. A sampler of it calls
-``model(x, sigma)``, with one noise level per image, for the predicted clean image, of a flow model
+ComfyUI counts noise levels ``sigma = 1 - t`` from 1 (noise) down to 0. Its samplers call
+``model(x, sigma)``, with one noise level per image, for the predicted clean image. For a flow model
+this is
 
     denoised = x + sigma * v,    so    v = (denoised - x) / sigma
 
-in the time and sign of flowturbo. Guidance is inside of ``model``.
+in the time and sign of flowturbo. Guidance is applied inside ``model``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ __all__ = ["FlowTurboSampler"]
 
 
 class FlowTurboSampler:
-    """The node: a plan to a SAMPLER and the SIGMAS that it must be run on."""
+    """The node, which turns a plan into a SAMPLER and the SIGMAS that it must run on."""
 
     CATEGORY = "sampling/custom_sampling/samplers"
     DESCRIPTION = "Samples flow models (SD3, FLUX, Qwen-Image, Wan, ...) with a plan of flowturbo."
@@ -34,14 +35,14 @@ class FlowTurboSampler:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """The inputs, as ComfyUI asks for them."""
+        """The inputs, in the form that ComfyUI expects."""
         plan = {"default": "AB2:8@3", "tooltip": "A notation, or the path of a plan's .json file"}
         denoise = {"default": 1.0, "min": 0.01, "max": 1.0, "step": 0.01}
         return {"required": {"plan": ("STRING", plan), "denoise": ("FLOAT", denoise)}}
 
     @classmethod
     def IS_CHANGED(cls, plan: str, denoise: float = 1.0) -> str:
-        """What changes with the table, also of a file that was written anew."""
+        """A value that changes with the table, including when its file is rewritten."""
         return _table(plan, denoise).digest
 
     def make(self, plan: str, denoise: float = 1.0) -> tuple[Any, Tensor]:
@@ -52,7 +53,7 @@ class FlowTurboSampler:
             denoise: the noise level to start at, above 0; below 1 for image to image.
 
         Raises:
-            ValueError: if it is no such plan, or one that ComfyUI cannot run.
+            ValueError: if it is not a plan, or one that ComfyUI cannot run.
         """
         from comfy.samplers import KSAMPLER
 
@@ -118,12 +119,12 @@ def _sampler(plan: Plan) -> Callable[..., Tensor]:
 
 
 def _check_model(model: Any) -> None:
-    """Refuse a model that is no flow on the linear path, which ComfyUI calls CONST."""
+    """Refuse a model that is not a flow on the linear path, which ComfyUI calls CONST."""
     from comfy.model_sampling import CONST
 
     sampling = model.inner_model.inner_model.model_sampling
     if not isinstance(sampling, CONST):
         raise ValueError(
-            f"the model is sampled as {type(sampling).__name__}, which is no flow on the linear "
+            f"the model is sampled as {type(sampling).__name__}, which is not a flow on the linear "
             "path; plans are for flow models, such as SD3, FLUX, Qwen-Image and Wan"
         )

@@ -12,7 +12,7 @@ needs ``npm`` and ``node``, and writes
 - ``avatars.json``: ``styles``, ``attributes`` with their words, ``edits``, ``packages`` and
   ``counts``.
 
-See README.md beside this file.
+See README.md in this folder.
 """
 
 from __future__ import annotations

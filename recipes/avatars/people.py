@@ -1,8 +1,8 @@
 """People to draw: their attributes, words for these, and the options of DiceBear that draw them.
 
-An attribute has a few words, and a word has one look in each style. So a caption, and what else is
-seen of a person (`Person.rest`), determine the image, and of an edit that changes one word the
-true result is known.
+An attribute has a few words, and a word has one look in each style. A caption and the other
+features of a person (`Person.rest`) therefore determine the image, and the true result of an edit
+that changes one word is known.
 """
 
 from __future__ import annotations

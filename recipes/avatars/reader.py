@@ -1,9 +1,9 @@
-"""Train the CNN that reads hair, glasses and mouth, used to check what a model of avatars draws.
+"""Train the CNN that classifies hair, glasses and mouth, to check images of an avatars model.
 
     python recipes/avatars/reader.py --data avatars-data --out runs/avatars-reader.safetensors
 
-takes a few minutes of one core. It is trained on distorted copies of the people to train on, and
-its accuracy, in the file's metadata, is that on the pairs, which hold nobody of these.
+takes a few minutes on one core. It is trained on distorted copies of the training images, and its
+accuracy, in the file's metadata, is that on the pairs, which contain none of the same people.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python recipes/avatars/data.py --out avatars-data
     python recipes/avatars/train.py --data avatars-data --out runs/avatars
 
-goes on where it was interrupted. The folder it leaves is the model.
+trains it, or resumes an interrupted run. The output folder is the model.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Puts a trained `digits` into the package, with what it draws measured on its card.
+"""Puts a trained `digits` into the package, with measurements of its images on its card.
 
     python recipes/digits/bundle.py --run runs/digits
 
-draws 1,000 digits, 100 of each, with a converged plan, lets the reader of `reader.py` read them and
-writes the share read as asked for. The card's notation, seeds and guidance are the measurement's.
+generates 1,000 digits, 100 of each, with a converged plan, classifies them with the reader of
+`reader.py` and writes the share that is read as requested. The card has the notation, seeds and
+guidance of the measurement.
 """
 
 import argparse

@@ -3,9 +3,9 @@
     python recipes/digits/diffusion.py --data mnist.npz --out runs/digits-diffusion
 
 trains the network of `digits`, for as many steps and with the same optimizer, to predict the noise
-along the variance-preserving path of DDPM and DiT. A step costs what one of `digits` does, and a
-run goes on where it was interrupted. The folder is a model like any other, whose velocity follows
-from the noise; it is not bundled. Then
+along the variance-preserving path of DDPM and DiT. A step costs as much as one of `digits`, and an
+interrupted run is resumed. The folder is a model like any other, whose velocity follows from the
+noise; it is not bundled. Then
 
     flowturbo analyze --model digits --compare-model runs/digits-diffusion -o analysis
 

@@ -1,4 +1,4 @@
-"""Train the CNN that reads digits, used to check what a generator of digits draws.
+"""Train the CNN that reads digits, used to check the images of a generator of digits.
 
     python recipes/digits/reader.py --data mnist.npz --out tests/data/digit_reader.safetensors
 

@@ -2,16 +2,17 @@
 
     python recipes/digits/rough.py --data mnist.npz --out runs/rough
 
-goes on from the weights of `digits` with times multiplied by 1000 before they are embedded, waves
-that turn several times in 2 % of time, and with the network's output taken for the clean image, so
-that velocities are its error over the time that is left. It has to learn both anew, and is stopped
-before it has, after 2 minutes on one CPU core. It goes on where it was interrupted, and prints the
-relative change of the guided velocity over the last 2 % of time, beside that of `digits`: .96 and
-.36. Times alone do not do: a network learns to do without them. Then
+starts from the weights of `digits`, with times multiplied by 1000 before they are embedded, as
+waves with several periods in 2 % of time, and with the network's output taken as the clean image,
+so that velocities are its error divided by the remaining time. The network has to learn both again,
+and is stopped before it has, after 2 minutes on one CPU core. An interrupted run is resumed. It
+prints the relative change of the guided velocity over the last 2 % of time, next to that of
+`digits`: .96 and .36. Changing the times alone is not enough, since a network learns to do without
+them. Then
 
     python benchmarks/method.py --model runs/rough --out benchmarks/records/method-rough.json
 
-measures on it what it measures on others. Look at the error of the converged ODE that it prints
+measures the same on it as on other models. Check the error of the reference solution that it prints
 first: a rougher field needs a finer ``--reference``.
 """
 

@@ -2,8 +2,8 @@
 
     python recipes/digits/train.py --data mnist.npz --out runs/digits
 
-takes about 40 minutes on two CPU cores, and goes on where it was interrupted. The folder it leaves
-is the model: copy `card.json` and `model.safetensors` to `src/flowturbo/models/bundled/digits`.
+takes about 40 minutes on two CPU cores, and resumes an interrupted run. The output folder is the
+model: copy `card.json` and `model.safetensors` to `src/flowturbo/models/bundled/digits`.
 """
 
 import argparse

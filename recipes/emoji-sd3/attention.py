@@ -1,8 +1,8 @@
 """Attention for training SD3 without its third text encoder, at the cost of one more token.
 
-Where a `StableDiffusion3Pipeline` has no T5, it appends ``max_sequence_length`` tokens of zeros,
-256 unless the caller says otherwise. They have no position, so all of them are the same token at
-every layer, and attending to n of them is attending to one with log(n) added to its logit.
+If a `StableDiffusion3Pipeline` has no T5, it appends ``max_sequence_length`` tokens of zeros, 256
+by default. They have no position, so all of them are the same token at every layer, and attending
+to n of them is the same as attending to one with log(n) added to its logit.
 """
 
 from __future__ import annotations

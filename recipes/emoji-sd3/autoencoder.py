@@ -1,13 +1,13 @@
-"""The autoencoder of `emoji-sd3`: pictures of 128 x 128 to latents of 16 x 16 x 16 and back.
+"""The autoencoder of `emoji-sd3`: images of 128 x 128 to latents of 16 x 16 x 16 and back.
 
     python recipes/emoji/data.py --size 128 --out emoji-data128
     python recipes/emoji-sd3/autoencoder.py --data emoji-data128 --out runs/emoji-sd3/autoencoder
 
 An `AutoencoderKL` of diffusers, trained on images shifted, scaled and mirrored, by the absolute
 error of pixels, of their differences, and of averages over 8 x 8; without a Kullback-Leibler term,
-so its posterior is made a point. The decoder is shown latents with a little noise, for a sampler's
-are never exact. It goes on where it was interrupted; `vae` in the folder is the autoencoder, with
-its scale and shift, for ``from_pretrained``.
+so its posterior becomes a point. The decoder is trained on latents with a little noise, since those
+of a sampler are never exact. An interrupted run is resumed; `vae` in the folder is the autoencoder,
+with its scale and shift, for ``from_pretrained``.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""A small text-to-image pipeline of diffusers: emoji of 128 x 128 in five styles.
+"""A small diffusers text-to-image pipeline: emoji of 128 x 128 in five styles.
 
     python recipes/emoji-sd3/autoencoder.py --data emoji-data128 --out runs/emoji-sd3/autoencoder
     python recipes/emoji-sd3/train.py --data emoji-data128 --out runs/emoji-sd3
 
 trains an `SD3Transformer2DModel` of 11 million parameters on latents, and with it the text
-encoder, a small `CLIPTextModelWithProjection` that stands in both of the pipeline's places for one.
-It goes on where it was interrupted, and leaves ``pipeline``, a folder for
+encoder, a small `CLIPTextModelWithProjection` that is used as both of the pipeline's encoders. An
+interrupted run is resumed. The result is ``pipeline``, a folder for
 ``StableDiffusion3Pipeline.from_pretrained``.
 """
 

@@ -1,4 +1,4 @@
-"""Pictures changed a little for training: shifted, scaled, mirrored."""
+"""Augmentation of training images: shifted, scaled, mirrored."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""Two models compared blind: pairs of pictures of the same prompt, in random order.
+"""A blind comparison of two models: pairs of images of the same prompt, in random order.
 
     python recipes/emoji/blind.py --data emoji-data --old OLD --new runs/emoji --out runs/blind
 
-draws 80 prompts that both models know, names of ``judged.txt`` in the styles of both, and writes
-sheets of 20 pairs, A and B, at one size. Whoever has looked at them says which of each pair is the
-better picture of its name, in order, and
+generates images of 80 prompts that both models know, names of ``judged.txt`` in the styles of both,
+and writes sheets of 20 pairs, A and B, at one size. A judge notes which image of each pair is the
+better one of its name, in order, and
 
     python recipes/emoji/blind.py --out runs/blind --better ABBA...
 
-counts how often that was the new one (= counts as half). The key is not to be looked at before.
+counts how often that was the new model's (= counts as half). Do not look at the key before.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
     python recipes/emoji/bundle.py --run runs/emoji --record benchmarks/records/emoji-judged.json
 
-What was fitted to the weights that were there, plans and a refiner, is removed: `recipes/plans.py`
-makes it anew.
+Plans and the refiner of the previous weights are removed: `recipes/plans.py` makes new ones.
 """
 
 import argparse

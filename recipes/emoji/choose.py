@@ -1,13 +1,13 @@
-"""The 100 names that a classifier tells apart in drawn pictures: chosen by rule, kept in a file.
+"""The 100 names that a classifier distinguishes in generated images, chosen by rule.
 
     python recipes/emoji/choose.py --data emoji-data
 
-writes ``judged.txt``. It was run before any picture was drawn. The rule: those of
-`names.HELD_NAMES` first; then, again and again, of the concepts that are Unicode emoji, drawn in
-all five styles and of a family not chosen yet, the one least like those chosen. How alike two
-concepts are is the greatest cosine between the centred EfficientNet-Lite0 features of any two of
-their pictures. Until 60 are chosen, only concepts with a pair held out of training stand
-for choice, so that many such pairs are judged.
+writes ``judged.txt``. It was run before any image was generated. The rule: first those of
+`names.HELD_NAMES`; then, repeatedly, among the concepts that are Unicode emoji, are drawn in all
+five styles and are of a family not chosen yet, the one least similar to those already chosen. The
+similarity of two concepts is the greatest cosine between the centred EfficientNet-Lite0 features of
+any two of their images. Until 60 are chosen, only concepts with a pair held out of training are
+considered, so that many such pairs are judged.
 """
 
 from __future__ import annotations

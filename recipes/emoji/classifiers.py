@@ -1,7 +1,7 @@
-"""A classifier that says what a picture shows.
+"""A classifier for what an image shows.
 
 Multinomial logistic regression, with a square penalty, on EfficientNet-Lite0 features of real
-pictures and distorted copies of them. `styles.py` has the one that says in which style.
+images and distorted copies of them. The classifier for styles is in `styles.py`.
 """
 
 from __future__ import annotations

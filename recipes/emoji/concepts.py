@@ -1,7 +1,7 @@
-"""Joins the pictures of five icon sets by what they show, and gathers the words for it.
+"""Matches the images of five icon sets by what they show, and collects words for it.
 
-A *concept* is one thing drawn, in up to five styles. Two pictures show the same thing when they
-have the same code point; a set without code points (fxemoji) is joined by name: squashed
+A *concept* is one thing, drawn in up to five styles. Two images show the same thing if they have
+the same code point; a set without code points (fxemoji) is matched by name: with spaces removed
 (``redapple``), its names are looked up among the names of Unicode emoji, of the other sets and of
 Unicode characters. ``fxemoji.txt`` says what the rest shows, and corrects names that mean another
 emoji ("dog" is drawn as what Unicode calls "dog face").

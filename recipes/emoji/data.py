@@ -1,11 +1,11 @@
-"""Makes the emoji data set: pictures of five open icon sets, joined by what they show.
+"""Makes the emoji data set: images of five open icon sets, matched by what they show.
 
     pip install flowturbo resvg-py
     python recipes/emoji/data.py --out emoji-data
 
 needs ``npm`` and writes ``emoji64.npz`` (``images`` (N, 64, 64, 3) uint8 on white, ``concept`` (N,)
 and ``style`` (N,): indices) and ``emoji.json`` (``concepts``, ``styles``, ``held`` pairs of indices
-never to be trained on, ``packages``, ``counts``). See README.md beside this file.
+never to be trained on, ``packages``, ``counts``). See README.md in this folder.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The pictures that are judged: which, from which seeds, and a store that keeps them.
+"""The images that are judged: which, from which seeds, and a store that keeps them.
 
-A *pair* is a concept and a style, by index. No picture is in two sets, and no seed is used twice.
+A *pair* is a concept and a style, by index. No image is in two sets, and no seed is used twice.
 """
 
 from __future__ import annotations

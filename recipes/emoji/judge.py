@@ -1,22 +1,25 @@
-"""Judges a trained `emoji`: does it draw what is asked for, in the style asked for, from memory?
+"""Judges a trained `emoji`: are its images of the requested name and style, or from memory?
 
     pip install -e '.[eval]' resvg-py
     python recipes/emoji/data.py --out emoji-data
     python recipes/emoji/judge.py --data emoji-data --model runs/emoji --out runs/judged \\
         --record benchmarks/records/emoji-judged.json --images docs/images
 
-needs `npm` (or `--others`, a `node_modules` that has the packages of `names.OTHERS`). What is drawn
-and computed is kept in `--out`, so an interrupted run goes on. `--sheet` draws the sheet of ten
-names and stops. With `--model real` or `--model rough` real pictures stand in for drawn ones, as
-they are or roughened: what a perfect model would get, and one that is a little uneven.
+needs `npm` (or `--others`, a `node_modules` folder that has the packages of `names.OTHERS`). Images
+and results are kept in `--out`, so that an interrupted run can be resumed. `--sheet` makes the
+sheet of ten names and stops. With `--model real` or `--model rough` real images are used in place
+of generated ones, unchanged or roughened: the results of a perfect model, and of a slightly uneven
+one.
 
-- *Names*: a classifier among the 100 names of `choose.py`, trained on their 500 real pictures and
-  distorted copies, checked on 300 pictures of three icon sets that it was not trained on.
-- *Styles*: a classifier checked on all pictures of the 100 names and of 300 other concepts, trained
-  on those of the rest: it has seen nothing of what is drawn.
-- *FD-EffNet*: 5,000 pictures drawn for the pairs of 5,000 training pictures, against the training
-  set, and against the rest of it; the floor is what those 5,000 get against the rest themselves.
-- *Memory*: the nearest training picture of what is drawn, beside that of real pictures held out.
+- *Names*: a classifier among the 100 names of `choose.py`, trained on their 500 real images and
+  distorted copies, checked on 300 images of three icon sets that it was not trained on.
+- *Styles*: a classifier checked on all images of the 100 names and of 300 other concepts, trained
+  on those of the rest, so that it has seen none of the judged names.
+- *FD-EffNet*: 5,000 images generated for the pairs of 5,000 training images, against the training
+  set, and against the rest of it; the floor is that of these 5,000 training images themselves
+  against the rest.
+- *Memory*: the nearest training image of each generated one, compared with that of real held-out
+  images.
 """
 
 from __future__ import annotations

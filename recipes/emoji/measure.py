@@ -1,4 +1,4 @@
-"""What is measured of drawn pictures, as entries of a record."""
+"""Measurements of generated images, as entries of a record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the emoji data set is made of: packages, styles, and the names held out of training."""
+"""The sources of the emoji data set: packages, styles, and the names held out of training."""
 
 from __future__ import annotations
 

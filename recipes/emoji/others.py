@@ -1,4 +1,4 @@
-"""Pictures of the same things in icon sets that nothing was trained on."""
+"""Images of the same things in icon sets that nothing was trained on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real pictures, with their features and which of them may be trained on."""
+"""The real images, with their features, and which of them may be used for training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SVG documents as small images: the packages they come from, and how they are drawn."""
+"""SVG documents as small images: the packages they come from, and how they are rendered."""
 
 from __future__ import annotations
 

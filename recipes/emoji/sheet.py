@@ -1,4 +1,4 @@
-"""Two pictures for the documentation: a sheet of names by styles, and nearest training pictures."""
+"""Two figures for the documentation: a sheet of names by styles, and nearest training images."""
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
-"""A classifier that says in which style a picture is drawn.
+"""A classifier for the style of an image.
 
-Two small convolutional networks, averaged, each over the picture, the mirrored one, and both moved
-by a pixel. They are trained on distorted and unevenly coloured copies, since what a network draws
-is never quite even. The first
-sees neighbourhoods alone: how shapes are shaded and outlined. The second also sees the colours of
-single pixels, as waves, for the sets keep to palettes of their own: it tells real pictures apart
-better, and is easier misled by colours that are a little off.
+Two small convolutional networks, averaged, each over the image, its mirror image, and both shifted
+by a pixel. They are trained on distorted and unevenly coloured copies, since generated images are
+never quite even. The first sees only neighbourhoods: how shapes are shaded and outlined. The second
+also sees the colours of single pixels, as waves, since each set has its own palette: it classifies
+real images better, but is more easily misled by slightly wrong colours.
 """
 
 from __future__ import annotations

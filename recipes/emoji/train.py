@@ -3,7 +3,7 @@
     python recipes/emoji/data.py --out emoji-data
     python recipes/emoji/train.py --data emoji-data --out runs/emoji
 
-goes on where it was interrupted. The folder it leaves is the model.
+trains it, or resumes an interrupted run. The output folder is the model.
 """
 
 from __future__ import annotations

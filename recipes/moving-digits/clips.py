@@ -1,7 +1,7 @@
 """Clips of two digits that bounce in a box, and the layout in which a SiT generates them.
 
 A clip is (1, 8, 32, 32): one channel, eight frames. Patches of 8 x 8 pixels and two frames are its
-tokens. To a SiT they are shown side by side, as an image (2, 64, 64) of four pairs of frames:
+tokens. A SiT receives them side by side, as an image (2, 64, 64) of four pairs of frames:
 
     frames 0, 1 | frames 2, 3
     ------------+------------

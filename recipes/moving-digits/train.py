@@ -2,7 +2,7 @@
 
     python recipes/moving-digits/train.py --out runs/moving-digits
 
-draws its data itself, takes under an hour on two CPU cores and goes on where it was interrupted.
+generates its own data, takes under an hour on two CPU cores and resumes an interrupted run.
 """
 
 from __future__ import annotations

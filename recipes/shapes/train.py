@@ -2,8 +2,8 @@
 
     python recipes/shapes/train.py --out runs/shapes
 
-draws its data itself, and takes half an hour on two CPU cores. A network of plain PyTorch: nothing
-of it is of this library but the loss.
+generates its own data, and takes half an hour on two CPU cores. The network is plain PyTorch; only
+the loss is from this library.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Checks of arguments: each returns the value, or raises one ``ValueError`` of one line.
+"""Checks of arguments: each returns the value, or raises a one-line ``ValueError``.
 
 The line names the argument, its value and what is allowed.
 
-Values of tensors are read only where `can_look` allows it, and on other devices than the CPU only
+Values of tensors are read only where `can_look` allows it, and on devices other than the CPU only
 where documented, because reading them waits for the device.
 """
 
@@ -52,7 +52,7 @@ OTHER_NAMES = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "hip": "cuda", "
 def whole(name: str, value: object, least: int | None = None, most: int | None = None) -> int:
     """``value`` as an int in [``least``, ``most``].
 
-    Integers of numpy, and 0-dim arrays and tensors of integers, are such; True and 2.0 are not.
+    NumPy integers, and 0-dim integer arrays and tensors, are allowed; True and 2.0 are not.
     """
     number = value
     if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
@@ -95,14 +95,14 @@ def flag(name: str, value: object) -> bool:
 
 
 def path(name: str, value: object) -> Path:
-    """``value`` as a path: a text that is not empty, or a ``Path``."""
+    """``value`` as a path: a non-empty string, or a ``Path``."""
     if not isinstance(value, (str, Path)) or not str(value) or "\0" in str(value):
         raise ValueError(f"{name}={shown(value)}: must be a path, a text or a pathlib.Path")
     return Path(value)
 
 
 def is_list(value: object) -> TypeGuard[Sequence[object]]:
-    """Whether ``value`` is a list of something: a sequence or an array, and no text."""
+    """Whether ``value`` is a list of something: a sequence or an array, but not a string."""
     if isinstance(value, np.ndarray):
         return value.ndim > 0
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
@@ -119,7 +119,7 @@ def sizes(name: str, value: object) -> tuple[int, ...]:
 def function(name: str, value: object, parameters: str, *, exactly: bool = True) -> Any:
     """``value``, which must be a function of ``parameters`` ("x, t, cond").
 
-    Unless ``exactly``, it need but be callable.
+    Unless ``exactly``, it only needs to be callable.
     """
     if not callable(value) or isinstance(value, type):
         hint = did_you_forget(name, value)
@@ -134,7 +134,7 @@ def function(name: str, value: object, parameters: str, *, exactly: bool = True)
         return value
     try:
         taken = signature(value.forward if isinstance(value, nn.Module) else value)
-    except (TypeError, ValueError):  # not known of all that is built in
+    except (TypeError, ValueError):  # not known for all built-in functions
         return value
     try:
         taken.bind(*parameters.split(", "))
@@ -146,7 +146,7 @@ def function(name: str, value: object, parameters: str, *, exactly: bool = True)
 
 
 def did_you_forget(name: str, value: object) -> str:
-    """What to do about a class, or a name, in place of what it is the class or name of."""
+    """A hint for a class or a name that was given in place of the object itself."""
     if isinstance(value, type):
         return "; pass an instance of the class"
     load = {"model": "load", "fallback": "load", "refiner": "load_refiner"}.get(name)
@@ -235,9 +235,10 @@ def tensor(
 
 
 def can_look(value: Tensor) -> bool:
-    """Whether the values of a tensor may be looked at here.
+    """Whether the values of a tensor may be read here.
 
-    Not if it has none, or while calls are traced, transformed (vmap) or captured in a CUDA graph.
+    They may not if it has none, or while calls are traced, transformed (vmap) or captured in a CUDA
+    graph.
     """
     if value.is_meta or torch.compiler.is_compiling() or type(value) not in (Tensor, nn.Parameter):
         return False

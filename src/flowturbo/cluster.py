@@ -1,7 +1,7 @@
-"""Ray: a cluster that is joined or started, and calls that are spread over it.
+"""Ray: joining or starting a cluster, and spreading calls over it.
 
-Ray places processes, restarts what fails and moves data; nothing of that is done here. The extra
-``[ray]``.
+Ray places processes, restarts those that fail and moves data; none of this is done here. Needs the
+extra ``[ray]``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 RETRIES = 10
-"""How often a call is made again whose worker or machine was lost."""
+"""How often a call is repeated if its worker or machine is lost."""
 
 
 @contextmanager
@@ -28,11 +28,11 @@ def joined(address: str | None = None, *, logs: bool = False) -> Iterator[None]:
     """Join the Ray cluster at ``address``, and leave it at the end.
 
     Args:
-        address: ``host:port``; "local" starts a cluster of this machine alone, which ends with the
-            block. None is Ray's rule: ``RAY_ADDRESS``, else a cluster that runs on this machine,
-            else as "local".
-        logs: print what its processes print; otherwise what is printed in the block, such as
-            Ray's notices of lost workers, goes to standard error.
+        address: ``host:port``; "local" starts a cluster on this machine alone, which ends with the
+            block. None follows Ray's rule: ``RAY_ADDRESS``, else a cluster that runs on this
+            machine, else as "local".
+        logs: print the output of its processes; otherwise output within the block, such as Ray's
+            notices of lost workers, goes to standard error.
 
     Raises:
         ImportError: if Ray is missing.
@@ -90,15 +90,15 @@ def spread(
 ) -> Generator[tuple[T, R], None, None]:
     """Each argument with ``function(argument)``, computed on the cluster, in any order.
 
-    A call whose worker or machine is lost is made again, `RETRIES` times at most, so it should not
-    matter whether the first was finished. ``function`` is sent to each process once, with what it
-    holds. At most twice as many calls are handed out as run at once; those that are out when the
-    caller stops are cancelled.
+    A call whose worker or machine is lost is repeated, `RETRIES` times at most, so calls should be
+    safe to repeat. ``function`` is sent to each process once, with its attributes. At most twice as
+    many calls are submitted as run at once; those that are pending when the caller stops are
+    cancelled.
 
     Args:
         function: computes on one CPU core, or on a GPU.
-        arguments: may be many.
-        gpus: that each call takes, 0 or 1.
+        arguments: any number of arguments.
+        gpus: number of GPUs for each call, 0 or 1.
 
     Raises:
         OSError: if workers are lost again and again.

@@ -1,7 +1,7 @@
 """Configuration: frozen dataclasses that check themselves, also given as keywords of a function.
 
-The text of a field, under "Attributes:" in the docstring of its class, is the help of the command
-line option that is made of it.
+The text of a field, under "Attributes:" in the docstring of its class, is also the help text of its
+command line option.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def configured(cls: type[Any]) -> Callable[[Callable[..., T]], Callable[..., T]]
         cls: a dataclass.
 
     Raises:
-        ValueError: when called, if ``config`` is of another class or given with fields, or a
+        ValueError: when called, if ``config`` is of another class or is combined with fields, or a
             keyword is unknown; names the nearest known one.
     """
     defaults = {f.name: f.default for f in fields(cls)}

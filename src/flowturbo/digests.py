@@ -1,4 +1,4 @@
-"""Names made of content: of weights, and of tensors, texts and numbers however nested."""
+"""Digests of content: of weights, and of arbitrarily nested tensors, strings and numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 __all__ = ["content", "fingerprint", "hexdigest", "rounded"]
 
 _DIGESTS: WeakKeyDictionary[nn.Module, tuple[object, list[ref[Tensor]], str]] = WeakKeyDictionary()
-_ROUNDED: dict[str, str] = {}  # fingerprints of weights rounded at loading: those of the file
+_ROUNDED: dict[
+    str, str
+] = {}  # fingerprints of weights that were rounded at loading, which are those of the file
 
 
 def hexdigest(*parts: Any, length: int = 16) -> str:
@@ -26,10 +28,10 @@ def hexdigest(*parts: Any, length: int = 16) -> str:
 
 
 def content(value: object) -> str:
-    """16 hexadecimal digits of a condition: tensors, arrays, texts and numbers, however nested.
+    """16 hexadecimal digits of a condition: tensors, arrays, strings and numbers, however nested.
 
     Raises:
-        ValueError: if it holds anything else.
+        ValueError: if it contains anything else.
     """
     digest = hashlib.sha256()
     _add(digest, value)
@@ -39,10 +41,10 @@ def content(value: object) -> str:
 def fingerprint(network: nn.Module) -> str:
     """16 hexadecimal digits of the weights in half precision, whatever the device.
 
-    Weights that were rounded to less at loading keep the fingerprint of those read.
+    Weights that were rounded to lower precision at loading keep the fingerprint of the file.
 
-    They are computed again only where a weight was replaced or changed in place (but not through
-    its ``.data``, which leaves no trace).
+    It is computed again only if a weight was replaced or changed in place (but not through its
+    ``.data``, which leaves no trace).
     """
     weights = sorted(network.state_dict(keep_vars=True).items())
     state = None
@@ -59,7 +61,7 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def rounded(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights in ``dtype``; a network of them keeps the fingerprint of ``tensors``."""
+    """The weights in ``dtype``; a network with them keeps the fingerprint of ``tensors``."""
     made = {name: p.to(dtype) for name, p in tensors.items()}
     if dtype not in (torch.float16, torch.float32, torch.float64):
         _ROUNDED[_digest(made)] = _digest(tensors)

@@ -1,4 +1,4 @@
-"""The velocity field, and what can be wrapped around one.
+"""The velocity field, and wrappers for fields.
 
 A field is any callable ``(x, t, cond) -> v``:
 
@@ -7,11 +7,13 @@ A field is any callable ``(x, t, cond) -> v``:
 - ``cond``, the condition: ``None``, a tensor of B rows, or a tuple, list or dict of such;
 - ``v``, like ``x``, the velocity ``dx/dt``.
 
-A field may have a method ``embed_condition(cond)``: what of the condition need be computed but once
-a sample, to be passed in its place; and a method ``check_inputs(x, cond, negative)``, called before
-anything is computed, which raises ``ValueError`` for states or conditions that it cannot take.
+A field may have a method ``embed_condition(cond)``, which returns the part of the condition that
+needs to be computed only once per sample, to be passed in place of ``cond``; and a method
+``check_inputs(x, cond, negative)``, called before anything is computed, which raises ``ValueError``
+for states or conditions that the field cannot take.
 
-Wrappers are fields again and pass every other attribute (``shape``, ``condition``, ...) through.
+Wrappers are fields themselves, and pass every other attribute (``shape``, ``condition``, ...)
+through.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ class Field(Protocol):
 
 
 def embedded(field: object, cond: Condition) -> Condition:
-    """``cond`` as ``field`` embeds it once a sample; itself where it does not."""
+    """``cond`` as ``field`` embeds it once per sample, or unchanged if it does not."""
     embed = getattr(field, "embed_condition", None)
     return cond if embed is None else embed(cond)
 
@@ -64,7 +66,7 @@ def device_of(field: object) -> torch.device:
 
 
 def fingerprint_of(field: object) -> str | None:
-    """What tells the weights of a field from others: its own fingerprint, or that of its module."""
+    """The fingerprint of a field's weights: its own, or that of its module."""
     own = getattr(field, "fingerprint", None)
     if own is None and isinstance(field, (Wrapper, nn.Module)):
         module = unwrapped(field)
@@ -74,7 +76,7 @@ def fingerprint_of(field: object) -> str | None:
 
 
 def unwrapped(field: object) -> object:
-    """What is inside the wrappers of a field, which have it as ``field``."""
+    """The field inside all wrappers, which have it as their attribute ``field``."""
     while not isinstance(field, nn.Module) and "field" in getattr(field, "__dict__", {}):
         field = vars(field)["field"]
     return field
@@ -90,7 +92,7 @@ def weights_fingerprint(field: object) -> str | None:
 
 
 def check_values(name: str, cond: Condition, x: Tensor) -> None:
-    """Raise ``ValueError`` if either of a condition and states ``x`` has no values."""
+    """Raise ``ValueError`` if only one of a condition and the states ``x`` has values."""
     for c in tensors(cond):
         if c.is_meta != x.is_meta:
             without = name if c.is_meta else "x"
@@ -101,7 +103,7 @@ def check_values(name: str, cond: Condition, x: Tensor) -> None:
 
 
 class Wrapper:
-    """A field around a field."""
+    """A field that wraps another."""
 
     def __init__(self, field: Field) -> None:
         self.field = checks.function("field", field, "x, t, cond", exactly=False)
@@ -143,7 +145,7 @@ class Cast(Wrapper):
         return self.field(x.to(self.dtype), t, cond).to(x.dtype)
 
     def embed_condition(self, cond: Condition) -> Condition:
-        """What ``field`` embeds of ``cond`` in ``dtype``."""
+        """``cond`` as ``field`` embeds it, in ``dtype``."""
         return embedded(self.field, map_condition(self._to, cond))
 
     def _to(self, c: object) -> object:

@@ -1,6 +1,6 @@
-"""Files that are whole or not there at all, and text that is safe to write and to print.
+"""Files that are written completely or not at all, and text that is safe to write and to print.
 
-And what long runs ask of a folder: room on its disk, and that it holds no other run.
+Also the checks of a folder before long runs: enough disk space, and no other run in it.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def atomic_write(path: str | Path, *, sweep: bool = True) -> Iterator[Path]:
     """A temporary path next to ``path``, renamed onto it on success and removed on failure.
 
     The file is synced to the disk before the rename, and its folder after it, so that after a power
-    failure ``path`` holds the old content or the new one. A symbolic link is followed. What killed
-    runs left of writing ``path`` is removed, unless ``sweep`` is False: that takes time in a folder
-    of many files, and `exclusive` does it for a whole run.
+    failure ``path`` has either the old content or the new. A symbolic link is followed. Temporary
+    files that killed runs left of ``path`` are removed, unless ``sweep`` is False: this takes time
+    in a folder of many files, and `exclusive` does it for a whole run.
 
     Raises:
         OSError: if ``path`` is not a regular file (a device, a folder), its folder cannot be made
@@ -77,10 +77,10 @@ def atomic_write(path: str | Path, *, sweep: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def exclusive(folder: str | Path) -> Iterator[None]:
-    """Hold ``folder`` for one run; the lock goes with the process, however it ends.
+    """Hold ``folder`` for one run; the lock is released when the process ends, in any way.
 
-    The folder is made if it is not there, and keeps an empty file ``.lock``. Temporary files that
-    killed processes left in it are removed, at the beginning and at the end.
+    The folder is created if it does not exist, and keeps an empty file ``.lock``. Temporary files
+    that killed processes left in it are removed, at the beginning and at the end.
 
     Raises:
         ValueError: if another process, or another run in this one, holds it.
@@ -109,8 +109,8 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """``path`` opened for reading bytes, if it is a regular file or a link to one.
 
     Raises:
-        OSError: if it is missing, cannot be read, or is a folder, a device or a pipe, which may
-            have no end; names ``path``.
+        OSError: if it is missing, cannot be read, or is a folder, a device or a pipe, which might
+            never end; names ``path``.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -122,25 +122,25 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def write_json(path: str | Path, value: object) -> None:
-    """Write ``value`` to ``path`` as JSON, one entry a line; raises as `atomic_write`."""
+    """Write ``value`` to ``path`` as JSON, one entry per line; raises as `atomic_write`."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 @contextmanager
 def reserved(*paths: str | Path | None) -> Iterator[None]:
-    """Hold the names of files that a run is going to write, which refuses another run with them.
+    """Hold the names of files that a run is going to write, so that no other run can write them.
 
     Raises:
         ValueError: if another run holds one of them.
-        OSError: as `atomic_write`, now and not after long work.
+        OSError: as `atomic_write`, but before long work rather than after it.
     """
     with ExitStack() as held:
         for path in (p for p in paths if p is not None):
             temporary, handle = _temporary(Path(path))
             held.callback(_remove, temporary, handle)
             others = {*temporary.parent.glob(_pattern(Path(path)))} - {temporary}
-            if others and handle is not None:  # what no run holds was removed
+            if others and handle is not None:  # those that no run holds were removed
                 raise ValueError(
                     f"{path} is being written by another run; wait until it has ended, or choose "
                     "another name"
@@ -151,7 +151,7 @@ def reserved(*paths: str | Path | None) -> Iterator[None]:
 def check_writable(path: str | Path) -> None:
     """Raise now, before long work, the ``OSError`` that writing ``path`` would end in.
 
-    Folders that are missing are not made, for another run may be about to write into them.
+    Missing folders are not created, since another run may be about to write into them.
     """
     path = Path(os.path.realpath(path))
     there = next(p for p in path.parents if p.exists())
@@ -163,17 +163,17 @@ def check_writable(path: str | Path) -> None:
 
 
 def printable(text: str) -> str:
-    """``text`` with what a terminal or a file might take for more than letters written out, such
-    as ``\\x1b``: control characters, line ends, marks of direction, unpaired surrogates.
+    """``text`` with all characters escaped, such as ``\\x1b``, that a terminal or a file might
+    interpret: control characters, line ends, directional marks, unpaired surrogates.
     """
     unsafe = lambda c: unicodedata.category(c) in _ESCAPED and c not in _JOINERS
     return "".join(c.encode("unicode_escape").decode() if unsafe(c) else c for c in text)
 
 
 def check_room(folder: Path, needed: int, what: str = "trajectories") -> None:
-    """Raise ``OSError``, before anything is computed, if so many bytes of ``what`` do not fit.
+    """Raise ``OSError``, before anything is computed, if this many bytes of ``what`` do not fit.
 
-    ``folder`` is made if it is not there.
+    ``folder`` is created if it does not exist.
     """
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
@@ -185,12 +185,12 @@ def check_room(folder: Path, needed: int, what: str = "trajectories") -> None:
 
 
 def claim(path: Path, made: dict[str, JsonObject], *, empty: bool = False) -> None:
-    """Write to ``path`` what a run is made of, refusing to mix two runs in one folder.
+    """Write to ``path`` what determines a run, refusing to mix two runs in one folder.
 
     A run that left nothing to resume (``empty``) is replaced.
 
     Raises:
-        ValueError: if ``path`` holds something else, naming what differs.
+        ValueError: if ``path`` contains anything else, naming the difference.
     """
     if not empty or _sections(path, made) is None:
         check_unclaimed(path, made)
@@ -227,7 +227,7 @@ def _sections(path: Path, made: dict[str, JsonObject]) -> dict[str, JsonObject] 
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk, where the system can tell."""
+    """Wait until a file, or the names in a folder, are on the disk, if the system supports it."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except (PermissionError, IsADirectoryError):  # folders on Windows
@@ -239,7 +239,7 @@ def _sync(path: Path) -> None:
 
 
 def _temporary(path: Path, sweep: bool = True) -> tuple[Path, int | None]:
-    """A new file next to ``path``, and the handle that holds its lock, where it can be locked."""
+    """A new file next to ``path``, and the handle that holds its lock, if it can be locked."""
     try:
         path = Path(os.path.realpath(path))
         if path.is_symlink():  # it would have been resolved
@@ -273,7 +273,7 @@ def _prefix(path: Path) -> str:
 
 
 def _pattern(path: Path) -> str:
-    """What matches the names of temporary files of ``path``, links followed."""
+    """A pattern that matches temporary files of ``path``, links followed."""
     path = Path(os.path.realpath(path))
     return f"{glob.escape(_prefix(path))}????????{glob.escape(path.suffix)}"
 
@@ -285,7 +285,7 @@ def _remove(temporary: Path, handle: int | None) -> None:
 
 
 def _remove_leftovers(folder: Path, pattern: str) -> None:
-    """Remove the temporary files of ``folder`` that no living run holds."""
+    """Remove the temporary files of ``folder`` that no active run holds."""
     for path in folder.glob(pattern):
         with suppress(OSError):
             handle = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
@@ -297,7 +297,7 @@ def _remove_leftovers(folder: Path, pattern: str) -> None:
 
 
 def _lock(handle: int, wait: bool = False) -> bool:
-    """Lock an open file, where the file system can; the lock goes with the process."""
+    """Lock an open file, if the file system can; the lock is released when the process ends."""
     if fcntl is None:
         return False
     try:

@@ -34,14 +34,14 @@ class Guidance(Wrapper):
 
     Args:
         field: the field to guide.
-        scale: a number, or one per image (B,); 1 is off and costs nothing. Values on another device
+        scale: a number, or one per image (B,); 1 is off and costs nothing. Values on devices other
             than the CPU are not waited for.
         null: the condition of the unconditional branch, such as a negative prompt, of the
             structure of ``cond``; by default ``field.null_condition(cond)``.
         interval: guide only at ``interval[0] <= t <= interval[1]`` (Kynkaanniemi et al. 2024, arXiv
             2404.07724); outside, only the conditional branch runs.
-        channels: guide only the first so many channels, the rest stay conditional (the official
-            SiT and DiT samplers guide 3 of 4); all by default.
+        channels: guide only this many channels, from the first on; the rest stay conditional (the
+            official SiT and DiT samplers guide 3 of 4); all by default.
 
     Raises:
         ValueError: if an argument is not as described, the field is guided already, or there is
@@ -88,7 +88,7 @@ class Guidance(Wrapper):
         return self.branches(self.field, cond)
 
     def branches(self, field: object, cond: Condition) -> Branches:
-        """The same as another field embeds it, joined with the same null condition."""
+        """The condition as another field embeds it, joined with the same null condition."""
         if cond is None:
             _check_rows(cond, 0)
         null = self._null(cond) if self.null is None else self.null
@@ -99,7 +99,7 @@ class Guidance(Wrapper):
     def check(self, x: Tensor, cond: Condition) -> None:
         """Raise ``ValueError`` unless scale, channels and condition fit the images ``x`` (B, ...).
 
-        What ``branches`` made of a condition fits.
+        The result of ``branches`` for a condition is accepted.
         """
         scale = self.scale
         if isinstance(scale, Tensor) and (
@@ -111,7 +111,7 @@ class Guidance(Wrapper):
             )
         if self.channels is not None and (x.ndim < 2 or self.channels > x.shape[1]):
             raise ValueError(
-                f"channels={self.channels}: guides the first so many of the second size of the "
+                f"channels={self.channels}: must be at most the second size of the "
                 f"state, which is {tuple(x.shape)}"
             )
         if not isinstance(cond, Branches):
@@ -121,12 +121,12 @@ class Guidance(Wrapper):
     def apply_to(self, field: Field, x: Tensor, t: Time, cond: Condition) -> Tensor:
         """The velocity of another field guided the same way, with the same null condition.
 
-        ``cond`` may be what ``branches`` made of it for that field.
+        ``cond`` may be the result of ``branches`` for that field.
         """
         return self._apply(field, x, t, cond)[0]
 
     def with_term(self, x: Tensor, t: Time, cond: Condition) -> tuple[Tensor, Tensor]:
-        """The guided velocity, and its guidance term: what it has beyond the conditional one."""
+        """The guided velocity, and its guidance term: its difference from the conditional one."""
         out, v_c = self._apply(self.field, x, t, cond)
         return out, out - v_c
 
@@ -135,7 +135,7 @@ class Guidance(Wrapper):
         return self.field(x, x.new_full((), t, dtype=_time_dtype(x)), cond)
 
     def applies_at(self, t: float) -> bool:
-        """Whether ``t`` is in the interval; of rounded times, the border is inside."""
+        """Whether ``t`` is in the interval; its borders are inside, even if times are rounded."""
         return self._whole or self.interval[0] - 1e-9 <= t <= self.interval[1] + 1e-9
 
     def _apply(self, field: Field, x: Tensor, t: Time, cond: Condition) -> tuple[Tensor, Tensor]:
@@ -186,7 +186,7 @@ class Guidance(Wrapper):
 def guided(
     field: Field, scale: GuidanceScale, *, null: Condition = None, channels: int | None = None
 ) -> Field:
-    """``field`` under ``Guidance``; itself where the scale is the number 1, which needs no null."""
+    """``field`` in ``Guidance``; ``field`` itself if the scale is the number 1, without a null."""
     scale = check_scale(scale)
     off = not isinstance(scale, Tensor) and scale == 1.0
     return field if off else Guidance(field, scale, null=null, channels=channels)
@@ -217,7 +217,7 @@ def check_scale(scale: object) -> GuidanceScale:
 
 
 def _check_rows(cond: Condition, rows: int, name: str = "cond") -> None:
-    """Raise ``ValueError`` unless a condition is of tensors of ``rows`` rows, as guidance asks."""
+    """Raise ``ValueError`` unless a condition has tensors of ``rows`` rows, as guidance needs."""
     if cond is None:
         raise ValueError(f"{name}=None: guidance needs a condition; pass {name}, or guidance=1")
     for c in tensors(cond) or [cond]:
@@ -246,7 +246,7 @@ def _interval(interval: tuple[float, float]) -> tuple[float, float]:
 
 
 def _halves(v: object, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The velocities of both branches, where the field answered one for each of their rows."""
+    """The velocities of both branches, if the field returned one for each of their rows."""
     if not isinstance(v, Tensor) or v.shape != (2 * len(x), *x.shape[1:]):
         got = f"{tuple(v.shape)}" if isinstance(v, Tensor) else f"{type(v).__name__}, not a tensor"
         raise ValueError(
@@ -279,7 +279,7 @@ def _check_alike(cond: Condition, null: Condition) -> None:
 
 def _cat(a: Condition, b: Condition) -> Condition:
     if not isinstance(a, Tensor):
-        if a is not b and (isinstance(b, Tensor) or a != b):  # one batch can hold but one of them
+        if a is not b and (isinstance(b, Tensor) or a != b):  # one batch can hold only one of them
             raise ValueError(
                 f"guidance between the conditions {shown(a)} and {shown(b)}: only tensors of a row "
                 "per image can differ between the two branches; pass tensors"

@@ -37,7 +37,7 @@ _OTHERS = {".emf", ".eps", ".heic", ".heif", ".hif", ".jxl", ".svg", ".svgz", ".
 _OTHERS |= {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw"}
 
 GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
-"""The IPTC's digital source type of what an algorithm made that was trained on media."""
+"""The IPTC's digital source type of media made by an algorithm that was trained on media."""
 EDITED = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 """The same of an image with parts that such an algorithm made."""
 
@@ -76,12 +76,12 @@ def image_grid(
 def save_png(
     image: Image.Image, path: str | Path, metadata: Mapping[str, str], *, sweep: bool = True
 ) -> None:
-    """Write a PNG with text metadata, made `printable`; the file is whole or not there.
+    """Write a PNG with text metadata, made `printable`; the file is complete or not written at all.
 
     Args:
         image: grey or RGB.
-        path: where to.
-        metadata: what to say of it.
+        path: where to write.
+        metadata: texts by name.
         sweep: as for `flowturbo.files.atomic_write`.
 
     Raises:
@@ -98,7 +98,7 @@ def encoded(
     quality: int = 100,
     source_type: str = GENERATED,
 ) -> bytes:
-    """An image as the bytes of a file that says where it is from.
+    """An image as the bytes of a file that states its origin.
 
     A PNG has ``metadata`` as text, JPEG and WebP have it in EXIF, as the description, and all have
     an XMP packet with the IPTC's digital source type.
@@ -106,7 +106,7 @@ def encoded(
     Args:
         image: grey or RGB.
         kind: "png", "jpeg" or "webp".
-        metadata: what to say of it, made `printable`; "Software" goes into its own field of EXIF.
+        metadata: texts by name, made `printable`; "Software" goes into its own field of EXIF.
         quality: of JPEG and WebP, 0 to 100.
         source_type: `GENERATED` or `EDITED`.
     """
@@ -222,7 +222,7 @@ def on_page(source: Image.Image | str | Path, page: str) -> Image.Image:
 
 
 def crop_box(image: Image.Image, height: int, width: int) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of the largest part around the centre of that shape."""
+    """(left, top, right, bottom) of the largest part of that shape around the centre."""
     across = min(image.width, max(1, image.height * width // height))
     down = min(image.height, max(1, image.width * height // width))
     left, top = (image.width - across) // 2, (image.height - down) // 2
@@ -235,7 +235,7 @@ def _unreadable(source: object, error: Exception) -> ValueError:
 
 
 def _quiet() -> warnings.catch_warnings[None]:
-    """Without Pillow's warnings of odd metadata; damaged pixels raise."""
+    """A context without Pillow's warnings about odd metadata; damaged pixels raise."""
     return warnings.catch_warnings(action="ignore")
 
 

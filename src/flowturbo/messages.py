@@ -27,7 +27,7 @@ C = TypeVar("C", bound=Callable[..., Any])
 
 
 def shown(value: object) -> str:
-    """Any value in at most 80 letters on one line; of arrays and tensors the shape and type."""
+    """Any value in at most 80 characters on one line; arrays and tensors by shape and type."""
     text = " ".join(_SHORT.repr(value).split())
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -66,7 +66,7 @@ def did_you_mean(value: object, known: Iterable[str]) -> str:
 
 
 def warn(message: str) -> None:
-    """A ``UserWarning`` at the line outside of this library that led here."""
+    """A ``UserWarning`` at the line outside this library that led here."""
     frame, level = sys._getframe(), 1
     while frame.f_back and frame.f_code.co_filename.startswith(_HOME):
         frame, level = frame.f_back, level + 1
@@ -76,7 +76,7 @@ def warn(message: str) -> None:
 def known_keywords(fn: C) -> C:
     """Decorates a function, or the public methods of a class, to refuse unknown keywords.
 
-    The ``ValueError`` names the nearest known one. Functions with ``**options`` know their own.
+    The ``ValueError`` names the nearest known one. Functions with ``**options`` check their own.
     """
     if isinstance(fn, type):
         for name, member in list(vars(fn).items()):

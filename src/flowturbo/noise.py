@@ -1,7 +1,7 @@
-"""Noise with one generator per image, so that an image depends on its seed alone.
+"""Noise with one generator per image, so that an image depends only on its seed.
 
-Image ``i`` of a batch starts from the noise of ``seeds[i]`` bit for bit, whatever the batch; it is
-drawn on the CPU, so the device does not matter either.
+Image ``i`` of a batch starts from the noise of ``seeds[i]``, bit for bit, in any batch; the noise
+is drawn on the CPU, so the device does not matter either.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ def _listed(seeds: object) -> Sequence[object]:
 
 
 def mixed(*numbers: int) -> int:
-    """A seed in [2**31, 2**32) that follows from whole numbers, from 0 each.
+    """A seed in [2**31, 2**32) derived from whole numbers, each at least 0.
 
-    torch's generator on the CPU uses only the lowest 32 bits of a seed, so numbers packed
-    into one of 64 bits would not all count. Images have seeds below 2**31.
+    torch's generator on the CPU uses only the lowest 32 bits of a seed, so if the numbers were
+    packed into 64 bits, not all would count. Images have seeds below 2**31.
     """
     return int(np.random.SeedSequence(numbers).generate_state(1)[0]) | 1 << 31
 

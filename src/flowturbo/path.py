@@ -82,7 +82,8 @@ def shifted(steps: int, shift: float, start: float = 0.0, end: float = 1.0) -> T
 
     Args:
         steps: the number of intervals, at least 1.
-        shift: above 0; 1 leaves the grid uniform. Extreme ones, of coinciding points, are refused.
+        shift: above 0; 1 leaves the grid uniform. Extreme values, for which points coincide, are
+            refused.
         start: time in [0, 1] of the first point.
         end: time in [0, 1] of the last point.
 

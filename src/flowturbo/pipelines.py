@@ -1,4 +1,4 @@
-"""`tune` and `train_refiner` of fields, and of pipelines of diffusers by their prompts."""
+"""`tune` and `train_refiner` for fields, and for diffusers pipelines with prompts."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from flowturbo.tuning.tune import tune as tune_of_field
 __all__ = ["train_refiner", "tune"]
 
 T = TypeVar("T")
-OWN = ("prompts", "size")  # what a pipeline is given besides
+OWN = ("prompts", "size")  # additional arguments for a pipeline
 ABOUT = """
-    ``model`` may be a text-to-image pipeline of diffusers instead. Then ``prompts`` are texts, or
+    ``model`` may also be a diffusers text-to-image pipeline. Then ``prompts`` are texts, or
     arguments of its call by name, ``negative`` is one text, and ``size`` is 1024 or "1344x768",
     width first; see `flowturbo.integrations.diffusers.as_field`, which makes a field of it.
     """
 
 
 def _also_of_pipelines(function: Callable[..., T], **defaults: object) -> Callable[..., T]:
-    """``function`` of a field, which takes a pipeline and its prompts too.
+    """``function`` of a field, extended to accept a pipeline and its prompts.
 
-    ``defaults`` are other ones for pipelines.
+    ``defaults`` replace defaults of the function for pipelines.
     """
     own = signature(function)
     more = [name for name in (*OWN, "negative") if name not in own.parameters]

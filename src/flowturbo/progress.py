@@ -15,10 +15,10 @@ class Progress:
     """How far a stage of some work has come; ``print`` is a callback that shows it.
 
     Args:
-        stage: what is being done: "reference trajectories", "train".
-        done: units of it that are done.
-        total: units in all; None if that is not known beforehand.
-        values: what was measured: ``loss=0.21``, ``images_per_second=98.0``.
+        stage: what is being done, such as "reference trajectories" or "train".
+        done: number of units that are done.
+        total: number of units in all; None if that is not known beforehand.
+        values: measurements, such as ``loss=0.21`` or ``images_per_second=98.0``.
     """
 
     __slots__ = ("done", "stage", "total", "values")

@@ -1,9 +1,9 @@
-"""Where results come from: the field and refiner that made them, the machine, the versions.
+"""The origin of results: the field and refiner that produced them, the machine, the versions.
 
 A field without weights, such as a closure, is identified by its velocities along a few Euler steps
 from a few of the caller's own states, each summarised by its root mean square and its products with
-two fixed random directions, to 4 digits. Weights and a fingerprint count too, where there are any,
-since they decide about states that the probes do not visit.
+two fixed random directions, to 4 digits. Weights and a fingerprint are included too, if there are
+any, since they determine the velocities at states that the probes do not visit.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ __all__ = [
 Velocities = Mapping[int, Tensor]
 """Velocities by evaluation, and guidance terms, as `flowturbo.plan.Row` names them."""
 Evaluate = Callable[[Row, Tensor, Velocities], Tensor | tuple[Tensor, Tensor]]
-"""(row, x, velocities) -> v, and with it the guidance term where the row keeps that."""
+"""(row, x, velocities) -> v, together with the guidance term if the row keeps it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,8 @@ class Step:
         total: evaluations in the plan.
         time: the time of the state ``x``, in [0, 1].
         x: the state after the update, (B, ...).
-        v: the velocity of this evaluation, (B, ...), of a conditional one with the guidance that
-            the plan estimates.
+        v: the velocity of this evaluation, (B, ...); for a conditional one it includes the guidance
+            that the plan estimates.
         x1: the clean image predicted from it, (B, ...).
         evaluator: "model", "conditional" or "refiner".
     """
@@ -89,12 +89,12 @@ Callback = Callable[[Step], Tensor | None]
 
 
 def update(row: Row, x: Tensor, found: Velocities, velocities: Velocities) -> Tensor:
-    """Apply a row's update to ``x`` (B, ...); ``found`` is what it has evaluated itself."""
+    """Apply a row's update to ``x`` (B, ...); ``found`` is the row's own evaluation."""
     return weighted_sum(x, row.update, {**velocities, **found})
 
 
 def weighted_sum(x: Tensor, terms: Sequence[tuple[int, float]], velocities: Velocities) -> Tensor:
-    """``x`` and weighted velocities; guidance terms that are not there are 0, as unguided."""
+    """``x`` and weighted velocities; missing guidance terms are 0, as without guidance."""
     for j, w in terms:
         if j in velocities:
             x = torch.add(x, velocities[j], alpha=w)
@@ -112,7 +112,7 @@ def evaluated(
 def step(
     row: Row, evaluate: Mapping[str, Evaluate], x: Tensor, velocities: Velocities
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """Run one row; return the new state and what the row has evaluated."""
+    """Run one row; return the new state and the row's evaluation."""
     found = evaluated(row, evaluate, x, velocities)
     return update(row, x, found, velocities), found
 
@@ -167,7 +167,7 @@ def sample(
         negative: the condition to guide away from; the model's null condition by default.
         guidance_channels: number of leading channels of the state to guide (official SiT samplers:
             3 of 4); all by default.
-        refiner: evaluates the rows of ``plan`` that ask for one, guided as its attributes say.
+        refiner: evaluates the refiner rows of ``plan``, guided as its attributes specify.
         callback: called with a ``Step`` after each update; a tensor it returns replaces the state.
         differentiable: keep the graph, to differentiate through the sampler.
 
@@ -175,8 +175,8 @@ def sample(
         The state at ``plan.times[-1]``, of the shape and dtype of ``x``.
 
     Warns:
-        UserWarning: once, if a fitted plan or a refiner is used with weights other than those
-            it was made for, or a plan more than a quarter outside its range of guidance.
+        UserWarning: once, if a fitted plan or a refiner is used with weights other than those it
+            was made for, or a plan at a guidance scale more than a quarter outside its range.
 
     Raises:
         ValueError: if an argument is not as described, or the field has a ``check_inputs`` that
@@ -250,6 +250,6 @@ def evaluators(
 
 
 def _time(evaluator: object, row: Row, x: Tensor) -> float | Tensor:
-    """The row's time: a float where guidance compares it with an interval, else a 0-dim tensor."""
+    """The row's time: a float if guidance compares it with an interval, else a 0-dim tensor."""
     number = isinstance(evaluator, (Guidance, GuidedRefiner))
     return row.model_time if number else x.new_full((), row.model_time)

@@ -1,4 +1,4 @@
-"""Checks of what sampling is given, and of what the evaluators and the callback return."""
+"""Checks of the inputs of sampling, and of the results of evaluators and the callback."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ StepFunction: TypeAlias = Callable[..., tuple[Tensor, dict[int, Tensor]]]
 
 
 class NotFinite(ValueError):
-    """States ran to NaN or infinity: the guidance or the plan is too much for the field."""
+    """States became NaN or infinite: the guidance or the plan is unsuitable for the field."""
 
 
 def check_arguments(
@@ -42,7 +42,7 @@ def check_arguments(
     callback: object,
     differentiable: object,
 ) -> None:
-    """Check the arguments of ``sample`` that need no plan for it."""
+    """Check the arguments of ``sample`` that can be checked without the plan."""
     checks.function("model", model, "x, t, cond")
     on_cpu = isinstance(x, Tensor) and x.device.type == "cpu"
     checks.tensor("x", x, ("B", ...), dtypes=checks.DTYPES, finite=on_cpu)
@@ -81,7 +81,7 @@ def check_channels(channels: object, x: Tensor) -> None:
 
 
 def check_result(value: object, x: Tensor, row: Row, source: str = "") -> Tensor:
-    """``value``, refused unless it is like ``x``, in the precision of ``x``."""
+    """``value`` in the precision of ``x``, refused unless it is like ``x``."""
     if (
         not isinstance(value, Tensor)
         or value.shape != x.shape
@@ -97,13 +97,13 @@ def check_result(value: object, x: Tensor, row: Row, source: str = "") -> Tensor
 
 
 def annotated(evaluate: Callable[..., T], cond: Condition) -> Callable[..., T]:
-    """``evaluate``; what the field raises gets a note of the arguments it was called with."""
+    """``evaluate``; errors of the field get a note about the arguments it was called with."""
 
     def call(row: Row, x: Tensor, velocities: Mapping[int, Tensor]) -> T:
         try:
             return evaluate(row, x, velocities)
         except Exception as e:
-            if not isinstance(e, ValueError):  # those speak for themselves
+            if not isinstance(e, ValueError):  # these are self-explanatory
                 e.add_note(
                     f"flowturbo called the field with x={checks.shown(x)}, t={row.model_time:g} as "
                     f"a tensor of shape (), cond={checks.shown(cond)}; for one time per image, a "

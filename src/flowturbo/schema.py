@@ -1,11 +1,11 @@
-"""What is read from a file, checked against a schema before anything is built from it.
+"""The content of files, checked against a schema before anything is built from it.
 
-A schema is a pydantic model derived from `Schema`: strict, so that ``"3"`` is no number and ``3.5``
-no count, and without NaN or infinity. `read_json` and `check` turn the first thing that is wrong
-into one line that names the file, the key, the value, what is allowed and what to do.
+A schema is a pydantic model derived from `Schema`: strict, so that ``"3"`` is not a number and
+``3.5`` not a count, and without NaN or infinity. `read_json` and `check` turn the first error into
+one line that names the file, the key, the value, what is allowed and what to do.
 
-Sizes are looked at before anything is parsed: no JSON that would take more than `MOST_MEMORY`, and
-no archive that unpacks to more than its own size.
+Sizes are checked before anything is parsed: JSON that would take more than `MOST_MEMORY` is
+refused, and so is an archive that unpacks to more than its own size.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MOST_MEMORY = 180 * 2**20  # bytes that it may take while it is parsed
 DEEPEST = 64  # brackets within brackets
 
 Json: TypeAlias = Any
-"""What JSON holds."""
+"""A value in JSON."""
 
 S = TypeVar("S", bound="Schema")
 
@@ -54,11 +54,11 @@ def _first(version: int) -> int:
 
 
 Format = Annotated[int, AfterValidator(_first)]
-"""The version of a format of files; of each there is one so far."""
+"""The version of a file format; each format has only one so far."""
 
 
 class Schema(BaseModel):
-    """Base of all schemas; entries that a schema does not name are kept and not looked at."""
+    """Base of all schemas; entries that a schema does not name are kept without checks."""
 
     model_config = ConfigDict(
         strict=True, extra="allow", frozen=True, allow_inf_nan=False, protected_namespaces=()
@@ -76,7 +76,7 @@ def read_json(path: str | Path, schema: type[S], *, most_bytes: int = MOST_BYTES
 
 
 def load_json(path: str | Path, *, most_bytes: int = MOST_BYTES) -> Json:
-    """What the JSON file ``path`` holds; raises as `read_json`."""
+    """The content of the JSON file ``path``; raises as `read_json`."""
     try:
         content = read_bytes(path, most_bytes)
     except OSError as e:
@@ -99,12 +99,12 @@ def read_bytes(path: str | os.PathLike[str], most_bytes: int = MOST_BYTES) -> by
 
 
 def parse_json(content: bytes | str, where: str, fix: str = "restore the file") -> Json:
-    """``content`` as JSON, stricter than Python is; ``where`` names its source in messages.
+    """``content`` as JSON, stricter than Python; ``where`` names its source in messages.
 
     Raises:
-        ValueError: if it is not JSON in UTF-8, gives a key of an object twice, holds NaN or a
-            number that is not finite, half of a surrogate pair, brackets nested deeper than
-            `DEEPEST`, or more values than fit in `MOST_MEMORY`.
+        ValueError: if it is not JSON in UTF-8, repeats a key of an object, contains NaN, a number
+            that is not finite, half of a surrogate pair, brackets nested deeper than `DEEPEST`, or
+            more values than fit in `MOST_MEMORY`.
     """
     try:
         raw = content.encode() if isinstance(content, str) else content
@@ -140,8 +140,8 @@ def open_archive(path: str | Path) -> Iterator[zipfile.ZipFile]:
 
     Raises:
         OSError: as `flowturbo.files.open_regular`.
-        ValueError: if it is no such archive, unpacks to more than its own size, or holds names
-            that lead elsewhere. An error while it is open becomes one that names ``path``.
+        ValueError: if it is not such an archive, unpacks to more than its own size, or contains
+            names that lead elsewhere. An error while it is open becomes one that names ``path``.
     """
     with open_regular(path) as file:
         size = file.seek(0, 2)
@@ -156,13 +156,13 @@ def open_archive(path: str | Path) -> Iterator[zipfile.ZipFile]:
                 yield archive
         except (OSError, ValueError) as e:
             raise ValueError(f"{printable(str(path))}: {e}") from e
-        except Exception as e:  # zipfile has a dozen words for a damaged archive
+        except Exception as e:  # zipfile has a dozen errors for a damaged archive
             reason = str(e) or type(e).__name__
             raise ValueError(f"{printable(str(path))}: damaged ({reason})") from e
 
 
 def _memory(raw: bytes) -> int:
-    """What JSON takes at most: its text twice, numbers, strings and containers."""
+    """The most memory that JSON can take: its text twice, numbers, strings and containers."""
     text = len(raw) * (2 if raw.isascii() else 5)
     each = {b",": 40, b'"': 40, b"[": 72, b"{": 120}
     return text + sum(raw.count(mark) * size for mark, size in each.items())
@@ -205,7 +205,7 @@ _MESSAGES = {
 
 
 def _described(error: ErrorDetails) -> str:
-    """What is wrong: the key, the value, what is allowed."""
+    """An error: the key, the value, what is allowed."""
     key = ".".join(printable(str(part)[:60]) for part in error["loc"])
     value = _short(error["input"]) if key and error["type"] != "missing" else ""
     message = error["msg"].removeprefix("Value error, ")

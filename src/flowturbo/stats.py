@@ -27,7 +27,7 @@ def resamples(n: int, replicates: int = REPLICATES, seed: int = 0) -> Iterator[A
 
 
 def bounds(values: Array | list[Array]) -> list[float]:
-    """The 95 % interval of replicates: their percentiles 2.5 and 97.5."""
+    """The 95 % interval of replicates: their 2.5th and 97.5th percentiles."""
     return [float(q) for q in np.quantile(values, (0.025, 0.975))]
 
 
@@ -37,7 +37,7 @@ def interval(
     replicates: int = REPLICATES,
     seed: int = 0,
 ) -> list[float]:
-    """The 95 % interval of ``statistic(*samples)``, of samples (N, ...) resampled by row alike."""
+    """The 95 % interval of ``statistic(*samples)``, for samples (N, ...) resampled together."""
     arrays = [np.asarray(sample, np.float64) for sample in samples]
     rows = resamples(len(arrays[0]), replicates, seed)
     return bounds([statistic(*(array[r] for array in arrays)) for r in rows])

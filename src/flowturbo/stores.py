@@ -2,8 +2,8 @@
 
 The seal of a file is a digest of its tensors, its name and the inputs they were computed from. A
 file that was damaged, renamed or written by a run with other inputs does not match its seal and is
-computed again. However often a run is interrupted, it ends with the same files, to the byte, as one
-that was not.
+computed again. However often a run is interrupted, it ends with the same files, byte for byte, as a
+run that was not.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Chunk: TypeAlias = dict[str, Tensor]
 
 
 class ChunkStore:
-    """Rows that are computed, and kept, a chunk at a time; in memory only where ``folder`` is None.
+    """Rows that are computed and kept chunk by chunk; only in memory if ``folder`` is None.
 
     Args:
         folder: where the files go, used by this run alone (`flowturbo.files.exclusive`).
@@ -51,7 +51,7 @@ class ChunkStore:
         claim: Callable[[], None] | None = None,
         report: Report | None = None,
     ) -> Iterator[Chunk]:
-        """``count`` rows in chunks, read where they are there and match their seal, else made.
+        """``count`` rows in chunks, read if they exist and match their seal, else computed.
 
         Args:
             name: files are called ``NAME-000000.safetensors``, by their first row.
@@ -112,7 +112,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], of: str) -> None:
 
 
 def read_tensors(path: Path, of: str) -> dict[str, Tensor] | None:
-    """The tensors that ``write_tensors`` left in ``path``; None if missing or not matching.
+    """The tensors that ``write_tensors`` wrote to ``path``; None if missing or not matching.
 
     Raises:
         OSError: if the file cannot be read.

@@ -94,8 +94,8 @@ def fit_latency(
 ) -> dict[str, float | None]:
     """Least-squares fit of ``ms = fixed + model*m + refiner*r`` to samples of m and r evaluations.
 
-    "refiner" is None where no sample has any; "worst" is the largest relative residual. Each sample
-    is weighted by the inverse of its time.
+    "refiner" is None if no sample has any; "worst" is the largest relative residual. Each sample is
+    weighted by the inverse of its time.
     """
     kinds = ["model", *(["refiner"] if any(c["refiner"] for c in counts) else [])]
     table = np.array([[1.0, *(c[k] for k in kinds)] for c in counts])

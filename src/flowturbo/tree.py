@@ -18,7 +18,7 @@ def map_condition(fn: Callable[..., object], *conds: Condition) -> Condition:
 
 
 def slice_condition(cond: Condition, rows: slice) -> Condition:
-    """The ``rows`` of a condition, or of guidance scales; leaves that are no tensors stay."""
+    """The ``rows`` of a condition, or of guidance scales; leaves that are not tensors are kept."""
     return tree_map(lambda c: c[rows] if isinstance(c, Tensor) else c, cond)
 
 

@@ -31,13 +31,13 @@ GuidanceRange: TypeAlias = float | tuple[float, float]
 """A scale, or (lowest, highest)."""
 
 Pipeline: TypeAlias = Any
-"""A pipeline of diffusers, which has no types."""
+"""A diffusers pipeline; diffusers has no types."""
 
 Scheduler: TypeAlias = Any
-"""A scheduler of diffusers."""
+"""A diffusers scheduler."""
 
 JsonObject: TypeAlias = dict[str, Any]
-"""What a JSON object is read as."""
+"""A JSON object as it is read."""
 
 ReadOnlyJson: TypeAlias = Mapping[str, Any]
-"""The same where it is not changed."""
+"""The same, where it is not changed."""

@@ -193,7 +193,7 @@ def test_other_noise_levels_and_models_are_refused(node):
     for others in (sigmas[1:], sigmas + 0.01):
         with pytest.raises(ValueError, match=r"not those of plan 'AB2:4': connect the SIGMAS"):
             sampled(sampler, others)
-    with pytest.raises(ValueError, match=r"the model is sampled as EPS, which is no flow"):
+    with pytest.raises(ValueError, match=r"the model is sampled as EPS, which is not a flow"):
         sampled(sampler, sigmas, network=Network(EPS()))
 
 

@@ -218,7 +218,7 @@ def test_a_hook_on_the_second_network_alone_is_refused_and_nothing_changes():
     [
         ("Flux2", "AB2:FFC", r"conditional.*Flux2Pipeline cannot run: guidance is an input of its"),
         ("FLUX Fill", "AB2:FFC", r"FluxFillPipeline cannot run: guidance is an input"),
-        ("LTX2", "AB2:FFC", r"conditional.*LTX2Pipeline cannot run: its network answers with a"),
+        ("LTX2", "AB2:FFC", r"conditional.*LTX2Pipeline cannot run: its network predicts a"),
         ("LTX2", "H2", r"'H2' has an evaluation at t = 1.*LTX2Pipeline cannot run: it divides"),
     ],
 )
@@ -232,7 +232,7 @@ def test_evaluations_that_a_pipeline_cannot_run_are_refused(name, plan, message)
 
 def test_a_first_frame_that_stays_is_refused_with_a_refiner_alone():
     pipe = diffusers.LTXImageToVideoPipeline(scheduler=EULER(), **pipelines.ltx())
-    with pytest.raises(ValueError, match=r"refiner evaluations.*steps the others alone"):
+    with pytest.raises(ValueError, match=r"refiner evaluations.*only the others are stepped"):
         enable(pipe, plan=refined(), refiner=probe)
     with enabled(pipe, "AB2:5@3"):
         pass

@@ -266,7 +266,7 @@ def test_a_folder_holds_plan_refiner_and_card(tmp_path, tuned, refiner):
     assert f"| error | {rmse:.4f} ({low:.4f} to {high:.4f})" in card
     assert tuned.info["fingerprint"] in card
     assert "guidance_scale=3.0" in card
-    assert "| passes of the network an image | 6 |" in card
+    assert "| passes of the network per image | 6 |" in card
     pipe, _ = sd3()
     enable(pipe, tmp_path / "fit")
     assert SD3.call(pipe, 4).isfinite().all()
@@ -400,8 +400,11 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):
         ("tune --model digits --prompts prompts.txt -o x.json", "--prompts: goes with --pipeline"),
         ("tune --model digits --pipeline folder -o x", "give one of them"),
         ("tune --pipeline folder -o x", "--pipeline folder: needs --prompts FILE"),
-        ("tune --pipeline folder --prompts empty.txt -o x", "holds no prompts, one a line"),
-        ("tune --pipeline folder --prompts gap.txt -o x", "gap.txt: line 2 is empty; leave it"),
+        (
+            "tune --pipeline folder --prompts empty.txt -o x",
+            "contains no prompts; write one per line",
+        ),
+        ("tune --pipeline folder --prompts gap.txt -o x", "gap.txt: line 2 is empty; remove it"),
         ("tune --pipeline folder --prompts none.txt -o x", "--prompts none.txt: cannot be read"),
         ("tune --pipeline folder --prompts prompts.txt -o x.json", "is written to a folder"),
         ("tune --pipeline folder --prompts prompts.txt -o x", "no folder with a model_index.json"),

@@ -338,7 +338,7 @@ def test_what_is_painted_over_is_painted_anew_and_nothing_else(opened, way):
     assert changed[:, 0].max() <= 20
     opened.click("#clear")
     opened.click("#draw")
-    assert opened.inner_text("#error") == "Paint over what is to change."
+    assert opened.inner_text("#error") == "Paint over what should change."
 
 
 def test_a_box_is_dragged_or_typed_and_emptied(opened):

@@ -194,7 +194,7 @@ OTHER = {"x/2.txt": "a dog"}
 @pytest.mark.parametrize(
     ("captions", "message"),
     [
-        ({"1.txt": "a cat"}, r"2.png: has no caption, others have"),
+        ({"1.txt": "a cat"}, r"2.png: has no caption, but others have"),
         ({"1.txt": "", "x/2.txt": " \n"}, r"1.txt: has no caption; write one"),
         ({"1.txt": "a cat", "x/2.txt": ""}, r"2.txt: has no caption; write one"),
         ({"metadata.csv": f"{HEAD}1.png,\nx/2.png,b"}, r"csv, line 2: has no caption; write one"),
@@ -206,7 +206,7 @@ OTHER = {"x/2.txt": "a dog"}
         ({"metadata.csv": f"{HEAD}1.png,a\n3.png,b\n"}, r"line 3: no image '3.png' there"),
         (
             {"metadata.csv": f"{HEAD}1.png,a\n./1.png,b\n"},
-            r"line 3: '\./1.png' has a caption before",
+            r"line 3: '\./1.png' has an earlier caption",
         ),
         ({"metadata.jsonl": f"\n{CAT[:-1]}"}, r"metadata.jsonl, line 2: not JSON"),
         ({"metadata.jsonl": '{"file_name": "1.png", "text": 5}'}, r"line 1: holds .*texts"),

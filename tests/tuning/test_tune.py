@@ -182,7 +182,7 @@ def test_a_disk_too_small_is_refused_before_anything_is_computed(tmp_path, monke
         (dict(noise=initial_noise(16) / 0), "noise=<tensor .*: must be finite"),
         (dict(cond=torch.zeros(3)), r"cond=<tensor \(3,\) .*: noise has 16 rows"),
         (dict(cond=(None, torch.zeros(()))), r"cond=.*: noise has 16 rows"),
-        (dict(cond=[1] * 16), r"cond=\[1, .*: a list of labels or numbers is no condition"),
+        (dict(cond=[1] * 16), r"cond=\[1, .*: a list of labels or numbers is not a condition"),
         (dict(cond=["a"]), r"cond=\['a'\]: a list of labels"),
         (dict(cond=np.array(["a"] * 16)), "cond=<array .*: must hold numbers"),
     ],

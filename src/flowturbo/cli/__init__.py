@@ -1,7 +1,7 @@
-"""The command line: one file a command, each a thin skin over a function of the library.
+"""The command line: one file per command, each a thin skin over a function of the library.
 
-Bad input ends in one line on standard error and exit status 2; what the machine refuses (a disk
-that is full, a folder that cannot be written), in one line and status 1.
+Errors are reported in one line on standard error, with exit status 2 for bad input and 1 for system
+errors, such as a full disk or a folder that cannot be written.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from flowturbo.cli.output import escape_unencodable, say, tell
 __all__ = ["app", "main"]
 
 _NO_MEMORY = "out of memory: lower --batch, or take a smaller model"
-_LONGEST = 1000  # characters of a message, which may hold what the user typed
+_LONGEST = 1000  # characters of a message, which may quote what the user typed
 
 app = typer.Typer(
     name="flowturbo",
@@ -77,14 +77,14 @@ def _version(value: bool) -> None:
 @app.callback()
 def _options(
     version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Print the version and stop."
+        False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
     """Real-time sampling for flow-matching image generators."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; exits with status 0, 1 or 2, or 130 where it was interrupted."""
+    """Run the command line; exits with status 0, 1 or 2, or 130 after an interruption."""
     escape_unencodable()
     with warnings.catch_warnings():
         for category in (DeprecationWarning, PendingDeprecationWarning):  # are for developers
@@ -98,7 +98,7 @@ def _status(arguments: list[str] | None) -> int:
         result: object = typer.main.get_command(app).main(
             arguments, prog_name="flowturbo", standalone_mode=False
         )
-        if result == 130:  # typer's own word for Ctrl-C before the command has begun
+        if result == 130:  # from typer: Ctrl-C before the command has begun
             tell("stopped")
         return result if isinstance(result, int) else 0
     except (ValueError, ImportError) as e:
@@ -113,11 +113,11 @@ def _status(arguments: list[str] | None) -> int:
         tell(f"stopped; {e}" if str(e) else "stopped")
         return 130
     except Exception as e:
-        if "can't allocate memory" in str(e):  # torch's word on the CPU
+        if "can't allocate memory" in str(e):  # torch's message on the CPU
             return _fail(_NO_MEMORY, 1)
         if (full := _full_disk(e)) is not None:
             return _fail(full, 1)
-        if not hasattr(e, "format_message"):  # typer's or click's word on the command line
+        if not hasattr(e, "format_message"):  # not an error of typer or click in the command line
             raise
         if type(e).__name__ == "NoArgsIsHelpError":
             print(e.format_message())
@@ -126,8 +126,8 @@ def _status(arguments: list[str] | None) -> int:
 
 
 def _full_disk(error: BaseException | None) -> str | None:
-    """The message if ``error``, or a cause of it, is that of a full disk; torch's compiler wraps
-    those of its own files.
+    """The message if ``error`` or one of its causes is a full disk; torch's compiler wraps such
+    errors of its own files.
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EFBIG):

@@ -80,14 +80,14 @@ class Command(TyperCommand):
             except KeyboardInterrupt as e:
                 raise Stopped(str(e) or _how_to_resume(ctx)) from None
             except Exception:
-                if pressed:  # and a library made an error of its own of it
+                if pressed:  # and a library turned it into an error of its own
                     raise Stopped(_how_to_resume(ctx)) from None
                 raise
 
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """The interrupts that have come so far; each goes on to the handler there was."""
+    """The interrupts received so far; each is passed on to the previous handler."""
     before, came = signal.getsignal(signal.SIGINT), list[int]()
     if not callable(before) or threading.current_thread() is not threading.main_thread():
         yield came
@@ -111,7 +111,7 @@ def _inputs(ctx: typer.Context) -> list[str]:
 
 
 def _spelled(param: Any) -> str:
-    """How a parameter is called on the command line: ``-o``, ``--plan``, ``CHECKPOINT``."""
+    """The name of a parameter on the command line: ``-o``, ``--plan``, ``CHECKPOINT``."""
     options = [o for o in param.opts if o[0] == "-"]
     return "-o" if "-o" in options else str([*options, param.name.upper()][0])
 
@@ -133,10 +133,10 @@ def _given(args: list[str]) -> Iterator[tuple[str, str]]:
 
 def _check_path(option: str, value: str) -> None:
     if not value.strip() or "\0" in value:
-        raise ValueError(f"{option} {short(value)}: must not be empty, nor hold NUL")
+        raise ValueError(f"{option} {short(value)}: must not be empty or contain NUL")
     if option != "--plan" and any(len(os.fsencode(part)) > 255 for part in value.split(os.sep)):
         raise ValueError(f"{option} {short(value)}: a name has at most 255 bytes")
-    if os.path.islink(os.path.realpath(value)):  # what can be resolved is no link
+    if os.path.islink(os.path.realpath(value)):  # a path that resolves is no link
         raise ValueError(f"{option} {short(value)}: a link that leads to itself")
 
 
@@ -149,7 +149,7 @@ def _check_kept(ctx: typer.Context, out: Path, what: str, spelled: dict[str, str
                 continue
             source = f"{spelled[name]} {printable(str(path))}"
             if _same(path, out) and not (same_folder and name == "model"):
-                raise ValueError(f"{what}: is what {source} reads; write to another place")
+                raise ValueError(f"{what}: is the input {source}; write to another place")
             if any(_same(path / n, out) or _same(path, out / n) for n in _OF_A_MODEL):
                 raise ValueError(f"{what}: would replace a file of {source}; write elsewhere")
 

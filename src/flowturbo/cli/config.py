@@ -1,4 +1,4 @@
-"""Options of commands, made of the fields of the library's configurations."""
+"""Command options made from the fields of the library's configurations."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def options_of(
 
     Args:
         cls: a dataclass.
-        without: fields that are no options; they keep their defaults.
+        without: fields that do not become options; they keep their defaults.
         defaults: other defaults of some fields, where the command has a reason for them.
     """
     hints, docs = get_type_hints(cls), attribute_docs(cls)

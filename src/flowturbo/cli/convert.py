@@ -25,13 +25,13 @@ OFFICIAL = "hf:stabilityai/sd-vae-ft-ema"  # of the checkpoints of SiT and DiT; 
 
 def run(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A .pt or .safetensors file with the official names.")
+        Path, typer.Argument(help="A .pt or .safetensors file with the official parameter names.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write.")],
     architecture: Annotated[
         str, typer.Option("--architecture", "-a", help="Size and patch, S/2 to XL/8.")
     ] = "XL/2",
-    size: Annotated[int, typer.Option("--size", help="Side of the latents.")] = 32,
+    size: Annotated[int, typer.Option("--size", help="Side length of the latents.")] = 32,
     classes: Annotated[int, typer.Option("--classes", help="Number of classes.")] = 1000,
     vae: Annotated[
         str | None,

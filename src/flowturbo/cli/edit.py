@@ -1,4 +1,4 @@
-"""`flowturbo edit`: an image changed from what one prompt says to what another says."""
+"""`flowturbo edit`: change what one prompt describes into what another describes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def run(
     context: typer.Context,
     config: editing.EditOptions,
     image: editing.ImageFile,
-    prompt: Annotated[str, typer.Argument(help="What the image is to show.")],
+    prompt: Annotated[str, typer.Argument(help="What the edited image should show.")],
     source_prompt: Annotated[str, typer.Option("--from", help="What the image shows.")],
     method: Annotated[
         str, typer.Option("--method", help="inversion, flowedit or sdedit.")
@@ -34,17 +34,17 @@ def run(
         bool, typer.Option("--exact", help="Invert by the reversible solver BELM.")
     ] = False,
     plan: Annotated[
-        str, typer.Option("--plan", help="Notation of a solver, for each direction.")
+        str, typer.Option("--plan", help="Notation of a solver that is used in each direction.")
     ] = HALF,
 ) -> None:
-    """Change an image from what one prompt says to what another says.
+    """Edit an image: change what one prompt describes into what another describes.
 
     Example: flowturbo edit apple.png "green apple" --from "red apple" -o green.png
     """
     if config.number > 1 and method == "inversion":
         raise ValueError(
             f"-n {config.number}: an inversion has no noise, so all candidates would be alike; "
-            "take another --method, or another --keep for each"
+            "use another --method, or a different --keep for each"
         )
     facts = {
         "source_prompt": source_prompt, "method": method, "keep": keep, "exact": exact,

@@ -1,4 +1,4 @@
-"""What the commands that edit an image share: their options, and the file they write."""
+"""What all commands that edit an image share: their options, and the file that they write."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ class EditOptions:
         model: a bundled name, a folder, or hf:owner/repo.
         style: a style of the model.
         guidance: guidance scale, 1 is off; by default that on the card.
-        number: candidates; several make a grid, the source first.
+        number: number of candidates; several make a grid, which begins with the source image.
         seed: seed of the first candidate, from 0.
-        size: in its place in the image, or the size of the model's images.
+        size: size of the result: input, put back into the input image, or model, that of the
+            model's images.
         vae: autoencoder of a latent model: a folder, or hf:owner/repo.
         out: a .png file.
         device: where to compute: auto, cpu, cuda, cuda:1, mps, ...
@@ -65,9 +66,10 @@ def execute(
     config: EditOptions,
     **facts: object,
 ) -> None:
-    """Run ``task`` on an image, and write what it made: an image, or a grid after the source.
+    """Run ``task`` on an image, and write the result: an image, or a grid that begins with the
+    source.
 
-    ``facts`` go into the file, with what was given besides.
+    ``facts`` go into the metadata of the file, along with the options.
     """
     n, out = config.number, config.out
     if not 1 <= n <= MOST:

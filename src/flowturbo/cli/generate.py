@@ -54,7 +54,9 @@ def run(
     ] = None,
     guidance_channels: Annotated[
         int | None,
-        typer.Option("--guidance-channels", help="Guide only the first so many channels."),
+        typer.Option(
+            "--guidance-channels", help="Guide only this many channels, from the first on."
+        ),
     ] = None,
     vae: options.Vae = None,
     out: Annotated[
@@ -166,7 +168,11 @@ def _prepared(
     refiner: str | None,
     batch: int,
 ) -> Callable[..., list[Image.Image]]:
-    """What generates the images of ``facts``; ``ValueError`` if what is found here makes others."""
+    """A function that generates the images of ``facts``.
+
+    Raises:
+        ValueError: if the model or refiner found on this machine would generate others.
+    """
     network = load(
         model, device=options.resolve_device(device), dtype=options.resolve_dtype(dtype), vae=vae
     )

@@ -2,7 +2,7 @@
 
 Images are generated in batches that begin at fixed numbers. A batch with a missing image is
 generated again as a whole, since matrix products round differently with its size: however often a
-command was interrupted, its folder ends with the same files, byte for byte.
+command was interrupted, its folder ends up with the same files, byte for byte.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`flowturbo img2img`: noise added to an image, and the image sampled again by a prompt."""
+"""`flowturbo img2img`: add noise to an image, and sample it again with a prompt."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def run(
     context: typer.Context,
     config: editing.EditOptions,
     image: editing.ImageFile,
-    prompt: Annotated[str, typer.Argument(help="What the image is to show.")],
+    prompt: Annotated[str, typer.Argument(help="What the new image should show.")],
     strength: Annotated[
-        float, typer.Option("--strength", help="From 0, the image itself, to 1, noise alone.")
+        float, typer.Option("--strength", help="From 0 (the image itself) to 1 (pure noise).")
     ] = 0.6,
     negative: Annotated[
         str | None, typer.Option("--negative", help="A prompt to guide away from.")
     ] = None,
     plan: options.PlanName = PLAN,
 ) -> None:
-    """Add noise to an image, and sample it again by a prompt.
+    """Add noise to an image, and sample it again with a prompt.
 
     Example: flowturbo img2img apple.png "lemon" --strength 0.6 -n 4 -o lemons.png
     """

@@ -1,4 +1,4 @@
-"""`flowturbo inpaint`: part of an image painted anew by a prompt."""
+"""`flowturbo inpaint`: repaint part of an image, given a prompt."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ def run(
     context: typer.Context,
     config: editing.EditOptions,
     image: editing.ImageFile,
-    prompt: Annotated[str, typer.Argument(help="What the whole image is to show.")],
-    mask: Annotated[Path, typer.Option("--mask", help="White where to paint; grey blends.")],
+    prompt: Annotated[str, typer.Argument(help="What the whole image should show.")],
+    mask: Annotated[
+        Path, typer.Option("--mask", help="Mask image: white is repainted, grey is blended.")
+    ],
     quality: Annotated[
-        str, typer.Option("--quality", help="standard, or high, in about twice the time.")
+        str, typer.Option("--quality", help="standard or high; high takes about twice as long.")
     ] = "standard",
     feather: editing.Feather = 0.0,
     plan: options.PlanName = PLAN,
 ) -> None:
-    """Paint the masked part of an image by a prompt; other pixels keep their bits.
+    """Repaint the masked part of an image, given a prompt; other pixels are not changed.
 
     Example: flowturbo inpaint apple.png "red apple" --mask mask.png -n 4 -o apples.png
     """

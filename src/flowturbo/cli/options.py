@@ -82,7 +82,7 @@ Vae = Annotated[
     typer.Option("--vae", help="Autoencoder of a latent model: a folder, or hf:owner/repo."),
 ]
 
-Ray = Annotated[bool, typer.Option("--ray", help="On a Ray cluster.")]
+Ray = Annotated[bool, typer.Option("--ray", help="Run on a Ray cluster.")]
 RayAddress = Annotated[
     str | None,
     typer.Option(
@@ -96,7 +96,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device called ``name``, "auto" being CUDA where there is one, each process its own.
+    """The device called ``name``; "auto" is CUDA if available, one device for each process.
 
     Raises:
         ValueError: if there is no such device on this machine.
@@ -151,7 +151,7 @@ def absolute(name: str) -> str:
 
 
 def check_ray(ray: bool, address: str | None) -> None:
-    """``ValueError`` if a cluster is named that is not to be used."""
+    """``ValueError`` if the address of a cluster is given without ``ray``."""
     if address is not None and not ray:
         raise ValueError(f"--ray-address {address}: needs --ray")
 
@@ -172,9 +172,9 @@ def read_plan(text: str | None) -> Plan | str | None:
 def read_lines(
     path: Path, option: str = "--prompts", what: str = "prompts", *, every: bool = False
 ) -> list[str]:
-    """What is in a file, one a line; ``ValueError`` if there is nothing, or it is no text.
+    """The lines of a text file; ``ValueError`` if it has none, or is not text.
 
-    Lines that are empty are left out, or refused if ``every`` line must hold something.
+    Empty lines are skipped or, with ``every``, refused.
     """
     try:
         found = path.read_text(encoding="utf-8").splitlines()
@@ -182,10 +182,10 @@ def read_lines(
     except (OSError, UnicodeDecodeError) as e:
         raise ValueError(f"{option} {path}: cannot be read ({e})") from e
     if not lines:
-        raise ValueError(f"{option} {path}: holds no {what}, one a line")
+        raise ValueError(f"{option} {path}: contains no {what}; write one per line")
     if every and len(lines) < len(found):
         empty = next(i for i, x in enumerate(found, 1) if not x.strip())
-        raise ValueError(f"{option} {path}: line {empty} is empty; leave it out")
+        raise ValueError(f"{option} {path}: line {empty} is empty; remove it")
     return lines
 
 

@@ -1,7 +1,7 @@
 """What commands print: lines and tables, on terminals of any width and encoding.
 
-Text of users is never taken for markup. What the terminal's encoding lacks is escaped, and a pipe
-that was closed (``| head -1``) ends the output quietly, not the work.
+User text is never interpreted as markup. Characters outside the terminal's encoding are escaped,
+and a closed pipe (``| head -1``) quietly ends the output, but not the work.
 """
 
 from __future__ import annotations
@@ -23,39 +23,39 @@ from flowturbo.files import printable
 
 __all__ = ["escape_unencodable", "say", "say_json", "show", "tell"]
 
-WIDE = 200  # columns of what is no terminal
+WIDE = 200  # columns where the output is not a terminal
 
 
 def escape_unencodable() -> None:
-    """From now on standard streams write what their encoding lacks as ``\\u2026``."""
+    """Make standard streams escape characters outside their encoding, as ``\\u2026``."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def say(line: str) -> None:
-    """A line of standard output, made `printable`.
+    """Write a line to standard output, made `printable`.
 
     Raises:
-        OSError: if it cannot be written, but for a closed pipe.
+        OSError: if it cannot be written, unless the pipe is closed.
     """
     _write(printable(line) + "\n")
 
 
 def tell(line: str) -> None:
-    """A line of standard error, after the name of the program; if it cannot be written, none."""
+    """Write a line to standard error, after the name of the program, if it can be written."""
     with suppress(OSError):
         print(f"flowturbo: {printable(' '.join(line.split()))}", file=sys.stderr, flush=True)
 
 
 def say_json(value: object) -> None:
-    """``value`` as JSON in any encoding; raises as `say`."""
+    """Write ``value`` as JSON, in any encoding; raises as `say`."""
     unicode = (getattr(sys.stdout, "encoding", None) or "ascii").lower().startswith("utf")
     _write(json.dumps(value, indent=1, ensure_ascii=not unicode) + "\n")
 
 
 def show(table: Table) -> None:
-    """A table or, where it does not fit without breaking words, a line for each cell.
+    """Write a table or, if it does not fit without breaking words, a line for each cell.
 
     Raises as `say`.
     """
@@ -109,7 +109,7 @@ def _folded(table: Table, width: int) -> list[str]:
 
 
 def _write(text: str) -> None:
-    if sys.stdout is None:  # closed by who started the program
+    if sys.stdout is None:  # closed by the parent process
         return
     try:
         sys.stdout.write(text)
@@ -121,7 +121,7 @@ def _write(text: str) -> None:
 
 
 def _silence() -> None:
-    """Send what is still to come, and what is left in the buffer, nowhere."""
+    """Discard what is in the buffer, and all further output."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

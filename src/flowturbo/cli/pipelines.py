@@ -1,4 +1,4 @@
-"""Options of the commands that take a pipeline of diffusers, and how they load it."""
+"""Options of the commands that take a diffusers pipeline, and how they load it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PipelineName = Annotated[
     str | None,
     typer.Option(
         "--pipeline",
-        help="Instead of a model, a pipeline of diffusers: a folder, or hf:owner/repo.",
+        help="In place of a model, a diffusers pipeline: a folder, or hf:owner/repo.",
     ),
 ]
 Negative = Annotated[
@@ -45,7 +45,7 @@ Size = Annotated[
     str | None,
     typer.Option(
         "--size",
-        help="With --pipeline: of the images in pixels, 1024 or 1344x768 (width first); by default "
+        help="With --pipeline: image size in pixels, 1024 or 1344x768 (width first); by default "
         "the pipeline's.",
     ),
 ]
@@ -53,13 +53,13 @@ PipelineDtype = Annotated[
     str | None,
     typer.Option(
         "--dtype",
-        help="With --pipeline: float32, bfloat16 or float16; by default bfloat16 on a GPU, and "
-        "float32 on a CPU.",
+        help="With --pipeline: precision, float32, bfloat16 or float16; by default bfloat16 on a "
+        "GPU, and float32 on a CPU.",
     ),
 ]
 Offload = Annotated[
     bool,
-    typer.Option("--offload", help="With --pipeline: keep on the GPU only the part that runs."),
+    typer.Option("--offload", help="With --pipeline: keep only the running part on the GPU."),
 ]
 
 
@@ -95,7 +95,7 @@ def pipeline_field(
         ImportError: if diffusers is missing.
     """
     if prompts is None:
-        raise ValueError(f"--pipeline {name}: needs --prompts FILE, one prompt a line")
+        raise ValueError(f"--pipeline {name}: needs --prompts FILE, one prompt per line")
     from flowturbo.integrations.diffusers.field import as_field, sides_of
 
     lines, sides = read_lines(prompts, every=True), sides_of(size)

@@ -1,4 +1,4 @@
-"""`flowturbo remove`: what a mask, a box or a click marks is removed from an image."""
+"""`flowturbo remove`: remove what a mask, a box or a click marks in an image."""
 
 from __future__ import annotations
 
@@ -22,9 +22,14 @@ def run(
     config: editing.EditOptions,
     image: editing.ImageFile,
     prompt: Annotated[
-        str, typer.Argument(help="What remains; without it colours are spread into the hole.")
+        str,
+        typer.Argument(
+            help="What remains; without it, the hole is filled with the colours around it."
+        ),
     ] = "",
-    mask: Annotated[Path | None, typer.Option("--mask", help="White on the object.")] = None,
+    mask: Annotated[
+        Path | None, typer.Option("--mask", help="Mask image, white on the object.")
+    ] = None,
     box: Annotated[
         tuple[int, int, int, int] | None,
         typer.Option("--box", help="Left, top, right and bottom of the object, in pixels."),

@@ -50,7 +50,7 @@ class Series:
                 folder.write(rows, _enlarged(images, scale))
 
     def spread(self, drawing: Drawing, batch: int, gpus: int) -> None:
-        """Have the images that a folder lacks generated and written on a Ray cluster."""
+        """Generate and write the images that a folder lacks on a Ray cluster."""
         with _resumable(drawing.folder):
             batches = drawing.folder.missing(batch)
             start = time.perf_counter()
@@ -114,14 +114,14 @@ class Drawing:
 
     @cached_property
     def generate(self) -> Callable[..., list[Image.Image]]:
-        """As that of `Series`."""
+        """As ``Series.generate``."""
         return self.prepare()
 
     def __call__(self, rows: range) -> None:
         """Generate and write a batch."""
         if not self.folder.folder.is_dir():  # the command has made it
             raise OSError(
-                f"{self.folder.folder} is not there on {platform.node()}: all machines of the "
+                f"{self.folder.folder} does not exist on {platform.node()}: all machines of the "
                 "cluster must share it"
             )
         with warnings.catch_warnings(action="ignore"):  # the command has given them
@@ -132,7 +132,7 @@ class Drawing:
 
 @contextmanager
 def _resumable(folder: ImageFolder) -> Iterator[None]:
-    """Hold ``folder``, and have an interruption or a full disk say what is in it."""
+    """Hold ``folder``; after an interruption or on a full disk, the message says what is in it."""
     with exclusive(folder.folder):
         try:
             yield

@@ -48,25 +48,30 @@ KEY = "FLOWTURBO_API_KEY"
 def run(
     model: ModelName = DEFAULT_MODEL,
     host: Annotated[
-        str, typer.Option("--host", help="Address; one that others reach needs an API key.")
+        str,
+        typer.Option("--host", help="Address; one that other machines can reach needs an API key."),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="Port; 0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option("--port", help="Port; 0 picks a free one.")] = 8000,
     api_key_file: Annotated[
         Path | None,
         typer.Option(
-            "--api-key-file", help=f"API keys, one a line; one alone may be in {KEY} instead."
+            "--api-key-file",
+            help=f"File of API keys, one per line; a single key may be in {KEY} instead.",
         ),
     ] = None,
     refiner: RefinerName = None,
     largest_batch: Annotated[
-        int, typer.Option("--largest-batch", help="Most rows of a batch; a guided image takes two.")
+        int,
+        typer.Option(
+            "--largest-batch", help="Largest number of rows in a batch; a guided image takes two."
+        ),
     ] = LARGEST,
     batch_sizes: Annotated[
         str | None,
         typer.Option(
             "--batch-sizes",
-            help="Sizes that batches are padded to (2,8,16). With one, an image does not depend on "
-            "the others of its batch, bit for bit.",
+            help="Sizes that batches are padded to (2,8,16). With a single size, an image is the "
+            "same bit for bit, whatever else is in its batch.",
         ),
     ] = None,
     compile: Annotated[
@@ -77,24 +82,29 @@ def run(
             "before the first request.",
         ),
     ] = False,
-    running: Annotated[int, typer.Option("--running", help="Most requests that run at once.")] = 32,
+    running: Annotated[
+        int, typer.Option("--running", help="Largest number of requests that run at once.")
+    ] = 32,
     queue: Annotated[
-        int, typer.Option("--queue", help="Most images in requests that run or wait.")
+        int,
+        typer.Option("--queue", help="Largest number of images in running and waiting requests."),
     ] = 256,
-    timeout: Annotated[float, typer.Option("--timeout", help="Most seconds of a request.")] = 120.0,
+    timeout: Annotated[
+        float, typer.Option("--timeout", help="Time limit of a request, in seconds.")
+    ] = 120.0,
     grace: Annotated[
-        float, typer.Option("--grace", help="Seconds that requests have to finish at the end.")
+        float, typer.Option("--grace", help="Seconds that requests have to finish at shutdown.")
     ] = 30.0,
     checker: Annotated[
         list[str] | None,
         typer.Option(
             "--checker",
-            help="What checks prompts and images: the file of a block list, a URL, or module:name "
-            "of a function. May be given several times.",
+            help="Checks prompts and images: a block list file, a URL, or a function as "
+            "module:name. May be given several times.",
         ),
     ] = None,
     checker_timeout: Annotated[
-        float, typer.Option("--checker-timeout", help="Seconds to wait for a URL of --checker.")
+        float, typer.Option("--checker-timeout", help="Seconds to wait for the URL of a --checker.")
     ] = 5.0,
     c2pa_cert: Annotated[
         Path | None,
@@ -111,10 +121,15 @@ def run(
     dtype: DtypeName = "float32",
     ray: Ray = False,
     ray_address: RayAddress = None,
-    replicas: Annotated[int, typer.Option("--replicas", help="Processes, with --ray.")] = 1,
+    replicas: Annotated[
+        int, typer.Option("--replicas", help="With --ray: number of processes.")
+    ] = 1,
     max_replicas: Annotated[
         int | None,
-        typer.Option("--max-replicas", help="With --ray: as many under load; by default no more."),
+        typer.Option(
+            "--max-replicas",
+            help="With --ray: number of processes under load; by default --replicas.",
+        ),
     ] = None,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's images API, with one running batch for all requests.
@@ -227,7 +242,7 @@ def _where(name: str, url: str, ui: bool) -> str:
 
 
 def _checked(app: FastAPI) -> str:
-    """The name of the model of a server that was built to see whether it can be."""
+    """The model name of a server that was built only to check that it can be."""
     name: str = app.state.engine.model.name
     app.state.engine.close()
     return name

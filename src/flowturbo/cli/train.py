@@ -1,4 +1,4 @@
-"""`flowturbo train`: a flow model on one's own images."""
+"""`flowturbo train`: train a flow model on your own images."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run(
         _option("vae", "Train on latents of this autoencoder: a folder, or hf:owner/repo."),
     ] = None,
     patch: Annotated[
-        int | None, _option("patch", "Side of a patch; by default 4, or 2 for latents.")
+        int | None, _option("patch", "Side length of a patch; by default 4, or 2 for latents.")
     ] = None,
     width: Annotated[int, _option("width", "Width of the network: channels of a token.")] = 192,
     depth: Annotated[int, _option("depth", "Number of transformer blocks.")] = 6,
@@ -63,7 +63,8 @@ def run(
     check_folder(out)
     if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(data)):
         raise ValueError(
-            f"--out {out}: in the data, which its images would become part of; choose another"
+            f"--out {out}: is in the data folder, so its images would become training data; "
+            "choose another"
         )
     codec: Codec = Pixels()
     if vae is not None:

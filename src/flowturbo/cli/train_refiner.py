@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-# options that the training on data takes, as fields of its configuration and as arguments
+# options of training on data: fields of its configuration, and arguments
 PAPER = ("iterations", "batch", "optimizer", "lr", "ema", "seed", "bf16", "compile", "save_every")
 SHAPE = ("block", "width")
 
@@ -108,7 +108,7 @@ def run(
     if paper != (data is not None):
         raise ValueError("--paper and --data go together: the paper's refiner is trained on data")
     if vae is not None and not paper:
-        raise ValueError(f"--vae {vae}: only the training on data encodes; leave --vae out")
+        raise ValueError(f"--vae {vae}: only training on data encodes images; leave --vae out")
     sources = {name: context.get_parameter_source(name) for name in context.params}
     given = {k: context.params[k] for k, s in sources.items() if s and s.name == "COMMANDLINE"}
     if paper:

@@ -47,7 +47,8 @@ def run(
     model: ModelOrPipeline = None,
     pipeline: PipelineName = None,
     prompts: Annotated[
-        Path | None, typer.Option("--prompts", help="With --pipeline: prompts, one a line.")
+        Path | None,
+        typer.Option("--prompts", help="With --pipeline: file of prompts, one per line."),
     ] = None,
     out: Annotated[
         Path,
@@ -69,15 +70,15 @@ def run(
         str | None,
         typer.Option(
             "--licence",
-            help="With --pipeline: of the plan and its refiner, on the model card; by default "
-            "apache-2.0.",
+            help="With --pipeline: licence of the plan and its refiner, on the model card; by "
+            "default apache-2.0.",
         ),
     ] = None,
     device: Device = "auto",
     dtype: PipelineDtype = None,
     offload: Offload = False,
 ) -> None:
-    """Fit a plan to a model, or to a pipeline of diffusers and prompts, without data.
+    """Fit a plan to a model, or to a diffusers pipeline and prompts, without data.
 
     Example: flowturbo tune --model digits --nfe 6 -o digits-6.json
     """

@@ -1,10 +1,10 @@
 """The archive of an exported sampler, and its manifest.
 
-The file is the ``.pt2`` archive of AOTInductor, one library for each batch size with the weights in
-it, and a manifest, ``extra/flowturbo.json``: what it was made from, and the machine that it was
-compiled for. The manifest is checked, compared, and the archive tested for damage, before anything
-in it is loaded. Nothing in it is unpickled, but a library is native code: load only files that you
-would run as a program.
+The file is the ``.pt2`` archive of AOTInductor, with one library for each batch size that contains
+the weights, and a manifest, ``extra/flowturbo.json``: what it was made from, and the machine that
+it was compiled for. Before anything in the archive is loaded, the manifest is checked and compared,
+and the archive is tested for damage. Nothing in it is unpickled, but a library is native code: load
+only files that you would run as a program.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MANIFEST = "extra/flowturbo.json"
 def archive_digest(manifest: ReadOnlyJson, entries: Sequence[zipfile.ZipInfo]) -> str:
     """16 hexadecimal digits of a manifest and of the rest of its archive, which belong together.
 
-    A library takes the shapes that it was compiled for, whatever a manifest says.
+    A library only accepts the shapes that it was compiled for, whatever a manifest says.
     """
     content = {key: value for key, value in manifest.items() if key != "digest"}
     rest = sorted((entry.filename.partition("/")[2], entry.CRC) for entry in entries)
@@ -50,7 +50,7 @@ def read_manifest(path: str | Path) -> JsonObject:
     """The manifest of an exported sampler; nothing else of the file is read.
 
     Raises:
-        ValueError: if it is no such file, is damaged, or is of a later version.
+        ValueError: if it is not such a file, is damaged, or is of a later version.
         OSError: if it cannot be read.
     """
     from flowturbo.compiled.manifest import Manifest

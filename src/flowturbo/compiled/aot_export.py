@@ -85,7 +85,7 @@ def _packed(files: JsonObject, manifest: JsonObject) -> memoryview:
     """The archive; ``manifest`` gets its digest."""
     from torch._inductor.package.package import package_aoti
 
-    packed = io.BytesIO()  # torch's own writer aborts the process where the disk is full
+    packed = io.BytesIO()  # torch's own writer aborts the process if the disk is full
     package_aoti(packed, files)
     with zipfile.ZipFile(packed, "a") as archive:
         root = archive.namelist()[0].partition("/")[0]

@@ -43,9 +43,9 @@ def load_compiled(
     Args:
         path: the ``.pt2``.
         device: where to run it, of the kind that it was compiled for; by default the first.
-        fallback: the model. On any other machine, the plan is then run on it,
-            uncompiled, with a warning that gives the reason.
-        refiner: for the same.
+        fallback: the model. If given, the plan is run on it, uncompiled, on any other machine, with
+            a warning that gives the reason.
+        refiner: the refiner for the fallback.
 
     Returns:
         A function of tensors, as `flowturbo.compile` returns.
@@ -108,7 +108,7 @@ class LoadedSampler(Sampler):
     """What ``load_compiled`` returns; threads may share it.
 
     Attributes:
-        manifest: of the file.
+        manifest: the manifest of the file.
     """
 
     def __init__(self, path: str | Path, manifest: JsonObject, device: torch.device) -> None:

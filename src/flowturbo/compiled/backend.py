@@ -1,7 +1,7 @@
-"""Functions compiled each apart, in three scopes, and never again once that is over.
+"""Functions compiled separately, in three scopes, and never again after that.
 
 The scopes are those that the paper compares (Zhao et al. 2024, arXiv 2409.18128, table 5): the
-network alone, or a whole block of the sampler; a plan being static, here also the whole sample.
+network alone, or a whole block of the sampler; since a plan is static, here also the whole sample.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _BACKEND = "inductor"
 def inductor_options(options: ReadOnlyJson | None) -> JsonObject:
     """``options`` of inductor, over our defaults.
 
-    On CPUs a tanh of its own, as in GELU, takes three times as long as one made of exp, which is
-    off by 1e-7 at the most.
+    On CPUs inductor's own tanh, as in GELU, takes three times as long as one computed from exp,
+    whose error is at most 1e-7.
 
     Raises:
         ValueError: if there is no such option.
@@ -119,9 +119,9 @@ class Compiler:
 
     Attributes:
         graphs: how many were compiled.
-        refused: how many would have been, since it was closed.
-        closed: nothing more is compiled.
-        field: in the scope "network", the field compiled, the same for all numbers of rows.
+        refused: how many more would have been compiled since it was closed.
+        closed: whether it is closed, so that nothing more is compiled.
+        field: in the scope "network", the compiled field, the same for all numbers of rows.
     """
 
     def __init__(self) -> None:
@@ -131,7 +131,7 @@ class Compiler:
     def __call__(self, fn: Callable[..., Any], name: str) -> Callable[..., Any]:
         """``fn``, a closure without defaults, to be compiled when it is first called.
 
-        It gets a code object of its own, for there dynamo keeps what it compiled: samplers neither
+        It gets a code object of its own, since dynamo keeps compiled code there: samplers neither
         wait for each other's guards nor use up each other's limit.
         """
         code = fn.__code__.replace(co_name=name)
@@ -148,7 +148,7 @@ class Compiler:
         return lookup_backend(_BACKEND)(graph, inputs)  # type: ignore[arg-type]
 
     def scoped(self, function: Function, scope: str, name: str) -> Callable[..., Tensor]:
-        """``function``, the ``scope`` of it compiled."""
+        """``function``, with its ``scope`` compiled."""
         if scope == "plan":
             return self(lambda x, cond, null, scale: function(x, cond, null, scale), name)
         if scope == "row":

@@ -1,4 +1,4 @@
-"""Calls captured in CUDA graphs, with buffers of their own that nothing else ever sees."""
+"""Calls captured in CUDA graphs, with buffers of their own that nothing else uses."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ __all__ = ["Captured", "Place"]
 
 
 class Place:
-    """What the graphs of one sampler share: a stream, a memory pool, and a lock, for one runs at a
-    time.
+    """What the graphs of one sampler share: a stream, a memory pool, and a lock, since only one
+    runs at a time.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -30,7 +30,7 @@ class Captured:
     """A function of CUDA tensors, recorded once and replayed.
 
     Args:
-        fn: compiled, or not; it must not look at the device.
+        fn: compiled, or not; it must not read values from the device.
         inputs: an example, a nest of tensors; later calls differ in their values only.
         place: shared with other graphs that never run at the same time.
     """
@@ -47,7 +47,7 @@ class Captured:
                 for _ in range(2):  # libraries set themselves up
                     fn(*self._inputs)
                 place.stream.synchronize()
-                mode = "thread_local"  # other threads may go on
+                mode = "thread_local"  # other threads may continue
                 self._graph.capture_begin(pool=place.pool, capture_error_mode=mode)
                 try:
                     self._out = fn(*self._inputs)

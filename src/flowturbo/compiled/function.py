@@ -4,7 +4,8 @@
 
 ``x`` (B, ...) is the state, ``cond`` the condition of B rows or None; with guidance, ``null`` is
 the condition of the unconditional branch, of B rows too, and ``scale`` (B,); without, both are
-None. The plan is constant, so nothing in it depends on data: no branch, no look at the device.
+None. The plan is constant, so control flow does not depend on data, and no values are read from the
+device.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Function(nn.Module):
     Args:
         plan: the table.
         field: the field, unguided.
-        refiner: of the rows that ask for one.
-        dtype: to run the field in; None as it comes.
+        refiner: for the rows that need one.
+        dtype: to run the field in; None leaves it as it is.
         interval: of guidance, see ``flowturbo.Guidance``.
         channels: of guidance, likewise.
     """
@@ -54,7 +55,7 @@ class Function(nn.Module):
         self.dtype, self.interval, self.channels = dtype, interval, channels
 
     def replaced(self, field: Field, refiner: Refiner | None) -> Function:
-        """The same of another field, which casts itself, and refiner."""
+        """The same with another field, which casts itself, and another refiner."""
         return Function(self.plan, field, refiner, interval=self.interval, channels=self.channels)
 
     def cast(self) -> Field:

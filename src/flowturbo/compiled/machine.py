@@ -1,4 +1,4 @@
-"""What a compiled library depends on, of the machine that runs it."""
+"""The properties of a machine that a compiled library depends on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def this_machine(device: torch.device) -> dict[str, str]:
 
 
 def differences(wanted: Mapping[str, str], device: torch.device) -> list[str]:
-    """How this machine differs from ``wanted``; instructions that it has besides do not count."""
+    """How this machine differs from ``wanted``; additional instructions do not count."""
     here = this_machine(device)
     wrong = [
         f"{k} {wanted[k]}, this is {here[k]}"

@@ -12,9 +12,9 @@ __all__ = ["peak_bytes"]
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device | str = "cpu") -> int:
-    """The most bytes that tensors took during ``call``, beyond those that were there before.
+    """The peak of the bytes of tensors during ``call``, beyond those allocated before.
 
-    Of a captured graph that is its copies alone, for what it works in was there before.
+    For a captured graph this counts only its copies, since its working memory was allocated before.
     """
     device = torch.device(device)
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""The function to compile, and what it takes, from a model, a plan and a `CompileSpec`."""
+"""The function to compile, and its inputs, from a model, a plan and a `CompileSpec`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def prepare(
     refiner: Refiner | None = None,
     cond: Condition = None,
 ) -> tuple[Function, Shapes, NullCondition]:
-    """The function to compile, what it takes, and what makes the null condition of a condition.
+    """The function to compile, its inputs, and a function from a condition to its null condition.
 
     Arguments and errors are those of ``compile``.
     """

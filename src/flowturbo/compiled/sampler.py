@@ -52,8 +52,8 @@ def compile(
     """Compile the sampling of a plan: every row's network, guidance and update as one graph.
 
     On a CPU the graph is inductor's; on CUDA the whole sample is captured in one CUDA graph as
-    well. All sizes of ``batch`` are compiled and run before this returns; after that nothing is
-    compiled any more.
+    well. All sizes of ``batch`` are compiled and run before this returns; nothing is compiled after
+    that.
 
     The fields of `CompileSpec` are keywords too: ``compile(model, plan, batch=[1, 8])``.
 
@@ -61,13 +61,13 @@ def compile(
         model: the field, any that dynamo can trace whole; or a ``Guidance`` of one, whose interval
             and channels are kept, and whose scale and null condition are the defaults.
         plan: the table to run, or its notation.
-        refiner: evaluates the rows of ``plan`` that ask for one.
+        refiner: evaluates the refiner rows of ``plan``.
         config: batch sizes, precision and default guidance.
         cond: an example of the condition, of a row or more, for a field that is not a model with a
             card.
         scope: "plan" compiles the whole sample, "row" each evaluation with guidance and update,
             "network" the field and the refiner alone, "none" nothing.
-        capture: in CUDA graphs; by default what runs whole on CUDA.
+        capture: capture calls in CUDA graphs; by default on CUDA, in the scope "plan".
         report: called with a `Progress` after each batch size.
 
     Raises:
@@ -88,16 +88,16 @@ def compile(
 class CompiledSampler(Sampler):
     """What ``compile`` returns; called like ``flowturbo.sample``, without plan and model.
 
-    It holds nothing that changes, so threads may share it: on the CPU they run side by side, on
-    CUDA the replays of its graphs take turns.
+    It has no mutable state, so threads may share it: on the CPU they run side by side, on CUDA the
+    replays of its graphs take turns.
 
     Attributes:
         field: the unguided field that the plan is run on, in its ``dtype``; compiled in the scope
             "network", so that ``flowturbo.sample`` may run other plans on it, at the batch sizes
             that it is compiled for.
-        report: of the warm-up, by batch size where they differ: "seconds" to compile and capture,
-            the largest "difference" of any pixel from the same function uncompiled and the
-            "largest" pixel of that, "peak_bytes" of a call.
+        report: measurements of the warm-up, by batch size where they differ: "seconds" to compile
+            and capture, the largest "difference" of any pixel from the same function uncompiled and
+            the "largest" pixel of that, "peak_bytes" of a call.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class CompiledSampler(Sampler):
         except Recompiled:
             raise Recompiled(
                 f"states {(size, *self.shapes.shape)}, batch {self.shapes.batch}: this sampler "
-                "would have to be compiled again, for something that it was compiled with has "
+                "would have to be compiled again, because something it was compiled with has "
                 "changed (attributes of the model, threads, defaults of torch; see "
                 "TORCH_LOGS=recompiles); call flowturbo.compile anew"
             ) from None

@@ -1,7 +1,7 @@
-"""What a compiled sampler takes: states of one shape, in batches of fixed sizes.
+"""The inputs of a compiled sampler: states of one shape, in batches of fixed sizes.
 
-A call with other than these many rows is padded up to the next size and cut, or runs in chunks of
-the largest.
+A call with another number of rows is padded up to the next size and cut, or runs in chunks of the
+largest size.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Inputs = tuple[Tensor, Condition, Condition, Tensor | None]  # x, cond, null, sc
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
-    """What a sampler takes.
+    """The inputs of a sampler.
 
     Attributes:
         shape: of a state.
@@ -90,7 +90,7 @@ class Shapes:
     def condition(
         self, name: str, value: Condition, rows: int, least: int | None = None
     ) -> Condition:
-        """``value``, refused unless it is like the condition compiled for, but for its rows."""
+        """``value``, refused unless it is like the condition compiled for, except in its rows."""
         wrong = _mismatch(value, self.cond, rows, least or rows, self.device)
         if wrong:
             raise ValueError(f"{name} {wrong}; compile another sampler for other conditions")
@@ -132,12 +132,12 @@ class Sampler:
             x: the state to start from, (n, *shape) for any n; float16 and bfloat16 states are kept
                 in float32.
             cond: the condition of n rows.
-            guidance: scale, one number or one per image (n,), as when compiled if None. Compiled
-                with guidance, 1 is a scale as any other and saves nothing.
+            guidance: scale, one number or one per image (n,); by default that of compilation. In a
+                sampler compiled with guidance, 1 is a scale like any other and saves nothing.
             negative: the condition to guide away from, of one row or n; by default the null.
 
         Returns:
-            The state at ``plan.times[-1]``, of the shape and dtype of ``x``; a tensor of its own.
+            The state at ``plan.times[-1]``, of the shape and dtype of ``x``, as a new tensor.
 
         Raises:
             ValueError: if an argument does not fit what was compiled, or, on the CPU, a class is
@@ -182,7 +182,7 @@ class Sampler:
         raise NotImplementedError
 
     def _call(self, size: int, inputs: Inputs) -> Tensor:
-        """The result, which nothing will write to, for inputs of ``size`` rows."""
+        """The result for inputs of ``size`` rows; it is not overwritten later."""
         raise NotImplementedError
 
 
@@ -197,7 +197,7 @@ def _one(guidance: GuidanceScale) -> bool:
 
 
 def _padded(inputs: Inputs, size: int) -> Inputs:
-    """The last row repeated up to ``size``; plain, dense tensors, as those compiled with."""
+    """The last row repeated up to ``size``; plain, dense tensors, like those at compilation."""
 
     def pad(c: object) -> object:
         if not _is(c):

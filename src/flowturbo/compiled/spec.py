@@ -23,12 +23,12 @@ class CompileSpec:
         batch: number of images, or several numbers to choose from; other numbers are padded up to
             the next, or run in chunks of the largest.
         dtype: precision of the networks, on copies of their weights; by default as they are. The
-            state is float32, in float64 float64. Times are never rounded.
-        guidance: default scale, any but 1, which leaves the second branch out for good; by default
-            the one on the model's card, and 1 for other fields.
-        shape: of a state, for a field without an attribute ``shape``.
+            state is float32, or float64 if the networks are. Times are never rounded.
+        guidance: default scale; 1 compiles without guidance, for good. By default the one on the
+            model's card, and 1 for other fields.
+        shape: shape of a state, for a field without an attribute ``shape``.
         device: where the state is; by default where the weights are.
-        options: of inductor, ``{"freezing": True}`` for example.
+        options: options of inductor, such as ``{"freezing": True}``.
     """
 
     batch: int | Sequence[int] = 8

@@ -1,1 +1,1 @@
-"""Measurements: features of pictures, and distances between sets of them."""
+"""Measurements: features of images, and distances between sets of images."""

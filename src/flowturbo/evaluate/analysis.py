@@ -1,4 +1,4 @@
-"""Why a sampler errs where it does: trajectories, solvers and the rows of a plan, measured.
+"""Where and why a sampler loses accuracy: measurements of trajectories, solvers and plan rows.
 
 One record holds, for the same noise samples and conditions:
 
@@ -63,13 +63,13 @@ def analyze(
     cond: Condition = None,
     report: Report | None = None,
 ) -> JsonObject:
-    """Measure the trajectories of models, and the errors of samplers of the first of them.
+    """Measure the trajectories of models, and the errors of samplers on the first of them.
 
     The fields of `AnalyzeConfig` are keywords too: ``analyze(models, plans, trajectories=32)``.
 
     Args:
-        models: a field, or several by the name to show. They have a ``shape``, the same for all,
-            unless ``noise`` is given. Those with cards must take the same conditions.
+        models: a field, or a dictionary of several by the name to show. They have the same
+            ``shape``, unless ``noise`` is given. Those with cards must take the same conditions.
         plans: from noise to data, or their notation; for the section "rows", and among the solvers.
         refiner: for plans that need one; of the first model.
         config: what to measure, and on how many trajectories.
@@ -125,7 +125,7 @@ def analyze(
 
 
 def _given(models: Mapping[str, Field], noise: Tensor, config: AnalyzeConfig) -> Tensor:
-    """The caller's noise samples, as all ``models`` take them."""
+    """The caller's noise samples, checked against all ``models``."""
     for model in models.values():
         noise = check_noise(model, noise, 2, trajectories=config.trajectories)
     return noise
@@ -151,7 +151,7 @@ def _solved(
     config: AnalyzeConfig,
     report: Report | None,
 ) -> tuple[Reference, JsonObject]:
-    """The reference solution, and what the record says of the model and of its error."""
+    """The reference solution, and the record's entries for the model and its error."""
 
     def renamed(progress: Progress) -> None:
         if report:
@@ -242,7 +242,7 @@ def _check(models: Mapping[str, Field], noise: Tensor | None) -> tuple[int, ...]
 
 
 def _curvature(model: Field, reference: Reference, config: AnalyzeConfig) -> JsonObject:
-    """Of both kinds of prediction: rate and change against time, errors against gaps."""
+    """For both kinds of prediction: rate and change against time, errors against gaps."""
     steps = config.steps
     found: JsonObject = {}
     for kind in PREDICTIONS:
@@ -278,7 +278,7 @@ def _plan_error(
 
 
 def _prediction(model: Field) -> str:
-    """The prediction that the network of a model makes."""
+    """The kind of prediction that the network of a model makes."""
     config = getattr(getattr(model, "network", model), "config", None)
     return "noise" if getattr(config, "prediction", None) == "noise" else "velocity"
 

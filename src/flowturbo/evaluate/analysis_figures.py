@@ -1,7 +1,7 @@
 """Tables and figures of an analysis, from its record alone.
 
 Colours are those of Okabe and Ito, which people with any kind of colour vision can distinguish;
-lines differ in their dashes or markers too.
+lines also differ in their dashes or markers.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def read_record(path: str | Path) -> JsonObject:
     """The record in a JSON file.
 
     Raises:
-        ValueError: if it cannot be read, or is not the record of an analysis.
+        ValueError: if it cannot be read or is not the record of an analysis.
     """
     return read_analysis(path)
 

@@ -53,7 +53,7 @@ def benchmark(
         refiner: for those that need one.
         config: batch, guidance, what is compiled, and how often it is timed.
         cond: the condition of the batch; None for fields without one.
-        baselines: other samplers by name.
+        baselines: other samplers, by name.
         missing: baselines that are not installed, and how to install them; copied to the record,
             with "decode" where the model's autoencoder is not available.
         dtype: of the networks, baselines included; None leaves them as they are.
@@ -140,7 +140,7 @@ def _timed(
     repeats: int,
     report: Report | None,
 ) -> JsonObject:
-    """What follows from the clock: all parts of the record but its conditions."""
+    """Everything that follows from timings: all parts of the record except its conditions."""
     product, operations = matrix_product(made.x.device, made.dtype)
     parts = {**parts, "matrix product": product}
     every: dict[tuple[str, str], Callable[[], object]] = {

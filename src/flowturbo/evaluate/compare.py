@@ -32,8 +32,8 @@ def compare(
     Args:
         plan: features (N, D) of the plan's images.
         reference: features (N, D) of the reference images, of the same noise samples row by row.
-        real: features (M, D) of real images. Without them a random half of ``reference`` takes
-            their place, and the other halves are measured: the two sets then share no noise.
+        real: features (M, D) of real images. Without them, a random half of ``reference`` is used
+            instead, and the other halves are measured, so that the two sets share no noise.
         probabilities: features to probabilities of classes, for the inception score.
         resamples: of the bootstrap of the relative difference of Frechet distances; 0 for none.
         device: where the bootstrap's products are computed.
@@ -44,7 +44,7 @@ def compare(
         of `flowturbo.evaluate`.
 
     Raises:
-        ValueError: if the features do not fit together, or are too few.
+        ValueError: if the features do not match, or are too few.
     """
     frechet: JsonObject = {"to_reference": frechet_distance(plan, reference)}
     record: JsonObject = {"perceptual": _perceptual(plan, reference), "frechet": frechet}
@@ -99,12 +99,12 @@ def _relative(
 
 
 def agreement(plan: Tensor, reference: Tensor, asked: Array, prompts: Tensor) -> JsonObject:
-    """How often features are closest to those of the image's own prompt, of all ``prompts``.
+    """How often features are closest to those of the image's own prompt, among all ``prompts``.
 
     Args:
         plan: features (N, D) of the plan's images.
         reference: features (N, D) of the reference images, of the same noise samples and prompts.
-        asked: (N,) which row of ``prompts`` was asked for; images with -1 are left out.
+        asked: (N,) the row of ``prompts`` that was requested; images with -1 are left out.
         prompts: (P, D) mean features of reference images of each prompt, of other noise samples.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Configurations of the measurements, whose fields are keywords of the functions too."""
+"""Configurations of the measurements, whose fields are also keywords of the functions."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ class EvaluateConfig:
 
     Attributes:
         num_images: number of images to generate, at least 10, by default 5000; image ``i`` has seed
-            ``seed + i``. Only without noise of your own, which is used in full.
+            ``seed + i``. Cannot be combined with noise of your own, all of which is used.
         guidance: scale of classifier-free guidance, 1 is off; by default the one on the model's
             card, and 1 for other fields.
         fid: also compute FID, sFID, inception score, precision and recall by the official protocol;
             needs real images.
         agreement: number of prompts to measure agreement on; 0 skips it.
-        steps: intervals of the reference solution, at least 8; it takes 9 evaluations more.
+        steps: intervals of the reference solution, at least 8; it takes 9 more evaluations.
         resamples: bootstrap resamples for the relative increase of FD; 0 computes no interval.
         repeats: rounds of timing; 0 skips it.
-        batch: images generated at a time; affects rounding, so it is part of the conditions.
+        batch: number of images generated at a time; affects rounding, so it is part of the
+            conditions.
         seed: seed of the first image, and of the prompts.
     """
 
@@ -75,9 +76,9 @@ class BenchmarkConfig:
         batch: images in a batch.
         guidance: scale of classifier-free guidance, 1 is off; by default the one on the model's
             card, and 1 for other fields.
-        scopes: what is compiled, of none, network, row and plan; each plan is measured in each. On
-            CUDA "row captured", "network captured" and "none captured" run the sample in one CUDA
-            graph.
+        scopes: what is compiled, any of none, network, row and plan; each plan is measured in each.
+            On CUDA "row captured", "network captured" and "none captured" run the sample in one
+            CUDA graph.
         repeats: rounds of timing.
         reference: plan that errors are measured against, or its notation; "" measures no errors.
         seed: seed of the first image.
@@ -105,13 +106,13 @@ class AnalyzeConfig:
     """What `analyze` measures, and on how many trajectories.
 
     Attributes:
-        sections: what to measure, of curvature, solvers and rows.
-        nfe: numbers of evaluations to give the solvers; each solver takes those it can.
+        sections: what to measure, any of curvature, solvers and rows.
+        nfe: numbers of evaluations of the solvers; each solver uses those that are possible for it.
         shift: shift of the solvers' time grid; 1 is uniform.
         guidance: scale of classifier-free guidance, 1 is off; by default the one on the model's
             card, and 1 for other fields.
-        trajectories: number of trajectories, at least 2, by default 64. Only without noise of your
-            own, which is used in full.
+        trajectories: number of trajectories, at least 2, by default 64. Cannot be combined with
+            noise of your own, all of which is used.
         steps: intervals of the reference solution, at least 8, and of the times at which changes
             are measured.
         seed: seed of the first noise sample.

@@ -1,28 +1,28 @@
 """How a model's prediction changes along its sampling trajectories.
 
 FlowTurbo (Zhao et al., NeurIPS 2024, arXiv 2409.18128, figure 2) compares the curvatures of the
-predictions of models while they sample: the velocity of flow models is stable, the noise that a
-diffusion model predicts is not, which is why a light refiner can stand in for the former. The paper
-gives no formula; here, with ``p(t)`` the prediction on the reference trajectory and ``size`` the
-root mean square of ``|p|`` over its times,
+predictions of models while they sample: the velocity of flow models is stable, while the noise that
+a diffusion model predicts is not, which is why a light refiner can stand in for the former. The
+paper gives no formula. Here, with ``p(t)`` the prediction on the reference trajectory and ``size``
+the root mean square of ``|p|`` over its times,
 
     rate(t)   = |dp/dt| / size                 per unit of time,
     change(t) = integral of the rate from the first time to t.
 
 Both are 0 for a straight trajectory run at constant speed; for a rotation ``v = w*J*x`` the rate is
-``w`` and the change the angle turned, in radians. (By ``|p(t)|`` itself neither would be finite for
-the noise, which a perfect model of a smooth density predicts to be 0 at the data.) The integral of
-``|dp/dt|`` does not depend on the parametrisation of time. It does depend on what counts as the
-prediction, so there are two, each from the same states and velocities:
+``w`` and the change is the angle turned, in radians. (Relative to ``|p(t)|`` itself, neither would
+be finite for the noise, which a perfect model of a smooth density predicts to be 0 at the data.)
+The integral of ``|dp/dt|`` does not depend on the parametrisation of time. It does depend on what
+counts as the prediction, so there are two, each from the same states and velocities:
 
 - "velocity": ``v`` against the time ``t`` of the linear path;
 - "noise": ``x - t*v`` against the time ``u`` of a diffusion model (`flowturbo.models.diffusion`).
 
-A flow model is sampled in the first, a diffusion model in the second. In one of them, the same for
-both, two perfect models of the same data would be equal: both fields would be the same.
+A flow model is sampled in the first, a diffusion model in the second. Compared in the same one, two
+perfect models of the same data would be equal, since both fields would be the same.
 
-What a refiner has to correct is the error of skipping an evaluation: of taking the last
-prediction again, as the paper's refiner starts from, or of extrapolating the last two linearly.
+A refiner has to correct the error of skipping an evaluation: of repeating the last prediction, as
+the paper's refiner does at the start, or of extrapolating the last two linearly.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def predictions(
         (steps + 1, N, ...) there.
 
     Raises:
-        ValueError: if an argument is not as said.
+        ValueError: if an argument is not as described.
     """
     if kind not in PREDICTIONS:
         raise ValueError(f"kind={kind!r}: must be one of {', '.join(PREDICTIONS)}")
@@ -107,7 +107,7 @@ def change(times: Tensor, rates: Tensor) -> Tensor:
 def gap_errors(values: Tensor, gap: int) -> dict[str, Tensor]:
     """The relative error of skipping an evaluation, of each trajectory.
 
-    The last time does not count: samplers have arrived there, and trained predictions are poor.
+    The last time is left out: samplers have arrived there, and trained predictions are poor.
 
     Args:
         values: (M + 1, N, ...), predictions at equally spaced times.
@@ -115,8 +115,8 @@ def gap_errors(values: Tensor, gap: int) -> dict[str, Tensor]:
 
     Returns:
         "reuse": of the prediction one gap before; "extrapolate": of the line through those one and
-        two gaps before. Each (N,): the root of the mean square error over the times that both have,
-        relative to that of the prediction.
+        two gaps before. Each (N,): the root mean square error over the times available to both,
+        relative to the root mean square of the prediction.
 
     Raises:
         ValueError: if there are no such times.
@@ -137,7 +137,7 @@ def gap_errors(values: Tensor, gap: int) -> dict[str, Tensor]:
 def mean(values: Tensor) -> JsonObject:
     """The mean over the last axis, of N > 1 trajectories, and half its 95 % interval.
 
-    "mean" and "half", 1.96 standard errors: numbers, or lists of those of the other axis.
+    "mean" and "half", 1.96 standard errors: numbers, or lists of numbers along the other axis.
     """
     a = values.double()
     half = 1.96 * a.std(-1) / a.shape[-1] ** 0.5

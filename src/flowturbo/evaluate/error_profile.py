@@ -9,7 +9,7 @@ error of the plan, so the part of each along that error,
 
     <F_k - F_{k-1}, F_K> / |F_K|,
 
-says how much of the error the row causes, or cancels if it is below 0, and the parts add up to the
+is how much of the error the row causes, or cancels if it is below 0, and the parts add up to the
 error. Rows of one step, such as predictor and corrector, may cancel each other.
 """
 
@@ -54,7 +54,7 @@ def profile(
         For each row "row", "evaluator", "time", "to" and errors, root mean squares over pixels and
         trajectories in the unit of the state, each with its 95 % bootstrap interval "..._95":
         "state", of the state at time "to"; "propagated", the same propagated to the end exactly;
-        "local", of what the row adds to that; and "part", its part of the plan's error.
+        "local", of what the row adds to "propagated"; and "part", its part of the plan's error.
 
     Raises:
         ValueError: if ``plan`` does not run from noise to data, or as `flowturbo.sample` does.
@@ -101,7 +101,7 @@ def check_whole(plan: object) -> None:
 def _errors(
     plan: Plan, field: Field, reference: Reference, refiner: Refiner | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of each row and trajectory (K, N): three errors, and <F_k - F_{k-1}, F_K> a pixel."""
+    """For each row and trajectory (K, N): three errors, and <F_k - F_{k-1}, F_K> per pixel."""
     steps: list[Step] = []
     scale = reference.guidance
     sample(
@@ -122,7 +122,7 @@ def _errors(
 
 
 def _propagate(field: Field, step: Step, reference: Reference) -> Tensor:
-    """The state of ``step`` solved to the end, on the points of the reference's grid left."""
+    """The state of ``step`` solved to the end, on the remaining points of the reference's grid."""
     end = float(reference.times[-1])
     if step.time >= end:
         return step.x
@@ -138,6 +138,6 @@ def _named(name: str, errors: Array) -> JsonObject:
 
 
 def _part(along: Array, final: Array) -> JsonObject:
-    """Of the root mean square error, with its bootstrap interval; both (N,)."""
+    """The part of the root mean square error, with its bootstrap interval; both arguments (N,)."""
     share = lambda a, f: a.mean(-1) / np.maximum(rmse(f), 1e-300)
     return {"part": float(share(along, final)), "part_95": interval(share, along, final)}

@@ -10,7 +10,7 @@ solution*: the same noise samples and conditions, with the ODE solved finely. Me
   reference solution, to real images or, without any, to reference images of other noise samples;
 - *agreement*: how often an image is closer to its own prompt than to other prompts, where a prompt
   is represented by the mean features of 4 reference images of other noise samples. It shows whether
-  a plan loses what the model knows of prompts, not whether the model is right;
+  a plan loses the model's agreement with prompts, not whether the model is right;
 - evaluations by kind, passes of the network, floating point operations and milliseconds.
 """
 
@@ -86,7 +86,7 @@ def evaluate(
         refiner: for plans with refiner evaluations; by default the one that came with the model.
         real_images: what `flowturbo.training.load_data` reads, resized to the model's images, or
             an ``.npz`` file with their "features" (M, D). By default a random half of the reference
-            images takes their place, and the other halves are measured.
+            images is used instead, and the other halves are measured.
         features: "effnet" (EfficientNet-Lite0, ImageNet), a function from images (B, C, H, W) in
             [0, 1], on the model's device, to features (B, D), or None to measure states and cost
             only; "auto" is "effnet" for a `Model` and None for another field.
@@ -98,15 +98,15 @@ def evaluate(
         The record, JSON-serialisable. Lists of two numbers are 95 % bootstrap intervals over
             images. "conditions": model, plan, refiner, guidance, seeds, dtype, device, versions,
             features, real images. "evaluations" by kind, "passes" of the network and "flops",
-            floating point operations, of an image. "reference": evaluations and passes of the
+            floating point operations, per image. "reference": evaluations and passes of the
             reference solution, and its own "error" to one of twice the steps. "trajectory": root
             mean square and median over images, in units of the state. "perceptual": the same for
             distances of features, and of "random_pairs".
             "frechet": "to_reference", between the plan's images and the reference images of the
             same noise samples; of the "plan" and of the "reference" to the real images; their
             "relative" difference. "inception_score", "precision", "recall", "agreement": of the
-            "plan" and of the "reference". "official": what ``fid`` asks for, of both. "latency":
-            milliseconds of 8 images, not compiled.
+            "plan" and of the "reference". "official": the scores that ``fid`` requests, of both.
+            "latency": milliseconds for 8 images, not compiled.
 
     Raises:
         ValueError: if an argument is invalid, the images are not finite, or ``cache_dir`` is in use
@@ -144,7 +144,7 @@ def evaluate(
 def _measured(
     sets: ImageSets, plan: Plan, refiner: Refiner | None, name: str, real: Real | None
 ) -> JsonObject:
-    """All parts of the record but its conditions."""
+    """All parts of the record except its conditions."""
     config, exact = sets.config, fine(sets.config.steps)
     record: JsonObject = {
         "evaluations": plan.nfe,
@@ -245,7 +245,7 @@ def _cache_key(
     seen: str | None,
     kept: bool,
 ) -> tuple[JsonObject, str]:
-    """What all images of a cache depend on, and the name of the plan's images in it."""
+    """Everything that all images of a cache depend on, and the name of the plan's images in it."""
     key, name = {**options, "pictures": options["images"]}, f"plan-{plan.digest}"
     del key["images"]  # the key is part of the format on disk
     if kept:

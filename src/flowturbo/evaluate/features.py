@@ -30,8 +30,8 @@ __all__ = [
 ]
 
 Features: TypeAlias = Callable[[Tensor], Tensor]
-"""Images (B, C, H, W) in [0, 1] to features (B, D). It may have a ``name``, by which a cache tells
-features apart, and ``probabilities``, from features to those of classes (B, classes)."""
+"""Images (B, C, H, W) in [0, 1] to features (B, D). It may have a ``name``, which identifies the
+features in a cache, and ``probabilities``, from features to class probabilities (B, classes)."""
 
 FEATURES = 1280
 SIDE = 224
@@ -61,12 +61,11 @@ class EffNetFeatures:
     def __call__(self, images: Tensor, *, batch: int = 16) -> Tensor:
         """Features (B, 1280) float32, on the CPU, of images (B, 1 or 3, H, W) in [0, 1].
 
-        Images are rounded to 8 bits, as files hold them, and resized once, bicubic with
-        antialiasing.
+        Images are rounded to 8 bits, as in files, and resized once, bicubically with antialiasing.
 
         Args:
             images: of any size.
-            batch: images in one forward pass at most, at least 1.
+            batch: largest number of images in one forward pass, at least 1.
 
         Raises:
             ValueError: for another shape, values out of range, or ``batch`` below 1.
@@ -82,7 +81,7 @@ class EffNetFeatures:
 
     @torch.no_grad()
     def probabilities(self, features: Tensor) -> Tensor:
-        """Probabilities (B, 1000) of the classes of ImageNet, of features (B, 1280)."""
+        """Probabilities (B, 1000) of the classes of ImageNet, from features (B, 1280)."""
         return self.network._fc(features.to(self.device)).softmax(1).cpu()
 
     def _features(self, images: Tensor) -> Tensor:
@@ -117,10 +116,10 @@ def features_of(network: Features, images: Tensor) -> Tensor:
 def features_network(
     model: Field, features: Features | str | None, real_images: Path | None, fid: bool
 ) -> Features | None:
-    """What ``features`` of `flowturbo.evaluate` asks for.
+    """The network that ``features`` of `flowturbo.evaluate` names.
 
     Raises:
-        ValueError: where ``model`` has no images, or nothing would use what is given.
+        ValueError: if ``model`` has no images, or an argument would not be used.
         ImportError: without a package that is needed.
     """
     images = isinstance(model, Model)

@@ -1,4 +1,4 @@
-"""FID and its kin in their official protocol, through torch-fidelity (the extra ``[fid]``).
+"""FID and related scores by the official protocol, with torch-fidelity (the extra ``[fid]``).
 
 The network is the Inception of the original FID, converted from TensorFlow; torch-fidelity fetches
 its weights the first time. Precision and recall are those of ADM's evaluation (Dhariwal and
@@ -48,12 +48,12 @@ def official_scores(
 ) -> dict[str, float]:
     """FID, sFID, inception score, precision and recall.
 
-    Papers report them for 50,000 images; FID and sFID fall with the number of images.
+    Papers report them for 50,000 images; FID and sFID decrease with the number of images.
 
     Args:
         images: (N, 1 or 3, H, W) uint8.
         real: (M, 1 or 3, H, W) uint8.
-        batch: images in one forward pass at most.
+        batch: largest number of images in one forward pass.
         device: where it runs, the CPU or CUDA.
 
     Returns:

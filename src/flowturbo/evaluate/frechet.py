@@ -5,10 +5,10 @@ Between two normal distributions
     d^2 = |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)),
 
 and the last trace is the sum of the singular values of ``A1^T A2`` for any factors ``S = A A^T``.
-Computed so, from eigenvectors of each covariance, nothing is divided by and no root is taken of a
-product's rounding errors, so having fewer images than features is numerically harmless. It does
-bias the distance upwards: compare distances of equally many images only, and report what as many
-real images get.
+Computed in this way, from eigenvectors of each covariance, there is no division, and no root is
+taken of a product's rounding errors, so having fewer images than features is numerically harmless.
+It does bias the distance upwards: compare only distances for the same number of images, and report
+that of equally many real images.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Moments:
             self.add(features)
 
     def add(self, features: Tensor) -> None:
-        """Take in features (B, D).
+        """Add features (B, D).
 
         Raises:
             ValueError: if they are not finite, or not as wide as those before.
@@ -56,7 +56,7 @@ class Moments:
         if not self.count:
             self._mean, self._scatter = torch.zeros_like(mean), mean.new_zeros(len(mean), len(mean))
         off, total = mean - self._mean, self.count + n
-        # Chan et al. 1983: scatters about two means add up, but for the means' own distance
+        # Chan et al. 1983: scatters about two means add up, except for the means' own distance
         self._scatter += (x - mean).T @ (x - mean) + torch.outer(off, off) * (
             self.count * n / total
         )
@@ -110,10 +110,10 @@ def relative_difference(
 ) -> JsonObject:
     """How much farther ``a`` is from ``reference`` than ``b``: ``d^2(a) / d^2(b) - 1``.
 
-    Rows ``a[i]`` and ``b[i]`` belong together (two samplers, one noise), so both are resampled
-    alike and what they share drops out of the interval. Resampling doubles some rows and loses
-    others, which raises both distances; the replicates are shifted back to the measured distances
-    before the interval is taken. The reference set is not resampled.
+    Rows ``a[i]`` and ``b[i]`` belong together (two samplers, one noise sample), so both are
+    resampled alike, and variation that they share cancels in the interval. Resampling doubles some
+    rows and loses others, which raises both distances; the replicates are shifted back to the
+    measured distances before the interval is taken. The reference set is not resampled.
 
     Args:
         a: features (N, D).
@@ -163,8 +163,9 @@ class _Resampled:
     """Distances of a set with rows counted more or less often, to one reference.
 
     With ``S2 = A A^T``, the trace of ``(S1 S2)^(1/2)`` is the sum of the square roots of the
-    eigenvalues of ``A^T S1 A``, the covariance of the rows times ``A``. That squares what
-    `frechet_distance` takes apart, and halves its digits, for one small problem a replicate.
+    eigenvalues of ``A^T S1 A``, the covariance of the rows times ``A``. This squares what
+    `frechet_distance` factorises, which halves the number of exact digits, but needs only one small
+    eigenvalue problem per replicate.
     """
 
     def __init__(

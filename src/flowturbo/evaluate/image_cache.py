@@ -19,16 +19,16 @@ FORMAT = 2  # of the folder, and of how its content is generated
 
 
 class ImageCache:
-    """Rows of tensors by name; in memory only where ``folder`` is None.
+    """Rows of tensors by name; only in memory if ``folder`` is None.
 
     Args:
         folder: where to keep them, used by this run alone (`flowturbo.files.exclusive`).
-        options: what they depend on; a folder of other options is refused.
+        options: everything that they depend on; a folder of other options is refused.
         batch: rows of a chunk, generated in one batch.
         report: called after each chunk.
 
     Raises:
-        ValueError: if ``folder`` holds chunks of other options, naming what differs.
+        ValueError: if ``folder`` contains chunks of other options, naming the difference.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The sets of images that an evaluation compares, generated and seen through one cache."""
+"""The sets of images that an evaluation compares, with their features, in one cache."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class ImageSets:
     """Everything that the images of one evaluation share.
 
     Attributes:
-        model: generates the images; a field without a card has states alone.
+        model: generates the images; a field without a card has only states.
         guidance: scale.
         inputs: noise samples and conditions.
-        network: computes features; None for states alone.
+        network: computes features; None for states only.
         cache: keeps what was computed.
         config: numbers of images, seeds, batch.
         report: called with progress.
@@ -67,13 +67,13 @@ class ImageSets:
         return self.cache.rows(name, self.inputs.count, make, self._row_bytes, what)
 
     def to_uint8(self, states: Tensor) -> Tensor:
-        """The images of states, as files hold them."""
+        """The images of states, rounded as in files."""
         decode = lambda x: self._decode(x.to(self.inputs.device))
         parts = states.split(self.config.batch)
         return torch.cat([(decode(x) * 255).round().byte().cpu() for x in parts])
 
     def cost(self, plan: Plan, refiner: Refiner | None) -> JsonObject:
-        """Operations of an image, and milliseconds of a batch of ``TIMED``."""
+        """Operations per image, and milliseconds for a batch of ``TIMED``."""
         x0, cond = self.inputs.states(slice(0, TIMED)), self.inputs.conditions(slice(0, TIMED))
         call = lambda n: sample(
             plan, self.model, x0[:n], slice_condition(cond, slice(0, n)),

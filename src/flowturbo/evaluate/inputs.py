@@ -1,4 +1,4 @@
-"""What the images of an evaluation start from: noise samples and conditions, checked."""
+"""The inputs of an evaluation: noise samples and conditions of its images, checked."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Inputs:
         device: of the states.
         seed: of the first noise sample.
         noise: the caller's noise samples (count, ...); None if they are drawn by their seeds.
-        cond: conditions of the images, one a row.
+        cond: conditions of the images, one per row.
     """
 
     count: int
@@ -48,7 +48,7 @@ class Inputs:
         return self.others(rows) if self.noise is None else self.noise[rows]
 
     def others(self, rows: slice) -> Tensor:
-        """The noise samples of seeds ``seed`` + ``rows``; from ``count`` on of no image."""
+        """The noise samples of seeds ``seed`` + ``rows``; no image has those from ``count`` on."""
         seeds = range(self.seed + rows.start, self.seed + rows.stop)
         return random_noise.draw(seeds, self.shape, device=self.device)
 
@@ -64,10 +64,10 @@ def inputs(
     prompts: Sequence[str | int] | None,
     config: EvaluateConfig,
 ) -> Inputs:
-    """What the images of an evaluation start from; arguments of `flowturbo.evaluate`.
+    """The inputs of an evaluation, from the arguments of `flowturbo.evaluate`.
 
     Raises:
-        ValueError: if they are not as the field takes them, or given twice.
+        ValueError: if the field cannot take them, or they are given twice.
     """
     if noise is None:
         count, how = config.num_images or NUM_IMAGES, "num_images={} takes"

@@ -1,4 +1,4 @@
-"""The ways to generate one batch that a benchmark compares, and what it measures of each."""
+"""The methods of generating a batch that a benchmark compares, and what it measures for each."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ Baseline: TypeAlias = Callable[[Field, Tensor, Condition, Condition, float], Ten
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """One way to generate the batch.
+    """One method of generating the batch.
 
     Attributes:
         name: in the record.
         call: generates the batch.
         eager: the same uncompiled, to count its evaluations and operations.
-        scope: what of it is compiled, or "baseline".
+        scope: which part of it is compiled, or "baseline".
         sampler: the compiled sampler, if it is one of ours.
     """
 
@@ -113,7 +113,7 @@ class Methods:
 def measurements(
     method: Method, ms: dict[str, float], peak: float, made: Methods, exact: Tensor | None
 ) -> JsonObject:
-    """What the record holds of ``method``, given its milliseconds and the peak in FLOP/s."""
+    """The record's entry for ``method``, given its milliseconds and the peak in FLOP/s."""
     counted = CountCalls(made.field)
     operations = count_operations(lambda: method.eager(counted))
     sampler = method.sampler

@@ -23,7 +23,7 @@ LEAST = 10  # real images
 
 @dataclass(frozen=True, kw_only=True)
 class Real:
-    """Real images (M, C, H, W) uint8, or their features alone, and their entry in the record."""
+    """Real images (M, C, H, W) uint8, or only their features, and their entry in the record."""
 
     images: Tensor | None
     features: Tensor | None
@@ -37,7 +37,7 @@ def load_real(path: str | Path, shape: Sequence[int], *, need_images: bool = Fal
     where it is 3.
 
     Raises:
-        ValueError: if ``path`` holds neither; names the file.
+        ValueError: if ``path`` contains neither; names the file.
     """
     path = Path(path)
     try:

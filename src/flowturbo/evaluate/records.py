@@ -1,4 +1,4 @@
-"""Records of measurements as files; what tables and figures need of one is checked when it is read.
+"""Records of measurements as files, which are checked for what tables and figures need when read.
 
 Keys of records that earlier versions wrote are renamed.
 """

@@ -71,7 +71,7 @@ def check_alike(conditions: Sequence[ReadOnlyJson]) -> None:
     """Refuse conditions, or parts of them, of different sets of images.
 
     Raises:
-        ValueError: naming what differs.
+        ValueError: naming the difference.
     """
     first = conditions[0]
     for other in conditions[1:]:

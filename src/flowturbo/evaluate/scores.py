@@ -1,4 +1,4 @@
-r"""Scores of sets of images, from features or class probabilities that any network gives.
+r"""Scores of sets of images, from the features or class probabilities of any network.
 
 The inception score of probabilities ``p(y|x)`` (Salimans et al. 2016, arXiv 1606.03498),
 
@@ -7,9 +7,9 @@ The inception score of probabilities ``p(y|x)`` (Salimans et al. 2016, arXiv 160
 is 1 where all images look alike or like nothing, and at most the number of classes.
 
 Precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991) model each set as the union of
-balls around its rows that reach to their k-th nearest neighbour. Precision is the share of
-generated images inside that of the real ones; recall the share of real images inside that of the
-generated ones. Both depend on the number of images: compare sets of one size.
+balls around its rows that extend to their k-th nearest neighbour. Precision is the share of
+generated images inside the union of the real ones; recall the share of real images inside that of
+the generated ones. Both depend on the number of images: compare only sets of the same size.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ def inception_score(probabilities: Tensor, *, splits: int = 10) -> dict[str, flo
     """Mean and standard deviation of the score over ``splits`` parts, in the order given.
 
     Args:
-        probabilities: (N, classes), rows that sum to 1, in an order that does not matter: shuffle
-            what is sorted by class.
-        splits: as many parts, of at least one row.
+        probabilities: (N, classes), rows that sum to 1, in random order: shuffle rows that are
+            sorted by class.
+        splits: number of parts, each of at least one row.
 
     Returns:
-        "mean" and "std", the latter over the parts as they are, as in the official code.
+        "mean" and "std", the latter over the parts (population), as in the official code.
 
     Raises:
-        ValueError: if these are no probabilities, or fewer than the parts.
+        ValueError: if these are not probabilities, or there are fewer rows than parts.
     """
     p = probabilities.double()
     if p.ndim != 2 or not (p >= 0).all() or not torch.allclose(p.sum(1), p.new_ones(()), atol=1e-4):
@@ -64,12 +64,12 @@ def _divergence(p: Tensor) -> Tensor:
 def precision_recall(generated: Tensor, real: Tensor, *, neighbours: int = 3) -> JsonObject:
     """Precision and recall of generated images, each with its 95 % bootstrap interval.
 
-    The intervals are those of a share of the rows asked about, the other set being what it is.
+    The intervals are over the rows whose share is measured; the other set is kept fixed.
 
     Args:
         generated: features (N, D).
         real: features (M, D) of the same network.
-        neighbours: k, to which the balls reach.
+        neighbours: k, the nearest neighbour that the balls extend to.
 
     Returns:
         "precision", "precision_95", "recall", "recall_95".

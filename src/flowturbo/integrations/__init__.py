@@ -1,1 +1,1 @@
-"""Where the conventions of other libraries are turned into ours, and nowhere else."""
+"""The only place where the conventions of other libraries are converted to ours."""

@@ -1,7 +1,7 @@
 """Samplers of other libraries on our fields, as baselines of benchmarks.
 
-Each is used as its documentation suggests: both branches of guidance in one batch, the library's
-own loop or its own step, the same number of evaluations of the model.
+Each is used as its documentation suggests, with both branches of guidance in one batch, the
+library's own loop or step, and the same number of model evaluations.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ INSTALL = {
 def baselines(evaluations: int) -> tuple[dict[str, Callable[..., Tensor]], dict[str, str]]:
     """Samplers with this number of evaluations by name, and how to install those that are missing.
 
-    A sampler is called ``(field, x, cond, null, guidance) -> x1`` with the field unguided, and
-    ``null`` None where guidance is off. Methods of two evaluations per step are left out where the
+    A sampler is called ``(field, x, cond, null, guidance) -> x1`` with the unguided field, and with
+    ``null`` None if guidance is off. Methods with two evaluations per step are omitted if the
     number is odd.
     """
     n, even = evaluations, evaluations % 2 == 0

@@ -1,9 +1,9 @@
 """A small convolutional autoencoder, stored in the folder of the model that generates its latents.
 
 Both halves are residual blocks at each of a few sizes; the encoder halves the size by convolutions
-of stride 2, the decoder doubles it by repeating pixels before a convolution. Latents are brought to
-mean 0 and standard deviation 1, channel by channel, with the numbers that `standardise` measures
-and the weights keep.
+of stride 2, the decoder doubles it by repeating pixels before a convolution. Latents are
+standardised to mean 0 and standard deviation 1 per channel, with statistics that `standardise`
+measures and that are stored with the weights.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WEIGHTS = "autoencoder.safetensors"
 
 
 class AutoencoderConfig(Schema, extra="forbid"):
-    """What an `Autoencoder` is made of; checks itself.
+    """The architecture of an `Autoencoder`; checks itself.
 
     Attributes:
         channels: of images, 1 or 3.

@@ -1,6 +1,7 @@
 """What must be on the card of a model or a refiner, as schemas.
 
-A card may hold more, about data and training and measurements, that is shown and not looked at.
+A card may contain further entries, about data, training and measurements, which are shown but not
+checked.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class ModelCard(Schema):
 
 
 class SmallConfig(Schema):
-    """What a `SmallNetwork` is made of."""
+    """The architecture of a `SmallNetwork`."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -1,9 +1,8 @@
 """Checkpoints: a folder with ``model.safetensors`` and ``card.json``; pickles are refused.
 
-Weights are stored in half precision unless asked otherwise and loaded in float32. The card is
+Weights are stored in half precision by default and loaded in float32. The card is
 checked against its schema, and the names, shapes and types in the header of the weights against the
-card, before anything is read. The only way in for a pickle is `convert`, see
-`flowturbo.models.official`.
+card, before anything is read. Only `convert` reads pickles, see `flowturbo.models.official`.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ def save_folder(
     *,
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Write a network and its card to ``folder``; either file is whole or untouched.
+    """Write a network and its card to ``folder``; each file is written whole or left untouched.
 
     Raises:
         ValueError: if a weight is not a real number, not finite, or not in ``dtype``, or if
@@ -100,7 +99,7 @@ def load_folder(
     dtype: torch.dtype = torch.float32,
     vae: str | Path | None = None,
 ) -> Model:
-    """The model in ``folder``, for inference; with the autoencoder ``vae``, where one is given.
+    """The model in ``folder``, for inference; with the autoencoder ``vae``, if one is given.
 
     Raises:
         ValueError: if a file is missing, corrupt, truncated, of another architecture or shape, or
@@ -167,8 +166,8 @@ def convert(
     `flowturbo.models.official`.
 
     Raises:
-        ValueError: if the file cannot be read that way, or names, types or shapes are not of
-            ``config``, naming what to change in it; if another run is writing the folder.
+        ValueError: if the file cannot be read that way, names, types or shapes do not fit
+            ``config``, naming what to change in it, or another run is writing the folder.
         OSError: if the folder cannot be written.
     """
     tensors = read_tensors(source)

@@ -1,4 +1,4 @@
-"""Codecs: the states of a model to images and back.
+"""Codecs, which convert the states of a model to images and back.
 
 The entry "codec" on a model's card says what its states are; see `flowturbo.models.codec_entry`:
 
@@ -7,8 +7,8 @@ The entry "codec" on a model's card says what its states are; see `flowturbo.mod
   of diffusers (`flowturbo.models.vae`). NAME is "hf:owner/repo" or a folder, relative to that of
   the model; the numbers, which may be missing, are the channels of a latent and the ratio of the
   side of an image to that of its latent;
-- ``{"kind": "autoencoder", "weights": FILE, "config": {...}}``: latents of a small autoencoder of
-  our own, in the model's folder (`flowturbo.models.autoencoder`).
+- ``{"kind": "autoencoder", "weights": FILE, "config": {...}}``: latents of one of this library's
+  small autoencoders, in the model's folder (`flowturbo.models.autoencoder`).
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ class Latents:
     Attributes:
         name: of the autoencoder, for messages.
         entry: for the card.
-        network: the autoencoder; it computes in its own dtype, and is moved to
-            the device of what it is given.
+        network: the autoencoder; it computes in its own dtype, and is moved to the device of its
+            input.
     """
 
     limits: tuple[float, float] | None = None

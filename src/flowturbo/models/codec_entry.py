@@ -69,7 +69,7 @@ def load_codec(
         model: its name, for messages.
         folder: of the model.
         device: where to put an autoencoder.
-        dtype: what it computes in; see `flowturbo.models.vae.load_vae`.
+        dtype: precision to compute in; see `flowturbo.models.vae.load_vae`.
 
     Raises:
         ValueError: if the autoencoder is missing, damaged, or of other states.

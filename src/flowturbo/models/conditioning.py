@@ -1,6 +1,6 @@
 """What a model is conditioned on: one of some classes, or text.
 
-The entry "condition" of a card has the kind and what belongs to it:
+The entry "condition" of a card has the kind and the data for it:
 
 - ``{"kind": "class", "labels": [...]}``: a condition is the index (B,) of a label; the null
   condition is the index after the last;
@@ -72,12 +72,12 @@ class ClassCondition:
         index.
 
         Raises:
-            ValueError: for a label that there is not; names the nearest.
+            ValueError: for an unknown label; names the nearest.
         """
         return torch.tensor([self._index(p) for p in prompts], dtype=torch.long)
 
     def check_rows(self, cond: Tensor | None, images: int) -> None:
-        """Refuse what is not the index of a label for each of as many images."""
+        """Refuse anything but one index of a label for each image."""
         classes = len(self.names)
         if cond is None or cond.ndim != 1 or cond.is_floating_point() or cond.is_complex():
             raise ValueError(f"cond: must be the indices ({images},) of classes")
@@ -85,7 +85,7 @@ class ClassCondition:
             raise ValueError(f"cond: from {cond.min()} to {cond.max()}, of {classes} classes")
 
     def describe(self, cond: Tensor) -> str:
-        """For a message, after the number of images: ``", 2 classes: cat, dog"``."""
+        """Text for a message, after the number of images: ``", 2 classes: cat, dog"``."""
         labels = self.names
         text = f", {len(labels)} class{'es' * (len(labels) != 1)}: {excerpt(labels)}"
         empty = len(labels) - len(cond.unique())
@@ -145,7 +145,7 @@ class TextCondition:
 
     @property
     def names(self) -> list[str]:
-        """Names to prompt with: listed, or in groups; may be empty."""
+        """Names to use in prompts: listed, or in groups; may be empty."""
         listed: list[str] = self.entry.get("prompts") or [*chain(*self.groups.values())]
         return list(listed)
 
@@ -183,7 +183,7 @@ class TextCondition:
         """Nothing: token ids come from the tokenizer."""
 
     def describe(self, cond: Tensor) -> str:
-        """For a message, after the number of images: ``" with captions"``."""
+        """Text for a message, after the number of images: ``" with captions"``."""
         return " with captions"
 
     def covers(self, data: Conditioning) -> bool:

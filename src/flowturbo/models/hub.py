@@ -15,7 +15,7 @@ def repository(name: str, what: str) -> tuple[str, str | None]:
 
     Args:
         name: as above.
-        what: is there, for the message: "model".
+        what: the kind of thing it names, for the message: "model".
 
     Raises:
         ValueError: if the name is not written so.
@@ -33,8 +33,8 @@ def fetch(name: str, files: Sequence[str], what: str) -> Path:
 
     Args:
         name: as `repository` takes it.
-        files: patterns of the files wanted.
-        what: is there, for messages: "model".
+        files: patterns of the files to fetch.
+        what: the kind of thing it names, for messages: "model".
 
     Raises:
         ValueError: if the name is not written so, or cannot be fetched.
@@ -50,14 +50,14 @@ def fetch(name: str, files: Sequence[str], what: str) -> Path:
 
 
 def push(folder: Path, name: str, files: Sequence[str], message: str, *, private: bool) -> str:
-    """Upload some files of ``folder`` to "hf:owner/repo", which is made if it is not there.
+    """Upload some files of ``folder`` to "hf:owner/repo", which is created if it does not exist.
 
     Args:
         folder: with the files.
         name: as above; "hf:" may be left out.
         files: their names.
         message: of the commit.
-        private: whether a repository that is made is private.
+        private: whether a newly created repository is private.
 
     Returns:
         the address of the commit.

@@ -65,7 +65,7 @@ class LabelEmbedder(nn.Module):
 class TextEmbedder(nn.Module):
     """Token ids (B, L), 0 is padding, to token vectors (B, L, width) and one vector (B, width).
 
-    Padding has a vector of its own in the sequence and no part in the mean, so nothing is masked.
+    Padding has its own vector in the sequence and does not count in the mean, so nothing is masked.
     """
 
     def __init__(self, vocabulary: int, length: int, width: int) -> None:
@@ -167,7 +167,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The tokens of patches, row by row."""
-        # the convolution as a product of matrices, its backward is far faster on CPUs
+        # the convolution as a matrix product, whose backward pass is far faster on CPUs
         p = self.proj.stride[0]
         b, c, h, w = x.shape
         x = (

@@ -123,7 +123,7 @@ class Model(nn.Module):
 
     @property
     def names(self) -> list[str]:
-        """What can be asked for: labels, or names to prompt with; may be empty."""
+        """What it can generate: labels, or names to use in prompts; may be empty."""
         return self.conditioning.names if self.conditioning else []
 
     @property
@@ -142,12 +142,12 @@ class Model(nn.Module):
     def condition(self, prompts: Sequence[str | int]) -> Tensor:
         """Labels or prompts to the condition of as many images, on the model's device.
 
-        A label is its name or, where no label has that name, its index. An empty string is the
-        unconditional condition. A warning names unknown words that come with known ones.
+        A label is given by its name or, if no label has that name, its index. An empty string is
+        the unconditional condition. A warning names unknown words in prompts with known ones.
 
         Raises:
-            ValueError: for a label, or a prompt of words, that the model does not know, naming the
-                nearest; for a prompt that is too long.
+            ValueError: for a label that the model does not know, or a prompt without any known
+                word, naming the nearest; for a prompt that is too long.
         """
         texts = as_prompts(prompts)
         if self.conditioning is None:
@@ -212,7 +212,7 @@ class Model(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of the weights as they were read, whatever device and precision."""
+        """16 hexadecimal digits of the weights as they were read, for any device and precision."""
         return fingerprint(self.network)
 
 

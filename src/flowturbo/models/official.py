@@ -1,9 +1,9 @@
 """Third-party checkpoints with the official names of SiT.
 
 A pickle is loaded with ``weights_only=True``, so it cannot run code; in addition to tensors it may
-hold the ``argparse.Namespace`` of the official trainer. Of a training checkpoint the weights under
-"ema", else "model" or "state_dict", are taken. The prefixes ``module.`` and ``_orig_mod.``, which
-``DistributedDataParallel`` and ``torch.compile`` put before names, are taken off.
+contain the ``argparse.Namespace`` of the official trainer. From a training checkpoint, the weights
+under "ema", else "model" or "state_dict", are used. The prefixes ``module.`` and ``_orig_mod.``,
+which ``DistributedDataParallel`` and ``torch.compile`` put before names, are removed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def unpickled(source: Path) -> object:
     """What ``torch.save`` wrote to ``source``, if it is tensors, plain values and namespaces.
 
     Raises:
-        ValueError: if it is anything else, damaged, or larger unpacked than packed.
+        ValueError: if it contains anything else, is damaged, or is larger unpacked than packed.
     """
     from flowturbo.schema import open_archive
 
@@ -57,7 +57,7 @@ def plain(found: object, source: Path) -> dict[str, Tensor]:
     """The tensors in a checkpoint by their plain names.
 
     Raises:
-        ValueError: if it holds other things there, or two tensors of one plain name.
+        ValueError: if it contains anything else there, or two tensors with the same plain name.
     """
     if not isinstance(found, dict):
         raise ValueError(f"{source}: holds a {type(found).__name__}, not a dict of tensors")
@@ -77,7 +77,7 @@ def plain(found: object, source: Path) -> dict[str, Tensor]:
 def fix(tensors: Mapping[str, Tensor], config: SiTConfig, images: int = 1) -> str:
     """What to change where ``tensors`` do not fit a SiT of ``config``, in options of ``convert``.
 
-    ``images`` is how many it is shown: 2 if the paper's refiner is wanted.
+    ``images`` is the number of its input images: 2 for the paper's refiner.
     """
     try:
         width, inputs, patch, _ = tensors["x_embedder.proj.weight"].shape

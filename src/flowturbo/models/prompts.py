@@ -1,7 +1,7 @@
-"""Prompts as people write them: with a style, with words that the model does not know.
+"""Prompts as people write them: with a style, or with words that the model does not know.
 
-A caption ends with its style: ``"tiger, noto style"``. Where a word is unknown, the nearest names
-that the model knows are suggested.
+A caption ends with its style: ``"tiger, noto style"``. If a word is unknown, the nearest names that
+the model knows are suggested.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def check_words(
     """Warn of unknown words, in one line for all prompts.
 
     Raises:
-        ValueError: if a prompt has no known word but its style; names the closest known.
+        ValueError: if a prompt has no known word other than its style; names the closest known.
     """
     missed: dict[str, None] = {}
     ending = re.compile(rf"[\s,]|\b({'|'.join(map(re.escape, ['style', *styles]))})\b")
@@ -99,7 +99,7 @@ def as_prompts(prompts: object) -> list[str]:
     """Prompts, or labels and their indices, as texts.
 
     Raises:
-        ValueError: if it is no list, or holds anything else.
+        ValueError: if it is not a list, or contains anything else.
     """
     if isinstance(prompts, str):
         raise ValueError(f"prompts={shown(prompts)}: pass a list of them, [{shown(prompts)}]")
@@ -125,6 +125,6 @@ def as_prompt(name: str, prompt: object) -> str:
 
 
 def excerpt(names: Sequence[str], most: int = 12) -> str:
-    """The first of some names, and how many there are in all, for a message."""
+    """The first of some names, and their total number, for a message."""
     more = f", ... ({len(names)} in all)" if len(names) > most else ""
     return ", ".join(map(printable, names[:most])) + more

@@ -1,7 +1,7 @@
 r"""SiT: a transformer that predicts velocities (Ma et al. 2024, arXiv 2401.08740).
 
 Parameter names, shapes and arithmetic are those of the official class-conditional SiT checkpoints
-(S, B, L, XL), which load by name. What differs from them is optional and off by default: text
+(S, B, L, XL), which load by name. All differences from them are optional and off by default: text
 tokens instead of classes, a convolutional stem and head, one modulation shared by all blocks, and
 predicting the clean image, from which the velocity follows as ``(x1 - x) / (1 - t)``, or the noise,
 as diffusion models do (see `flowturbo.models.diffusion`).
@@ -60,7 +60,7 @@ class Modulated:
 
 
 SiTCondition: TypeAlias = Tensor | Embedded | Modulated | None
-"""Indices or ids, the same embedded, or all that modulates an evaluation; None is unconditional."""
+"""Indices or ids, the same embedded, or the modulation of an evaluation; None is unconditional."""
 
 
 def check_indices(name: str, cond: Tensor, largest: Sequence[int], wanted: str) -> None:
@@ -80,7 +80,7 @@ class SiT(nn.Module):
     """A velocity field ``(x, t, cond) -> v``.
 
     ``x`` is (B, channels, size, size); ``t`` a scalar or (B,) in [0, 1]; ``cond`` class indices
-    (B,), token ids (B, text_length), with the style before them if it has styles, either of them
+    (B,), token ids (B, text_length), preceded by the style if it has styles, either of these
     embedded by ``embed_condition``, or None for the unconditional velocity; ``v`` is like ``x``.
     The result of ``modulate``, which includes the time, may be passed in place of the condition.
 
@@ -131,9 +131,9 @@ class SiT(nn.Module):
         """Refuse what the network cannot take, before it computes.
 
         Raises:
-            ValueError: unless ``x`` is (B, *shape) on the device of the weights, ``cond`` the
-                indices or ids of B rows, embedded, or None, and ``negative`` the same of B rows
-                or one. The indices are looked at, on any device.
+            ValueError: unless ``x`` is (B, *shape) on the device of the weights, ``cond`` has
+                indices or ids for B rows, is embedded, or is None, and ``negative`` is the same
+                with B rows or one. The indices are read, on any device.
         """
         x = checks.tensor("x", x, ("B", *self.shape))
         home = self.pos_embed.device

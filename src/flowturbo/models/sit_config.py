@@ -1,4 +1,4 @@
-"""What a SiT is made of: the paper's sizes, and options of our own."""
+"""The architecture of a SiT: the paper's sizes, and additional options."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _MOST_HIDDEN = 2**20  # channels of an MLP
 
 @dataclass(frozen=True, kw_only=True)
 class SiTConfig:
-    """What a SiT is made of.
+    """The architecture of a SiT.
 
     Attributes:
         size: height and width of the state, a multiple of ``patch``.
@@ -46,21 +46,21 @@ class SiTConfig:
         heads: attention heads.
         mlp_ratio: hidden width of the MLPs over ``width``.
         classes: number of classes, 0 for none; one more embedding is the null class.
-        vocabulary: number of text tokens with the padding 0, or 0 for no text.
+        vocabulary: number of text tokens, including the padding 0, or 0 for no text.
         text_length: tokens in a prompt, padded with 0.
         styles: number of styles of a text model, 0 for none; with styles, a condition is the style,
             from 1, or 0 for any, followed by the tokens.
-        learn_sigma: the network puts out twice the channels and the second half is dropped
+        learn_sigma: the network outputs twice as many channels, and the second half is dropped
             (legacy of DiT, kept by the official checkpoints).
         stem: "patch", or "conv": 3x3 convolutions before the patches and after them.
         stem_width: channels between the convolutions and the patches.
-        head_blocks: residual blocks of two 3x3 convolutions in the convolutional head, which let
-            neighbouring patches meet; 0 for none.
+        head_blocks: residual blocks of two 3x3 convolutions in the convolutional head, which mix
+            neighbouring patches; 0 for none.
         modulation: "block", or "shared": one modulation layer for all blocks and a learned offset
             for each (Chen et al. 2023, arXiv 2310.00426, section 2.3).
-        prediction: "velocity"; "data": the network predicts the clean image; "noise": it is shown
-            the states and times of a diffusion model, and predicts the noise.
-        time_scale: what times are multiplied by before they are embedded; 1 in SiT, 1000 in DiT.
+        prediction: "velocity"; "data": the network predicts the clean image; "noise": its inputs
+            are the states and times of a diffusion model, and it predicts the noise.
+        time_scale: factor of the times before they are embedded; 1 in SiT, 1000 in DiT.
     """
 
     size: int = 32

@@ -1,8 +1,8 @@
 """Prompts to token ids: words, and pieces of words, from a vocabulary on the model's card.
 
-Nothing is downloaded: the vocabulary is learned from the captions and the vectors of its entries
+Nothing is downloaded: the vocabulary is learned from the captions, and the vectors of its entries
 with the model. A word that is not in it is split into the longest pieces that are; "##s" is a piece
-that goes on with a word. Id 0 is padding, and a row of padding is the unconditional condition.
+that continues a word. Id 0 is padding, and a row of padding is the unconditional condition.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Tokenizer:
     """Encodes prompts with a fixed vocabulary.
 
     Args:
-        vocabulary: words, and from the first "##" on pieces; entry ``i`` has id ``i + 1``.
+        vocabulary: words and then, from the first "##" on, pieces; entry ``i`` has id ``i + 1``.
         length: tokens in a prompt, 1 to `MAX_TOKENS`.
         aliases: texts that stand for others before words are looked up, such as an emoji for its
             name.
@@ -143,8 +143,8 @@ class Tokenizer:
     def sort(self, prompt: str) -> tuple[list[str], list[str]]:
         """The words of a prompt that are in the vocabulary, and the words and emoji that are not.
 
-        Known are also a word with an ending ("tigers") and two words in one ("redapple"). What is
-        unknown is left out of the encoding, or guessed from pieces if they cover most of it.
+        Words with an ending ("tigers") and two words in one ("redapple") are known too. Unknown
+        words are left out of the encoding, or encoded by pieces if these cover most of the word.
 
         Raises:
             ValueError: if it has more than `MAX_CHARACTERS` characters.
@@ -183,7 +183,7 @@ class Tokenizer:
         return ids
 
     def _text(self, prompt: str) -> str:
-        """The prompt with words for what stands for them."""
+        """The prompt with its aliases replaced by words."""
         _check_length(prompt, prompt)
         text = prompt.replace("\ufe0f", "")  # a presentation selector changes no meaning
         if self._alias:
@@ -201,7 +201,7 @@ class Tokenizer:
         return first in self._words and (len(first) > 3 or second == "##s" or second in self._words)
 
     def _split(self, word: str) -> list[int]:
-        """The ids of a word; of its longest pieces where they cover most of it; else none."""
+        """The ids of a word; those of its longest pieces if they cover most of it; else none."""
         if word in self._ids:
             return [self._ids[word]]
         ids: list[int] = []

@@ -1,13 +1,13 @@
-"""Autoencoders of diffusers: ``AutoencoderKL`` and ``AutoencoderTiny``.
+"""The autoencoders of diffusers: ``AutoencoderKL`` and ``AutoencoderTiny``.
 
 Their configs have the constants that standardise the encoder's latents for training, and every
 pipeline applies them the same way::
 
     latents = (encoded - latents_mean - shift_factor) / latents_std * scaling_factor
 
-Most have a scale alone (0.18215 for Stable Diffusion), Stable Diffusion 3 and FLUX a shift too,
-some of SDXL's kind means and standard deviations of the channels. ``encoded`` is the mean of the
-encoder's distribution, so that encoding is deterministic.
+Most have only a scale (0.18215 for Stable Diffusion); Stable Diffusion 3 and FLUX also have a
+shift, and some of SDXL's kind have means and standard deviations of the channels. ``encoded`` is
+the mean of the encoder's distribution, so that encoding is deterministic.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _Scale = Annotated[float, Field(ge=1e-6, le=1e6)]
 
 
 class _Config(Schema):
-    """What is asked of a ``config.json`` before diffusers builds something of it."""
+    """What a ``config.json`` must contain before diffusers builds anything from it."""
 
     name: str = Field(alias="_class_name")
     in_channels: _Channels = 3
@@ -72,13 +72,13 @@ class VaeFolder:
     """A folder with an autoencoder, known by its config; nothing is loaded yet.
 
     Attributes:
-        name: what it was asked for by.
+        name: the name that it was requested by.
         path: the folder with ``config.json`` and the weights.
         kind: the class in diffusers.
         channels: of images, 1 or 3.
         latent_channels: of latents.
         factor: ratio of the side of an image to that of its latent.
-        force_upcast: whether it computes in float32 where the model does in float16.
+        force_upcast: whether it computes in float32 when the model computes in float16.
     """
 
     name: str
@@ -94,12 +94,12 @@ def find_vae(name: str, home: Path | None = None) -> VaeFolder:
     """The autoencoder called ``name``.
 
     Args:
-        name: a folder, or "hf:owner/repo" (or "hf:owner/repo@revision"), which is fetched; of the
-            whole pipeline the autoencoder in "vae" is taken.
-        home: what the name of a folder is relative to; by default where the process runs.
+        name: a folder, or "hf:owner/repo" (or "hf:owner/repo@revision"), which is fetched; from a
+            whole pipeline, the autoencoder in "vae" is used.
+        home: folder that relative names start from; by default the current one.
 
     Raises:
-        ValueError: if there is none, or it is not one that can be used.
+        ValueError: if there is none, or it cannot be used.
     """
     what = f"autoencoder {name!r}"
     if name.startswith("hf:"):
@@ -150,7 +150,7 @@ def local(name: str) -> Path:
 def load_vae(found: VaeFolder, device: str | torch.device, dtype: torch.dtype) -> Vae:
     """The autoencoder in a folder, for inference.
 
-    It computes in ``dtype``; where that is float16 and its config asks for it, in float32.
+    It computes in ``dtype``, or in float32 if that is float16 and its config asks for it.
 
     Raises:
         ImportError: without the packages of the extra ``flowturbo[diffusers]``.
@@ -198,7 +198,7 @@ def load_vae(found: VaeFolder, device: str | torch.device, dtype: torch.dtype) -
 
 
 def _check_size(made: Any, folder: Path) -> None:
-    """Refuse a config of another size than the weights before memory is taken for it."""
+    """Refuse a config of another size than the weights before memory is allocated for it."""
     with torch.device("meta"):
         network = made.from_config(made.load_config(str(folder)))
     wanted = sum(p.numel() for p in network.state_dict().values())

@@ -1,4 +1,4 @@
-"""Weights in safetensors files: packed and written whole; read after a look at their header.
+"""Weights in safetensors files: written whole, and read after a check of the header.
 
 The names, shapes and types in the header are compared with the network before any value is read.
 """
@@ -48,7 +48,7 @@ def save_weights(path: Path, network: nn.Module, dtype: torch.dtype) -> None:
 
 
 def packed(path: Path, network: nn.Module, dtype: torch.dtype) -> bytes:
-    """The weights of a network as the content of a safetensors file, for ``path``."""
+    """The weights of a network as the content of the safetensors file ``path``."""
     where = f"the network to be saved as {path} in {dtype}"
     for name, p in network.state_dict().items():
         _check_kind(name, p, where)
@@ -67,9 +67,9 @@ def read_header(path: Path, depth: int = 0) -> dict[str, Tensor]:
     """The tensors of a safetensors file, without their values: on the meta device.
 
     Raises:
-        ValueError: if it is a pickle, is damaged, holds other than real numbers, or holds fewer
-            tensors than a network of ``depth`` blocks has.
-        OSError: if it is missing or no regular file.
+        ValueError: if it is a pickle, is damaged, contains anything but real numbers, or has fewer
+            tensors than a network of ``depth`` blocks.
+        OSError: if it is missing or not a regular file.
     """
     with open_regular(path) as file:
         first = file.read(8)
@@ -121,10 +121,10 @@ def fill(
 def check_fit(
     network: nn.Module, tensors: Mapping[str, Tensor], where: str, fix: str = CHECK_CONFIG
 ) -> None:
-    """Refuse tensors that are not those of a network by their names, types and shapes.
+    """Refuse tensors whose names, types or shapes are not those of a network.
 
     Raises:
-        ValueError: naming the first that is wrong, with ``fix`` as what to do.
+        ValueError: naming the first that is wrong, with ``fix`` as the remedy.
     """
     wanted = network.state_dict()
     missing, unknown = (

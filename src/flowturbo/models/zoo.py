@@ -38,8 +38,8 @@ def load(
             "hf:owner/repo" (optionally "hf:owner/repo@revision") for such a folder on the hub.
         device: where to put it.
         dtype: of the weights.
-        vae: of a model of latents, the autoencoder to decode them with: a folder or "hf:owner/repo"
-            with an ``AutoencoderKL`` or ``AutoencoderTiny`` of diffusers; by default the card's.
+        vae: for a latent model, the autoencoder to decode with: a folder or "hf:owner/repo" with an
+            ``AutoencoderKL`` or ``AutoencoderTiny`` of diffusers; by default the card's.
 
     Raises:
         ValueError: if there is no such model, its files are damaged, or ``vae`` does not fit; names

@@ -1,7 +1,7 @@
 """A plan under construction, row by row.
 
-An evaluation is appended at the time of the state; a move adds weights to the last row. So the
-correction at the end of one step and the prediction of the next share a row.
+An evaluation is appended at the time of the state; a move adds weights to the last row. The
+correction at the end of one step and the prediction of the next therefore share a row.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Columns: TypeAlias = dict[str, Any]
 
 
 class Table:
-    """A plan under construction; the state sits at ``time``."""
+    """A plan under construction; the state is at ``time``."""
 
     def __init__(self, time: float) -> None:
         self.time = float(time)

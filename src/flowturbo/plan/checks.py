@@ -57,7 +57,7 @@ def model_times(values: object, times: Times) -> Times:
 def guidance_weights(
     values: object, weights: npt.NDArray[np.float64], evaluators: Sequence[str]
 ) -> npt.NDArray[np.float64] | None:
-    """Weights of the differences of the branches, which model evaluations alone have."""
+    """Weights of the differences of the branches, which only model evaluations have."""
     if values is None:
         return None
     matrix = _triangle("guidance_weights", values, len(evaluators))
@@ -131,7 +131,7 @@ def evaluators(values: Sequence[str], n: int) -> tuple[str, ...]:
 
 
 def last_velocity(values: Sequence[int] | None, evaluators: Sequence[str]) -> tuple[int, ...]:
-    """The last known velocity of each row; only a refiner's may be an older one."""
+    """The last known velocity of each row; only a refiner row may use an older one."""
     default = tuple(range(-1, len(evaluators) - 1))
     if values is None:
         return default
@@ -160,7 +160,7 @@ def info(info: ReadOnlyJson) -> ReadOnlyJson:
 
 
 class Info(JsonObject):
-    """A read-only dictionary, which unlike a mapping proxy JSON can serialize."""
+    """A read-only dictionary that, unlike a mapping proxy, can be serialized as JSON."""
 
     def _refuse(self, *args: object, **named: object) -> NoReturn:
         raise TypeError("the info of a plan cannot be changed; see Plan.with_info")

@@ -1,10 +1,10 @@
 """Flow schedulers of diffusers as tables.
 
-diffusers counts noise levels ``sigma = 1 - t`` down from 1 and gives the velocity the other
+diffusers counts noise levels ``sigma = 1 - t`` down from 1, and its velocity has the opposite
 sign, ``u = -v``. A deterministic flow scheduler is a fixed linear map: its ``step`` returns a
-combination of the states and velocities so far. So the map is read off from its response to unit
-vectors, in float64, and checked on random ones. On the linear path the state's own coefficient is
-1, and the other coefficients are the row of a plan.
+linear combination of the states and velocities so far. The map is therefore read off its response
+to unit vectors, in float64, and checked on random ones. On the linear path the state's own
+coefficient is 1, and the other coefficients are the row of a plan.
 
 The plan's times are ``1 - sigma`` of the scheduler's noise levels. Where these begin below 1 (.999,
 or 1 - 1e-6) the plan starts there from unscaled noise, as the scheduler's own loop does. The times
@@ -93,7 +93,7 @@ def from_scheduler(
 
 
 def _check(scheduler: Scheduler, name: str, mu: float | None) -> ReadOnlyJson:
-    """The scheduler's config; refused if by its options there is no table."""
+    """The scheduler's config; refused if its options rule out a table."""
     config = getattr(scheduler, "config", None)
     parts = ("set_timesteps", "step", "timesteps", "sigmas")
     missing = [part for part in parts if not hasattr(scheduler, part)]

@@ -33,15 +33,15 @@ class Grid:
     """The end points of the steps of a solver.
 
     Attributes:
-        shift: of a grid between its ends, see ``path.shifted``; above 0, 1 is uniform.
-        times: the points instead, in order of the run.
+        shift: shift of a grid between its ends, see ``path.shifted``; above 0, 1 is uniform.
+        times: the points themselves instead, in the order in which they are run.
         direction: "forward" from noise to data, or "backward".
         start: the first time, by default 0, or 1 backward.
         end: the last time, by default 1, or 0 backward.
 
     Raises:
-        ValueError: if an argument is outside its range, ``times`` is given with another of them, or
-            the ends are not in the order of the direction.
+        ValueError: if an argument is outside its range, ``times`` is combined with another of them,
+            or the ends are not in the order of the direction.
     """
 
     shift: float = 1.0
@@ -71,7 +71,7 @@ class Grid:
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The first and the last time, but for given ``times``."""
+        """The first and the last time, where ``times`` is not given."""
         start, end = (0.0, 1.0) if self._sign > 0 else (1.0, 0.0)
         return (
             start if self.start is None else self.start,

@@ -38,7 +38,7 @@ class Baseline(Error):
 
 
 class Pipeline(Schema):
-    """What a plan that was tuned to a pipeline of diffusers keeps about it."""
+    """What a plan that was tuned to a diffusers pipeline records about it."""
 
     network: str
     size: list[int] = Field(min_length=2, max_length=2)
@@ -69,7 +69,9 @@ class Row(Schema):
 
 
 class PlanFile(Schema):
-    """A file of a plan, ``weights`` as rows of the lower triangle; two keys had other names."""
+    """The file of a plan, ``weights`` as rows of the lower triangle; two keys used to have other
+    names.
+    """
 
     model_config = ConfigDict(extra="forbid")
 

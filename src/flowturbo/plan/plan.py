@@ -13,7 +13,7 @@ An evaluation of a guided model takes two passes of the network, for the conditi
     x   = x + sum over j <= k of W[k, j] * v_c_j + (w - 1) * D[k, j] * d_j
 
 where ``D``, the guidance weights, is 0 at conditional evaluations, and ``W`` for a plan without
-them, so that one table serves a range of scales.
+them. One table thus serves a range of scales.
 
 Euler, Runge-Kutta, Adams-Bashforth, the Heun, pseudo-corrector and refiner blocks of FlowTurbo
 (Zhao et al. 2024, arXiv 2409.18128) and fitted solvers are all such tables; a step of two
@@ -84,11 +84,11 @@ class Plan:
     """A sampler of ``K`` evaluations, a frozen value; ``print(plan)`` shows the table.
 
     Attributes:
-        times: (K + 1,) float64 in [0, 1], all ascending or all descending: of the state before each
-            evaluation, and of the result; K is at most 2000.
+        times: (K + 1,) float64 in [0, 1], ascending or descending: the time of the state before
+            each evaluation, and that of the result; K is at most 2000.
         evaluators: K of "model", "conditional" or "refiner"; the first is "model". A conditional
-            evaluation is one of the model without the unconditional branch of guidance; where
-            nothing is guided it is the model's.
+            evaluation is one of the model without the unconditional branch of guidance; without
+            guidance it is an ordinary one.
         weights: (K, K) float64, lower triangular: row ``k`` is the update after evaluation ``k``;
             from -1e4 to 1e4, since larger ones amplify the rounding of float32.
         model_times: (K,) float64 in [0, 1], the time argument of each evaluator; by default
@@ -148,8 +148,8 @@ class Plan:
     def passes(self, guidance: float) -> int:
         """Passes of the network for an image at a guidance scale.
 
-        Two for each evaluation of a guided model, one where nothing is guided (scale 1) and for
-        each conditional evaluation, none for a refiner's.
+        Two for each evaluation of a guided model, one without guidance (scale 1) and for each
+        conditional evaluation, none for those of a refiner.
         """
         branches = 1 if checks.number("guidance", guidance) == 1 else 2
         return branches * self.nfe["model"] + self.nfe["conditional"]
@@ -162,7 +162,7 @@ class Plan:
         refiner: float = 0.0,
         fixed: float = 0.0,
     ) -> float:
-        """Cost of one run: that of all evaluations, at the cost of one, and a ``fixed`` cost.
+        """Cost of one run, from the cost of each kind of evaluation and a ``fixed`` cost.
 
         A conditional evaluation costs half of the model's by default.
         """
@@ -239,7 +239,7 @@ class Plan:
             grid: ``shift`` of the grid, above 0, 1 is uniform (`flowturbo.path.shifted`);
                 ``direction``, "forward" from noise to data, or "backward"; ``start`` and ``end``,
                 the times that the plan runs between, by default the whole path; ``times``, the
-                points of the grid instead, in order of the run.
+                points of the grid instead, in the order in which they are run.
 
         Raises:
             ValueError: if the text is not a plan (the message shows where) or the grid is invalid.
@@ -265,10 +265,11 @@ class Plan:
     def blocks(cls, text: str, *, shipped: bool = False, **grid: Unpack[GridOptions]) -> Plan:
         """The blocks of the paper in any order, one per interval of the grid.
 
-        Each passes a velocity on. H, Heun: 2 evaluations, passes on the second, at the predicted
-        state. P, pseudo corrector: 1 evaluation, predicts with the velocity passed to it; as first
-        block it is H. R, velocity refiner: H with 2 refiner evaluations. E, Euler: 1 evaluation,
-        passes it on (a P after it predicts with a velocity one interval old). ``[H1P1]x2`` repeats.
+        Each passes on a velocity. H, Heun: 2 evaluations, passes on the second, at the predicted
+        state. P, pseudo corrector: 1 evaluation, predicts with the velocity passed to it; as the
+        first block it is H. R, velocity refiner: H with 2 refiner evaluations. E, Euler: 1
+        evaluation, passes it on (a P after it predicts with a velocity one interval old).
+        ``[H1P1]x2`` repeats.
 
         Args:
             text: such as "H1P5R3".
@@ -372,7 +373,7 @@ class Plan:
         slightly above 0, from unscaled noise, like the scheduler's own loop.
 
         Args:
-            scheduler: with its config; its timesteps are not used.
+            scheduler: a flow scheduler; its current timesteps are not used.
             steps: as in its ``set_timesteps``; by default the length of ``sigmas`` or
                 ``timesteps``, else 8.
             sigmas: passed to ``set_timesteps``, if it accepts them.
@@ -394,8 +395,9 @@ class Plan:
         available ones, of no higher order than the row they replace (at most 3); other rows are
         kept. An evaluation that only corrected the state by a dropped velocity is dropped too, and
         replaced by the next evaluation at its time. Rows whose weights do not sum to their step, as
-        in fitted plans, are replaced too, since they compensate for earlier rows. A refiner row
-        needs velocities at two distinct times before it; without them it becomes a model row.
+        in fitted plans, are replaced too, since they compensate for errors of earlier rows. A
+        refiner row needs velocities at two distinct times before it; without them it becomes a
+        model row.
 
         Args:
             t: from ``times[0]``, which gives the plan itself, to ``times[-1]``, exclusive; within
@@ -414,10 +416,10 @@ class Plan:
     def until(self, t: float) -> Plan:
         """The plan up to time ``t``, to invert an image as far as there.
 
-        The evaluations up to ``t`` are kept, and their updates but for the one that passes ``t``,
-        which becomes an Adams-Bashforth step to it of no higher order than it had (at most 3).
-        UniPC and the blocks P correct a state together with the step from it: what ends there
-        lacks that correction, so take ``parse(..., end=t)`` for them.
+        The evaluations up to ``t`` are kept, and so are their updates, except the one that passes
+        ``t``: it is replaced by an Adams-Bashforth step to ``t`` of no higher order (at most 3).
+        UniPC and the blocks P correct a state together with the step from it. A plan that ends
+        there lacks that correction, so use ``parse(..., end=t)`` for them.
 
         Args:
             t: from ``times[0]``, exclusive, to ``times[-1]``, which gives the plan itself; within

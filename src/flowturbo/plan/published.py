@@ -1,4 +1,4 @@
-"""Published few-step samplers as plans, made of the numbers that their authors give.
+"""Published few-step samplers as plans, built from the numbers that their authors give.
 
 - *NeuralSolver* (Wang et al. 2025, "Differentiable Solver Search for Fast Diffusion Sampling",
   arXiv 2505.21114): steps ``dt_k`` and coefficients ``c_kj``, searched on a SiT and a FlowDCN. Its
@@ -6,8 +6,8 @@
 - *OptimalSteps* (Pei et al. 2025, "Optimal Stepsize for Diffusion Sampling", arXiv 2503.21774):
   Euler on some of the noise levels of a fine grid, found by dynamic programming.
 
-No table of theirs is in this library: they are read from a copy of yours. Save the plan, and every
-command takes it as ``--plan plan.json``.
+This library contains none of their tables; they are read from your own copy. Save the plan, and
+every command accepts it as ``--plan plan.json``.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def optimal_steps(steps: Sequence[int], noise_levels: Sequence[float]) -> Plan:
 
     Args:
         steps: indices of the noise levels that are evaluated, in any order, without 0.
-        noise_levels: of the fine grid that was searched, ascending from 0 (data) to at most 1.
+        noise_levels: those of the fine grid that was searched, ascending from 0 (data) to at most
+            1.
 
     Raises:
         ValueError: if the levels are not ascending from 0, or a step is not one of them.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["end_time", "restricted", "start_time", "truncated"]
 
-ORDER = 3  # of a replaced row at most: higher ones amplify the noise of rough velocities
+ORDER = 3  # largest order of a replaced row: higher ones amplify the noise of rough velocities
 GAP = 0.25  # of its times, at least, as a fraction of its step, for the same reason
 CONSISTENT = 1e-5  # tolerance of weights that sum to their step, as those of fitted plans do not
 

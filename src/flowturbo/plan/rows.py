@@ -107,8 +107,8 @@ def _guidance(plan: Plan) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float
 
     The update of row ``k`` is to be ``sum_j W[k, j] v_c,j + (w - 1) sum_j D[k, j] d_j``. Velocities
     are kept guided: exactly at model rows, and at a conditional row ``c`` as the mean over its step
-    of what ``D`` adds there, ``v_c + (w - 1) sum_j D[c, j] d_j / step``. What the update by these
-    lacks is left to the guidance terms.
+    of what ``D`` adds there, ``v_c + (w - 1) sum_j D[c, j] d_j / step``. The guidance terms supply
+    what is missing from the update by these velocities.
     """
     wanted, estimates = differences_of(plan), np.zeros((len(plan), len(plan)))
     if wanted is None:

@@ -1,4 +1,4 @@
-"""What the sampling loop asks of a refiner, and how one is bound to a plan, a model and a scale."""
+"""What the sampling loop requires of a refiner, and how one is bound to a plan, model and scale."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Refiner(Protocol):
     - ``distinct_times``: at how many distinct times it needs velocities (1 if missing);
     - ``per_image_times``: True if ``t``, the times of ``history`` and the scale may be tensors
       (B,), and of ``history`` it uses only the latest velocities at ``distinct_times`` times;
-    - ``guided``: False if it refines single branches, so that each call is guided like the model's
-      (and costs two); by default it is called once, on guided velocities;
+    - ``guided``: False if it refines single branches, so that guidance is applied to its calls as
+      to the model's (and each costs two); by default it is called once, on guided velocities;
     - ``guidance_range``: (lowest, highest) scale it was made for; such a refiner receives the
       scale as ``guidance=...``;
     - ``embed_condition``: as a field may have it;
@@ -71,7 +71,7 @@ def prepare_refiner(plan: Plan, model: Field, refiner: Refiner) -> Refiner:
     """``refiner`` as the rows of ``plan`` call it, guided like ``model`` if that is a ``Guidance``.
 
     Raises:
-        ValueError: if ``plan`` shows it too few velocities, or the scale is not one it knows.
+        ValueError: if ``plan`` gives it too few velocities, or it was not made for the scale.
     """
     scale: GuidanceScale = 1.0
     channels = None
@@ -120,7 +120,7 @@ def bind_refiner(model: Field, refiner: Refiner) -> Refiner:
 def warn_on_mismatch(
     plan: Plan, model: Field, refiner: Refiner | None, guidance: GuidanceScale | None
 ) -> None:
-    """Warn about a plan or refiner used where it was not made for; a scale of None is unknown."""
+    """Warn about a plan or refiner that was made for something else; a scale of None is unknown."""
     made = {"fingerprint": plan.info.get("fingerprint"), "refiner": plan.info.get("refiner")}
     for what, used in (("fingerprint", model), ("refiner", refiner)):
         here = fingerprint_of(used) if made[what] else None

@@ -28,8 +28,8 @@ def network_of(model: object) -> SiT:
 def borrowed(model: object, config: SiTConfig, block: int, *, images: int, numbers: int) -> SiT:
     """A SiT of ``config`` with the embedders, modulation and one block of ``model``, as its first.
 
-    What does not fit in shape starts as in a new network. Images after the first enter with weight
-    0, and the last layer is 0, so the network puts out 0.
+    Parameters of another shape are initialised as in a new network. Images after the first enter
+    with weight 0, and the last layer is 0, so the output of the network is 0.
 
     Raises:
         ValueError: if ``model`` is no SiT or has no such block.

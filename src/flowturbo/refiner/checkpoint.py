@@ -32,10 +32,10 @@ def save_refiner(
     *,
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Write a refiner and its card to ``folder``; either file is whole or untouched.
+    """Write a refiner and its card to ``folder``; each file is written whole or left untouched.
 
     Args:
-        folder: where to.
+        folder: where to write.
         refiner: what to write; its ``card`` (training recipe, measured errors) goes with it.
         model: what it was made for; the card gets its name and fingerprint if it has them.
         dtype: of the weights written.

@@ -18,7 +18,7 @@ LAYERS: dict[int, type[nn.Module]] = {0: nn.Linear, 2: nn.Conv2d, 3: nn.Conv3d} 
 
 
 class SmallNetwork(nn.Module):
-    """Residual 3x3 convolutions of growing reach for states (C, H, W), linear layers for (D,).
+    """Residual 3x3 convolutions with growing dilation for states (C, H, W), linear layers for (D,).
 
     For videos (C, F, H, W) they are 3x3x3.
 
@@ -27,13 +27,13 @@ class SmallNetwork(nn.Module):
 
     Args:
         shape: of the state, (C, H, W), (C, F, H, W) or (D,).
-        width: hidden channels; 40 make about 110,000 parameters of an RGB image.
+        width: hidden channels; 40 give about 110,000 parameters for RGB images.
         depth: residual blocks of two layers.
         classes: number of conditions if they are indices (B,), the null class included; 0 ignores
             the condition.
-        pooled: size P of a vector that the network sees of its condition, which is then a dict with
-            the entry "pooled", (B, P) of floats; 0 without one.
-        images: states in ``x``.
+        pooled: size P of the one vector of its condition that the network uses; the condition is
+            then a dict with the entry "pooled", (B, P) of floats; 0 without one.
+        images: number of states in ``x``.
         numbers: how many ``numbers`` there are.
     """
 

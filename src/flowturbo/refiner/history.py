@@ -81,8 +81,8 @@ class VelocityRefiner(nn.Module):
     ) -> VelocityRefiner:
         """A refiner with the embedders and one block of a SiT, by default the last.
 
-        It starts as linear extrapolation. Of another ``width`` (and ``heads``) it borrows only what
-        fits.
+        It starts as linear extrapolation. With another ``width`` (and ``heads``), only parameters
+        that fit are borrowed.
 
         Raises:
             ValueError: if ``model`` is no SiT or has no such block.
@@ -121,7 +121,8 @@ class VelocityRefiner(nn.Module):
     ) -> dict[int, Condition]:
         """What to pass at ``rows`` of a plan in place of ``cond``, by their k.
 
-        It holds all that takes no state to compute, for all rows computed as one batch.
+        It contains everything that does not depend on the state, computed for all rows as one
+        batch.
         """
         shown, network = self.embed_condition(cond), self.network
         if not rows or not isinstance(network, SiT):

@@ -58,12 +58,12 @@ class PaperRefiner(nn.Module):
     ) -> PaperRefiner:
         """A refiner with the embedders and one block of a SiT, by default the last.
 
-        It starts as the last velocity unchanged. Of another ``depth`` or ``width`` it borrows only
-        what fits; heads stay as wide as the model's.
+        It starts as the last velocity, unchanged. With another ``depth`` or ``width``, only
+        parameters that fit are borrowed; heads stay as wide as the model's.
 
         Raises:
-            ValueError: if ``model`` is no SiT or has no such block, or a SiT cannot be so deep or
-                wide.
+            ValueError: if ``model`` is not a SiT or has no such block, or the depth or width is not
+                possible for a SiT.
         """
         config = network_of(model).config
         width = config.width if width is None else width

@@ -1,4 +1,4 @@
-"""Plan, guidance and refiner of a model: those that are given, else the model's own."""
+"""Plan, guidance and refiner to sample a model with: those that are given, else the model's own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 FALLBACK_PLAN = "AB2:12@1.6"
-"""In place of a default plan that was fitted at another guidance."""
+"""Replaces a default plan that was fitted at another guidance scale."""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Serving: requests of any kind in one running batch, over HTTP, with a page to try it."""
+"""Serving: requests of any kind in one running batch, over HTTP, with a demo page."""

@@ -1,8 +1,8 @@
 """HTTP: OpenAI's images API on an engine.
 
 ``POST /v1/images/generations``, ``POST /v1/images/edits`` and ``GET /v1/models`` answer as OpenAI's
-do, so that its clients work unchanged, and take a few fields more (`flowturbo.serve.schema`).
-``/healthz``, ``/readyz`` and ``/metrics`` are for who runs it.
+do, so that its clients work unchanged, and accept a few more fields (`flowturbo.serve.schema`).
+``/healthz``, ``/readyz`` and ``/metrics`` are for the operator of the server.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from flowturbo.serve.work import (
 __all__ = ["create_app", "event"]
 
 LOG = logging.getLogger("flowturbo.serve")
-POLL = 0.1  # seconds between looks whether the client is still there
+POLL = 0.1  # seconds between checks that the client is still connected
 LARGEST_BODY = 2**26
 GRACE = 30.0
 
@@ -66,11 +66,11 @@ def create_app(
     """The server of an engine, an ASGI application, which closes the engine when it stops.
 
     Args:
-        engine: draws.
-        metrics: what the engine reports its batches to.
-        keys: API keys, one of which every request needs; none is asked for if there are none.
-        largest_body: most bytes of a request.
-        timeout: most seconds of a request, above 0.
+        engine: generates the images.
+        metrics: the metrics that the engine reports its batches to.
+        keys: API keys, one of which every request needs; if empty, requests need no key.
+        largest_body: limit of a request, in bytes.
+        timeout: time limit of a request, in seconds, above 0.
         grace: seconds that requests have to finish when the server stops.
         safeguards: checks of prompts and images, and credentials; none by default.
         ui: also serve the page, at ``/``.
@@ -194,14 +194,14 @@ class _Server:
         served = self.engine.model.name
         if name is not None and name != served:
             raise ApiError(
-                404, f"model={name!r}: this server has {served!r}; ask for that, or leave it out",
+                404, f"model={name!r}: this server has {served!r}; use that, or leave it out",
                 param="model", code="model_not_found",
             )  # fmt: skip
 
     async def answer(self, request: Request, work: Work, kind: str) -> Response:
         """Run ``work`` and answer with its images, or with the events of a stream.
 
-        A stream begins with its first event, so what ends a request earlier has its own status.
+        A stream begins with its first event, so an error before that has its own status.
         """
         loop = asyncio.get_running_loop()
 
@@ -295,7 +295,7 @@ class _Server:
         }
 
     def _facts(self, job: Job[Answer], made: Answer, log: dict[str, Any]) -> dict[str, Any]:
-        """What an answer says of how it was made, which also goes into the log and the figures."""
+        """What a response says about how it was made; also for the log and the metrics."""
         now = time.monotonic()
         self.metrics.finished(now - job.submitted, len(made.images))
         started = job.started or now
@@ -349,18 +349,18 @@ class _Running:
 
     def _over(self, done: asyncio.Future[Answer]) -> None:
         if not done.cancelled():
-            done.exception()  # seen, if nobody waits any more
+            done.exception()  # seen, even if nobody waits any more
         self._news.set()
 
 
 def _check_local(request: Request) -> None:
-    """Refuse what another site sends by a browser, by its Origin or a name of this machine."""
+    """Refuse what another site sends through a browser, by its Origin or a name of this machine."""
     for name in ("host", "origin"):
         value = request.headers.get(name)
         host = urlsplit(value if name == "origin" else f"//{value}").hostname if value else None
         if value is not None and not is_loopback(host or ""):
             raise ApiError(
-                403, f"{name} {value!r}: a server without an API key answers this machine alone; "
+                403, f"{name} {value!r}: a server without an API key only answers this machine; "
                 "ask it as 127.0.0.1 or localhost, or serve with a key",
                 code="forbidden",
             )  # fmt: skip

@@ -3,11 +3,12 @@
 Every request runs through the ordinary sampling loop, on a thread of its own, with a field whose
 calls wait for a common batch: at each tick all evaluations that wait, each with its own state,
 time and condition, are joined into one call of the network. A request may join and leave at any
-tick, and whatever it does between evaluations (plan, guidance, masks, callbacks) is its own.
+tick, and what it does between evaluations (plan, guidance, masks, callbacks) does not affect
+others.
 
-Rows of a batch do not see each other, but matrix products round differently with the size of a
-batch. With one batch size, to which every tick is padded, an image is the same bit for bit whatever
-else runs; otherwise it agrees to rounding, as in batches of `flowturbo.generate`.
+Rows of a batch are independent, but matrix products round differently with the size of a batch.
+With a single batch size, to which every tick is padded, an image is the same bit for bit whatever
+else runs; otherwise it agrees up to rounding, as in batches of `flowturbo.generate`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ __all__ = ["Batcher", "Member", "Tick"]
 
 LOG = logging.getLogger("flowturbo.serve")
 LARGEST = 24  # rows of a batch
-PATIENCE = 0.2  # of the last tick, that a batch waits for those who are between two evaluations
+PATIENCE = 0.2  # of the last tick, that a batch waits for requests that are between two evaluations
 SHORTEST_WAIT, LONGEST_WAIT = 0.002, 1.0  # seconds
 
 Network: TypeAlias = Callable[..., Tensor]
@@ -63,7 +64,7 @@ class Member:
 
     Attributes:
         check: called before and after every evaluation; what it raises ends the request.
-        begun: whether it has asked for an evaluation.
+        begun: whether it has requested an evaluation.
     """
 
     check: Callable[[], None] = lambda: None
@@ -90,13 +91,13 @@ class _Call:
 
 
 class Batcher:
-    """Joins evaluations that are asked for on many threads.
+    """Joins evaluations that are requested on many threads.
 
     Attributes:
         observe: called with each `Tick`, on the batcher's thread.
 
     Args:
-        largest_batch: most rows in a batch, at least 1; a guided image takes two.
+        largest_batch: largest number of rows in a batch, at least 1; a guided image takes two.
         batch_sizes: sizes that a batch is padded to, each at least 1; the largest takes the place
             of ``largest_batch``. None does not pad.
         observe: as above.
@@ -133,7 +134,7 @@ class Batcher:
 
     @contextmanager
     def member(self, check: Callable[[], None] = lambda: None) -> Iterator[Member]:
-        """Run as one member: the evaluations of this thread are asked for in its name."""
+        """Run as one member: the evaluations of this thread are requested in its name."""
         before = getattr(self._local, "member", None)
         made = Member(check, next(self._arrivals))
         self._local.member = made
@@ -148,7 +149,7 @@ class Batcher:
                 self._condition.notify_all()
 
     def rest(self) -> None:
-        """Say that this thread's member makes no evaluation for now; batches do not wait for it."""
+        """Mark this thread's member as making no evaluation now, so that no batch waits for it."""
         member = getattr(self._local, "member", None)
         if member is not None and member.active:
             with self._condition:
@@ -160,8 +161,8 @@ class Batcher:
 
         Args:
             network: returns a tensor of as many rows as it is given.
-            key: what tells ``network`` from others; calls are joined that share it, the shapes of
-                their tensors, and all that is no tensor.
+            key: identifies ``network``; calls are joined if they share it, the shapes of their
+                tensors, and everything that is not a tensor.
             rows: how many rows the tensors of ``arguments`` have; others are shared.
             arguments: a tuple, of tensors and nests of tensors.
         """
@@ -207,7 +208,7 @@ class Batcher:
         try:
             while self._tick():
                 pass
-        finally:  # nobody may wait for ever
+        finally:  # nobody may wait forever
             with self._condition:
                 self._closed = True
                 for call in self._waiting:
@@ -248,7 +249,7 @@ class Batcher:
         return call.error is not None
 
     def _complete(self) -> bool:
-        """Whether all that the next batch has a share for have asked for their evaluation."""
+        """Whether all members with a share of the next batch have requested their evaluation."""
         asked = {call.member for call in self._waiting}
         members = asked | {member for member in self._members if member.active}
         first = sorted(members, key=lambda member: member.arrival)[: max(1, self.largest // 2)]
@@ -257,10 +258,11 @@ class Batcher:
     def _take(self) -> list[tuple[_Call, slice]]:
         """The rows of the next batch.
 
-        The requests that came first, as many as have two rows each, have equal shares of it; what
-        these leave goes to the large among them, but only up to half a batch where small ones wait:
-        these take part in every batch, and large ones must not make it longer for them. Later
-        requests wait for the first: if all took turns, all would finish late.
+        The requests that came first, as many as can have two rows each, have equal shares of it.
+        Rows that these leave unused go to the large requests among them, but only up to half a
+        batch while small ones wait: small requests take part in every batch, and large ones must
+        not make it longer for them. Later requests wait for the first: if all took turns, all would
+        finish late.
         """
         order = sorted(self._waiting, key=lambda call: call.member.arrival)
         share, left = max(2, self.largest // len(order)), self.largest
@@ -310,12 +312,12 @@ class Batcher:
             tick = Tick(rows, size - rows, members, time.perf_counter() - begun)
             try:
                 observe(tick)
-            except Exception:  # who watches must not end what is watched
+            except Exception:  # an observer must not end what it observes
                 LOG.exception("the observer of batches failed")
 
 
 class BatchedField(Wrapper):
-    """A field whose calls run in the batches of a `Batcher`; everything else is its own.
+    """A field whose calls run in the batches of a `Batcher`; all else is that of ``model``.
 
     Calls that are differentiated through run at once, by themselves.
 
@@ -353,7 +355,7 @@ class BatchedField(Wrapper):
         return cond
 
     def decode(self, x: Tensor) -> Tensor:
-        """What the model decodes of final states; batches do not wait for this request now."""
+        """Decode final states with the model; batches do not wait for this request meanwhile."""
         self._batcher.rest()
         decoded: Tensor = self.field.decode(x)  # type: ignore[attr-defined]
         return decoded
@@ -362,8 +364,8 @@ class BatchedField(Wrapper):
 class BatchedRefiner:
     """A refiner whose calls run in the batches of a `Batcher`.
 
-    One that has ``per_image_times`` is called for different rows and plans at once; such a one may
-    be compiled: ``compiled`` returns a function compiled.
+    A refiner with ``per_image_times`` is called for different rows and plans at once, and may be
+    compiled: ``compiled`` returns a compiled function.
     """
 
     def __init__(

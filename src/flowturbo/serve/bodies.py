@@ -79,7 +79,7 @@ def _schema(model: type[ImageRequest]) -> dict[str, Any]:
 
 
 def _inlined(value: Any, parts: dict[str, Any]) -> Any:
-    """``value`` with the parts it refers to in their places."""
+    """``value`` with its references replaced by what they refer to."""
     if isinstance(value, list):
         return [_inlined(item, parts) for item in value]
     if not isinstance(value, dict):

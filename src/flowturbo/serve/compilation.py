@@ -25,7 +25,7 @@ LOG = logging.getLogger("flowturbo.serve")
 class CompiledCalls:
     """Functions compiled for each shape that they are called with until `close`.
 
-    What comes later in another shape runs uncompiled, so nothing ever waits for a compilation.
+    Later calls with other shapes run uncompiled, so nothing ever waits for a compilation.
 
     Attributes:
         graphs: how many were compiled.
@@ -78,7 +78,7 @@ class CompiledCalls:
 
 
 def _kind(arguments: tuple[Any, ...]) -> tuple[Hashable, ...]:
-    """What a graph is made for: the nesting of arguments, shapes, and what is no tensor."""
+    """What a graph is made for: the nesting of arguments, shapes, and values other than tensors."""
     leaves, spec = tree_flatten(arguments)
     return (
         str(spec),

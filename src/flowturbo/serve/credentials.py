@@ -1,7 +1,7 @@
 """Content credentials: a signed statement in an image that it was generated (C2PA).
 
-The key and certificate are the user's; nothing is asked for over a network, so there is no time
-stamp of an authority. Needs ``flowturbo[c2pa]``.
+The key and certificate are the user's; no network is used, so there is no time stamp of an
+authority. Needs ``flowturbo[c2pa]``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Credentials:
     """Signs images.
 
     Args:
-        certificate: a PEM file of the signer's certificate and those that lead from it to a root.
+        certificate: a PEM file with the chain of certificates from the signer's to a root.
         key: a PEM file of its private key, without a password: EC, RSA or Ed25519.
 
     Raises:
@@ -43,7 +43,7 @@ class Credentials:
         try:
             chain, secret = Path(certificate).read_bytes(), Path(key).read_bytes()
             kind = _algorithm(load_pem_private_key(secret, None))
-            # a time stamp would be asked for over the network, a thumbnail is larger than the image
+            # a time stamp would need the network, a thumbnail is larger than the image
             self._context = c2pa.Context.from_dict({"builder": {"thumbnail": {"enabled": False}}})
             self._signer = c2pa.Signer.from_info(c2pa.C2paSignerInfo(kind, chain, secret, None))
             self.signed(encoded(Image.new("L", (1, 1)), "png", {}), "png")
@@ -56,7 +56,7 @@ class Credentials:
         Args:
             image: its content.
             kind: "png", "jpeg" or "webp".
-            edited: whether it was made of another image.
+            edited: whether it was made from another image.
         """
         import c2pa
 

@@ -23,7 +23,7 @@ from flowturbo.tasks.generate import check_model, condition_of
 __all__ = ["Busy", "Cancelled", "Engine", "Expired", "Job"]
 
 T = TypeVar("T")
-BATCH_SIZES = (2, 4, 8, 16)  # that graphs are made for, if no others are asked for
+BATCH_SIZES = (2, 4, 8, 16)  # that graphs are made for, by default
 MEMORY = 32  # finished requests that the pace is a mean of
 
 
@@ -52,8 +52,8 @@ class Job(Generic[T]):
     """A request that was accepted.
 
     Attributes:
-        images: how many it draws.
-        timeout: seconds from ``submitted`` on until it is given up; None is no limit.
+        images: number of images that it generates.
+        timeout: seconds from ``submitted`` on until it expires; None is no limit.
         future: resolves to what the task returns, or raises what it raises, `Cancelled` or
             `Expired`.
         submitted: when it was accepted, in seconds of ``time.monotonic``.
@@ -71,7 +71,7 @@ class Job(Generic[T]):
 
     @property
     def begun(self) -> bool:
-        """Whether it has asked for an evaluation: what it was given is then checked."""
+        """Whether it has requested an evaluation: its input has been checked by then."""
         return self._member is not None and self._member.begun
 
     @property
@@ -84,11 +84,11 @@ class Job(Generic[T]):
         self._end(Cancelled("the request was cancelled"))
 
     def expire(self) -> None:
-        """End it in the same way for its time is over; one that runs looks at the time itself."""
+        """End it in the same way because its time is over; one that runs checks the time itself."""
         self._end(Expired(f"the request did not finish within {self.timeout:g} seconds"))
 
     def check(self) -> None:
-        """Raise `Cancelled` or `Expired` if it is to end."""
+        """Raise `Cancelled` or `Expired` if it has to end."""
         if self.timeout is not None and time.monotonic() > self.submitted + self.timeout:
             self.expire()
         if self._error is not None:
@@ -112,18 +112,18 @@ class Engine:
     ``lambda model: ft.generate(model, ["red apple"])``; plans, scales, sizes and tasks may differ.
 
     Attributes:
-        model: the model as tasks are given it, whose calls share the running batch.
+        model: the model that is passed to tasks, whose calls share the running batch.
 
     Args:
         model: from `flowturbo.load`.
         refiner: for plans with refiner evaluations; by default the one that came with the model.
-        largest_batch: most rows of a batch, at least 1; a guided image takes two.
-        batch_sizes: sizes that every batch is padded to, instead. With one of them an image does
-            not depend on the others of its batch, bit for bit.
+        largest_batch: largest number of rows in a batch, at least 1; a guided image takes two.
+        batch_sizes: sizes that every batch is padded to, instead. With a single size, an image is
+            the same bit for bit, whatever else is in its batch.
         compile: compile the network for each of ``batch_sizes``, by default `BATCH_SIZES` up to
             ``largest_batch``; this takes minutes, in `warm_up`.
-        running: most requests that run at once, at least 1.
-        queue: most images in requests that wait or run, at least 1.
+        running: largest number of requests that run at once, at least 1.
+        queue: largest number of images in waiting and running requests, at least 1.
         observe: called with each `flowturbo.serve.batching.Tick`, on another thread.
 
     Raises:
@@ -171,12 +171,12 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """Whether its batches still run; nothing it accepts is finished otherwise."""
+        """Whether its batches still run; otherwise no request is finished."""
         return self._batcher.alive
 
     @property
     def closing(self) -> bool:
-        """Whether it accepts nothing more."""
+        """Whether it accepts no more requests."""
         return self._closing
 
     @property
@@ -192,10 +192,10 @@ class Engine:
             return sum(job.started is not None for job in self._jobs)
 
     def warm_up(self, report: Report | None = None) -> None:
-        """Run batches of each size, the largest first, and compile them if asked for.
+        """Run batches of each size, the largest first, and compile them if ``compile`` is set.
 
-        The first requests find memory, kernels, graphs and the autoencoder ready. These batches are
-        not observed, nor counted in the pace of requests.
+        Memory, kernels, graphs and the autoencoder are then ready for the first requests. These
+        batches are not observed, nor counted in the pace of requests.
 
         Args:
             report: called with a `Progress` after each size.
@@ -225,12 +225,13 @@ class Engine:
 
         Args:
             task: called with the model, whose evaluations share the running batch.
-            images: how many images it draws, from 1.
-            timeout: seconds until it is given up; above 0.
+            images: number of images that it generates, from 1.
+            timeout: seconds until it expires, above 0.
 
         Raises:
-            ValueError: if an argument is not as described, or the queue never takes so many images.
-            Busy: if as many images as the queue takes wait or run, or the engine is closing.
+            ValueError: if an argument is not as described, or there are more images than the queue
+                can ever hold.
+            Busy: if the queue has no room for the images at present, or the engine is closing.
         """
         images = checks.whole("images", images, 1)
         if timeout is not None:
@@ -255,10 +256,11 @@ class Engine:
         return job
 
     def close(self, timeout: float | None = None) -> bool:
-        """Accept nothing more, let what was accepted finish, and stop.
+        """Accept no more requests, let the accepted ones finish, and stop.
 
         Args:
-            timeout: seconds after which what still waits or runs is cancelled; None is no limit.
+            timeout: seconds after which those that still wait or run are cancelled; None is no
+                limit.
 
         Returns:
             Whether everything finished.
@@ -305,7 +307,7 @@ class Engine:
             self._lock.notify_all()
 
     def _seconds_of(self, images: int) -> float:
-        """How long ``images`` places take to come free, at the pace of the last requests."""
+        """How long it takes until ``images`` places are free, at the pace of the last requests."""
         if len(self._pace) < 2:
             return 1.0
         done = sum(n for _, n in self._pace[1:])

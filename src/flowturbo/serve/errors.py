@@ -26,8 +26,8 @@ class ApiError(Exception):
     """A request that is refused.
 
     Attributes:
-        status: of HTTP.
-        message: one line for who sent it.
+        status: HTTP status.
+        message: one line for the client.
         param: the field it is about.
         code: a word for programs.
         headers: of the response.
@@ -48,7 +48,7 @@ class ApiError(Exception):
 
     @property
     def fault(self) -> bool:
-        """Whether something failed on the side of the server, for its log."""
+        """Whether the server is at fault, for its log."""
         return self.code in ("internal_error", "checker_failed")
 
     def body(self) -> dict[str, Any]:
@@ -62,10 +62,10 @@ class ApiError(Exception):
 
 
 def of_exception(error: BaseException, begun: bool = False) -> ApiError:
-    """What an exception is to who sent the request; 500 for what is not theirs.
+    """What the client is told about an exception; 500 if the request did not cause it.
 
-    Tasks check what they are given before the first evaluation of the model, and what is refused
-    there is the request's. What fails later is the server's, but for images that are not finite.
+    Tasks check their input before the first evaluation of the model, so errors before that are the
+    client's. Later ones are the server's, except images that are not finite.
 
     Args:
         error: what was raised.
@@ -92,7 +92,7 @@ def of_exception(error: BaseException, begun: bool = False) -> ApiError:
         )  # fmt: skip
     if isinstance(error, CheckFailed):
         return ApiError(
-            503, "what checks requests did not answer, so nothing is drawn; try again",
+            503, "a checker of requests did not answer, so no image is generated; try again",
             code="checker_failed", headers={"Retry-After": "5"},
         )  # fmt: skip
     if isinstance(error, HTTPException):
@@ -107,13 +107,13 @@ def of_exception(error: BaseException, begun: bool = False) -> ApiError:
 
 
 def _invalid(error: RequestValidationError | ValidationError) -> ApiError:
-    """The first complaint of pydantic, with the field and its value."""
+    """The first error of pydantic, with the field and its value."""
     first = error.errors()[0]
     place = [str(part) for part in first["loc"] if part not in ("body", "tuple[int,int]")]
     name = ".".join(place) or "body"
     if first["type"] == "extra_forbidden":
         hint = did_you_mean(place[-1], list(EditRequest.model_fields))
-        return ApiError(400, f"{name}: is no field{hint}", param=name, code="unknown_parameter")
+        return ApiError(400, f"{name}: is not a field{hint}", param=name, code="unknown_parameter")
     if first["type"] == "json_invalid" or name == "body":
         return ApiError(400, "the body is not a JSON object; send it as application/json")
     if first["type"] == "missing":

@@ -11,12 +11,13 @@ TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8  # of mallopt(3)
 
 
 def keep_freed_memory() -> bool:
-    """Have glibc keep what is freed for the next batch, and say whether it does.
+    """Make glibc keep freed memory for the next batch, and return whether it does.
 
-    It returns large blocks to the kernel as soon as they are free, more eagerly so on other threads
-    than the main one, and the kernel clears every page that it hands out again. A network frees and
-    allocates its activations at every layer, so that batches take up to twice as long. Kept, the
-    memory of the process stays at its highest; other libraries and systems are left as they are.
+    By default it returns large blocks to the kernel as soon as they are free, more eagerly on
+    threads other than the main one, and the kernel clears every page that it hands out again. A
+    network frees and allocates its activations at every layer, so batches take up to twice as long.
+    If memory is kept, that of the process stays at its peak; other C libraries and systems are not
+    affected.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -1,4 +1,4 @@
-"""Figures for Prometheus."""
+"""Metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class Metrics:
         self._refused.labels(code).inc()
 
     def first(self, seconds: float) -> None:
-        """Note when the first image of a request was there."""
+        """Record the time to the first image of a request."""
         self._first.observe(seconds)
 
     def finished(self, seconds: float, images: int) -> None:
-        """Note when a request was done."""
+        """Record the time to the end of a request."""
         self._total.observe(seconds)
         self._images.inc(images)
 

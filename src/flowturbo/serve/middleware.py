@@ -1,4 +1,4 @@
-"""Around every request: an id, a limit to its body, a line in the log, figures for Prometheus."""
+"""Around every request: an id, a limit on its body, a line in the log, metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Surround:
             self.metrics.refused(found.code or "other")
             if found.fault:
                 LOG.error(f"request {name} failed", exc_info=e)
-            if status:  # too late for an answer
+            if status:  # too late for a response
                 raise
             await JSONResponse(found.body(), found.status, found.headers)(scope, receive, named)
         finally:

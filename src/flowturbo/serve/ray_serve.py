@@ -1,7 +1,7 @@
 """Serving on a Ray cluster: replicas of the server of `flowturbo.serve.api`, by Ray Serve.
 
-Ray's proxies take requests, hold those that wait, and hand them to replicas; Ray scales, replaces
-and drains replicas. An engine, with its running batch, lives in its replica.
+Ray's proxies accept requests, queue them, and hand them to replicas; Ray scales, replaces and
+drains replicas. Each replica has an engine of its own, with its running batch.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ERRORS = {
     404: (503, "unavailable"), 408: (504, "timeout"), 429: (429, "queue_full"),
     503: (503, "unavailable"),
 }  # fmt: skip
-"""Status and code of our API for those that proxies answer with; 404 without an application."""
+"""Status and code of our API for those of Ray's proxies; 404 if there is no application."""
 LOST = ApiError(
     503, "the replica that ran the request was lost; send it again", code="replica_lost",
     headers={"Retry-After": str(RETRY_AFTER)},
@@ -85,27 +85,27 @@ def serve(
 ) -> None:
     """Serve on the cluster that was joined, until SIGINT or SIGTERM.
 
-    Then replicas finish what they accepted. The application stays where this process is killed
-    and the cluster is not its own; another call replaces it, replica by replica.
+    Replicas then finish the requests that they accepted. If this process is killed and the cluster
+    is not its own, the application keeps running; another call replaces it, replica by replica.
 
     Args:
         build: makes the server of a replica, in its process.
-        replicas: how many, from 1; with ``max_replicas``, how few.
-        max_replicas: how many there may be under load; None keeps the number.
-        gpus: of each replica, 0 or 1; one of the CPU takes a core.
-        host: on which the proxy of every machine listens.
+        replicas: number of replicas, from 1; with ``max_replicas``, the smallest number.
+        max_replicas: largest number of replicas under load; None keeps the number.
+        gpus: of each replica, 0 or 1; a replica on the CPU takes a core.
+        host: address that the proxy of every machine listens on.
         port: of the proxies, from 1.
         keys: API keys.
-        running: most requests that are handed to a replica at once.
-        queue: most requests that wait at a proxy.
-        timeout: most seconds of a request, above 0.
+        running: largest number of requests that are handed to a replica at once.
+        queue: largest number of requests that wait at a proxy.
+        timeout: time limit of a request, in seconds, above 0.
         grace: seconds that a replica has to finish when it stops.
-        ready: called with the URL when it can be asked.
+        ready: called with the URL once it accepts requests.
 
     Raises:
-        ValueError: if ``host`` is not loopback and there is no key; if the cluster serves already,
-            at an address that others may reach, and there is no key.
-        OSError: if the address cannot be had, or replicas do not start.
+        ValueError: if there is no key, and ``host`` is not loopback or the cluster serves already,
+            at an address that others may reach.
+        OSError: if the address is not available, or replicas do not start.
     """
     begun = not ray_serve.status().proxies
     if begun:
@@ -170,8 +170,8 @@ def serve(
 class Reasons:
     """Middleware of Ray's proxies: errors that are theirs have the form of our API.
 
-    A proxy answers by itself where no replica does: in plain text if the queue is full or time is
-    up, with nothing at all if the replica was lost. Such a request may be sent again.
+    A proxy answers by itself if no replica does: in plain text if the queue is full or the time is
+    over, with an empty response if the replica was lost. Such a request may be sent again.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -218,5 +218,5 @@ class Reasons:
 
 
 def proxy_middleware() -> list[Middleware]:
-    """What Ray asks for when a proxy starts."""
+    """What Ray calls when a proxy starts."""
     return [Middleware(Reasons)]

@@ -1,10 +1,10 @@
-"""Safeguards: checks of prompts and images, before and after a request is drawn.
+"""Safeguards: checks of prompts and images, before and after images are generated.
 
 A checker is any callable ``checker(texts, images)``. It returns why a request is refused, or None.
-It sees the texts and source images of a request before anything is drawn (``prompt``,
+It sees the texts and source images of a request before anything is generated (``prompt``,
 ``negative_prompt``, ``source_prompt``; ``image[0]``, ...), and every image before it is sent
 (``output[0]``, ...), partial ones too. Checkers run on the threads of requests, off the event loop.
-A checker that fails refuses too: nothing is sent that was not checked.
+If a checker fails, the request is refused too: nothing is sent unchecked.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Checker: TypeAlias = Callable[[Mapping[str, str], Mapping[str, Image.Image]], st
 """(texts by field, images by name) -> why the request is refused, or None."""
 
 TEXTS = ("prompt", "negative_prompt", "source_prompt")
-LARGEST_REPLY = 2**16  # bytes of an endpoint's answer
+LARGEST_REPLY = 2**16  # bytes of an endpoint's response
 
 
 class Blocked(Exception):
@@ -59,11 +59,11 @@ class CheckFailed(Exception):
 
 @dataclass(frozen=True)
 class Safeguards:
-    """What is done before and after every request.
+    """Checks before and after every request, and signatures.
 
     Attributes:
-        checkers: asked one after the other.
-        credentials: sign every image, C2PA.
+        checkers: called one after the other.
+        credentials: sign every image (C2PA).
     """
 
     checkers: Sequence[Checker] = ()
@@ -92,13 +92,13 @@ class Safeguards:
         return run
 
     def check_files(self, request: ImageRequest, files: Sequence[bytes]) -> None:
-        """Check images that were drawn for ``request``; raises as `guarded`."""
+        """Check images that were generated for ``request``; raises as `guarded`."""
         if self.checkers:
             images = {f"output[{i}]": Image.open(io.BytesIO(f)) for i, f in enumerate(files)}
             self.check(_texts(request), images)
 
     def check(self, texts: Mapping[str, str], images: Mapping[str, Image.Image]) -> None:
-        """Ask every checker; raises as `guarded`."""
+        """Call every checker; raises as `guarded`."""
         for checker in self.checkers:
             try:
                 reason = checker(texts, images)
@@ -140,17 +140,17 @@ DIGITS = {
     "a": "4@", "b": "8", "e": "3", "g": "9", "i": "1!|", "l": "1!|", "o": "0", "s": "5$", "t": "7+",
     "z": "2",
 }  # fmt: skip
-"""What is written for letters."""
+"""Characters that are written in place of letters."""
 _LETTER = r"[^\W_]"
 _BETWEEN = r"(?:[^\w\s]|_)?"  # one mark between letters
 _GAP = r"(?:\W|_){1,16}"  # between words; without a limit, texts of marks alone would take seconds
 
 
 def folded(text: str) -> str:
-    """``text`` without what hides words in it.
+    """``text`` normalised so that words cannot be hidden in it.
 
-    Compatible forms are one (NFKC), case is folded, accents and what is not seen are left out, and
-    letters of other scripts that look like Latin ones are those.
+    Compatible forms are unified (NFKC), case is folded, accents and invisible characters are
+    removed, and letters of other scripts that look like Latin ones are replaced by these.
     """
     text = unicodedata.normalize("NFKC", text).casefold()
     text = _HIDDEN.sub("", unicodedata.normalize("NFKD", text))
@@ -161,15 +161,15 @@ def folded(text: str) -> str:
 class BlockList:
     """Refuses texts that contain a term.
 
-    Both are `folded`, digits and signs may stand for letters (`DIGITS`), and one mark may stand
+    Both are `folded`; digits and signs may stand for letters (`DIGITS`), and there may be one mark
     between letters, and 16 between words. A term begins and ends where a word does, except at a
-    character of scripts that write no spaces.
+    character of scripts that are written without spaces.
 
     Args:
-        path: one term a line, of one word or several; lines that begin with ``#`` are comments.
+        path: one term per line, of one word or several; lines that begin with ``#`` are comments.
 
     Raises:
-        ValueError: if the file cannot be read, has no terms, or one without letters and signs.
+        ValueError: if the file cannot be read, has no terms, or has one without letters and signs.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -188,7 +188,7 @@ class BlockList:
                 found = folded(term).strip()
                 (wide if _is_wide(found[0]) else words).append(_pattern(found))
         if not words + wide:
-            raise ValueError(f"block list {path}: holds no terms, one a line")
+            raise ValueError(f"block list {path}: contains no terms; write one per line")
         begun = [f"(?<!{_LETTER})(?:{'|'.join(words)})"] if words else []
         self._pattern = re.compile("|".join(begun + wide))
 
@@ -196,7 +196,7 @@ class BlockList:
         return f"BlockList({str(self.path)!r})"
 
     def __call__(self, texts: Mapping[str, str], images: Mapping[str, Image.Image]) -> str | None:
-        """Which text contains a term; images are not looked at."""
+        """Which text contains a term; images are ignored."""
         for name, text in texts.items():
             if self._pattern.search(" ".join(folded(text).split())):
                 return f"{name} contains what is on the server's block list"
@@ -204,7 +204,7 @@ class BlockList:
 
 
 def _pattern(term: str) -> str:
-    """The expression of a folded term, to where it ends."""
+    """The regular expression of a folded term, up to its end."""
     words = [
         _BETWEEN.join(f"[{re.escape(c + DIGITS.get(c, ''))}]" for c in word)
         for word in term.split()
@@ -214,7 +214,7 @@ def _pattern(term: str) -> str:
 
 
 def _is_wide(character: str) -> bool:
-    """Whether it is of a script that writes no spaces, or an emoji."""
+    """Whether it is from a script that is written without spaces, or an emoji."""
     return unicodedata.east_asian_width(character) == "W"
 
 
@@ -222,15 +222,15 @@ def _is_wide(character: str) -> bool:
 
 
 class Endpoint:
-    """Asks a service, by ``POST`` of JSON.
+    """Calls a service, by ``POST`` of JSON.
 
-    It is sent ``{"texts": {name: text}, "images": {name: PNG in base64}}`` and answers
-    ``{"reason": null}``, or with the reason of a refusal. Anything else, and no answer in time, is
-    a failure.
+    It receives ``{"texts": {name: text}, "images": {name: PNG in base64}}`` and answers
+    ``{"reason": null}``, or the reason for refusing. Any other response, or none in time, is a
+    failure.
 
     Args:
         url: http or https.
-        timeout: seconds to wait for it to connect, and for each part of its answer.
+        timeout: seconds to wait for a connection, and for each part of the response.
     """
 
     def __init__(self, url: str, timeout: float = 5.0) -> None:

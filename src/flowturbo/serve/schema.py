@@ -1,4 +1,4 @@
-"""What a request may say: the fields of OpenAI's images API, and a few of our own."""
+"""The fields of a request: those of OpenAI's images API, and a few of our own."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _format(value: object) -> object:
 
 def _background(value: object) -> object:
     if value == "transparent":
-        raise ValueError("only 'auto' or 'opaque': this model draws no transparency")
+        raise ValueError("only 'auto' or 'opaque': this model generates no transparency")
     return value
 
 
@@ -67,8 +67,8 @@ def _plan(value: object) -> object:
 class ImageRequest(BaseModel):
     """Fields that generations and edits share.
 
-    Those from ``seed`` on are not OpenAI's; their names are those of other servers where these have
-    them. ``user``, ``safety_identifier`` and ``moderation`` are accepted, and have no effect on the
+    Those from ``seed`` on are not OpenAI's; their names are those that other servers use, if any.
+    ``user``, ``safety_identifier`` and ``moderation`` are accepted, and have no effect on the
     image.
     """
 
@@ -100,11 +100,11 @@ class ImageRequest(BaseModel):
 
     @property
     def count(self) -> int:
-        """How many images are asked for, of each source."""
+        """Number of images to generate, for each source."""
         return self.n or 1
 
     def described(self) -> dict[str, Any]:
-        """What an answer repeats of it."""
+        """What the response repeats of it."""
         return {
             "background": "opaque",
             "output_format": self.output_format or "png",
@@ -127,9 +127,9 @@ class Reference(BaseModel):
 class EditRequest(ImageRequest):
     """``POST /v1/images/edits``; as a form, images are files named ``image`` or ``image[]``.
 
-    With a mask the part is painted anew, or with ``task="remove"`` removed; with a box, or a click
-    on an object, it is removed; with a
-    ``source_prompt`` the image is changed from that to the prompt; else it is image to image.
+    With a mask, the masked part is repainted or, with ``task="remove"``, removed; with a box, or a
+    click on an object, that is removed; with a ``source_prompt``, what it describes is changed into
+    what ``prompt`` describes; otherwise it is image to image.
     """
 
     images: Annotated[list[Reference], Field(min_length=1, max_length=MOST_IMAGES)] | None = None

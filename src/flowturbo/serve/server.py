@@ -15,21 +15,21 @@ __all__ = ["bind", "serve"]
 
 
 def bind(host: str, port: int, keys: Sequence[str]) -> socket.socket:
-    """A socket that listens.
+    """A listening socket.
 
     Args:
         host: an address or a name.
-        port: 0 takes a free one.
+        port: 0 picks a free one.
         keys: API keys.
 
     Raises:
         ValueError: if ``host`` is not loopback and there is no key.
-        OSError: if the address cannot be had.
+        OSError: if the address is not available.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as e:
-        raise ValueError(f"host={host!r}: is no address of this machine ({e})") from e
+        raise ValueError(f"host={host!r}: is not an address of this machine ({e})") from e
     if not keys and not is_loopback(str(address[0])):
         raise ValueError(
             f"host={host!r}: others can reach it, so it needs an API key; give one with "
@@ -44,13 +44,13 @@ def bind(host: str, port: int, keys: Sequence[str]) -> socket.socket:
 def serve(
     app: FastAPI, listening: socket.socket, *, grace: float, ready: Callable[[str], None]
 ) -> None:
-    """Serve ``app`` until SIGINT or SIGTERM, and let what was accepted finish.
+    """Serve ``app`` until SIGINT or SIGTERM, and let accepted requests finish.
 
     Args:
         app: from `flowturbo.serve.api.create_app`.
         listening: from `bind`.
         grace: seconds that requests have to finish.
-        ready: called with the URL when it can be asked.
+        ready: called with the URL once it accepts requests.
     """
     logging.getLogger("flowturbo.serve").setLevel(logging.INFO)
     config = uvicorn.Config(

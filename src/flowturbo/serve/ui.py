@@ -1,4 +1,4 @@
-"""The page: static files of our own in ``page/``, which ask the public API and nothing else."""
+"""The page: static files in ``page/``, which use only the public API."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEADERS = {
     )),
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-cache",  # ask whether it changed
+    "Cache-Control": "no-cache",  # revalidate every time
 }  # fmt: skip
 
 
@@ -27,7 +27,7 @@ class _Page(StaticFiles):
     """Files with the headers of the page."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
-        """The answer with a file, or that it has not changed."""
+        """The response with a file, or that it has not changed."""
         made = super().file_response(*args, **kwargs)
         made.headers.update(HEADERS)
         return made

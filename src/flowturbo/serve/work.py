@@ -1,4 +1,4 @@
-"""From a request to a task for the engine, and from images to the bytes of an answer."""
+"""From a request to a task for the engine, and from images to the bytes of a response."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from flowturbo.tasks.sources import Edited
 __all__ = ["Answer", "Work", "data_url", "edit_work", "generation_work", "opened", "preview"]
 
 QUALITIES = {"low": ("fast",), "medium": ("light", "balanced"), "high": ("best",)}
-"""Plans of a model, by name, that a quality takes: the first that the model has."""
+"""Names of plans for each quality; the first that the model has is used."""
 EVALUATIONS = {"low": 6, "medium": 8, "high": 16}
 """Evaluations of a second-order plan, for a model without them."""
 FIDELITY = {"low": 0.1, "high": 0.4}
@@ -46,7 +46,7 @@ TASKS: dict[str, Callable[..., Edited]] = {
     "edit": edit, "img2img": img2img, "inpaint": inpaint, "remove": remove,
 }  # fmt: skip
 SOFTWARE = f"flowturbo {__version__}"
-MOST_PIXELS = 2**25  # of all images that a request sends, and of all that it is answered with
+MOST_PIXELS = 2**25  # of all images in a request, and of all in its response
 
 Partial = Callable[[int, Tensor], None]
 """Called with the number of a partial image, from 0, and its states (B, C, H, W)."""
@@ -54,7 +54,7 @@ Partial = Callable[[int, Tensor], None]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a request made.
+    """The result of a request.
 
     Attributes:
         images: files, as bytes.
@@ -80,12 +80,12 @@ class Work:
     """A request, ready for the engine.
 
     Attributes:
-        request: what was asked.
-        images: how many it draws.
+        request: the fields.
+        images: number of images that it generates.
         sources: images that it edits.
         mask: of the part to paint.
         run: the task, after `decode`.
-        partial: set by who wants to see partial images, before it runs.
+        partial: set by the caller before it runs, to receive partial images.
     """
 
     request: ImageRequest
@@ -96,7 +96,7 @@ class Work:
     partial: Partial | None = None
 
     def decode(self) -> None:
-        """Read the pixels of its images, which takes memory: not before the request runs.
+        """Read the pixels of its images; not before the request runs, since it takes memory.
 
         Raises:
             ValueError: if a file is damaged.
@@ -113,7 +113,7 @@ def generation_work(model: Model, request: GenerationRequest) -> Work:
     """The task of a generation.
 
     Raises:
-        ValueError: for what the model does not know.
+        ValueError: for anything that the model does not know.
     """
     plan, seed = plan_of(model, request), seed_of(request)
     if request.style is not None:
@@ -147,22 +147,23 @@ def edit_work(
     images: Sequence[Image.Image],
     mask: Image.Image | None = None,
 ) -> Work:
-    """The task of an edit: of every image, as often as is asked.
+    """The task of an edit: of every image, as many times as requested.
 
     Args:
         model: what edits.
         request: the fields.
         images: the sources.
-        mask: transparent where to paint, as in OpenAI's API.
+        mask: transparent where to repaint, as in OpenAI's API.
 
     Raises:
-        ValueError: for fields that do not go together, and for what the model does not know.
+        ValueError: for fields that do not go together, and for anything that the model does not
+            know.
     """
     task, total = _task(request, mask), len(images) * request.count
     if total > MOST_IMAGES:
         raise ValueError(
-            f"n={request.count}: {len(images)} images so often are {total}, and a request draws at "
-            f"most {MOST_IMAGES}"
+            f"n={request.count}: {request.count} of each of {len(images)} images are {total}; a "
+            f"request generates at most {MOST_IMAGES}"
         )
     largest = max((image.size for image in images), key=lambda size: size[0] * size[1])
     _check_pixels(request, total, *largest)
@@ -234,7 +235,7 @@ def opened(contents: Mapping[str, bytes]) -> dict[str, Image.Image]:
     """The images in contents of files, by name; `Work.decode` reads their pixels.
 
     Raises:
-        ValueError: if one is none, or they are over `MOST_PIXELS`.
+        ValueError: if one is not an image, or they exceed `MOST_PIXELS`.
     """
     made: dict[str, Image.Image] = {}
     for name, content in contents.items():
@@ -259,12 +260,12 @@ def _opened(name: str, content: bytes, most: int) -> Image.Image:
 
 def _unreadable(name: str, error: Exception) -> ValueError:
     return ValueError(
-        f"{name}: is no image that can be read; send PNG, JPEG or WebP ({type(error).__name__})"
+        f"{name}: is not a readable image; send PNG, JPEG or WebP ({type(error).__name__})"
     )
 
 
 def data_url(name: str, url: str) -> bytes:
-    """The content of a data URL; ``ValueError`` if it is none: nothing is fetched."""
+    """The content of a data URL; ``ValueError`` for other URLs, since nothing is fetched."""
     head, _, body = url.partition(",")
     if not head.startswith("data:image/") or not head.endswith(";base64"):
         raise ValueError(
@@ -314,7 +315,9 @@ def _task(request: EditRequest, mask: Image.Image | None) -> str:
     if task == "edit" and request.source_prompt is None:
         raise ValueError("source_prompt=None: task='edit' needs what the image shows")
     if task == "edit" and request.count > 1 and (request.method or "inversion") == "inversion":
-        raise ValueError(f"n={request.count}: an inversion draws one image; pass n=1, or method")
+        raise ValueError(
+            f"n={request.count}: an inversion generates one image; pass n=1, or method"
+        )
     return task
 
 
@@ -341,7 +344,7 @@ def _notation(model: Model, request: ImageRequest) -> str:
 
 def _check_transparent(mask: Image.Image) -> None:
     if "A" not in mask.getbands() and "transparency" not in mask.info:
-        raise ValueError("mask: has no transparency; make transparent what is to be painted")
+        raise ValueError("mask: has no transparency; make the part to repaint transparent")
 
 
 def _painted(mask: Image.Image) -> Image.Image:
@@ -350,7 +353,7 @@ def _painted(mask: Image.Image) -> Image.Image:
 
 
 def _partials(work: Work) -> Callable[[Step], None] | None:
-    """A callback that hands on as many predicted images as are asked for, evenly spread."""
+    """A callback that passes on the requested number of predicted images, evenly spaced."""
     wanted = work.request.partial_images or 0
     if not work.request.stream or not wanted:
         return None
@@ -403,7 +406,7 @@ def _file(image: Image.Image, request: ImageRequest, about: dict[str, str]) -> b
 
 
 def _usage(model: Model, prompt: str, images: int, sources: int) -> dict[str, Any]:
-    """Tokens: of the prompt, and as many an image as the network has."""
+    """Tokens: those of the prompt, and those of the network for each image."""
     config, (_, height, width) = getattr(model.network, "config", None), model.shape
     each = height * width // getattr(config, "patch", 1) ** 2
     cond = model.condition([prompt]) if model.conditioning else torch.zeros(1)

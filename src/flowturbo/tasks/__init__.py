@@ -1,1 +1,1 @@
-"""What users ask for: generating images."""
+"""Tasks: generating and editing images."""

@@ -1,4 +1,4 @@
-r"""Editing by prompts: image to image, and changes that keep what the prompts share.
+r"""Editing by prompts: image to image, and edits that keep what the prompts have in common.
 
 With a source image :math:`x`, its prompt ``c`` and the target prompt ``c'``:
 
@@ -6,13 +6,14 @@ With a source image :math:`x`, its prompt ``c`` and the target prompt ``c'``:
   there with ``c'``. The source prompt is not used.
 - *inversion* (as in Hertz et al. 2023, arXiv 2208.01626, on the ODE): follow the model's own
   velocity backward from :math:`x` to ``t`` with ``c``, unguided, and forward again with ``c'``. The
-  state at ``t`` knows the image, so shapes and poses stay.
+  state at ``t`` determines the image, so shapes and poses stay.
 - *flowedit* (Kulikov et al. 2025, arXiv 2412.08629): from :math:`x`, follow the difference of the
   velocities of ``c'`` and ``c`` at states with the same noise.
 
-``keep`` says in all of them how much of the source stays: at 0 nothing but what an inversion knows,
-at 1 everything. The edit begins at time ``t = keep``, by flowedit at ``keep ** 1.1``: begun at the
-same time it stays nearer to the source, and with this power about as near as an inversion.
+In all of them, ``keep`` is how much of the source stays: at 1 everything, at 0 only what an
+inversion preserves. The edit begins at time ``t = keep``, or at ``keep ** 1.1`` with flowedit,
+which would stay nearer to the source if it began at the same time; with this power it stays about
+as near as an inversion.
 """
 
 from __future__ import annotations
@@ -79,17 +80,18 @@ def img2img(
     Args:
         model: from `flowturbo.load`.
         image: a PIL image or a path, of any size and mode, or several.
-        prompt: a prompt or label, or several; one goes with all images, and one image with all.
-        strength: from 0, the image itself, to 1, an image from noise alone. The run begins at time
+        prompt: a prompt or label, or several; a single prompt is used for all images, and a single
+            image for all prompts.
+        strength: from 0 (the image itself) to 1 (an image from pure noise). The run begins at time
             ``1 - strength``.
-        plan: notation runs whole between that time and data; a table, or a plan of the model by its
-            name, is restricted to it, and takes fewer evaluations. None is the card's.
+        plan: notation is run in full between that time and data; a table, or a plan of the model by
+            its name, is restricted to that range, and takes fewer evaluations. None is the card's.
         guidance: scale of classifier-free guidance, 1 is off; by default the card's.
         negative: a prompt to guide away from; by default the unconditional one.
         style: one of ``model.styles``, for all prompts.
         seed: of the first image's noise; image ``i`` has ``seed + i``.
         refiner: for plans with refiner evaluations; by default the one that came with the model.
-        size: "input", each in its place in the original, or "model", as the model draws them.
+        size: "input", put back into the original image, or "model", the size of the model's images.
         callback: called after every evaluation, see `flowturbo.sample`.
 
     Returns:
@@ -133,16 +135,17 @@ def invert(
 ) -> Tensor:
     """The state at time ``until`` from which the model leads to an image; at 0 its noise.
 
-    The ODE is solved backward without guidance, which is the case that can be undone: guidance
-    above 1 in an inversion is amplified. `flowturbo.sample` with a plan from ``until`` leads back.
+    The ODE is solved backward without guidance, since only then can the inversion be undone: the
+    effect of guidance above 1 in an inversion is amplified. `flowturbo.sample` with a plan from
+    ``until`` leads back.
 
     Args:
         model: from `flowturbo.load`.
         image: a PIL image or a path, or several.
         prompt: what the image shows, or several; by default nothing.
         plan: notation of a solver that runs backward, without R, or a plan (or its file) that leads
-            from data to ``until``, such as `flowturbo.tune` fits by ``direction="round trip"``.
-        until: from 0, noise, up to, not at, 1.
+            from data to ``until``, such as `flowturbo.tune` fits with ``direction="round trip"``.
+        until: from 0 (noise) to below 1.
         style: one of ``model.styles``, for all prompts.
 
     Returns:
@@ -176,28 +179,28 @@ def edit(
     size: Size = "input",
     callback: Callback | None = None,
 ) -> Edited:
-    """Change an image from what ``source_prompt`` says to what ``prompt`` says.
+    """Edit an image: change what ``source_prompt`` describes into what ``prompt`` describes.
 
     Args:
         model: from `flowturbo.load`.
         image: a PIL image or a path, or several.
-        prompt: what the image is to show, or several.
-        source_prompt: what it shows, or several.
+        prompt: what the edited image should show, or several.
+        source_prompt: what the image shows, or several.
         method: "inversion", "flowedit" or "sdedit"; see `flowturbo.tasks.editing`.
-        keep: how much of the image stays, from 0 to 1, about alike in all methods.
-        plan: notation of a solver, for each direction; for "inversion" also a plan (or its file)
-            that `flowturbo.tune` fits by ``direction="round trip"`` and ``until`` this ``keep``;
-            for the others a table of a forward one.
-        guidance: scale for ``prompt``, 1 is off; by default the card's. The source prompt is never
-            guided by.
+        keep: how much of the image stays, from 0 to 1, on about the same scale in all methods.
+        plan: notation of a solver that is used in each direction; for "inversion" also a plan (or
+            its file) that `flowturbo.tune` fits with ``direction="round trip"`` and ``until`` equal
+            to this ``keep``; for the other methods also the table of a forward plan.
+        guidance: scale for ``prompt``, 1 is off; by default the card's. Guidance is never applied
+            to the source prompt.
         style: one of ``model.styles``, for the prompts.
         source_style: the same for the source prompts; by default ``style``, and "" is none.
         exact: for "inversion", run the reversible solver BELM with the evaluations and the shift of
-            ``plan``: to the same prompt, unguided, the image returns to rounding.
+            ``plan``: with the same prompt, unguided, the image is recovered up to rounding.
         seed: of the first image's noise, for "flowedit" and "sdedit"; an inversion has none.
-        size: "input", each in its place in the original, or "model", as the model draws them.
-        callback: called after every evaluation of the way to ``prompt``, see `flowturbo.sample`; in
-            "flowedit" its ``v`` and ``x1`` are of the difference that is followed.
+        size: "input", put back into the original image, or "model", the size of the model's images.
+        callback: called after every evaluation of the run to ``prompt``, see `flowturbo.sample`; in
+            "flowedit" its ``v`` and ``x1`` are those of the difference that is followed.
 
     Returns:
         A list of PIL images with ``evaluations`` and ``passes``.
@@ -259,7 +262,7 @@ def _there_and_back(
     start: float,
     callback: Callback | None,
 ) -> Tensor:
-    """From data to ``start`` and back by BELM, from the two states that the way there ends with."""
+    """From data to ``start`` and back with BELM, from the last two states of the backward run."""
     if not isinstance(plan, str) or is_file_name(plan):
         raise ValueError(f"exact=True, plan={checks.shown(plan)}: takes notation ('AB2:8')")
     _, _, shift, _ = notation.parse(plan)
@@ -283,10 +286,10 @@ def _there_and_back(
 def forward(
     model: Model, plan: Plan | str | None, start: float, guidance: float | None = None
 ) -> Plan:
-    """``plan`` from ``start`` to data: notation runs whole, a table is restricted.
+    """``plan`` from ``start`` to data: notation is run in full, a table is restricted.
 
     Raises:
-        ValueError: if it is no plan, or does not lead to data.
+        ValueError: if it is not a plan, or does not lead to data.
     """
     start = min(start, 1 - NOTHING)
     if is_file_name(plan):
@@ -299,7 +302,7 @@ def forward(
 
 
 def full_plan(plan: Plan, what: str) -> None:
-    """Raise ``ValueError`` unless ``plan`` has evaluations of the whole model alone."""
+    """Raise ``ValueError`` unless all evaluations of ``plan`` are those of the whole model."""
     if {*plan.evaluators} != {"model"}:
         raise ValueError(
             f"{what}, plan {plan.name!r}: conditional (C) and refiner (R) evaluations have no "

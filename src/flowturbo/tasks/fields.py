@@ -17,9 +17,9 @@ __all__ = ["Corrected", "Difference", "Known", "noised_afresh"]
 
 
 class Difference(Wrapper):
-    """FlowEdit's field: the velocity of the target less that of the source, at the same noise.
+    """FlowEdit's field: the velocity of the target minus that of the source, at the same noise.
 
-    At time ``t``, with ``z = t*image + (1-t)*n`` of noise ``n`` that is fresh at each time, it is
+    At time ``t``, with ``z = t*image + (1-t)*n`` and new noise ``n`` at each time, it is
     ``v(x + z - image, t, target) - v(z, t, source)`` (Kulikov et al. 2025, algorithm 1).
     """
 

@@ -39,25 +39,25 @@ def generate(
     batch: int = 64,
     callback: Callback | None = None,
 ) -> list[Image.Image]:
-    """Generate an image for each prompt; image ``i`` depends on ``seed + i`` and its prompt alone.
+    """Generate an image for each prompt; image ``i`` depends only on ``seed + i`` and its prompt.
 
-    The initial noise of an image is the same bit for bit in any batch; its pixels agree to 1 of 255
-    levels, since matrix products round differently with the size of a batch.
+    The initial noise of an image is the same bit for bit in any batch; its pixels agree to within 1
+    of 255 levels, since matrix products round differently with the size of a batch.
 
     Args:
         model: from `flowturbo.load`.
         prompts: labels or prompts, one per image; "" is unconditional, and the only one that a
             model without a condition takes.
         plan: a plan from noise to data, its notation, or the name of one of ``model.plans``; by
-            default the card's, or `flowturbo.refiner.resolve.FALLBACK_PLAN` where that was fitted
-            at another guidance.
+            default the card's, or `flowturbo.refiner.resolve.FALLBACK_PLAN` if that was fitted at
+            another guidance scale.
         guidance: scale of classifier-free guidance, 1 is off; by default the card's.
         negative: a prompt to guide away from; by default the unconditional one.
-        guidance_channels: guide only the first so many channels, see `flowturbo.sample`.
+        guidance_channels: guide only this many channels, from the first on; see `flowturbo.sample`.
         style: one of ``model.styles``, for all prompts.
         seed: of the first image, from 0; that of the last is at most 2**63 - 1.
         refiner: for plans with refiner evaluations; by default the one that came with the model.
-        batch: most images sampled at a time, at least 1.
+        batch: largest number of images sampled at a time, at least 1.
         callback: called after every evaluation of every batch, see `flowturbo.sample`.
 
     Returns:

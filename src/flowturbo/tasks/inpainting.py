@@ -1,10 +1,10 @@
-r"""Inpainting and removal: part of an image is painted anew, the rest keeps its bits.
+r"""Inpainting and removal: part of an image is repainted, the rest does not change.
 
 After every row of the plan the known part of the state is replaced by the source at the noise level
 of that time (Song et al. 2021, arXiv 2011.13456, on the linear path), with one noise sample for the
-whole run; in the end the known pixels are pasted back. With ``quality="high"`` the velocity is also
-moved down the gradient of the error that the predicted image has in the known part (Chung et al.
-2023, arXiv 2209.14687), which takes about twice the time.
+whole run; at the end the known pixels are pasted back. With ``quality="high"`` the velocity is also
+moved down the gradient of the predicted image's error in the known part (Chung et al. 2023, arXiv
+2209.14687), which takes about twice as long.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from flowturbo.tasks.sources import (
 __all__ = ["Mask", "inpaint", "remove"]
 
 Mask: TypeAlias = ImageInput | npt.NDArray[np.generic] | Tensor | Sequence[Sequence[float]]
-"""White or 1 where an image is painted anew: an image, a path, or an array or list (H, W)."""
+"""White or 1 where an image is repainted: an image, a path, or an array or list (H, W)."""
 
 
 @checks.known_keywords
@@ -70,14 +70,14 @@ def inpaint(
     size: Size = "input",
     callback: Callback | None = None,
 ) -> Edited:
-    """Paint the masked part of an image by a prompt; other pixels keep their bits.
+    """Repaint the masked part of an image, given a prompt; other pixels are not changed.
 
     Args:
         model: from `flowturbo.load`.
         image: a PIL image or a path, or several of one size.
-        mask: white or 1 where to paint, of the size of the image; grey blends, and what is
-            transparent is not painted. One for all images.
-        prompt: what the whole image is to show, or several.
+        mask: white or 1 where to repaint, of the size of the image; grey is blended, and
+            transparent pixels are kept. One mask for all images.
+        prompt: what the whole image should show, or several.
         plan: a plan from noise to data, its notation, or the name of one of ``model.plans``; None
             is the card's.
         guidance: scale of classifier-free guidance, 1 is off; by default the card's.
@@ -85,7 +85,7 @@ def inpaint(
         feather: pixels of the image over which the edge of the mask is blurred inward.
         style: one of ``model.styles``, for all prompts.
         seed: of the first image's noise; image ``i`` has ``seed + i``.
-        size: "input", each in its place in the original, or "model", as the model draws them.
+        size: "input", put back into the original image, or "model", the size of the model's images.
         callback: called after every evaluation, see `flowturbo.sample`; a state that it returns is
             replaced in the known part like any other.
 
@@ -125,15 +125,15 @@ def remove(
 ) -> Edited:
     """Remove what a mask or a box covers, or the object at a click.
 
-    With a prompt for what *remains* the hole is painted by the model, unguided: guidance, and no
-    prompt at all, paint new objects. Without one the colours around the hole are spread into it,
-    and what concerns the model has no effect.
+    With a prompt for what *remains*, the model paints the hole without guidance, since with
+    guidance, or without a prompt, it would paint a new object. If there is no prompt, the hole is
+    filled with the colours around it, and the arguments for the model have no effect.
 
     Args:
         model: from `flowturbo.load`.
         image: a PIL image or a path, or several of one size.
         mask: white or 1 on the object, as for `inpaint`.
-        prompt: what is to remain; "" spreads colours instead, without the model.
+        prompt: what remains; "" fills the hole with colours instead, without the model.
         box: (left, top, right, bottom) in pixels of the image, instead of a mask.
         click: (x, y), a pixel of the object from the top left of the one image, upright, instead
             of a mask: `flowturbo.tasks.objects` finds the object, with ``flowturbo[edit]``.
@@ -142,15 +142,15 @@ def remove(
         feather: pixels of the image over which the edge of the mask is blurred inward.
         style: one of ``model.styles``, for all prompts.
         seed: of the first image's noise.
-        size: "input", each in its place in the original, or "model", as the model draws them.
+        size: "input", put back into the original image, or "model", the size of the model's images.
         callback: as for `inpaint`; without a prompt nothing is evaluated.
 
     Returns:
         A list of PIL images with ``evaluations`` and ``passes``.
 
     Raises:
-        ValueError: as `inpaint`; unless one of ``mask``, ``box`` and ``click`` is given; if there
-            is no object at ``click``.
+        ValueError: as `inpaint`; if not exactly one of ``mask``, ``box`` and ``click`` is given; if
+            there is no object at ``click``.
         ImportError: for ``click``, without the package of the extra ``flowturbo[edit]``.
     """
     if sum(given is None for given in (mask, box, click)) != 2:
@@ -280,7 +280,7 @@ def _feathered(mask: Image.Image, box: Box, feather: float) -> Image.Image:
 
 
 def _spread(images: Tensor, hole: Tensor) -> Tensor:
-    """The colours around a hole (1, 1, H, W) spread into it: the solution of Laplace's equation.
+    """Fill a hole (1, 1, H, W) with the colours around it, by solving Laplace's equation.
 
     From coarse to fine: each size starts from the one before.
     """

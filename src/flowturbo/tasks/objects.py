@@ -1,9 +1,9 @@
 """The mask of an object from one click, by GrabCut (Rother et al. 2004, ACM TOG 23(3)).
 
-GrabCut separates two mixtures of Gaussians of colours by a minimal cut. It starts from the border
-of the image as background, without those of its pixels whose colour leads to the click step by
-step, so that an object may touch the border. The object is the connected part at the click, with
-what it encloses, and is dilated so that its blurred edge belongs to it.
+GrabCut separates two Gaussian mixtures of colours by a minimum cut. It starts from the border of
+the image as background, except for border pixels that are connected to the click by small steps in
+colour, so that an object may touch the border. The object is the connected region at the click,
+including everything it encloses, and is dilated to include its blurred edge.
 """
 
 from __future__ import annotations

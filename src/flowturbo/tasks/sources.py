@@ -1,8 +1,8 @@
-"""What an editing task starts from: images and prompts, checked, and the way back to images.
+"""The inputs of editing tasks: images and prompts, checked; and how results become images again.
 
 An image of any size, mode and orientation is cropped to the shape of the model's images, around its
-centre or around what is to be painted, and scaled. An edited image is scaled back into its place,
-or returned in the model's size.
+centre or around the part to repaint, and scaled. An edited image is scaled back into its place, or
+returned in the model's size.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ Box: TypeAlias = tuple[int, int, int, int]
 
 
 class Edited(list[Image.Image]):
-    """Edited images, with what they took.
+    """Edited images, with their cost.
 
     Attributes:
         evaluations: of the model, for each image.
-        passes: of the network, for each image; a gradient's way back is not counted.
+        passes: of the network, for each image; backward passes for gradients are not counted.
     """
 
     def __init__(self, images: Sequence[Image.Image], evaluations: int, passes: int) -> None:
@@ -66,7 +66,7 @@ class Edited(list[Image.Image]):
 
     @property
     def images(self) -> list[Image.Image]:
-        """The images, as pipelines of diffusers name them."""
+        """The images, as diffusers pipelines name them."""
         return [*self]
 
 
@@ -97,9 +97,9 @@ class Parts:
     def placed(
         self, images: Sequence[Image.Image], hole: Image.Image | None = None
     ) -> list[Image.Image]:
-        """Images of the model in the size asked for.
+        """Images of the model in the requested size.
 
-        Outside of ``hole``, L and of the size of the originals, pixels keep their bits.
+        Outside of ``hole``, L and of the size of the originals, pixels are not changed.
         """
         found = []
         if self.size == "model":
@@ -200,7 +200,7 @@ def job(
     size: Size,
     around: Box | None = None,
 ) -> Job:
-    """The arguments of a task, checked. One image goes with many prompts, one prompt with many.
+    """The arguments of a task, checked. A single image is used for all prompts, and vice versa.
 
     Args:
         model: edits them.
@@ -210,10 +210,10 @@ def job(
         guidance: scale; the card's if it is None.
         seed: of the first image.
         size: to return.
-        around: what the part that is edited has to contain; by default its centre is the image's.
+        around: what the edited part has to contain; by default it has the centre of the image.
 
     Raises:
-        ValueError: if one is not as described, or their numbers do not fit.
+        ValueError: if one is not as described, or their numbers do not match.
     """
     check_model(model)
     checks.one_of("size", size, ("input", "model"))
@@ -232,7 +232,7 @@ def job(
 
 
 def check_pairs(images: int, prompts: int) -> int:
-    """The number of pairs, where one image goes with many prompts, and one prompt with many."""
+    """The number of pairs, where a single image is used for all prompts, and vice versa."""
     n = max(images, prompts)
     for name, given, other in (("image", images, "prompt"), ("prompt", prompts, "image")):
         if given not in (1, n):
@@ -247,7 +247,7 @@ def seeds_of(seed: object, count: int) -> range:
 
 
 def read_images(name: str, image: object) -> list[Image.Image]:
-    """One image or several, RGB and upright; ``ValueError`` if one is no image."""
+    """One image or several, RGB and upright; ``ValueError`` if one is not an image."""
     given = [image] if isinstance(image, (Image.Image, str, Path)) else image
     if not checks.is_list(given) or not all(isinstance(i, (Image.Image, str, Path)) for i in given):
         raise ValueError(f"{name}={shown(image)}: must be a PIL image or a path, or a list of them")

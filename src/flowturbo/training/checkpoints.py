@@ -1,7 +1,7 @@
-"""Checkpoints of a run: a sealed safetensors file each, the last two of them.
+"""Checkpoints of a run: sealed safetensors files, of which the last two are kept.
 
-Nothing in them can run code. A file that is damaged, or of another run, is not loaded: the one
-before it is taken, with a warning.
+Nothing in them can run code. A file that is damaged, or from another run, is not loaded: the one
+before it is used, with a warning.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Optimizers = list[torch.optim.Optimizer]
 
 
 class Checkpoints:
-    """Those in ``folder`` of the run that ``of`` describes."""
+    """The checkpoints in ``folder`` of the run that ``of`` describes."""
 
     def __init__(self, folder: Path, of: str) -> None:
         self.folder, self.of = folder, of
@@ -31,17 +31,17 @@ class Checkpoints:
         """Write the checkpoint of a step, then remove all but the last two.
 
         Raises:
-            OSError: if the disk is full; those before stay.
+            OSError: if the disk is full; earlier checkpoints are kept.
         """
         write_tensors(self.folder / f"step-{step:08d}.safetensors", tensors, self.of)
         for old in [path for found, path in self._found() if found <= step][:-KEPT]:
             old.unlink()
 
     def last(self) -> tuple[int, dict[str, Tensor]]:
-        """The step and the tensors of the last whole one; 0 and none if there is no checkpoint.
+        """The step and the tensors of the last intact checkpoint; 0 and none if there is none.
 
         Raises:
-            ValueError: if there are some, and none is whole.
+            ValueError: if there are checkpoints, but none is intact.
         """
         found = self._found()
         for step, path in reversed(found):
@@ -77,10 +77,10 @@ def tensors_of(modules: dict[str, nn.Module], optimizers: Optimizers) -> dict[st
 def restore(
     tensors: dict[str, Tensor], modules: dict[str, nn.Module], optimizers: Optimizers
 ) -> None:
-    """Put back what `tensors_of` found.
+    """Restore what `tensors_of` returned.
 
     Raises:
-        ValueError: if names or shapes are others.
+        ValueError: if names or shapes differ.
     """
     under = lambda part: {
         k.removeprefix(f"{part}/"): p for k, p in tensors.items() if k.startswith(f"{part}/")

@@ -99,6 +99,6 @@ class TrainConfig:
     def to_dict(self) -> JsonObject:
         """The fields, for the records of a run; ``accumulate`` only if it is not 1.
 
-        Runs that were started before there was gradient accumulation are resumed so.
+        This allows runs from before gradient accumulation was added to be resumed.
         """
         return {k: v for k, v in asdict(self).items() if (k, v) != ("accumulate", 1)}

@@ -37,9 +37,9 @@ def load_data(path: str | Path, size: int, tokenizer: Tokenizer | None = None) -
     - ``.npz``: ``images`` (N, H, W) or (N, H, W, C) uint8 and, optionally, ``labels`` (N,). Images
       smaller than ``size`` are padded with zeros all around; larger ones are refused.
     - a folder of sub-folders: the name of the sub-folder is the label;
-    - a folder with ``metadata.csv`` or ``metadata.jsonl`` ("file_name", from the table's folder on,
-      and "text"), or with a ``.txt`` or ``.caption`` of the same name next to each image: captions,
-      encoded by ``tokenizer``, by default with a vocabulary of their own.
+    - a folder with ``metadata.csv`` or ``metadata.jsonl`` ("file_name", relative to the table's
+      folder, and "text"), or with a ``.txt`` or ``.caption`` of the same name next to each image:
+      captions, encoded by ``tokenizer``, by default with a vocabulary of their own.
 
     Images in folders are read by `flowturbo.images.read_image`; `flowturbo.training.folder` says
     what of a folder is read, and `ArrayData.describe` what of this one was.
@@ -179,9 +179,9 @@ def _source(folder: Folder) -> str:
 
 
 def _encoded(captions: Sequence[Caption], known: Tokenizer | None) -> tuple[Tokenizer, Tensor]:
-    """Token ids (N, L) by a tokenizer that is known, or else by one made of the captions.
+    """Token ids (N, L) by the given tokenizer, or else by one made from the captions.
 
-    That holds the longest caption, from 16 up to `MOST_TOKENS` tokens.
+    The latter has room for the longest caption, from 16 up to `MOST_TOKENS` tokens.
     """
     for c in captions:
         if len(c.text) > MAX_CHARACTERS:

@@ -1,7 +1,7 @@
 """What can be trained on: the protocol, and images kept in memory as 8 bits.
 
-Whatever has ``shape``, ``batch(n, generator)``, ``examples(n)`` and ``condition`` can be trained
-on; batches are drawn with replacement from the generator given, so step ``s`` of a run sees the
+Anything with ``shape``, ``batch(n, generator)``, ``examples(n)`` and ``condition`` can be trained
+on; batches are drawn with replacement using the given generator, so step ``s`` of a run sees the
 same images however often the run was interrupted.
 """
 
@@ -24,7 +24,7 @@ __all__ = ["ArrayData", "Data", "check_data", "identified"]
 
 
 class Data(Protocol):
-    """What the training loop needs of a data set.
+    """What the training loop needs from a data set.
 
     It may also have ``digest() -> str``, a name for its content: a run is then not resumed with
     other data of the same shape.
@@ -124,7 +124,7 @@ def check_data(data: object) -> None:
 
 
 def identified(data: Data) -> JsonObject:
-    """What a run may not be resumed with another of: number, labels and content of the data.
+    """What must not change when a run is resumed: number, labels and content of the data.
 
     Data without a ``digest()`` are identified by a first batch and their examples.
     """

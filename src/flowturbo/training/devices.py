@@ -14,7 +14,7 @@ def autocast(device: torch.device, bf16: bool) -> torch.autocast:
 
 
 def use_bf16(device: torch.device, bf16: bool) -> bool:
-    """``bf16``, but not on a CPU without instructions for it, which is 100 times slower."""
+    """``bf16``, except on a CPU without instructions for it, where it is 100 times slower."""
     return bf16 and (device.type != "cpu" or has_bf16())
 
 
@@ -25,6 +25,6 @@ def has_bf16() -> bool:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on ``device``, without waiting for a CUDA device."""
+    """A CPU tensor moved to ``device``, without waiting for a CUDA device."""
     pin = device.type == "cuda"
     return (tensor.pin_memory() if pin else tensor).to(device, non_blocking=pin)

@@ -52,7 +52,7 @@ def train(
     ``previews/`` and ``checkpoints/`` (the last two).
 
     Args:
-        architecture: of the network; must fit ``data``.
+        architecture: configuration of the network; must fit ``data``.
         data: what to train on: pixels in [-1, 1], or states of its ``codec``, if it has one, as
             `flowturbo.training.LatentData`; the card then names that.
         out: output folder.
@@ -69,12 +69,12 @@ def train(
 
     Raises:
         ValueError: if the data do not fit, ``out`` is in use, holds a run of another configuration
-            or of other data, or no whole checkpoint, or the loss is not finite.
-        OSError: if the disk is full; the last whole checkpoint stays.
+            or of other data, or no intact checkpoint, or the loss is not finite.
+        OSError: if the disk is full; the last intact checkpoint is kept.
         ImportError: if accelerate is missing: ``pip install 'flowturbo[train]'``.
 
     Warns:
-        UserWarning: if a checkpoint is damaged, and the one before it is taken.
+        UserWarning: if a checkpoint is damaged, and the one before it is used.
     """
     if not isinstance(architecture, SiTConfig):
         raise ValueError(f"architecture={shown(architecture)}: must be a SiTConfig")
@@ -162,7 +162,7 @@ class FlowMatching:
 
 
 def _checked_card(card: object) -> JsonObject:
-    """``card``, which must be what a JSON object can hold."""
+    """``card``, which must be representable as a JSON object."""
     try:
         json.dumps(card, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as e:

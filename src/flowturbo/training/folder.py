@@ -1,7 +1,7 @@
-"""What lies in a folder of images: the images, their captions, and what is left out.
+"""The content of a folder of images: the images, their captions, and what is left out.
 
-Links are followed. Names with a leading dot, and what operating systems leave behind, are left
-out; so is whatever is neither an image nor a caption, and all of it is named.
+Links are followed. Names with a leading dot, and files that operating systems leave behind, are
+left out; so is anything that is neither an image nor a caption, and all of it is named.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Folder:
         images: all of them, in sub-folders too.
         tables: ``metadata.csv`` and ``metadata.jsonl``.
         texts: caption files, of the same names; one for each of ``images``, or None.
-        left_out: names, from ``path`` on, of all other files, of folders that were not looked
-            into, and of empty ones.
+        left_out: names, relative to ``path``, of all other files, of folders that were not
+            searched, and of empty ones.
     """
 
     path: Path
@@ -50,13 +50,13 @@ class Folder:
     left_out: list[str]
 
     def name(self, path: Path) -> str:
-        """The name of something in the folder, from it on, with slashes."""
+        """The name of something in the folder, relative to it, with slashes."""
         return path.relative_to(self.path).as_posix()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
-    """A caption, and where it stands: a file, or a line of one."""
+    """A caption, and where it was found: a file, or a line of one."""
 
     text: str
     where: str
@@ -66,10 +66,10 @@ def scan(path: Path) -> Folder:
     """Look through a folder and its sub-folders.
 
     Raises:
-        ValueError: if it is not there, cannot be read or holds no image; for names that differ by
-            Unicode normalization alone, an image or a folder that is reached twice through links,
-            a link to nothing, a device, two captions for an image, or an image or a table in a
-            format that is not read; names it.
+        ValueError: if it does not exist, cannot be read or contains no image; for names that differ
+            only in Unicode normalization, an image or a folder that is reached twice through links,
+            a broken link, a device, two captions for an image, or an image or a table in a format
+            that is not read; names it.
     """
     if not path.is_dir():
         raise ValueError(f"data {str(path)!r}: no such folder, and not an .npz file")
@@ -116,8 +116,8 @@ def read_captions(folder: Folder) -> list[Caption]:
     """A caption for each image of a folder, or none at all.
 
     Raises:
-        ValueError: if some images have one and others have not, or it is empty or cannot be read,
-            or a table speaks of other images; names the file and the line.
+        ValueError: if only some images have a caption, one is empty or cannot be read, or a table
+            lists other images; names the file and the line.
     """
     there = [t for t in folder.texts if t]
     if folder.tables and there:
@@ -131,7 +131,9 @@ def read_captions(folder: Folder) -> list[Caption]:
             return []
     for image, caption in zip(folder.images, found, strict=True):
         if caption is None:
-            raise ValueError(f"{image}: has no caption, others have; add one or remove the image")
+            raise ValueError(
+                f"{image}: has no caption, but others have one; add one or remove the image"
+            )
         if not caption.text:
             raise ValueError(f"{caption.where}: has no caption; write one or remove the image")
     return [c for c in found if c]
@@ -154,7 +156,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _kind(path: Path) -> str:
-    """Of something in a folder: "folder", "table", "text", "image" or "other"."""
+    """The kind of something in a folder: "folder", "table", "text", "image" or "other"."""
     if path.name.startswith(".") or path.name.lower() in _SYSTEM:
         return "other"
     try:
@@ -199,7 +201,7 @@ def _caption_files(images: list[Path], texts: list[Path]) -> dict[tuple[Path, st
 
 
 def _table_captions(folder: Folder) -> dict[str, Caption]:
-    """The captions in tables, by the name of the image from the folder on."""
+    """The captions in tables, by the name of the image relative to the folder."""
     known = {_key(folder.name(p)) for p in folder.images}
     found: dict[str, Caption] = {}
     for table in folder.tables:
@@ -212,13 +214,15 @@ def _table_captions(folder: Folder) -> dict[str, Caption]:
             if key not in known:
                 raise ValueError(f"{where}: no image {short(name)} there; add it, or take this out")
             if key in found:
-                raise ValueError(f"{where}: {short(name)} has a caption before; take one out")
+                raise ValueError(
+                    f"{where}: {short(name)} has an earlier caption; remove one of them"
+                )
             found[key] = Caption(text=(text or "").strip(), where=where)
     return found
 
 
 def _rows(table: Path) -> Iterator[tuple[str, JsonObject]]:
-    """The lines of a table, and where they stand."""
+    """The lines of a table, and where they are."""
     try:
         text = table.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as e:

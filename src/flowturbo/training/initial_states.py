@@ -25,9 +25,10 @@ class InitialStateSampler:
     Attributes:
         guidance: (lowest, highest) scale; that of each trajectory is uniform between them.
         seed: seed of all random numbers.
-        noise: (N, *shape), of the first trajectories, N may be 0; others have standard normal
-            noise.
-        cond: conditions, the first N those of ``noise``; others have one of them at random.
+        noise: (N, *shape), noise of the first N trajectories, where N may be 0; others have
+            standard normal noise.
+        cond: conditions, the first N those of ``noise``; other trajectories have one of them at
+            random.
     """
 
     guidance: tuple[float, float]
@@ -44,7 +45,7 @@ class InitialStateSampler:
         noise: Tensor | None,
         cond: Condition,
     ) -> InitialStateSampler:
-        """A sampler for ``model``, from the arguments of the caller or else by the model's card.
+        """The initial states for ``model``, from the caller's arguments or else the model's card.
 
         Raises:
             ValueError: if these do not determine initial states.

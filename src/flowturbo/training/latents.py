@@ -27,11 +27,11 @@ def as_states(data: ArrayData, codec: Codec, folder: str | Path) -> ArrayData | 
 
 
 class LatentData:
-    """Images as their latents, which are encoded when the first batch is asked for.
+    """Images as their latents, which are encoded when the first batch is requested.
 
-    They are kept in half precision, in memory and in ``folder``, in files named by the images and
-    the autoencoder, so that another run there goes on where this one stopped. The processes of one
-    run share the work.
+    They are kept in half precision, in memory and in ``folder``, in files named after the images
+    and the autoencoder, so that another run there resumes where this one stopped. The processes of
+    one run share the work.
 
     Args:
         data: the images. Grey ones become three equal channels for an autoencoder of RGB.
@@ -75,10 +75,10 @@ class LatentData:
 
         Raises:
             OSError: if the disk has no room for them.
-            ValueError: if the autoencoder gives what is not finite.
+            ValueError: if the autoencoder returns latents that are not finite.
 
         Warns:
-            UserWarning: if a file is damaged, and made again.
+            UserWarning: if a file is damaged, and encoded again.
         """
         several = distributed.is_available() and distributed.is_initialized()
         index, count = (distributed.get_rank(), distributed.get_world_size()) if several else (0, 1)
@@ -99,7 +99,7 @@ class LatentData:
         parts = [kept[i] if i in kept else self._kept(path) for i, path in enumerate(paths)]
         for path, part in zip(paths, parts, strict=True):
             if part is None:
-                raise ValueError(f"{path}: damaged; repeat the command, and it is made again")
+                raise ValueError(f"{path}: damaged; repeat the command to encode it again")
         with _precise("cpu"):
             return torch.cat([part for part in parts if part is not None])
 
@@ -129,5 +129,5 @@ class LatentData:
 
 
 def _precise(device: str) -> torch.autocast:
-    """No autocast: the first batch is asked for by a loss, which is computed under it."""
+    """No autocast: the first batch is requested by a loss, which is computed under autocast."""
     return torch.autocast(device, enabled=False)

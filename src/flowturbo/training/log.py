@@ -1,4 +1,4 @@
-"""The log of a run, a line of JSON at a time, and the plot of its losses."""
+"""The log of a run, one line of JSON at a time, and the plot of its losses."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Log:
                 f.write(json.dumps(line) + "\n")
         except OSError as e:
             raise OSError(
-                f"cannot write {self.path}: {e.strerror or e}; make room and repeat the command, "
-                "which resumes from the last checkpoint"
+                f"cannot write {self.path}: {e.strerror or e}; free some space and repeat "
+                "the command, which resumes from the last checkpoint"
             ) from e
 
     def cut(self, step: int) -> None:
@@ -61,7 +61,7 @@ class Log:
             figure.savefig(path, dpi=150)
 
     def _lines(self) -> list[_Line]:
-        """The whole lines; damaged ones, as a run that was killed leaves, are left out."""
+        """The intact lines; damaged ones, which a killed run may leave, are left out."""
         if not self.path.is_file():
             return []
         found, damaged = [], 0

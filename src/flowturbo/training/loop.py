@@ -46,7 +46,7 @@ class Objective(Protocol[N, B]):
         ...
 
     def draw(self, n: int, generator: torch.Generator) -> B:
-        """A batch of ``n`` images with all that is random: nested tensors with a row for each."""
+        """A batch of ``n`` images with all random values, as nested tensors of ``n`` rows."""
         ...
 
     def loss(self, forward: Callable[..., Tensor], batch: B, device: torch.device) -> Tensor:
@@ -54,7 +54,7 @@ class Objective(Protocol[N, B]):
         ...
 
     def export(self, network: N, training: JsonObject) -> None:
-        """Write the averaged network, with how it was trained."""
+        """Write the averaged network, with a record of how it was trained."""
         ...
 
     def preview(self, network: N, step: int) -> None:
@@ -74,8 +74,8 @@ def run(
 ) -> N:
     """Run an objective to the last step in the folder ``out``, resuming what is there.
 
-    ``out`` must be held by this run; ``made`` is what the result depends on, and a folder holds one
-    run. A run that has ended is exported again. Returns the averaged network. Raises as
+    ``out`` must be held by this run; ``made`` is what the result depends on, and a folder contains
+    one run. A run that has ended is exported again. Returns the averaged network. Raises as
     `flowturbo.training.train` does.
     """
     state = Run(objective, out, config, made, processes)
@@ -119,7 +119,7 @@ class Run(Generic[N, B]):
         return cast(N, self.average.module)
 
     def resume(self) -> None:
-        """Load the last whole checkpoint, if there is one, and cut the log to it."""
+        """Load the last intact checkpoint, if there is one, and truncate the log to it."""
         step, tensors = self.processes.in_turn(self.checkpoints.last)
         if step:
             restore(tensors, self._modules, self.optimizers)
@@ -178,7 +178,7 @@ class Run(Generic[N, B]):
         return torch.stack(losses).mean()
 
     def _backward(self, forward: Callable[..., Tensor], batch: B, passes: int = 1) -> Tensor:
-        """Add the gradients of a batch, one of so many of a step; returns its loss."""
+        """Add the gradients of one of the batches of a step; returns its loss."""
         device = self.processes.device
         with autocast(device, self.config.bf16):
             loss = self.objective.loss(forward, batch, device)

@@ -1,4 +1,4 @@
-"""Arrays in ``.npz`` files, read only after a look at what they claim to be."""
+"""Arrays in ``.npz`` files, read only after their declared types and shapes are checked."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def read_arrays(path: Path, names: Collection[str]) -> tuple[dict[str, Array], l
     """The arrays of these ``names`` in an ``.npz`` file, and the names of all others in it.
 
     Raises:
-        ValueError: if it is not such a file, or one of the arrays is damaged, holds Python objects
-            (pickles, which are never read) or is larger than the memory; names the file.
+        ValueError: if it is not such a file, or one of the arrays is damaged, contains Python
+            objects (pickles, which are never read) or does not fit into memory; names the file.
     """
     if not path.is_file():
         raise ValueError(f"data {str(path)!r}: no such file")
@@ -39,7 +39,7 @@ def read_arrays(path: Path, names: Collection[str]) -> tuple[dict[str, Array], l
 
 
 def check_memory(needed: int, what: str) -> None:
-    """Raise ``ValueError`` if so many bytes exceed the known memory of this machine."""
+    """Raise ``ValueError`` if this many bytes exceed the known memory of this machine."""
     with suppress(AttributeError, OSError):  # not on Windows
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if needed > there:

@@ -28,8 +28,8 @@ Times = Literal["uniform", "logit-normal", "diffusion"]
 def draw_times(n: int, kind: Times, generator: torch.Generator) -> Tensor:
     """Times (n,) in (0, 1): uniform, or logit-normal(0, 1) (arXiv 2403.03206, section 3.1).
 
-    "diffusion" is uniform in the time of a diffusion model with the linear schedule.
-    They are stratified, one in each n-th of the distribution, which lowers the variance of a step.
+    "diffusion" is uniform in the time of a diffusion model with the linear schedule. Times are
+    stratified, one in each n-th of the distribution, which lowers the variance of a step.
     """
     u = (torch.arange(n) + torch.rand(n, generator=generator)) / n
     u = u[torch.randperm(n, generator=generator)].clamp(1e-4, 1 - 1e-4)

@@ -1,6 +1,6 @@
 """On-policy states: those a plan visits when it runs with its refiner, labelled by the teacher.
 
-A refiner learns from teacher trajectories, but runs where its own errors took the state and with
+A refiner learns from teacher trajectories, but runs at states that contain its own errors and with
 its own velocities in the history. Here the teacher gives the right velocity at those states, as in
 DAgger (Ross et al. 2011, arXiv 1011.0686): it is called once per collected state, and not at all in
 the training that follows.

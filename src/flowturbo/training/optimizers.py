@@ -20,7 +20,7 @@ Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 
 
 def optimizers(network: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Those of ``config.optimizer`` for the parameters of ``network``."""
+    """The optimizers of ``config.optimizer`` for the parameters of ``network``."""
     named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
     chosen = [config.optimizer == "muon" and "blocks." in n and p.ndim == 2 for n, p in named]
     matrices = [p for (_, p), c in zip(named, chosen, strict=True) if c]
@@ -54,7 +54,7 @@ class _Float32(TorchFunctionMode):
 
 
 def _in_float32(step: Callable[..., T]) -> Callable[..., T]:
-    """``step`` of Muon, which orthogonalizes in bfloat16: CPUs without it need far longer."""
+    """``step`` of Muon, which orthogonalizes in bfloat16: much slower on CPUs without it."""
 
     def in_float32(*args: Any) -> T:
         with _Float32():

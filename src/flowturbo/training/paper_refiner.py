@@ -5,9 +5,9 @@ With ``x_t`` between noise and an image, ``dt`` uniform in (0, 0.12] and
 
 .. math:: r(x', v(x_t, t, c), t + dt, c') + v(x_t, t, c) - v(x', t + dt, c'),
 
-where ``c'`` is ``c``, or the null condition with probability 0.1. The teacher is called twice a
-step. Here ``t`` is uniform in [0, 1 - dt], so that the model is never asked past the data, and each
-image has a ``dt`` of its own.
+where ``c'`` is ``c``, or the null condition with probability 0.1. The teacher is called twice per
+step. Here ``t`` is uniform in [0, 1 - dt], so that the model is never evaluated past the data, and
+each image has its own ``dt``.
 """
 
 from __future__ import annotations
@@ -81,20 +81,20 @@ def train_paper_refiner(
     Args:
         model: the teacher, a SiT.
         data: what it was trained on, with its labels or its tokenizer.
-        folder: gets ``refiner.safetensors`` and ``refiner.json``, the state of the run is in
-            ``refiner-run``; it may be the model's.
+        folder: where ``refiner.safetensors`` and ``refiner.json`` are written, with the state of
+            the run in ``refiner-run``; may be the model's folder.
         config: how to train.
         block: index of the SiT block to start from, by default the last.
         depth: number of blocks of the refiner.
         width: width of the refiner, by default the model's.
         dt: the largest step between the two times, above 0 and at most 1.
         trackers: as in `flowturbo.training.train`.
-        report: as of `flowturbo.training.train`.
+        report: as in `flowturbo.training.train`.
 
     Raises:
         ValueError: if the data are not for the model, ``folder`` is in use or holds another run,
             or a number is out of range.
-        OSError: if the disk is full; the last whole checkpoint stays.
+        OSError: if the disk is full; the last intact checkpoint is kept.
         ImportError: if accelerate is missing: ``pip install 'flowturbo[train]'``.
     """
     if not isinstance(model, Model):

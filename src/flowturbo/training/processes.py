@@ -1,7 +1,7 @@
 """The processes of a run: one, or those that ``torchrun`` or ``accelerate launch`` started.
 
-All of them compute the same network on data of their own; the first alone writes, and what it does
-the others wait for.
+All of them train the same network on data of their own; only the first writes, and the others wait
+for it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PROJECT = "flowturbo"  # that trackers file runs under
 
 T = TypeVar("T")
 Tracker: TypeAlias = Union[str, "GeneralTracker"]
-"""The name of an experiment tracker of accelerate, or one."""
+"""An experiment tracker of accelerate, or the name of one."""
 
 
 class Processes:
@@ -45,14 +45,14 @@ class Processes:
         out: folder for those that write files.
 
     Attributes:
-        device: where this one computes.
-        index: of this one, from 0.
-        count: how many there are.
+        device: where this process computes.
+        index: its number, from 0.
+        count: number of processes.
 
     Raises:
         ImportError: if accelerate is missing.
-        ValueError: if they do not work together, accelerate is to split the network, or a tracker
-            is unknown or not installed.
+        ValueError: if the processes do not work together, accelerate is configured to split the
+            network, or a tracker is unknown or not installed.
     """
 
     def __init__(self, trackers: Sequence[Tracker] = (), out: Path | None = None) -> None:
@@ -135,12 +135,12 @@ class Processes:
                     tracker.finish()
 
     def track(self, values: Mapping[str, float], step: int) -> None:
-        """Log values of a step with the trackers; the first process does."""
+        """Log values of a step with the trackers, in the first process."""
         if self.tracked:
             self._accelerator.log(dict(values), step=step)
 
     def claim(self, path: Path, made: dict[str, JsonObject], *, empty: bool = False) -> str:
-        """Write to ``path`` what a run is made of, and how many processes it has.
+        """Write to ``path`` what determines a run, and its number of processes.
 
         A run that left nothing to resume (``empty``) is replaced.
 
@@ -159,7 +159,9 @@ class Processes:
         return cast(nn.Module, self._accelerator.prepare_model(network))
 
     def synchronized(self, network: nn.Module, now: bool) -> AbstractContextManager[object]:
-        """Where ``network``, of `parallel`, averages gradients if ``now``, else adds them up."""
+        """A context in which ``network``, of `parallel`, averages gradients if ``now``, else adds
+        them up.
+        """
         return nullcontext() if now else self._accelerator.no_sync(network)
 
 

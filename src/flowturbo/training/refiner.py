@@ -61,14 +61,15 @@ def train_refiner(
         noise: (N, ...), initial states of the trajectories; by default standard normal noise of
             ``model.shape``.
         cond: conditions, a row for each of ``noise``, else rows to sample from. By default random
-            labels or prompts of the model's card, or none. A small network sees classes, and of a
-            dict its entry "pooled", (N, P) of floats.
-        folder: gets ``refiner.safetensors`` and ``refiner.json``; the trajectories and the state of
-            the run are in ``refiner-run`` in it, with the refiner as it is before training on the
-            states of a plan. It may be the model's. By default a temporary one.
-        plan: also train on the states this plan visits, and keep the result if the plan's error
-            falls; a text such as "AB2:FFRFRFRF" is parsed, on the grid of the trajectories if it
-            has no shift.
+            labels or prompts of the model's card, or none. A small network uses class indices or,
+            from a dict, the entry "pooled", (N, P) of floats.
+        folder: where ``refiner.safetensors`` and ``refiner.json`` are written. Its sub-folder
+            ``refiner-run`` has the trajectories, the state of the run, and the refiner before it is
+            trained on the states of a plan. It may be the model's folder. By default a temporary
+            one.
+        plan: also train on the states that this plan visits, and keep the result if it lowers the
+            plan's error; a text such as "AB2:FFRFRFRF" is parsed, on the grid of the trajectories
+            if it has no shift.
         report: called with a `Progress` in each stage: "trajectories", "training" and
             "on-policy training".
 
@@ -78,12 +79,12 @@ def train_refiner(
     Raises:
         ValueError: if an argument is invalid, or ``folder`` is in use, or holds a run of
             another field or with other arguments.
-        OSError: if the trajectories do not fit on the disk, or it is full; the last whole
-            checkpoint stays.
+        OSError: if the trajectories do not fit on the disk, or it is full; the last intact
+            checkpoint is kept.
         ImportError: if accelerate is missing: ``pip install 'flowturbo[train]'``.
 
     Warns:
-        UserWarning: if what the folder holds is damaged, and computed again.
+        UserWarning: if something in the folder is damaged, and computed again.
     """
     folder = None if folder is None else checks.path("folder", folder)
     if report is not None:

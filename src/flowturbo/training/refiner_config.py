@@ -22,18 +22,19 @@ class RefinerConfig:
 
     Attributes:
         kind: kind of network: velocity, a block of a SiT, or conv, a small network for any field.
-        guidance: guidance scale, or range of scales, that the refiner is to serve.
-        trajectories: number of teacher trajectories to train on; if noise is given, one for each.
+        guidance: guidance scale, or range of scales, to train the refiner for.
+        trajectories: number of teacher trajectories to train on; if noise is given, one for each
+            noise sample.
         steps: evaluations of the model per trajectory, at least 3.
         shift: shift of the time grid of the trajectories.
         jitter: how far their times are moved at random, in steps, below 0.5.
-        minutes: approximate training time, once the trajectories are there.
+        minutes: approximate training time, after the trajectories are computed.
         iterations: optimizer steps, instead of ``minutes``.
         block: index of the SiT block to start from; -1 is the last.
-        width: width of the network; by default the model's, or 40 of a small one.
+        width: width of the network; by default the model's, or 40 for a small one.
         batch: velocities per optimizer step.
-        optimizer: optimizer, adamw or muon; by default muon, where torch has it.
-        lr: peak learning rate; by default 2e-3, or 5e-4 of AdamW on a block.
+        optimizer: optimizer, adamw or muon; by default muon, if torch has it.
+        lr: peak learning rate; by default 2e-3, or 5e-4 with AdamW on a block.
         ema: decay of the exponential moving average of the weights, which is what is exported.
         seed: seed of all random numbers, from 0.
         bf16: run model and refiner under bfloat16 autocast, if the device supports it.

@@ -1,8 +1,8 @@
 """The loss of a velocity refiner, and its errors on trajectories held out.
 
-The loss is the mean square of the refiner's velocity minus the teacher's. Each row's is divided by
-its squared change by linear extrapolation, and a tenth of the batch's mean of that, so that small
-gaps count as well.
+The loss is the mean square of the refiner's velocity minus the teacher's. That of each row is
+divided by its squared change under linear extrapolation, plus a tenth of the batch mean of these,
+so that small gaps count as well.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class VelocityRegression:
     Args:
         network: the refiner.
         sources: to draw batches from.
-        export: writes the averaged refiner, with how it was trained.
+        export: writes the averaged refiner, with a record of how it was trained.
     """
 
     def __init__(
@@ -88,8 +88,8 @@ def held_out_errors(
     """Mean squares of the predicted velocity minus the teacher's, on trajectories held out.
 
     Returns:
-        for gaps of up to 3 steps and of all sizes trained on, the errors of the refiner, of the
-        last velocity again, and of linear extrapolation.
+        for gaps of up to 3 steps and of all sizes trained on, the errors of the refiner, of
+        repeating the last velocity, and of linear extrapolation.
     """
     errors = {}
     for gap in sorted({min(3, trajectories.gap), trajectories.gap}):

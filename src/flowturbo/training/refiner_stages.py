@@ -91,7 +91,7 @@ class Stages:
         self.recipe, self.visited, self.processes, self.report = recipe, visited, processes, report
 
     def run(self, out: Path) -> None:
-        """Make the refiner in ``out``, or what of it is missing."""
+        """Make the refiner in ``out``, or the parts of it that are missing."""
         config, folder, processes = self.config, out / RUN, self.processes
         iterations = config.iterations
         if iterations is None:
@@ -149,7 +149,7 @@ class Stages:
         made: dict[str, JsonObject],
         write: Callable[[VelocityRefiner, JsonObject, JsonObject], None],
     ) -> None:
-        """A quarter of the iterations more, half of each batch on the states that the plan visits.
+        """Train a quarter as many iterations more, half of each batch on the plan's states.
 
         The result is kept if the plan ends closer to the reference solution, on other states.
         """
@@ -204,7 +204,7 @@ class Stages:
         return identity(self.model, x, cond, guidance=scale)
 
     def _iterations(self, folder: Path) -> int:
-        """How many fit into the minutes: as the run in ``folder`` found, or by three on trial."""
+        """How many iterations fit into the minutes, as recorded in ``folder`` or timed here."""
         config, path = self.config, folder / "config.json"
         if path.is_file():
             return read_json(path, _Options).training.steps
@@ -228,7 +228,7 @@ class Stages:
 def _on_policy_folder(run: Path) -> tuple[Path, str]:
     """Where on-policy training is kept, and the section of its ``config.json`` with the plan.
 
-    Both had another name in runs that were started before.
+    Both had other names in runs of earlier versions.
     """
     if (run / "own-states").is_dir():
         return run / "own-states", "own states"

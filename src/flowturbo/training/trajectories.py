@@ -3,7 +3,7 @@
 Two-step Adams-Bashforth integrates from noise to data under guidance, and at each evaluation the
 state and the guided velocity are kept in half precision, in one memory-mapped ``.npy``. Each batch
 has its own randomly jittered time grid, so that a refiner sees every time and gaps of every size.
-An index of what is finished lets an interrupted run go on.
+An index of what is finished lets an interrupted run be resumed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Batch(NamedTuple):
     """Velocities ``v`` to predict, one per row, and the inputs of the refiner for them.
 
     These are the states ``x`` at times ``t``, the last (time, velocity) ``a``, the one before it
-    ``b``, conditions and scales of guidance.
+    ``b``, conditions and guidance scales.
     """
 
     x: Tensor
@@ -120,11 +120,11 @@ def generate_trajectories(
     bf16: bool = False,
     report: Report | None = None,
 ) -> Trajectories:
-    """Generate ``trajectories`` of ``model`` in ``folder``, or what of them is missing.
+    """Generate ``trajectories`` of ``model`` in ``folder``, or those of them that are missing.
 
     Args:
         model: the teacher.
-        folder: gets ``trajectories.npy`` and ``trajectories.json``, the index.
+        folder: where ``trajectories.npy`` and ``trajectories.json``, the index, are written.
         initial: their initial states.
         steps: evaluations on each, at least 3: two to predict the third from.
         trajectories: how many, at least 2: one is held out.
@@ -140,7 +140,7 @@ def generate_trajectories(
         ValueError: if a velocity is not finite in half precision.
 
     Warns:
-        UserWarning: if what is there is damaged, and computed again.
+        UserWarning: if existing trajectories are damaged, and computed again.
     """
     path, index = folder / "trajectories.npy", folder / "trajectories.json"
     shape = (trajectories, steps, 2, *initial.shape)
@@ -225,7 +225,7 @@ def _kept(
 
 
 def _reserve(path: Path, shape: tuple[int, ...]) -> None:
-    """Make a file for half-precision numbers of ``shape``, its space taken from the disk."""
+    """Make a file for half-precision numbers of ``shape``, with its disk space allocated."""
     path.unlink(missing_ok=True)
     check_room(path.parent, 2 * int(np.prod(shape)))
     try:

@@ -1,4 +1,4 @@
-"""The best classical solver at a number of evaluations: what a fitted plan has to beat."""
+"""The best classical solver at a number of evaluations, which a fitted plan has to beat."""
 
 from __future__ import annotations
 

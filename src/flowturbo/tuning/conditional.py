@@ -1,9 +1,9 @@
-"""Which evaluations take one branch of guidance: their number, and where they stand.
+"""Which evaluations compute only one branch of guidance: their number, and their places.
 
-An evaluation of a guided model takes two passes of the network, a conditional one takes one. At
-equal passes more evaluations, some of them conditional, have the smaller error where the difference
-of the branches changes slowly (Castillo et al. 2023, arXiv 2312.12487, leave it out late in long
-samplers).
+An evaluation of a guided model takes two passes of the network, a conditional one takes one. For
+the same number of passes, more evaluations, some of them conditional, have a smaller error where
+the difference of the branches changes slowly (Castillo et al. 2023, arXiv 2312.12487, omit it in
+the late steps of long samplers).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def place_conditional(
 ) -> list[str]:
     """The evaluators of so many evaluations in the order that fits best, the first a full one.
 
-    They begin spread evenly, or all at the end, and change places while the error of the fitted
-    weights falls. Without ``search`` the conditional ones are the last.
+    Conditional evaluations begin spread evenly, or all at the end, and are moved while the error of
+    the fitted weights decreases. Without ``search`` they are the last.
     """
     late = ["model"] * full + ["conditional"] * conditional
     if not search:

@@ -20,33 +20,34 @@ class TuneConfig:
 
     Attributes:
         nfe: evaluations of the model, 2 to 1000.
-        passes: passes of the network an image, 4 to 2000, instead of ``nfe``: two for a guided
-            evaluation, one for a conditional one. Both are tried; where nothing is guided, each
-            evaluation is one pass.
+        passes: passes of the network per image, 4 to 2000, instead of ``nfe``: two for a guided
+            evaluation, one for a conditional one. Both are tried; without guidance, each evaluation
+            is one pass.
         budget_ms: time budget for a batch of 8 on this machine, in milliseconds, instead of
             ``nfe``; evaluations are timed first, and conditional ones and refiner calls may replace
             those of the model.
         refiner_cost: cost of a refiner call, in evaluations of the model; by default timed on this
-            machine, on a batch of 8. A refiner is used where it leaves a smaller error than as many
-            more evaluations as its calls cost; 0 takes it as free. ``budget_ms`` always times it.
+            machine, on a batch of 8. A refiner is used where it leaves a smaller error than further
+            evaluations of the same cost; 0 counts it as free. ``budget_ms`` always times it.
         guidance: scale, or (lowest, highest) of the range that the plan is fitted to; by default
             the one on the model's card, and 1 for other fields.
-        trajectories: number of trajectories to fit on; twice as many each are solved to choose on
-            and to measure errors on (as many each without a search). By default 64, and up to 1024
-            of states of fewer than 1024 numbers. Only without noise of your own, which is used in
-            full.
+        trajectories: number of trajectories to fit on; in addition, twice as many are solved to
+            select on, and twice as many to measure errors on (as many each without a search). By
+            default 64, and up to 1024 for states of fewer than 1024 numbers. Cannot be combined
+            with noise of your own, all of which is used.
         seed: seed of the noise, conditions and guidance scales, from 0.
         direction: "forward" from noise to data; "backward", to the noise that solves the ODE; or
             "round trip": backward so that the forward plan in ``info["inverts"]``, Adams-Bashforth
-            2 of as many evaluations, returns the image, which is what edits by inversion need.
+            2 of as many evaluations, returns the image, as edits by inversion require.
             ``guidance`` is then that of the images, and neither direction is guided.
-        until: time at which a round trip turns, from 0, noise, to 0.99: ``keep`` of the edit.
+        until: time at which a round trip turns around, from 0 (noise) to 0.99: ``keep`` of the
+            edit.
         search: also search the times; otherwise only weights on a grid of shift 1.6 are fitted.
         preserve_contrast: keep the contrast of images, at the cost of some error: right for images
             on white or black, where regression to the mean (Blau & Michaeli 2018, arXiv
-            1711.06077) is most visible, as a greyed background. Where decoding clips
-            states, a field has an attribute ``limits`` (lowest, highest), as models of pixels do.
-            Both ways of inversion ignore it.
+            1711.06077) is most visible, as a greyed background. If decoding clips states, the field
+            needs an attribute ``limits`` (lowest, highest), as pixel models have. Ignored for
+            inversion, backward or as a round trip.
     """
 
     nfe: int = 6

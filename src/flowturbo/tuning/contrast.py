@@ -1,18 +1,19 @@
-r"""Preserving contrast: regression to the mean, undone by a condition on the fit.
+r"""Preserving contrast: regression to the mean, undone by a constraint on the fit.
 
-What a sampler cannot reach, least squares replaces by a mean: the estimate of least distortion is
-not that of the best perceptual quality (Blau & Michaeli 2018, The Perception-Distortion Tradeoff,
-arXiv 1711.06077). So the regression of the final states ``x`` on those of the reference, ``c``, has
-a slope below 1, and white paper comes out a little grey. That is far less than the error itself,
-but it is the same everywhere, and image features respond to it first. Fits can be constrained to a
-slope of 1,
+Least squares replace what a sampler cannot reach by a mean: the estimate of least distortion does
+not have the best perceptual quality (Blau & Michaeli 2018, The Perception-Distortion Tradeoff,
+arXiv 1711.06077). The regression of the final states ``x`` on those of the reference, ``c``,
+therefore has a slope below 1, and a white background comes out slightly grey. This is far less than
+the error itself, but it is the same everywhere, and image features respond to it first. Fits can be
+constrained to a slope of 1,
 
 .. math:: \langle \mathrm{clip}(x), c \rangle = \langle \mathrm{clip}(c), c \rangle,
 
 by a Lagrange multiplier on the weights that determine the final state; ``clip`` is what decoding
-does to states, the identity for latents. The constraint asks for a little more, too little to be
-visible, while a lack of it is: two standard errors, since few trajectories estimate the slope
-poorly, and ``MARGIN`` for white paper, because ink, which errors make fainter, counts in the slope.
+does to states, the identity for latents. The constraint asks for a slightly larger slope, since too
+small a slope is visible and the excess is not: by two standard errors, since few trajectories
+estimate the slope poorly, and by ``MARGIN`` for white backgrounds, because ink, which errors make
+fainter, counts in the slope.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Contrast:
 
     Attributes:
         end: (N, ...) those of the reference, ``c``.
-        limits: of states, beyond which decoding clips them; None where it does not.
+        limits: range of states, beyond which decoding clips them; None if it does not.
     """
 
     end: Tensor

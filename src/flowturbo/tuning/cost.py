@@ -31,9 +31,9 @@ def time_evaluations(
 ) -> dict[str, float]:
     """Median milliseconds of an evaluation of each kind on the rows ``x``, timed side by side.
 
-    They are differences between plans that have one evaluation more, so that the fixed cost of a
-    sample is not counted; the refiner's is 0 without one. A "conditional" one has one branch of
-    guidance.
+    Each is the difference between two plans, one with an evaluation more than the other, so that
+    the fixed cost of a sample is not counted. The cost of a refiner is 0 if there is none. A
+    "conditional" evaluation has one branch of guidance.
     """
     plans = {"two": Plan.parse("E2"), "three": Plan.parse("E3"), "apart": Plan.parse("AB2:FFC")}
     if refiner is not None:
@@ -53,7 +53,7 @@ def time_evaluations(
 
 
 def affordable(budget_ms: float, costs: dict[str, float]) -> list[Budget]:
-    """What ``budget_ms`` buys: full evaluations, conditional ones where they cost less, refiners.
+    """What ``budget_ms`` buys: full evaluations, conditional ones if they cost less, and refiners.
 
     Raises:
         ValueError: if it does not buy two evaluations of the model.

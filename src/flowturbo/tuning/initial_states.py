@@ -1,4 +1,4 @@
-"""What a search starts from: noise, conditions and guidance scales, checked, in three parts."""
+"""The initial states of a search: noise, conditions and guidance scales, in three parts."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def initial_states(
     search: bool,
     seed: int,
 ) -> InitialStates:
-    """What `flowturbo.tune` starts from; its arguments.
+    """The initial states of `flowturbo.tune`, from its arguments.
 
     Raises:
         ValueError: if noise or conditions are not as the field takes them.
@@ -104,7 +104,7 @@ def initial_states(
 
 
 def check_field(name: str, field: object) -> None:
-    """Raise ``ValueError`` unless ``field`` can be called; a name is not yet a model."""
+    """Raise ``ValueError`` unless ``field`` can be called; the name of a model cannot."""
     if not callable(field):
         how = f"; load it: flowturbo.load({field!r})" if isinstance(field, str) else ""
         raise ValueError(
@@ -173,11 +173,11 @@ def check_noise(
     """The caller's noise; half precision becomes float32, as in sampling.
 
     Args:
-        model: takes it.
-        noise: to check.
-        least: number of rows.
-        more: to say of the rows in the message.
-        counts: numbers of rows that are not to be given with it, by the names of their arguments.
+        model: the model that takes it.
+        noise: the noise to check.
+        least: the least number of rows.
+        more: what the message adds about the rows.
+        counts: numbers of rows that cannot be combined with it, by the names of their arguments.
 
     Raises:
         ValueError: unless it is (N, ...), finite, ``least`` rows or more, as ``model`` takes it.
@@ -219,7 +219,7 @@ def check_condition(cond: Condition, n: int, how: str, device: torch.device) -> 
     """
     if isinstance(cond, (list, tuple)) and not any(map(_nested, cond)):
         raise ValueError(
-            f"cond={checks.shown(cond)}: a list of labels or numbers is no condition; pass "
+            f"cond={checks.shown(cond)}: a list of labels or numbers is not a condition; pass "
             "model.condition([...]) of a model with a card, or a tensor with a row for each state"
         )
 

@@ -1,9 +1,9 @@
-"""What a search has computed, kept in a folder so that a killed run goes on where it stopped.
+"""Results of a search, kept in a folder so that a killed run can resume where it stopped.
 
-Every number follows from the options of the folder and from its own key, so a run that finds it in
-the journal ends exactly as one that computes it, and searches with the same trajectories share a
-folder. Each line and each file is sealed with a digest of what it holds and of the options; what
-does not match is computed again.
+Every number is determined by the options of the folder and by its own key, so a run that finds it
+in the journal ends exactly as one that computes it, and searches with the same trajectories can
+share a folder. Each line and each file is sealed with a digest of its content and of the options;
+anything that does not match is computed again.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class Journal:
 
     Args:
         folder: where to keep them, held by this run alone (`flowturbo.files.exclusive`).
-        options: what all results follow from; a folder of other options is refused.
+        options: what determines all results; a folder of other options is refused.
 
     Raises:
-        ValueError: if ``folder`` holds results of other options, naming what differs.
+        ValueError: if ``folder`` holds results of other options, naming the difference.
         OSError: if it cannot be read or written.
 
     Warns:
@@ -91,8 +91,8 @@ class Journal:
                 f.write(self._line(key, value))
         except OSError as e:
             raise OSError(
-                f"cannot write {path}: {e.strerror or e}; make room and repeat the run, which goes "
-                "on from what it kept"
+                f"cannot write {path}: {e.strerror or e}; free some space and repeat the "
+                "run, which resumes from what it kept"
             ) from e
 
     def reference(
@@ -110,7 +110,7 @@ class Journal:
 
         Args:
             field: the velocity field.
-            starts: noises, conditions and scales of guidance of some rows.
+            starts: noise, conditions and guidance scales of some rows.
             rows: how many.
             steps: of `solve`.
             substeps: of `solve`; called once there is room on the disk.
@@ -164,7 +164,7 @@ class Journal:
         return f'[{told}, "{seal}"]\n'
 
     def _read(self, path: Path) -> None:
-        """Take up the lines that match their seal, and leave a file of these alone."""
+        """Read the lines that match their seal, and rewrite the file with these only."""
         try:
             data = path.read_bytes()
         except FileNotFoundError:

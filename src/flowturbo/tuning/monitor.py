@@ -20,7 +20,7 @@ EVERY = 10.0  # seconds between two reports
 def monitored(field: Field, report: Report) -> Field:
     """``field``, with a `Progress` every ten seconds of its evaluations.
 
-    It raises ``ValueError`` for a velocity that is no tensor of the shape of the state.
+    It raises ``ValueError`` for a velocity that is not a tensor of the shape of the state.
     """
     if not isinstance(field, Guidance):
         return _Monitored(field, report)

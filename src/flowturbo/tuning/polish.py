@@ -6,8 +6,9 @@ reference; only the last one matters. Here all free numbers ``p`` of the table m
     p <- p - (J^T D J + damping * diag)^-1 J^T D r,     r_i = x_K(p) - x_ref,  J = dr/dp,
 
 with ``J`` by finite differences, so the field need not be differentiable, and rows weighted by
-``D_ii = |r_i|^(q - 2)``: the mean of ``|r_i|^q`` falls, for ``q = 1`` not only the few largest
-errors (iteratively reweighted least squares; damping as in Levenberg-Marquardt). Steps can be
+``D_ii = |r_i|^(q - 2)``. This lowers the mean of ``|r_i|^q``, which for ``q = 1`` is not dominated
+by the few largest errors (iteratively reweighted least squares; damping as in Levenberg-Marquardt).
+Steps can be
 constrained to preserve contrast, a linear condition (`flowturbo.tuning.contrast`). Evaluations
 before the number that moves are replayed, not computed again. Rows at one time, such as
 those of a Heun step, move together; the first time and the last stay.
@@ -44,7 +45,7 @@ MIN_GAIN = 0.01  # of a step, for another with the slopes of the last
 
 
 def score(x: Tensor, reference: Reference, power: float = 1.0) -> float:
-    """What the search lowers: the power mean of the rows' errors (root mean squares over pixels).
+    """What the search minimises: the power mean of the rows' errors (each an RMS over pixels).
 
     The mean itself at ``power`` 1, the root mean square at 2; infinite where a row is not finite.
     """
@@ -72,7 +73,7 @@ def polish(
         field: the velocity field.
         reference: the trajectories to fit on.
         refiner: for refiner evaluations.
-        iterations: Gauss-Newton steps at the most, each about K^2 * history / 2 evaluations of
+        iterations: Gauss-Newton steps at most, each about K^2 * history / 2 evaluations of
             the N rows.
         history: how many weights of a row may change, those of the last velocities.
         move_times: also move times, except the first and the last; the times passed to the
@@ -90,7 +91,7 @@ def polish(
     moves, damping = _moves(plan, history, move_times), 1e-4
 
     def recorded(plan: Plan) -> tuple[Plan, Tensor, list[Found]]:
-        """The plan, with the contrast of what it reaches; that, and its velocities."""
+        """The plan, made to preserve contrast; its final states, and its velocities."""
         x, calls = _recorded(plan, field, unguided, refiner)
         if contrast is None:
             return plan, x, calls

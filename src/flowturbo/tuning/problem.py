@@ -44,7 +44,7 @@ class Problem:
         fit: trajectories that weights are fitted on.
         choose: trajectories that plans are compared on.
         test: trajectories that errors are reported on.
-        reference_error: how far these are from the solution, about (root mean square).
+        reference_error: about how far these are from the exact solution (root mean square).
         journal: keeps what was computed.
         report: called with a `Progress` at each stage.
     """
@@ -109,7 +109,7 @@ class Problem:
 
     @property
     def few(self) -> int:
-        """Trajectories for rough comparisons; of small states more, for they hold less."""
+        """Trajectories for rough comparisons: more of them if states are small."""
         return max(FEW, FEW_NUMBERS // self.choose.noise[0].numel())
 
     def best_shift(self, evaluators: Sequence[str]) -> float:

@@ -1,7 +1,7 @@
 """Reference trajectories: the ODE of a field solved on a fine grid, once, to fit plans to.
 
-States and velocities are kept on the fine grid; between its points the state is the cubic through
-both (Hermite), so a plan may be fitted on any times.
+States and velocities are kept on the fine grid; between its points the state is the cubic that
+matches both (Hermite), so a plan may be fitted on any times.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Reference:
     Attributes:
         times: (M + 1,) the fine grid, ascending or descending.
         states: (M + 1, N, ...) at these times.
-        velocities: (M + 1, N, ...), guided, there.
+        velocities: (M + 1, N, ...), guided, at these times.
         cond: the condition of the N rows, or None.
         guidance: scale of guidance: a number, or one per row (N,).
-        back: a plan that leads on from what another reaches, in a round trip.
+        back: in a round trip, the plan that continues from the states that another reaches.
     """
 
     times: Times
@@ -217,7 +217,7 @@ def run(
 ) -> Tensor:
     """The final states of ``plan`` from the initial states of ``reference``, (N, ...).
 
-    In a round trip ``reference.back`` goes on from there.
+    In a round trip ``reference.back`` continues from there.
 
     ``step`` runs a row, as `flowturbo.sampling.step` does.
 

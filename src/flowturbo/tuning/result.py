@@ -1,4 +1,4 @@
-"""The plan that is returned: what was found or, where fitting did not pay, the best baseline."""
+"""The plan that is returned: the one found or, if fitting did not pay, the best baseline."""
 
 from __future__ import annotations
 

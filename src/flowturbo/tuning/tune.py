@@ -7,8 +7,8 @@ plan that does not beat the best classical solver there is not returned. Least s
 contrast of images a little; fits can be constrained to preserve it (`flowturbo.tuning.contrast`).
 
 In a round trip the trajectories end in images, and plans are polished so that they lead from an
-image to where a given forward plan leads back to it. The forward plan is fixed: were it free, two
-plans that do not move would be the best.
+image to a state from which a given forward plan returns to it. The forward plan is fixed: if it
+were free, two plans that do not move the state would be optimal.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def tune(
             for a model with a card.
         negative: the condition to guide away from, one row; the model's null condition by default.
         cache_dir: folder for cached results, so that an interrupted run can be resumed.
-            It belongs to one field, with the same noise, conditions and options; a field is
+            Each folder is for one field, with the same noise, conditions and options; a field is
             recognised by its weights, and by its velocities at a few states.
         report: called with a `Progress` at each stage, and every ten seconds between.
 
@@ -100,8 +100,8 @@ def tune(
 
     Raises:
         ValueError: if an argument is not as described, the field returns anything but finite
-            velocities like its states, or ``cache_dir`` is in use or holds a search with other
-            options.
+            velocities of the shape of its states, or ``cache_dir`` is in use or holds a search with
+            other options.
         OSError: if the disk is full; what was computed until then stays in ``cache_dir``.
 
     Warns:

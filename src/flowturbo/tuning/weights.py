@@ -1,12 +1,12 @@
 r"""Weights of a plan at given times, by least squares.
 
-Row by row, the fitted sampler's own state is moved as close as its own velocities allow to the
-reference at the next time:
+Row by row, the fitted sampler's own state is moved as close to the reference at the next time as
+its own velocities allow:
 
     W[k] = argmin_w  sum_i | x_k + sum_j w_j v_j - x_ref(t_{k+1}) |^2  +  ridge * scale * |w - a|^2
 
-over the last ``history`` velocities; ``a`` are the weights of Adams-Bashforth 2, which stay where
-the velocities do not determine them (one that is 0, two that are alike). With conditional
+over the last ``history`` velocities; ``a`` are the weights of Adams-Bashforth 2, which are kept
+where the velocities do not determine them (one that is 0, two that are equal). With conditional
 evaluations ``v`` are the conditional velocities, and the last differences of the branches have
 weights of their own, fitted together with theirs. No gradient passes through
 the model and no data are needed; later rows see, and correct, errors made earlier. The last row can

@@ -1,4 +1,4 @@
-"""Pipelines of diffusers: a scheduler that runs plans, refiners by one call, and editing.
+"""diffusers pipelines: a scheduler that runs plans, refiners with one call, and editing.
 
     from flowturbo.integrations.diffusers import FlowTurboScheduler, disable, edit, enable, summary
 

@@ -1,4 +1,4 @@
-"""All that this library takes from diffusers, and the one place that minds its versions."""
+"""All imports from diffusers, and the only place that depends on its version."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ except ImportError as error:
 
 _VERSION = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
 DTYPE = "dtype" if _VERSION >= (0, 42) else "torch_dtype"
-"""What ``from_pretrained`` of this version calls the precision."""
+"""The name of the precision argument of ``from_pretrained`` in this version."""
 
 __all__ = [
     "DTYPE",

@@ -1,4 +1,4 @@
-"""A model of this library as a component of pipelines of diffusers."""
+"""A model of this library as a component of diffusers pipelines."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ ELSEWHERE = ("device_map", "variant", "quantization_config")  # of diffusers' ow
 
 
 class FlowTurboModel(ModelMixin):  # type: ignore[misc]
-    """A velocity field ``(x, t, cond) -> v`` with its card, as diffusers loads and saves networks.
+    """A velocity field ``(x, t, cond) -> v`` with its card, loaded and saved like diffusers
+    networks.
 
-    Its folder is that of `flowturbo.load`, which loads it too.
+    Its folder has the format of `flowturbo.load`, which loads it too.
 
     Attributes:
         model: what `flowturbo.load` returns.
@@ -52,8 +53,7 @@ class FlowTurboModel(ModelMixin):  # type: ignore[misc]
         Args:
             pretrained_model_name_or_path: the folder.
             torch_dtype: of the weights; float32 by default.
-            **options: those of diffusers' networks; without effect where they only change how
-                files are read.
+            **options: those of diffusers' networks; ignored if they only change how files are read.
 
         Raises:
             ValueError: if a file is missing or damaged, or one of ``device_map``, ``variant`` and
@@ -73,7 +73,7 @@ class FlowTurboModel(ModelMixin):  # type: ignore[misc]
 
         Args:
             save_directory: the new folder.
-            **options: those of diffusers' networks; without effect, but for ``variant``.
+            **options: those of diffusers' networks; ignored, except ``variant``.
 
         Raises:
             ValueError: if the model was not read from a folder, its weights have changed since, or

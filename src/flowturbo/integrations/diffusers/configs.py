@@ -1,8 +1,8 @@
 """Configurations of other flow schedulers, translated to options of ours.
 
-A configuration is accepted only if its class is supported, and so is each of its options. A
-scheduler that was made in Python does not write its class into its configuration; then the class is
-the one that has exactly these options.
+A configuration is accepted only if its class and each of its options are supported. A scheduler
+that was created in Python does not write its class into its configuration; the class is then the
+one that has exactly these options.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def translated(
     """``config`` and ``overrides`` as the configuration and keywords of ``FlowTurboScheduler``.
 
     Args:
-        config: of any scheduler.
+        config: the configuration of any scheduler.
         overrides: the shift by any of its names, options of ours, and those of ``OPTIONS``.
         own: the options of ``FlowTurboScheduler`` and their defaults.
         strict: whether to refuse unknown keywords.
@@ -161,7 +161,7 @@ def _refuse_diffusion(values: Options, label: str) -> None:
 def _merged(
     config: Options, overrides: Options, options: Options, label: str
 ) -> tuple[JsonObject, JsonObject]:
-    """Options into the configuration, and the shift, by whatever name, into the keywords."""
+    """Move options into the configuration, and the shift, by any of its names, to the keywords."""
     config, keywords = dict(config), dict(overrides)
     config |= {key: keywords.pop(key) for key in OPTIONS if key in keywords}
     if "algorithm_type" in options:  # DPM-Solver and DEIS, which shift by flow_shift without mu
@@ -169,7 +169,7 @@ def _merged(
     names = SHIFTS
     source = keywords if any(name in keywords for name in names) else {**options, **config}
     if source is not keywords and any(name in options for name in names):
-        names = tuple(name for name in names if name in options)  # others are of a former class
+        names = tuple(name for name in names if name in options)  # others are from an earlier class
     shifts = {name: source[name] for name in names if name in source}
     if len(shifts) == 2 and shifts["shift"] != shifts["flow_shift"]:
         raise ValueError(
@@ -207,7 +207,7 @@ def _options(name: str, own: Options) -> Options:
 
 @cache
 def defaults(cls: type[object] | None) -> Options:
-    """The options of a scheduler class and their defaults; of None, none."""
+    """The options of a scheduler class and their defaults; none for None."""
     parameters = inspect.signature(cls).parameters.values() if cls else ()
     return {p.name: p.default for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
 

@@ -1,9 +1,9 @@
-"""Editing of images by text-to-image pipelines, in their own loops.
+"""Editing images with text-to-image pipelines, in their own loops.
 
-A pipeline runs a plan in either direction: from the latents of an image backward with the source
-prompt, unguided, and forward with the target prompt. So text encoders, guidance, offloading,
-callbacks and decoding are the pipeline's. A copy of it runs, so that the pipeline is left as it
-was, also after an exception. The methods are those of `flowturbo.tasks.editing`.
+A pipeline runs a plan in either direction: backward from the latents of an image with the source
+prompt, unguided, and forward with the target prompt. Text encoders, guidance, offloading, callbacks
+and decoding are therefore the pipeline's. A copy of the pipeline runs, so that the pipeline itself
+is not changed, even after an exception. The methods are those of `flowturbo.tasks.editing`.
 """
 
 from __future__ import annotations
@@ -69,35 +69,36 @@ def edit(
     width: int | None = None,
     **arguments: Any,
 ) -> Edited:
-    """Change an image from what ``source_prompt`` says to what ``prompt`` says, by a pipeline.
+    """Edit an image with a pipeline: change what ``source_prompt`` describes to match ``prompt``.
 
     Args:
         pipe: a text-to-image pipeline of SD3, FLUX.1, Qwen-Image, Z-Image or Sana, or of a family
             of your own with ``guided``. It may be enabled; its own plan is not used.
-        image: a PIL image or a path, of any size and mode, or several; one goes with many prompts,
-            and one prompt with many images.
-        prompt: what the image is to show, or several; or arguments of the pipeline's call by name,
-            such as ``{"prompt": ..., "prompt_2": ...}`` or ``{"prompt_embeds": ...}``.
-        source_prompt: what it shows, likewise.
+        image: a PIL image or a path, of any size and mode, or several; a single image is used for
+            all prompts, and a single prompt for all images.
+        prompt: what the edited image should show, or several; or arguments of the pipeline's call
+            by name, such as ``{"prompt": ..., "prompt_2": ...}`` or ``{"prompt_embeds": ...}``.
+        source_prompt: what the image shows, likewise.
         method: "inversion", "flowedit" or "sdedit"; see `flowturbo.tasks.editing`.
         keep: how much of the image stays, from 0 to 1, as in `flowturbo.edit`.
-        plan: notation of a solver, for each direction; or a plan from data to ``keep`` whose
-            ``info["inverts"]`` names what leads back, as `flowturbo.tune` fits them.
-        guidance: scale ``w`` of ``u + w*(c - u)`` for ``prompt``, from 1, off; by default the
-            pipeline's. Of FLUX.1 it is the guidance that its network takes. The branch of
-            the source prompt is unguided.
+        plan: notation of a solver that is used in each direction; or a plan from data to ``keep``
+            whose ``info["inverts"]`` names the plan that leads back, as `flowturbo.tune` fits them.
+        guidance: scale ``w`` of ``u + w*(c - u)`` for ``prompt``, at least 1 (off); by default the
+            pipeline's. For FLUX.1 it is the guidance that the network takes as input. The branch
+            of the source prompt is unguided.
         seed: of the first image's noise, for "flowedit" and "sdedit"; an inversion has none.
-        size: "input", each in its place in the original, or "model", as the pipeline draws them.
-        height: of the images that the pipeline draws, in pixels; by default they have its own area
-            and the shape of the first image.
+        size: "input", put back into the original image, or "model", the size of the pipeline's
+            images.
+        height: of the images that the pipeline generates, in pixels; by default they have its own
+            area and the shape of the first image.
         width: likewise; give both, or none.
         **arguments: of the pipeline's call with ``prompt``, such as ``negative_prompt`` or
             ``callback_on_step_end``. Those that concern neither guidance nor callbacks
-            (``max_sequence_length``) hold on the way back, too.
+            (``max_sequence_length``) also apply to the inversion.
 
     Returns:
         A list of PIL images with ``evaluations`` of the velocity and ``passes`` of the network, for
-        each. Pixels outside of the part that is edited keep their bits.
+        each. Pixels outside the edited part are not changed.
 
     Raises:
         ValueError: if an argument is not as described, the pipeline is of another kind, its
@@ -155,10 +156,10 @@ class _Runs:
     """Runs of a pipeline with a `FlowTurboScheduler` on latents, counted.
 
     Args:
-        pipe: it runs; no other thread uses it.
+        pipe: the pipeline that runs; no other thread uses it.
         family: of its network.
         shape: (H, W) of its images.
-        count: of the images that are edited.
+        count: number of images that are edited.
     """
 
     def __init__(self, pipe: Pipeline, family: Family, shape: tuple[int, int], count: int) -> None:
@@ -213,7 +214,7 @@ class _Runs:
 
 
 def _in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """``hook`` for the calls of this thread alone, since others may share the network."""
+    """``hook`` for the calls of this thread only, since others may share the network."""
     here = threading.get_ident()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]

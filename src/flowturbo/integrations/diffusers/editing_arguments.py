@@ -1,4 +1,4 @@
-"""The arguments of editing by pipelines: prompts, what the calls are given, sizes of images."""
+"""The arguments of editing with pipelines: prompts, arguments of the calls, sizes of images."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ SET = (  # of a pipeline's call, by ``edit`` and ``as_field``
     "timesteps",
 )
 OWN = ("guidance", "height", "keep", "method", "plan", "seed", "size", "width")  # of ``edit``
-SIDE = 128  # of latents, where a pipeline does not say
+SIDE = 128  # of latents, if a pipeline does not define it
 
 
 class CallArguments(NamedTuple):
@@ -69,8 +69,8 @@ def checked(pipe: Pipeline) -> tuple[Family, frozenset[str]]:
     """The family of a text-to-image pipeline, and the names of its call's arguments.
 
     Raises:
-        ValueError: if it is no such pipeline, of no family that can be edited with, or without its
-            autoencoder.
+        ValueError: if it is not such a pipeline, is of no family that supports editing, or lacks
+            its autoencoder.
     """
     components_of(pipe)
     name, network = type(pipe).__name__, type(network_of(pipe)).__name__
@@ -109,7 +109,7 @@ def call_arguments(
 
     Raises:
         ValueError: for one that the pipeline does not have or that ``edit`` sets itself, a scale
-            below 1 or given twice, or where ``method`` cannot be done.
+            below 1 or given twice, or if ``method`` is not possible.
     """
     assert family.guided is not None
     prompts = {n for n in names if "prompt" in n and not n.startswith("negative_")}
@@ -141,8 +141,8 @@ def check_effect(
 ) -> None:
     """Raise ``ValueError`` if ``guidance`` for ``prompts`` would change nothing.
 
-    That is so where the network takes none (FLUX.1 schnell), and where guidance needs a negative
-    prompt (Qwen-Image) and there is none.
+    That is the case if the network takes no guidance (FLUX.1 schnell), or if guidance needs a
+    negative prompt (Qwen-Image) and there is none.
     """
     if guidance in (None, 1) or family.conditional != "calls" or family.guided is None:
         return
@@ -233,7 +233,7 @@ def _joined(parts: list[Any]) -> Any:
 def image_shape(
     pipe: Pipeline, height: int | None, width: int | None, image: Image.Image
 ) -> tuple[tuple[int, int], int]:
-    """(H, W) of the images that a pipeline draws, and what both are multiples of.
+    """(H, W) of the images that a pipeline generates, and the number that both are multiples of.
 
     By default they have the area of the pipeline's own and the shape of ``image``.
 

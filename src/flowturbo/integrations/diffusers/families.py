@@ -1,13 +1,13 @@
-"""How pipelines call their networks, by the class of the network, or by their own.
+"""How pipelines call their networks, by the class of the network or of the pipeline.
 
-A refiner's output takes the place of the network's, so the hook must know the form of the network's
-input and output: the sign, how latents are packed to tokens, lists or batches. How the pipeline
-scales time does not matter, since the scheduler knows the time of each row. Nor does guidance, in
-one batch or in two calls: all branches get the same velocity, and the scheduler takes that one.
+A refiner's output replaces the network's, so the hook must know the form of the network's input and
+output: the sign, how latents are packed into tokens, lists or batches. How the pipeline scales time
+does not matter, since the scheduler knows the time of each row. Nor does guidance, in one batch or
+in two calls: all branches get the same velocity, and so does the scheduler.
 
-Another family is one more entry, ``FAMILIES["MyTransformer2DModel"] = Family(name="Mine")``, or
-``enable(..., family=Family(name="Mine"))``. A pipeline that calls its network in another way than
-others of that network has an entry by its own name, which comes first.
+To add a family, add an entry, ``FAMILIES["MyTransformer2DModel"] = Family(name="Mine")``, or pass
+``enable(..., family=Family(name="Mine"))``. A pipeline that calls its network differently from
+other pipelines of that network has an entry under its own name, which takes precedence.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class Family:
         state: the name of the network's first argument, the state.
         negated: whether the pipeline negates the network's output.
         listed: whether input and output are lists of (C, 1, H, W).
-        sides: if states are packed to tokens: a function that reads the sides from the network's
+        sides: if states are packed into tokens: a function that reads the sides from the network's
             arguments by name and the number of tokens: ``(h, w)`` of an image packed 2x2 to (B,
             h*w, 4*C), or ``(f, h, w)`` of a video (B, f*h*w, C).
         channels_last: whether the axis of the channels is the last.
         conditional: where the conditional branch of guidance is: the "first" or "second" half of a
             batch, or the first of two "calls"; None if it is not known, and plans with conditional
             evaluations are refused.
-        axes: of the network's arguments by name, the axis of the batch where it is not the first.
+        axes: the axis of the batch, by the name of the network's argument, if it is not the first.
         refused: evaluations that are refused, "refiner", "conditional", or "end", at t = 1, and the
             reason, a clause.
         scale: from the pipeline's ``guidance_scale`` to the ``w`` of ``u + w*(c - u)``; None if the
@@ -49,8 +49,8 @@ class Family:
         guided: the arguments of the pipeline's call for the scale ``w`` of ``u + w*(c - u)``, 1 for
             off; None if they are not known, and editing is refused.
         time: the name of the network's argument for its time.
-        pooled: the name of its argument for a pooled vector of the prompt (B, P), if it has one:
-            what a refiner can see of the condition.
+        pooled: the name of its argument for a pooled vector of the prompt (B, P), if it has one,
+            which is the part of the condition that a refiner can use.
         rescaled: whether the pipeline rescales guided velocities, which `as_field` does not.
         video: whether the autoencoder takes videos (B, 3, 1, H, W).
         blocks: classes of the repeated blocks, for ``compile_repeated_blocks`` where diffusers does
@@ -128,10 +128,10 @@ def _plans_alone(why: str) -> dict[Kind, str]:
 
 
 EMBEDDED: Mapping[Kind, str] = {
-    "conditional": "guidance is an input of its network, which has but one branch"
+    "conditional": "guidance is an input of its network, which has only one branch"
 }
-LATER = "its first frame is a given image, and it steps the others alone"
-SOUND = "its network answers with a video and its sound, each with a scheduler of its own"
+LATER = "its first frame is a given image, and only the others are stepped"
+SOUND = "its network predicts a video and its sound, each with a scheduler of its own"
 
 FAMILIES = {
     "SD3Transformer2DModel": Family(

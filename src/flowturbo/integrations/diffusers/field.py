@@ -1,8 +1,8 @@
-"""Fields `(x, t, cond) -> v` of pipelines, on conditions made of prompts.
+"""Fields `(x, t, cond) -> v` of pipelines, with conditions made from prompts.
 
-The pipeline's own call runs once for each prompt, until it calls its network, and what it calls it
-with is kept: so text encoders, templates, masks and position ids are the pipeline's, whatever the
-family. The field calls the network with these arguments at other states and times.
+The pipeline's own call runs once for each prompt, until it calls its network, and the arguments of
+that call are kept. Text encoders, templates, masks and position ids are thus the pipeline's, for
+any family. The field calls the network with these arguments at other states and times.
 """
 
 from __future__ import annotations
@@ -45,24 +45,24 @@ def as_field(
     """The network of a pipeline as a field, for `flowturbo.tune` and others.
 
     Args:
-        pipe: the pipeline, which takes prompts alone, of a family in ``families.FAMILIES``; it is
-            left as it is. Its dtype, device and offloading hold.
+        pipe: the pipeline, which generates from prompts only, of a family in ``families.FAMILIES``;
+            it is not changed. Its dtype, device and offloading apply.
         prompts: texts, or arguments of the pipeline's call by name, such as
             ``{"prompt_embeds": ..., "pooled_prompt_embeds": ...}``; each is encoded once.
         negative: one text to guide away from, or arguments that begin with "negative_"; by default
-            what the pipeline takes.
-        guidance: scale ``w`` of ``u + w*(c - u)``, or (lowest, highest) of a range; of FLUX.1 the
-            scale that its network takes. By default the pipeline's.
+            the pipeline's.
+        guidance: scale ``w`` of ``u + w*(c - u)``, or (lowest, highest) of a range; for FLUX.1 the
+            scale that its network takes as input. By default the pipeline's.
         height: of the images, in pixels; by default the pipeline's.
         width: likewise; give both, or none.
-        batch: rows of a call of the network, where the branches of guidance are rows of their own;
-            by default 4 of SD3 or FLUX at 1024 pixels, and more of smaller latents.
+        batch: rows of a call of the network, where each branch of guidance is a row; by default 4
+            for SD3 or FLUX at 1024 pixels, and more for smaller latents.
         family: of the network, if it has no entry.
         **arguments: of the pipeline's call, such as ``max_sequence_length``.
 
     Raises:
         ValueError: if there are no prompts or one is empty, the family is unknown, the pipeline
-            does not draw images from prompts alone, or an argument is not as described.
+            does not generate images from prompts only, or an argument is not as described.
     """
     components_of(pipe)
     name, network = type(pipe).__name__, network_of(pipe)
@@ -109,7 +109,7 @@ def as_field(
             f"guidance={high:g}: {name} does not guide at this scale; leave guidance out"
         )
     scale: GuidanceRange = low if low == high else (low, high)
-    if apart and "true_cfg_scale" in arguments:  # beside what the network takes
+    if apart and "true_cfg_scale" in arguments:  # in addition to the network's own guidance
         scale = checks.number("true_cfg_scale", arguments["true_cfg_scale"])
     elif not apart and first.one.get("guidance") is None:
         scale = 1.0
@@ -124,7 +124,7 @@ def as_field(
 
 
 def sides_of(size: int | str | None) -> dict[str, int]:
-    """ "height" and "width" of images of a ``size``, 1024 or "1344x768", width first; none of None.
+    """ "height" and "width" for a ``size``, 1024 or "1344x768", width first; nothing for None.
 
     Raises:
         ValueError: if it is neither.
@@ -174,7 +174,7 @@ def _guided(family: Family, w: float, parameters: Mapping[str, Any]) -> ReadOnly
 def _scales(
     family: Family, guidance: GuidanceRange | None, parameters: Mapping[str, Any]
 ) -> tuple[float, float]:
-    """(lowest, highest) scale, by default what the call of the pipeline has."""
+    """(lowest, highest) scale, by default that of the pipeline's call."""
     if guidance is None:
         name = next(iter(_guided(family, 1.0, parameters)), "")
         usual = parameters[name].default if name else None

@@ -1,8 +1,8 @@
-"""What a plan was fitted to, compared with the pipeline that it runs in.
+"""Comparison of what a plan was fitted to with the pipeline that it runs in.
 
-A plan that was tuned to a pipeline keeps the fingerprint of its weights, the guidance scale and the
-size of its images. Weights are compared when the pipeline is enabled; scale and size are arguments
-of its calls, and are compared at the first step of each.
+A plan that was tuned to a pipeline records the fingerprint of its weights, the guidance scale and
+the size of its images. Weights are compared when the pipeline is enabled; scale and size are
+arguments of its calls, and are compared at the first step of each call.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ __all__ = ["Fit", "check_fit", "refit", "warn_of_weights", "weights_of"]
 def weights_of(network: nn.Module | None) -> str | None:
     """The fingerprint of a network's weights; None where they cannot be read.
 
-    So it is with sequential offloading, which leaves them on no device, and with some quantized
-    ones.
+    That is the case with sequential offloading, which leaves them on no device, and for some
+    quantized weights.
     """
     if network is None:
         return None
@@ -100,8 +100,8 @@ class Fit:
     """Compares the calls of a pipeline with what its plan was fitted to.
 
     Args:
-        pipe: that is enabled.
-        plan: with what ``as_field`` says about the pipeline in its ``info``.
+        pipe: the enabled pipeline.
+        plan: with what ``as_field`` says about its pipeline in its ``info``.
         family: of the network, if it is known.
     """
 
@@ -113,7 +113,7 @@ class Fit:
         return self
 
     def check(self, scheduler: Scheduler, sample: Tensor) -> None:
-        """Warn of another size or guidance scale in a call, at its first step."""
+        """Warn at the first step of a call if its size or guidance scale differs."""
         plan, (height, width) = self._plan, self._about["size"]
         if sample[0].numel() != prod(self._about["state"]):
             checks.warn(
@@ -130,7 +130,7 @@ class Fit:
             )
 
     def _scale(self, scheduler: Scheduler) -> float | None:
-        """The scale of guidance of the call that runs ``scheduler``, where it is known."""
+        """The guidance scale of the call that runs ``scheduler``, if it is known."""
         asked = scale_asked(self._pipe(), scheduler)
         call = self._about["call"]
         if asked is None or "guidance_scale" not in call or "true_cfg_scale" in call:

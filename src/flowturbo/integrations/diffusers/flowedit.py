@@ -1,10 +1,11 @@
 """FlowEdit in the loop of a pipeline (Kulikov et al. 2025, arXiv 2412.08629, algorithm 1).
 
-The pipeline runs a batch of 2*N states: of the N images edited so far, ``x + z - image``, with the
-target prompts, and of the image with the same noise, ``z``, with the source prompts. Since the
-update of a row is linear, ``x - image`` is the difference of both halves after it, and the states
-of the next row follow from that. The branch of the source prompts is unguided: in their rows, the
-unconditional branch gets the output of the conditional one, ``c + w*(c - c) = c``.
+The pipeline runs a batch of 2*N states: those of the N images edited so far, ``x + z - image``,
+with the target prompts, and those of the original images with the same noise, ``z``, with the
+source prompts. Since the update of a row is linear, ``x - image`` is the difference of the two
+halves after it, and the states of the next row follow from that. The branch of the source prompts
+is unguided: in their rows, the unconditional branch gets the output of the conditional one, ``c +
+w*(c - c) = c``.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ class FlowEdit:
     """The states of a run, as its callback, and the hooks of its network.
 
     Args:
-        plan: that runs.
+        plan: the plan that runs.
         image: latents (N, C, H, W).
         seeds: of their noise.
-        form: latents as the pipeline takes them.
+        form: converts latents to the form that the pipeline takes.
         family: of the network.
         scheduler: of the run.
     """
@@ -59,7 +60,7 @@ class FlowEdit:
         return torch.cat([z, z])
 
     def __call__(self, pipe: Pipeline, k: int, t: Tensor, kept: JsonObject) -> JsonObject:
-        """The states of the row after ``k``; in the end the edited ones, (N, ...)."""
+        """The states of the row after ``k``; at the end the edited ones, (N, ...)."""
         target, source = kept["latents"].chunk(2)
         moved = target - source
         if k == len(self._plan) - 1:

@@ -1,6 +1,6 @@
 """The plan of a pipeline as a folder: ``plan.json``, its refiner, and a model card, ``README.md``.
 
-`enable` takes such a folder, or one on the Hugging Face hub. Nothing of the pipeline is in it.
+`enable` takes such a folder, or one on the Hugging Face hub. It contains nothing of the pipeline.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def save_folder(
     """Write a plan that was tuned to a pipeline, with its refiner and a model card.
 
     Args:
-        folder: where to; each file in it is whole or untouched.
-        plan: of ``flowturbo.tune(pipe, prompts=...)``.
+        folder: where to write; each file in it is written whole or left untouched.
+        plan: from ``flowturbo.tune(pipe, prompts=...)``.
         refiner: for its refiner evaluations; left out if it has none.
         licence: of the table and the refiner, by its identifier on the hub; the pipeline's weights,
-            which are not in the folder, keep their own.
+            which are not in the folder, keep their own licence.
 
     Raises:
         ValueError: if the plan was not tuned to a pipeline, or needs a refiner and there is none.
@@ -86,7 +86,7 @@ def read_folder(
     """The plan in a folder, or in one on the hub ("hf:owner/repo"), and the refiner it needs.
 
     Raises:
-        ValueError: if there is no such folder, it cannot be fetched, holds no plan, or lacks the
+        ValueError: if there is no such folder, it cannot be fetched, contains no plan, or lacks the
             plan's refiner.
     """
     name = str(source)
@@ -106,16 +106,16 @@ def push_to_hub(folder: str | Path, repo: str, *, private: bool = False) -> str:
     """Upload the folder of a plan to the Hugging Face hub, as `enable` takes it.
 
     Args:
-        folder: that `save_folder` or ``flowturbo tune --pipeline`` wrote.
-        repo: "owner/repo", or "hf:owner/repo"; it is made if it is not there. The token is that of
-            ``hf auth login`` or of the environment.
-        private: whether a repository that is made is private.
+        folder: a folder written by `save_folder` or ``flowturbo tune --pipeline``.
+        repo: "owner/repo", or "hf:owner/repo"; it is created if it does not exist. The token is
+            that of ``hf auth login`` or of the environment.
+        private: whether a newly created repository is private.
 
     Returns:
         the address of the commit.
 
     Raises:
-        ValueError: if the folder holds no such plan, or it cannot be uploaded.
+        ValueError: if the folder contains no such plan, or it cannot be uploaded.
     """
     plan, refiner = read_folder(checks.path("folder", folder))
     files = [PLAN, CARD, *(REFINER if refiner is not None else ())]
@@ -149,16 +149,16 @@ def _card(plan: Plan, licence: str) -> str:
 
 # {len(plan)} evaluations for {base}
 
-A sampling plan of FlowTurbo for `{about["class"]}`: a table of times and weights that takes the \
-place of the scheduler{" and a light network for some evaluations" if plan.nfe["refiner"] else ""}\
+A sampling plan of FlowTurbo for `{about["class"]}`: a table of times and weights that replaces \
+the scheduler{", and a light network for some evaluations" if plan.nfe["refiner"] else ""}\
 . It was fitted to the pipeline's own trajectories, without images.
 
 | | |
 |---|---|
 {rows}
 
-The error is the root mean square distance of the final latents to the converged solution of the \
-same noise, with its 95 % interval.
+The error is the root mean square distance of the final latents from the converged solution for \
+the same noise, with its 95 % interval.
 {notes}
 
 ## Use
@@ -172,7 +172,8 @@ enable(pipe, "FOLDER")  # this folder, or "hf:owner/repo"
 image = pipe("a prompt", {arguments}).images[0]
 ```
 
-With other weights, such as a fine-tune, a LoRA or another precision, `enable` warns; fit again:
+With other weights, such as a fine-tune, a LoRA or another precision, `enable` warns; fit a plan
+again:
 
 ```bash
 {refit(plan)}
@@ -196,7 +197,7 @@ def _facts(plan: Plan, base: str) -> dict[str, str]:
         "base model": base,
         "weights": f"`{info['fingerprint']}`, {about['dtype']}",
         "evaluations": ", ".join(f"{n} of the {name}" for name, n in plan.nfe.items() if n),
-        "passes of the network an image": str(passes),
+        "passes of the network per image": str(passes),
         "guidance": scales_text(*info["guidance"]),
         "size": f"{width} x {height}",
         "error": tell(info["error"]),

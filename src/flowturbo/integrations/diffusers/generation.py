@@ -1,7 +1,7 @@
-"""Models of this library as a pipeline of diffusers.
+"""Models of this library as a diffusers pipeline.
 
-``pipe(prompt)`` is `flowturbo.generate` with the arguments of diffusers: the plan runs in the one
-sampling loop, `flowturbo.sample`.
+``pipe(prompt)`` is `flowturbo.generate` with the arguments of diffusers: the plan runs in the
+library's only sampling loop, `flowturbo.sample`.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ StepEnd: TypeAlias = Callable[..., dict[str, Any] | None]
 
 
 class FlowTurboPipeline(DiffusionPipeline):  # type: ignore[misc]
-    """Draws images from a model of this library.
+    """Generates images with a model of this library.
 
         pipe = FlowTurboPipeline.from_model("emoji")
         image = pipe("red apple, flat style").images[0]
 
-    ``save_pretrained(folder)`` and ``from_pretrained(folder)`` write and read a folder of diffusers
-    with the model, its plans and its refiner. The pipeline has no scheduler, since a plan is one.
-    Nothing on it changes in a call, so threads can share it.
+    ``save_pretrained(folder)`` and ``from_pretrained(folder)`` write and read a diffusers folder
+    with the model, its plans and its refiner. The pipeline has no scheduler, since a plan takes its
+    place. Calls do not change it, so threads can share it.
 
     Args:
-        model: see `from_model`, which makes it.
+        model: see `from_model`, which creates it.
     """
 
     _callback_tensor_inputs = ["latents", "predicted"]  # noqa: RUF012  (as in diffusers)
@@ -68,8 +68,8 @@ class FlowTurboPipeline(DiffusionPipeline):  # type: ignore[misc]
             **options: of `flowturbo.load`: ``device``, ``dtype``, ``vae``.
 
         Raises:
-            ValueError: as `flowturbo.load`; if the model draws no images; if options come with a
-                model that is loaded already.
+            ValueError: as `flowturbo.load`; if the model does not generate images; if options are
+                given for a model that is loaded already.
         """
         if isinstance(model, str | Path):
             model = load(model, **options)
@@ -99,7 +99,7 @@ class FlowTurboPipeline(DiffusionPipeline):  # type: ignore[misc]
         plan: Plan | str | Path | None = None,
         class_labels: int | str | Sequence[int | str] | Tensor | None = None,
     ) -> ImagePipelineOutput | tuple[Images]:
-        """Draw images, ``num_images_per_prompt`` of each prompt one after the other.
+        """Generate images, ``num_images_per_prompt`` for each prompt in order.
 
         Args:
             prompt: one or several, P in all; "" is unconditional.
@@ -110,24 +110,24 @@ class FlowTurboPipeline(DiffusionPipeline):  # type: ignore[misc]
             num_images_per_prompt: N, from 1.
             generator: of the initial noise: one for all B = P*N images, or a list of one per image;
                 by default torch's own. The noise is drawn in float32 on the generator's device.
-                ``[torch.Generator().manual_seed(s + i) for i in range(B)]`` draws what
-                ``flowturbo.generate(..., seed=s)`` draws, bit for bit.
+                ``[torch.Generator().manual_seed(s + i) for i in range(B)]`` gives the noise of
+                ``flowturbo.generate(..., seed=s)``, bit for bit.
             latents: (B, C, H, W) of the model's ``shape``, in place of that noise.
             output_type: "pil"; "np", (B, H, W, 1 or 3) in [0, 1]; "pt", (B, 1 or 3, H, W) in
                 [0, 1]; or "latent", the states (B, C, H, W).
-            return_dict: an ``ImagePipelineOutput``, or a tuple.
-            callback_on_step_end: called after each evaluation with the pipeline, its index, the
-                noise level times 1000 that it was at, and a dictionary of tensors; ``"latents"``
-                in the dictionary it returns replace the state.
-            callback_on_step_end_tensor_inputs: of "latents", the state after the evaluation, and
-                "predicted", the clean state predicted at it.
+            return_dict: whether to return an ``ImagePipelineOutput``, or a tuple.
+            callback_on_step_end: called after each evaluation with the pipeline, the index of the
+                evaluation, its noise level times 1000, and a dictionary of tensors; ``"latents"``
+                in the dictionary that it returns replace the state.
+            callback_on_step_end_tensor_inputs: any of "latents", the state after the evaluation,
+                and "predicted", the clean state predicted at it.
             plan: to run, as `flowturbo.generate` takes it, or its .json file; by default the
                 model's own.
-            class_labels: of a class-conditional model, indices or names of labels, P in all, in
+            class_labels: for a class-conditional model, indices or names of labels, P in all, in
                 place of ``prompt``.
 
         Returns:
-            ``images``: of the type that ``output_type`` says.
+            ``images``, of the type that ``output_type`` names.
 
         Raises:
             ValueError: if an argument is not as described, or as `flowturbo.generate`.
@@ -201,7 +201,7 @@ class FlowTurboPipeline(DiffusionPipeline):  # type: ignore[misc]
 
 
 def _plan(plan: Plan | str | Path | None, steps: int | None) -> Plan | str | None:
-    """What `resolve` takes for a plan, or for a number of evaluations without one."""
+    """The plan for `resolve`: the given one, or one with this number of evaluations."""
     if plan is None and steps is not None:
         return plan_of_steps(checks.whole("num_inference_steps", steps, 1))
     if plan is None or (isinstance(plan, str) and not is_file_name(plan)):

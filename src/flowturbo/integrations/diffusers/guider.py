@@ -1,9 +1,9 @@
-"""A guider of Modular Diffusers that leaves out the unconditional branch where a plan does.
+"""A guider of Modular Diffusers that omits the unconditional branch where a plan does.
 
-A modular pipeline asks its guider which branches of guidance to evaluate, and hands the guided
-velocity to its scheduler. With `FlowTurboScheduler(plan=..., guider=True)` the pair is the plan:
-the scheduler has the table, and the guider tells it the guidance term ``v - v_c`` of each model
-evaluation, and adds to a conditional one what the table estimates (`flowturbo.plan.Row`).
+A modular pipeline asks its guider which branches of guidance to evaluate, and passes the guided
+velocity to its scheduler. With `FlowTurboScheduler(plan=..., guider=True)` the two run a plan
+together: the scheduler has the table, and the guider passes it the guidance term ``v - v_c`` of
+each model evaluation, and adds the table's estimate to each conditional one (`flowturbo.plan.Row`).
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ class FlowTurboGuider(ClassifierFreeGuidance):  # type: ignore[misc]
         )
 
     Both are saved as JSON by ``save_pretrained``. The options are those of
-    ``ClassifierFreeGuidance``. The guider finds the scheduler as the one that set timesteps in this
-    thread, and as every guider holds the state of a step, so that threads need one each.
+    ``ClassifierFreeGuidance``. The guider's scheduler is the one that set timesteps in this thread.
+    Like every guider it holds the state of a step, so each thread needs its own.
     """
 
     def set_state(self, step: int, num_inference_steps: int, timestep: Tensor) -> None:
-        """What a pipeline tells its guider before each evaluation.
+        """Called by the pipeline before each evaluation.
 
         Raises:
-            ValueError: if ``timestep`` is not of the scheduler that this thread runs.
+            ValueError: if ``timestep`` is not one of the scheduler that this thread runs.
         """
         super().set_state(step, num_inference_steps, timestep)
         scheduler = running()
@@ -55,7 +55,7 @@ class FlowTurboGuider(ClassifierFreeGuidance):  # type: ignore[misc]
 
     @property
     def num_conditions(self) -> int:
-        """Branches to evaluate: 1 at conditional evaluations, and where nothing is guided."""
+        """Branches to evaluate: 1 at conditional evaluations, and without guidance."""
         return 1 if self._conditional_row else int(super().num_conditions)
 
     @property
@@ -65,7 +65,7 @@ class FlowTurboGuider(ClassifierFreeGuidance):  # type: ignore[misc]
         return row if row is not None and row.evaluator == "conditional" else None
 
     def forward(self, pred_cond: Tensor, pred_uncond: Tensor | None = None) -> GuiderOutput:
-        """The guided output of the network, from those of its branches (B, ...)."""
+        """The guided output of the network, from the outputs of its branches (B, ...)."""
         scheduler, row = self._scheduler, self._conditional_row
         v = scheduler.sign * pred_cond
         if row is None:

@@ -3,8 +3,8 @@
 A pipeline calls its network at every timestep. At model rows of the plan the hook calls the
 network, and keeps its conditional output where a later row uses the difference of the branches; at
 refiner rows it calls the refiner, with the network's input state and the velocities that the
-scheduler keeps; at conditional rows it calls the network for one branch of guidance. The scheduler,
-of its copies the one that this thread used last, knows which row is next.
+scheduler keeps; at conditional rows it calls the network for one branch of guidance. The scheduler
+(or the copy of it that this thread used last) knows which row is next.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
 
     Args:
         refiner: ``(x, t, cond, history) -> v`` on unpacked states (B, C, H, W), of videos (B, C, F,
-            H, W), of sounds (B, C, N); ``cond`` is None, or a dict of the pooled vector. None of a
-            plan without rows for one.
+            H, W), of audio (B, C, N); ``cond`` is None, or a dict with the pooled vector. None for
+            a plan without refiner rows.
         module: the network of the refiner, to move it to the state's device; None if it has none.
         family: how the network is called.
         link: to the scheduler.
@@ -91,7 +91,7 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
 
     @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
     def new_forward(self, module: Network, *args: Any, **kwargs: Any) -> Any:
-        """The output of ``module.forward``, or of the row in the same form."""
+        """The output of ``module.forward``, or that of the row in the same form."""
         scheduler = self.link.here.scheduler
         if scheduler is None:
             return self.fn_ref.original_forward(*args, **kwargs)
@@ -105,7 +105,7 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
                 scheduler.output = (sign * tensor_of(out), self.family.conditional == "first")
             return out
         state = args[0] if args else kwargs[self.family.state]
-        if scheduler.answer is None:  # else it was evaluated for another branch of guidance
+        if scheduler.answer is None:  # otherwise it was evaluated for another branch of guidance
             if row.evaluator == "refiner":
                 self._warn_of_scale(scheduler)
                 scheduler.answer = self._predict(state, *scheduler.refiner_input(), kwargs)
@@ -150,7 +150,7 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
         return packed(refiner(unpacked(x), t, cond, shown)).to(like.dtype)
 
     def _condition(self, state: State, n: int, arguments: ReadOnlyJson) -> Condition:
-        """What a refiner that sees the pooled vector of prompts is shown of them, else None."""
+        """The pooled vector of prompts, for a refiner that uses it, else None."""
         if self.family.pooled is None or not pooled_of(self.module):
             return None
         vector = arguments[self.family.pooled]
@@ -167,7 +167,7 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
         return _same, _same
 
     def _warn_of_scale(self, scheduler: Scheduler) -> None:
-        """Warn if the pipeline's guidance scale is known and is another."""
+        """Warn if the pipeline's guidance scale is known and differs."""
         scale = self.family.scale
         if self.scale is None or scale is None:
             return
@@ -204,15 +204,15 @@ class RefinerHook(ModelHook):  # type: ignore[misc]
 
 
 def pooled_of(refiner: object) -> int:
-    """The size of the pooled vector that a refiner sees; 0 if it sees none."""
+    """The size of the pooled vector that a refiner uses; 0 if it uses none."""
     layer = getattr(getattr(refiner, "network", None), "pooled", None)
     return layer.in_features if isinstance(layer, nn.Linear) else 0
 
 
 def scale_asked(pipe: Pipeline, scheduler: Scheduler) -> float | None:
-    """``guidance_scale`` of the call of ``pipe`` that runs ``scheduler``, where it is known.
+    """``guidance_scale`` of the call of ``pipe`` that runs ``scheduler``, if it is known.
 
-    It is not where another pipeline, such as a copy, runs it.
+    It is not known if another pipeline, such as a copy, runs it.
     """
     if getattr(pipe, "scheduler", None) is not scheduler:
         return None
@@ -269,7 +269,7 @@ def remove(network: nn.Module) -> None:
 
 @contextmanager
 def _beneath_offloading(network: nn.Module) -> Iterator[None]:
-    """Within, ``network.forward`` is what the hook of accelerate wraps, if there is one.
+    """In this context, ``network.forward`` is what accelerate's hook wraps, if there is one.
 
     Pipelines remove that hook and add it again at the end of each call, which would remove ours if
     it were outside.

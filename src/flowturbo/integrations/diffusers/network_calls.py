@@ -1,4 +1,4 @@
-"""What a pipeline calls its network with: recorded, a row for each prompt, and joined again."""
+"""The arguments that a pipeline calls its network with: recorded for each prompt, and joined."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["NetworkCall", "Recorder", "form_of", "joined", "plain"]
 
 
 class NetworkCall(NamedTuple):
-    """What a pipeline calls its network with, but for the state, at one row.
+    """The arguments that a pipeline calls its network with, except the state, for one row.
 
     Attributes:
         one: the arguments of the conditional branch, by name.
-        null: those of the other, if there is one.
+        null: those of the other branch, if there is one.
         state: as the network takes it, of one row.
         calls: of the network in a step.
         times: of the network at t = 0 and, after two steps, at t = 1/2.
@@ -37,14 +37,14 @@ class NetworkCall(NamedTuple):
 
 
 class _Enough(Exception):
-    """Ends a run of a pipeline whose network's arguments are known."""
+    """Ends a run of a pipeline once the arguments of its network are known."""
 
 
 class Recorder:
-    """Runs a copy of a pipeline and keeps what its network is called with.
+    """Runs a copy of a pipeline and keeps the arguments that its network is called with.
 
     Args:
-        pipe: is left as it is.
+        pipe: the pipeline, which is not changed.
         family: of its network.
         call: arguments of its call, without prompts.
     """
@@ -95,7 +95,7 @@ class Recorder:
         return {key: value for key, value in [*bound.items()][1:] if key != "return_dict"}
 
     def _read(self, calls: Sequence[JsonObject], last: JsonObject) -> NetworkCall:
-        """What the calls of the first step say, and the time of the last call of all."""
+        """The record of the calls of the first step, with the time of the very last call."""
         family, first = self._family, calls[0]
         times = [_first(call[family.time]) for call in (first, last)]
         n = len(first[family.state])
@@ -126,7 +126,7 @@ def _without(arguments: ReadOnlyJson, *names: str) -> JsonObject:
 
 
 def _plucked(value: Any, n: int, i: int) -> Any:
-    """Row ``i`` of what has ``n`` rows, as one row; anything else as it is."""
+    """Row ``i`` of a value with ``n`` rows, as one row; any other value as it is."""
     if isinstance(value, Mapping):
         return {key: _plucked(each, n, i) for key, each in value.items()}
     if isinstance(value, Tensor):
@@ -135,7 +135,7 @@ def _plucked(value: Any, n: int, i: int) -> Any:
 
 
 def joined(parts: Sequence[Any]) -> Any:
-    """Rows joined, of arguments alike in form; what has no rows is the first's."""
+    """Rows joined, of arguments of the same form; values without rows are those of the first."""
     one = parts[0]
     if isinstance(one, Mapping):
         return {key: joined([part[key] for part in parts]) for key in one}

@@ -1,4 +1,4 @@
-"""Plans and refiners for whole pipelines: enable, disable, and a summary."""
+"""Plans and refiners for whole pipelines: `enable`, `disable` and `summary`."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class _State:
     """What ``enable`` replaced and installed.
 
     Attributes:
-        scheduler: the former one.
-        enabled: the one in its place.
+        scheduler: the previous scheduler.
+        enabled: the scheduler in its place.
         networks: of the pipeline; the first one runs first.
         family: of the networks, if it is known.
-        refiner: that the plan uses, if any.
+        refiner: the refiner that the plan uses, if any.
         hooked: whether the networks have hooks.
         blocks: whether the networks' lists of repeated blocks were added.
     """
@@ -61,35 +61,35 @@ def enable(
     guidance: float | None = None,
     family: Family | None = None,
 ) -> None:
-    """Make a flow pipeline of diffusers sample with a plan, and with a refiner.
+    """Make a diffusers flow pipeline sample with a plan, and optionally a refiner.
 
     The pipeline gets a `FlowTurboScheduler` with its scheduler's configuration and, for a refiner,
     a hook on its network, or on both of Wan 2.2. Its weights are not changed.
 
     Args:
         pipe: the pipeline, of any network; for a refiner, of a family in ``families.FAMILIES``.
-        plan: to run, its notation or its .json file, in place of the second-order solver on the
-            pipeline's noise levels. Its times override the pipeline's, and ``num_inference_steps``
-            must be ``len(plan)``. Or a folder that ``flowturbo tune --pipeline`` wrote, or one on
-            the hub, "hf:owner/repo", which holds the refiner too.
+        plan: a plan, its notation or its .json file, to run in place of the second-order solver on
+            the pipeline's noise levels. Its times override the pipeline's, and
+            ``num_inference_steps`` must be ``len(plan)``. Or a folder that ``flowturbo tune
+            --pipeline`` wrote, or one on the hub, "hf:owner/repo", which contains the refiner too.
         refiner: for the plan's refiner evaluations, or its folder; not used by a plan without any.
             It predicts guided velocities of unpacked latents (B, C, H, W), of videos (B, C, F, H,
-            W), without a condition, or with the pooled vector of the prompt, as
+            W), without a condition or with the pooled vector of the prompt, depending on how
             `flowturbo.train_refiner` made it.
         guidance: the scale that the refiner is conditioned on, if it was trained for a range: the
             ``w`` of ``u + w*(c - u)``, 1 for off. It must be the scale of the pipeline's calls; a
-            warning is given where that is known and differs.
+            warning is given if that is known and differs.
         family: of the network, if it has no entry; only a refiner needs one.
 
     Raises:
         ValueError: if the pipeline is enabled already, does not sample with its ``scheduler``
             alone, that scheduler is not supported, plan and refiner do not match, the network's
             family is unknown and a refiner needs it, the pipeline cannot run evaluations of the
-            plan, a folder holds no plan or cannot be fetched, or an argument is of another type.
+            plan, a folder contains no plan or cannot be fetched, or an argument is of another type.
 
     Warns:
-        UserWarning: if the plan was fitted to other weights, now, or at another guidance scale or
-            size, in the calls; it names both and how to fit a plan again.
+        UserWarning: now, if the plan was fitted to other weights; in the calls, if it was fitted at
+            another guidance scale or size. It names both and how to fit a plan again.
     """
     _check(pipe)
     if is_folder(plan):
@@ -172,7 +172,7 @@ def enable(
 
 
 def components_of(pipe: Pipeline) -> ReadOnlyJson:
-    """The attributes of ``pipe``; refused if it is no pipeline with a scheduler."""
+    """The attributes of ``pipe``; refused if it is not a pipeline with a scheduler."""
     parts = vars(pipe) if hasattr(pipe, "__dict__") else {}
     if not isinstance(parts.get("scheduler"), SchedulerMixin):
         raise ValueError(
@@ -223,7 +223,7 @@ def _refuse_evaluations(pipeline: str, plan: Plan, family: Family) -> None:
 
 
 def disable(pipe: Pipeline) -> None:
-    """Undo ``enable``, and restore the former scheduler.
+    """Undo ``enable``, and restore the previous scheduler.
 
     Raises:
         ValueError: if it is not enabled.

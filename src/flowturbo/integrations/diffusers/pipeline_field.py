@@ -1,9 +1,9 @@
 """The network of a pipeline as a velocity field; `flowturbo.integrations.diffusers.field` makes it.
 
-It calls the network with arguments that the pipeline's own call was seen to make, at other states
-and times. States are unpacked latents (B, C, H, W), of videos (B, C, F, H, W); a condition holds
-the numbers by which the field finds the arguments of its prompts, so that each is kept once however
-many trajectories it has.
+It calls the network with arguments recorded from the pipeline's own call, at other states and
+times. States are unpacked latents (B, C, H, W), of videos (B, C, F, H, W); a condition contains the
+numbers by which the field finds the arguments of its prompts, so that these are kept once however
+many trajectories use them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class PipelineField:
         defaults: "guidance", the scale that `flowturbo.tune` guides with, 1 where it is an input of
             the network or off.
         guidance: the same as a scale or range.
-        plan_info: what plans tuned to the field keep about the pipeline.
+        plan_info: what plans tuned to the field record about the pipeline.
         device: where the network runs.
     """
 
@@ -130,12 +130,12 @@ class PipelineField:
 
     @cached_property
     def fingerprint(self) -> str | None:
-        """Of the network's weights; None where they cannot be read."""
+        """Fingerprint of the network's weights; None if they cannot be read."""
         return weights_of(network_of(self._pipe))
 
     @torch.no_grad()
     def _called(self, x: Tensor, t: Tensor, given: Sequence[JsonObject]) -> Tensor:
-        """The velocities of rows that one call of the network can hold."""
+        """The velocities of rows that fit into one call of the network."""
         family = self._family
         arguments = {key: joined([g[key] for g in given]) for key in given[0]}
         x = x.to(self.device, self._dtype)
@@ -149,20 +149,20 @@ class PipelineField:
         return self._sign * self._unpacked(cropped(tensor_of(out), packed))
 
     def _unpacked(self, state: Any) -> Tensor:
-        """States (B, C, H, W) in the form that the network has them."""
+        """States (B, C, H, W) in the network's form."""
         x = state if isinstance(state, Tensor) else torch.stack(list(state)).squeeze(2)
         if self._family.channels_last:
             return x.movedim(-1, 1)
         return x if self._sides is None else unpack(x, self._sides)
 
     def _packed(self, x: Tensor) -> Tensor:
-        """The opposite of `_unpacked`, but for lists."""
+        """The inverse of `_unpacked`, except for lists."""
         if self._family.channels_last:
             return x.movedim(1, -1)
         return x if self._sides is None else pack(x)
 
     def _condition(self, prompts: Sequence[JsonObject]) -> JsonObject:
-        """What conditions hold of some prompts, whose arguments are kept."""
+        """The content of conditions for some prompts, whose arguments are kept."""
         keys = [int(content(plain(arguments)), 16) >> 1 for arguments in prompts]
         self._known.update(zip(keys, prompts, strict=True))
         made: JsonObject = {"prompt": torch.tensor(keys, device=self.device)}
@@ -190,12 +190,12 @@ class PipelineField:
 
 
 def _sign(pipe: Pipeline, family: Family) -> int:
-    """What the network's output is times, to be dx/dt."""
+    """The factor that turns the network's output into dx/dt."""
     sign: int = FlowTurboScheduler.from_config(pipe.scheduler, plan="E1").sign
     return -sign if family.negated else sign
 
 
 def _name(pipe: Pipeline) -> str:
-    """The repository of a pipeline; of one from a folder, the folder's name; else its class."""
+    """The repository of a pipeline, the name of the folder it is from, or else its class."""
     source = str(getattr(pipe, "name_or_path", None) or type(pipe).__name__)
     return source if source.count("/") == 1 and source[0] not in "./~" else source.split("/")[-1]

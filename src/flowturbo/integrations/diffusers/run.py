@@ -24,13 +24,13 @@ class Run:
     """Progress of a run, and the velocities that later steps need.
 
     Attributes:
-        plan: of the timesteps that are set, None before.
+        plan: that of the timesteps that are set, None before.
         timesteps: (K,) of the network.
         sigmas: (K + 1,) the noise levels of the states.
         begin: index of the first timestep, if it was set.
         index: of the timestep that the next step takes; None before the first.
         running: ``plan`` restricted to start at the first timestep of the run.
-        rows: the row of ``running`` of each timestep.
+        rows: the row of ``running`` for each timestep.
         velocities: by row; replaced, never changed, so that a copy of a run is independent of it.
         predicted: the clean state predicted at the last step.
         answer: the velocity of a refiner or of a conditional evaluation, between the call of the
@@ -87,7 +87,7 @@ class Run:
         return k
 
     def _row(self, k: int) -> Row | None:
-        """The row of timestep ``k``; None for one that a start in the middle of a step skips."""
+        """The row of timestep ``k``; None if it is skipped by a start in the middle of a step."""
         row = self.rows.get(k)
         return None if row is None or self.running is None else self.running.rows[row]
 
@@ -131,7 +131,7 @@ def half_of(n: int, first: bool) -> slice:
 
 
 def cropped(x: Tensor, like: Tensor) -> Tensor:
-    """As much of ``x`` as ``like`` has along each axis, in its dtype."""
+    """``x`` cut to the size of ``like`` along each axis, in its dtype."""
     return x[tuple(slice(size) for size in like.shape)].to(like.dtype)
 
 

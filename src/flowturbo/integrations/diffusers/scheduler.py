@@ -6,9 +6,9 @@ with,
 
     x = x + sum over j <= k of W[k, j] * v_j,
 
-so what a pipeline does to the sample between steps (inpainting, callbacks) is kept. The state of a
-run and its arithmetic are in ``run``, the choice of the plan in ``timesteps``, one run per thread
-in ``thread``.
+so changes that a pipeline makes to the sample between steps (inpainting, callbacks) are kept. The
+state of a run and its arithmetic are in ``run``, the choice of the plan in ``timesteps``, one run
+per thread in ``thread``.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ NOT_DONE = (  # of the options of FlowMatchEuler
 class FlowTurboScheduler(RunPerThread, FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
     """Replaces ``FlowMatchEulerDiscreteScheduler`` in flow pipelines, and is a subclass of it.
 
-    Without a plan, ``solver`` runs on the pipeline's noise levels: Adams-Bashforth of order 2, one
-    evaluation a step. A plan has its own times, which override the pipeline's shift, ``mu``,
-    ``sigmas`` and ``timesteps``; ``num_inference_steps`` must be its number of evaluations, model
-    and refiner together.
+    Without a plan, ``solver`` runs on the pipeline's noise levels: by default Adams-Bashforth of
+    order 2, one evaluation per step. A plan has its own times, which override the pipeline's shift,
+    ``mu``, ``sigmas`` and ``timesteps``; ``num_inference_steps`` must be its number of evaluations,
+    model and refiner together.
 
     Each thread that sets timesteps has a run of its own, and so has each ``copy.copy(scheduler)``.
 
@@ -72,7 +72,7 @@ class FlowTurboScheduler(RunPerThread, FlowMatchEulerDiscreteScheduler):  # type
         invert_sigmas: the network's time is ``1 - sigma`` and its output data minus noise (Mochi).
         shift_terminal: the last noise level, if the levels are stretched to it.
         time_shift_type: how ``mu`` shifts, "exponential" or "linear".
-        solver: of one evaluation a step, by its name in the notation of plans ("AB2", "UNIPC2",
+        solver: of one evaluation per step, by its name in the notation of plans ("AB2", "UNIPC2",
             "DPM2"), or "E" (Euler).
         plan: a plan to run instead, its notation ("AB2:8@3"), or its JSON as an object.
         sign: -1 if the network predicts the derivative with respect to sigma, as in diffusers; 1 if
@@ -120,7 +120,7 @@ class FlowTurboScheduler(RunPerThread, FlowMatchEulerDiscreteScheduler):  # type
     def from_pretrained(cls, *args: object, variant: object = None, **kwargs: object) -> Any:
         """The scheduler in a folder, as in diffusers.
 
-        ``variant`` is of weights, of which it has none; modular pipelines pass it all the same.
+        ``variant`` is for weights, which a scheduler has none of; modular pipelines pass it anyway.
         """
         return super().from_pretrained(*args, **kwargs)
 
@@ -172,8 +172,9 @@ class FlowTurboScheduler(RunPerThread, FlowMatchEulerDiscreteScheduler):  # type
             device: of ``self.timesteps`` and ``self.sigmas``.
             sigmas: noise levels before the shift, descending within (0, 1]; a list or array.
             mu: of the shift, if it is dynamic; otherwise ignored, as some pipelines always pass it.
-            timesteps: of the network. Without ``sigmas`` they are the noise levels too, and nothing
-                is shifted. With ``invert_sigmas`` the network's times follow from the levels.
+            timesteps: of the network. Without ``sigmas`` they also define the noise levels, and
+                nothing is shifted. With ``invert_sigmas`` the network's times follow from the
+                levels.
 
         Raises:
             ValueError: if an argument is outside its range or contradicts another, the count is not
@@ -215,7 +216,7 @@ class FlowTurboScheduler(RunPerThread, FlowMatchEulerDiscreteScheduler):  # type
         It may run from data to noise: ``pipe(latents=...)`` of an image then leads to its noise.
 
         Raises:
-            ValueError: if it is no plan, its notation, or the path of its .json file.
+            ValueError: if it is not a plan, its notation, or the path of its .json file.
         """
         self._fixed_plan = as_plan(plan)
 
@@ -251,9 +252,10 @@ class FlowTurboScheduler(RunPerThread, FlowMatchEulerDiscreteScheduler):  # type
             s_tmax: likewise.
             s_noise: likewise.
             generator: not used, since plans are deterministic.
-            per_token_timesteps: (B, N) of a sample (B, N, C): tokens at ``timestep`` move, those at
-                0 are clean and stay. ``model_output`` has the other sign then, as in diffusers.
-            return_dict: a ``SchedulerOutput``, or a tuple.
+            per_token_timesteps: (B, N) for a sample (B, N, C): tokens at ``timestep`` move, those
+                at 0 are clean and stay. ``model_output`` then has the opposite sign, as in
+                diffusers.
+            return_dict: whether to return a ``SchedulerOutput``, or a tuple.
 
         Returns:
             ``prev_sample`` in the dtype of ``model_output``; with ``per_token_timesteps``, as
@@ -307,7 +309,7 @@ class FlowTurboScheduler(RunPerThread, FlowMatchEulerDiscreteScheduler):  # type
     ) -> Tensor:
         """The state ``(1 - sigma)*sample + sigma*noise`` (B, ...) at the next step of the run.
 
-        Before the first step that is the index of ``set_begin_index``; without one, the state is at
+        Before the first step this is the index of ``set_begin_index`` or, without one,
         ``timestep`` (B,), of ``self.timesteps``.
 
         Raises:

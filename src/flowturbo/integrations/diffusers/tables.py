@@ -101,7 +101,7 @@ def rows_from(plan: Plan, index: int, running: Plan) -> dict[int, int]:
     """The row of ``running``, ``plan`` restricted, of each timestep from ``index`` on.
 
     A run that starts in the middle of a step needs fewer evaluations than there are timesteps left;
-    of several at one time the last are used, and the others skipped.
+    of several timesteps at one time, the last are used, and the others are skipped.
     """
     rows, row = {}, len(running) - 1
     for k in range(len(plan) - 1, index - 1, -1):

@@ -39,7 +39,7 @@ class RunPerThread:
 
     @property
     def _run(self) -> Run:
-        """The run of this thread; in one that has set no timesteps, the latest of any."""
+        """The run of this thread; if it has set no timesteps, the latest of any thread."""
         run: Run = getattr(self._here, "run", self._latest)
         return run
 
@@ -90,7 +90,7 @@ class RunPerThread:
 
     @property
     def step_index(self) -> int | None:
-        """Index of the timestep that the next ``step`` takes; None before the first."""
+        """The index of the timestep that the next ``step`` takes; None before the first."""
         return self._run.index
 
     @property
@@ -123,7 +123,7 @@ class RunPerThread:
 
     @property
     def velocities(self) -> Velocities:
-        """Those of the run so far that are still used."""
+        """The velocities of the run so far that are still used."""
         return self._run.velocities
 
     def set_begin_index(self, begin_index: int = 0) -> None:
@@ -145,8 +145,8 @@ class RunPerThread:
         """The index of ``timestep`` in ``self.timesteps``; of equal ones, only a view is unique.
 
         Args:
-            timestep: one number. Of a tensor of whole numbers, the timestep without its fraction.
-            schedule_timesteps: to search instead.
+            timestep: one number. In a tensor of whole numbers, the timestep without its fraction.
+            schedule_timesteps: timesteps to search instead.
 
         Raises:
             ValueError: if there is no such timestep, or several.

@@ -1,4 +1,4 @@
-"""The options of the scheduler, and the plan that they make of a pipeline's noise levels."""
+"""The options of the scheduler, and the plan they define on a pipeline's noise levels."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _factor(config: ReadOnlyJson, shift: float, mu: float | None) -> float:
 def warn_of_timesteps(
     plan: Plan, config: ReadOnlyJson, shift: float, count: int, grid: Levels, mu: float | None
 ) -> None:
-    """Warn if the pipeline's timesteps differ from its noise levels, and the plan's do not."""
+    """Warn if timesteps differ from noise levels in the pipeline, but not in the plan."""
     if len(grid) < 2 or not np.array_equal(plan.model_times, plan.times[:-1]):
         return
     try:

@@ -1,8 +1,8 @@
 """The registry of named solvers: one entry each, in the module of its family.
 
-To add one, add an entry to the ``SOLVERS`` of a module here. Its notation, error messages, name as
-the solver of a diffusers pipeline and use as a baseline of tuning follow from that entry, and a
-test compares its row in ``docs/concepts.md``.
+To add a solver, add an entry to the ``SOLVERS`` of a module here. Its notation, error messages,
+name in diffusers pipelines and use as a baseline of tuning follow from that entry, and a test
+checks its row in ``docs/concepts.md``.
 """
 
 from flowturbo.plan.solvers import adams, exponential, reversible, runge_kutta

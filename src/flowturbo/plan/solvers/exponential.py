@@ -7,10 +7,11 @@ signal-to-noise ratio, ``l(t) = log(t/(1-t))``, and solve the linear part exactl
     x_t = (1-g)*x_s + g * (the mean of D(l(s) + r*h) over r in [0, 1], weighted by exp(-(1-r)*h))
 
 In DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095) the polynomial interpolates the last ``order``
-evaluations. So it does in the predictor of UniPC (Zhao et al. 2023, arXiv 2302.04867, with
-``B(h) = exp(h) - 1``); the corrector repeats the step from the same start with the next evaluation,
-at the predicted state, as another point. Where the polynomial is a line, both use 1/2 for the mean
-of ``r``; DPM-Solver++ of order 3 uses half the mean of ``r**2``, as its authors' code does.
+evaluations. The predictor of UniPC (Zhao et al. 2023, arXiv 2302.04867, with
+``B(h) = exp(h) - 1``) does the same; its corrector repeats the step from the same start with the
+next evaluation, at the predicted state, as another point. Where the polynomial is a line, both use
+1/2 for the mean of ``r``; DPM-Solver++ of order 3 uses half the mean of ``r**2``, as its authors'
+code does.
 
 The order increases over the first steps and decreases over the last, as in diffusers; order 1 is
 exact at ``t = 1``, where ``l`` is infinite. Backward, from data to noise, noise and data exchange

@@ -1,4 +1,4 @@
-"""The entry of a solver in the registry, from which all else about it follows."""
+"""The entry of a solver in the registry, from which everything else about it follows."""
 
 from __future__ import annotations
 

@@ -4,10 +4,10 @@ Wang et al. 2024 (arXiv 2410.07273), with step sizes :math:`h_k` and :math:`r = 
 
 .. math:: x_{k+1} = (1 - r^2)\, x_k + r^2\, x_{k-1} + h_k (1 + r)\, v_k
 
-Solved for :math:`x_{k-1}` that is the same formula in the other direction. So two neighbouring
-states determine the whole run, both ways, whatever the field; a run from a single state begins with
-an Euler step. It is of order 2 on smooth grids, and only weakly stable: on few, uneven steps its
-error is larger than that of Adams-Bashforth.
+Solved for :math:`x_{k-1}`, this is the same formula in the other direction. Two neighbouring
+states therefore determine the whole run, in both directions, for any field; a run from a single
+state begins with an Euler step. It is of order 2 on smooth grids, and only weakly stable: on few,
+uneven steps its error is larger than that of Adams-Bashforth.
 """
 
 from __future__ import annotations

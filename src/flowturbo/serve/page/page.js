@@ -12,16 +12,16 @@ const GAP = 8; // pixels between images
 const NEEDED = {
   source: "Choose an image first.",
   prompt: "Type what to draw.",
-  mask: "Paint over what is to change.",
+  mask: "Paint over what should change.",
   box: "Click an object, or drag a box over what to remove.",
   shows: "Type what the image shows.",
 };
 const PROMPTS = {
   generate: "Prompt",
   img2img: "Prompt",
-  inpaint: "What the whole image is to show",
+  inpaint: "What the whole image should show",
   remove: "What remains (may be empty)",
-  edit: "What it is to show",
+  edit: "What the new image should show",
 };
 
 const $ = (id) => document.getElementById(id);
@@ -130,7 +130,7 @@ function failed(error, typed) {
   $("key-form").hidden = error.status !== 401;
   if (error.status === 401) $("key").focus();
   const wait = typed && error.status === 400 ? PATIENCE : 0;
-  complaint = setTimeout(complain, wait, known ? error.message : "The answer of the server broke off.");
+  complaint = setTimeout(complain, wait, known ? error.message : "The response of the server was cut off.");
 }
 
 function complain(text) {
@@ -255,7 +255,7 @@ async function take(blob) {
     const { width, height } = await createImageBitmap(blob);
     source = { blob, width, height };
   } catch {
-    complain("This file is no image that can be read; choose PNG, JPEG or WebP.");
+    complain("This file is not a readable image; choose PNG, JPEG or WebP.");
     return;
   }
   complain("");
@@ -307,7 +307,7 @@ function choose(next) {
   $("prompt-label").textContent = PROMPTS[mode];
   if (overlay.mode !== mode) overlay.clear();
   overlay.mode = mode;
-  const what = mode === "remove" ? "click an object, or drag a box over what to remove" : "paint over what is to change";
+  const what = mode === "remove" ? "click an object, or drag a box over what to remove" : "paint over what should change";
   $("overlay").setAttribute("aria-label", `Source image: ${what}`);
   painted(false);
   read();

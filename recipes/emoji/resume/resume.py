@@ -1,9 +1,10 @@
-"""A run of train.py from the averaged weights in this folder, whose training is not finished.
+"""A run of train.py from the averaged weights in this folder, of the last step before the decay.
 
-    python recipes/emoji/resume/resume.py --out runs/emoji
+    python recipes/emoji/resume/resume.py --out runs/emoji --steps 6500
     python recipes/emoji/train.py --data emoji-data --out runs/emoji
 
-The folder goes when the model is trained.
+With more steps, those of TRAINING in train.py, the learning rate stays high for longer. The folder
+goes when the model is bundled.
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ HERE = Path(__file__).parent
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True, help="the run, a new folder")
-    out = Path(parser.parse_args().out)
+    parser.add_argument("--steps", type=int, default=6500, help="of the whole run")
+    options = parser.parse_args()
+    out = Path(options.out)
     if out.exists():
         parser.error(f"--out {out}: exists already; take a new folder")
     made = json.loads((HERE / "config.json").read_text("utf-8"))
+    made["training"]["steps"] = options.steps
     step = json.loads((HERE / "step.json").read_text("utf-8"))["step"]
     weights = {k: v.float() for k, v in load_file(HERE / "model.safetensors").items()}
     tensors = {f"network/{k}": v.clone() for k, v in weights.items()}

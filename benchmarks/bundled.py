@@ -12,24 +12,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
-import torch
 from bundled_page import ANY, COMMON
-from method import best, keep
+from method import best, check_alike, keep
 from schedulers import schedulers
 from trial import Trial
 
 import flowturbo as ft
 
-NAMES = Path(__file__).resolve().parents[1] / "recipes" / "emoji" / "common.txt"
-
-
-def common(model: ft.Model, n: int) -> torch.Tensor:
-    """Conditions (n, ...): every name in every style, in turn."""
-    names, styles = NAMES.read_text("utf-8").split("\n")[:-1], model.styles
-    pairs = [(names[i % len(names)], styles[i // len(names) % len(styles)]) for i in range(n)]
-    return model.condition([model.styled(name, style) for name, style in pairs])
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes"))
+from plans import common
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -42,8 +36,7 @@ def measure(options: argparse.Namespace) -> None:
         folder = options.folder / model.name / prompts.replace(" ", "-")
         trial = Trial(model, guidance, options.noise_samples, options.reference, folder, cond)
         part = record.setdefault(prompts, {"conditions": trial.conditions, "plans": {}})
-        if part["conditions"] != trial.conditions:
-            raise SystemExit(f"{options.out} is of {part['conditions']}: give another --out")
+        check_alike(options.out, part["conditions"], trial)
         part["reference"] = trial.reference_error()
         for name, plan in model.plans.items():
             passes = plan.passes(guidance)

@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +35,14 @@ import numpy as np
 import torch
 from diffusers.models.cache_utils import CacheMixin
 from torch import Tensor
-from trial import versions
+from trial import FIRST, summarized, versions
 
 import flowturbo as ft
 from flowturbo.evaluate.features import EffNetFeatures
 from flowturbo.evaluate.frechet import Moments, frechet_distance
 from flowturbo.files import write_json
 from flowturbo.integrations.diffusers import disable, enable
-from flowturbo.stats import summary
 
-FIRST = 600_000_000  # seeds from here on are used by nothing else
 REFERENCE = "AB4RK:105@1.6"
 SHIFTS = (1.0, 1.6, 2.5, 4.0)
 GATES = (0.5, 0.7)  # shares of the steps with both branches
@@ -74,7 +72,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self.pipe = diffusers.StableDiffusion3Pipeline.from_pretrained(options.pipeline)
         self.pipe.to(options.device).set_progress_bar_config(disable=True)
-        self.guidance, self.batch = options.guidance, options.batch
+        self.guidance, self.batch, self.real = options.guidance, options.batch, options.real
         self.prompts = [p for p in options.prompts.read_text("utf-8").splitlines() if p.strip()]
         size = self.pipe.transformer.config.sample_size
         self.shape = (self.pipe.transformer.config.in_channels, size, size)
@@ -129,6 +127,20 @@ class Bench:
             z = z / vae.config.scaling_factor + vae.config.shift_factor
             parts.append(vae.decode(z, return_dict=False)[0].clamp(-1, 1) / 2 + 0.5)
         return torch.cat(parts).float()
+
+    def distance(self, method: Method, n: int) -> float:
+        """FD-EffNet of ``n`` decoded images to the real ones."""
+        drawn = self.images(self.run(method, n)[0])
+        return frechet_distance(Moments(self._features(drawn)), self._real_moments)
+
+    @cached_property
+    def _features(self) -> EffNetFeatures:
+        return EffNetFeatures()
+
+    @cached_property
+    def _real_moments(self) -> Moments:
+        images = next(iter(np.load(self.real).values()))
+        return Moments(self._features(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255))
 
 
 def _return_context(transformer: Any) -> None:
@@ -248,11 +260,9 @@ def measure(options: argparse.Namespace) -> None:
         if name in found:
             return
         latents, _ = bench.run(method, options.noise_samples)
-        short = lambda v: [short(e) for e in v] if isinstance(v, list) else float(f"{v:.5g}")
-        entry = {k: short(v) for k, v in summary(errors(latents)).items()}
-        entry["steps"] = method.steps
+        entry = {**summarized(errors(latents)), "steps": method.steps}
         if options.real:
-            entry["fd_effnet"] = round(distance(bench, method, options), 3)
+            entry["fd_effnet"] = round(bench.distance(method, options.images), 3)
         found[name] = {**entry, **method.about}
         write_json(options.out, record)
         print(f"{name}: RMSE {entry['rmse']:.4f}", flush=True)
@@ -305,14 +315,6 @@ def timed(bench: Bench, methods: dict[str, Method], rounds: int) -> dict[str, di
             taken[name].append(1000 * seconds / bench.batch)
     shown = lambda values: [round(float(v), 2) for v in np.quantile(values, (0.5, 0.25, 0.75))]
     return {name: dict(zip(("median", "from", "to"), shown(v))) for name, v in taken.items()}  # noqa: B905
-
-
-def distance(bench: Bench, method: Method, options: argparse.Namespace) -> float:
-    """FD-EffNet of decoded images to the real ones."""
-    see, (real, *_) = EffNetFeatures(), np.load(options.real).values()
-    latents, _ = bench.run(method, options.images)
-    real = torch.from_numpy(real).permute(0, 3, 1, 2).float() / 255
-    return frechet_distance(Moments(see(bench.images(latents))), Moments(see(real)))
 
 
 def main() -> None:

@@ -129,8 +129,8 @@ class Trial:
         errors = self.errors(plan, refiner=refiner)
         if plan.nfe["refiner"]:
             about["refiner"] = getattr(refiner, "fingerprint", None)
-        rounded = {k: _short(v) for k, v in summary(errors).items()}
-        return {"plan": plan.name, "nfe": plan.nfe, **about, **rounded, "errors": errors.tolist()}
+        found = summarized(errors)
+        return {"plan": plan.name, "nfe": plan.nfe, **about, **found, "errors": errors.tolist()}
 
     def reference_error(self, rows: int = 32) -> dict[str, Any]:
         """The error of the reference solution of the first rows to one twice as fine."""
@@ -139,8 +139,7 @@ class Trial:
         started = 9 if solver == "AB4RK" else 0  # evaluations more than steps
         finer = f"{solver}:{2 * (int(count) - started) + started}" + (shift and f"@{shift}")
         errors = self.errors(ft.Plan.parse(finer), min(rows, self.noise_samples))
-        found = {k: _short(v) for k, v in summary(errors).items()}
-        return {"finer_plan": finer, "noise_samples": len(errors), **found}
+        return {"finer_plan": finer, "noise_samples": len(errors), **summarized(errors)}
 
     def roughness(self, rows: int = 32, last: float = 0.02) -> float:
         """Relative change of the velocity over the ``last`` of the time, on trajectories."""
@@ -159,6 +158,11 @@ class Trial:
 
 def _name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def summarized(errors: Any) -> dict[str, Any]:
+    """The `summary` of errors, to five digits."""
+    return {k: _short(v) for k, v in summary(errors).items()}
 
 
 def _short(value: Any) -> Any:

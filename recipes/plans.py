@@ -96,12 +96,16 @@ def initial(model: ft.Model, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     noise = ft.noise.draw(range(FIRST, FIRST + n), model.shape, device=model.device)
     cond = model.random_condition(n, torch.Generator().manual_seed(0))
     if model.conditioning.kind == "text":
-        names, styles = COMMON.read_text("utf-8").split("\n")[:-1], model.conditioning.styles
-        pairs = [(names[i % len(names)], styles[i // len(names) % len(styles)]) for i in range(n)]
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(1)).tolist()
-        prompts = [f"{name}, {style} style" for name, style in (pairs[i] for i in order)]
-        cond[::2] = model.condition(prompts)[::2]
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(1))
+        cond[::2] = common(model, n)[order][::2]
     return noise, cond
+
+
+def common(model: ft.Model, n: int) -> torch.Tensor:
+    """Conditions (n, ...) of the names in `COMMON`: every name in every style, in turn."""
+    names, styles = COMMON.read_text("utf-8").split("\n")[:-1], model.styles
+    pairs = [(names[i % len(names)], styles[i // len(names) % len(styles)]) for i in range(n)]
+    return model.condition([model.styled(name, style) for name, style in pairs])
 
 
 if __name__ == "__main__":

@@ -103,5 +103,5 @@ def test_caches_are_measured_beside_schedulers_and_plans(recipe, pipeline, tmp_p
         assert found[cache]["rmse"] != pytest.approx(plain, rel=1e-3)  # it leaves something out
     assert found["gated guidance 0.5, 8"]["steps"] == 8
     assert all(e["milliseconds"]["median"] > 0 for e in found.values())
-    monkeypatch.setattr(recipe.caches, "summary", None)
+    monkeypatch.setattr(recipe.caches, "summarized", None)
     recipe.caches.main()  # what the record has is kept; only times are taken again
